@@ -1,0 +1,116 @@
+"""A grid's records -> a ranking, and what each hyperparameter did."""
+
+import dataclasses
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fmnist_tracking.config import SearchSpace, TrainingConfig, Value
+from fmnist_tracking.results import TrialResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """A finished trial and its place.
+
+    Attributes:
+        rank: 1 for the best; the repeats of one point share its rank.
+        trial: the trial.
+        mean: validation accuracy, averaged over the point's repeats.
+        spread: sample standard deviation over the repeats, None for a single one.
+    """
+
+    rank: int
+    trial: TrialResult
+    mean: float
+    spread: float | None
+
+
+def rank(trials: Iterable[TrialResult]) -> tuple[Ranked, ...]:
+    """Order finished trials, the best first.
+
+    Trials that differ in nothing but `seed` are repeats of one point. Points are ordered by
+    mean validation accuracy, so that a lucky seed does not win; the repeats of a point by
+    their own. Equal points keep the order they came in.
+    """
+    groups: dict[TrainingConfig, list[TrialResult]] = defaultdict(list)
+    for trial in trials:
+        groups[dataclasses.replace(trial.config, seed=0)].append(trial)
+    scored = sorted(
+        ((statistics.fmean(map(_score, group)), group) for group in groups.values()),
+        key=lambda pair: -pair[0],
+    )
+    return tuple(
+        Ranked(
+            rank=place,
+            trial=trial,
+            mean=mean,
+            spread=statistics.stdev(map(_score, group)) if len(group) > 1 else None,
+        )
+        for place, (mean, group) in enumerate(scored, start=1)
+        for trial in sorted(group, key=lambda t: -_score(t))
+    )
+
+
+def best(trials: Iterable[TrialResult]) -> TrialResult | None:
+    """The best trial of the best point, None if there are no finished trials."""
+    ranked = rank(trials)
+    return ranked[0].trial if ranked else None
+
+
+def _score(trial: TrialResult) -> float:
+    if trial.val_accuracy is None:
+        raise ValueError(f"trial {trial.run_id} has no score: rank only finished trials")
+    return trial.val_accuracy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What one axis of a grid did to validation accuracy.
+
+    Attributes:
+        axis: the field's name.
+        values: the values tried, in the grid's order.
+        means: mean validation accuracy of the trials with each value, None if none finished.
+        lines: sets of trials that differ in this axis alone; each holds, for every value,
+            the validation accuracy, or None where that trial did not finish.
+    """
+
+    axis: str
+    values: tuple[Value, ...]
+    means: tuple[float | None, ...]
+    lines: tuple[tuple[float | None, ...], ...]
+
+
+def effects(space: SearchSpace, trials: Sequence[TrialResult]) -> tuple[Effect, ...]:
+    """The main effect of each axis that has more than one value, in the grid's order.
+
+    Args:
+        space: the grid.
+        trials: finished trials of that grid.
+    """
+    found = []
+    for axis, values in space.axes.items():
+        if len(values) == 1:
+            continue
+        lines: dict[TrainingConfig, list[float | None]] = {}
+        for trial in trials:
+            others = dataclasses.replace(trial.config, **{axis: values[0]})  # type: ignore[arg-type]
+            line = lines.setdefault(others, [None] * len(values))
+            line[values.index(getattr(trial.config, axis))] = _score(trial)
+        columns = list(zip(*lines.values(), strict=True)) or [()] * len(values)
+        found.append(
+            Effect(
+                axis=axis,
+                values=values,
+                means=tuple(_mean(column) for column in columns),
+                lines=tuple(map(tuple, lines.values())),
+            )
+        )
+    return tuple(found)
+
+
+def _mean(scores: Iterable[float | None]) -> float | None:
+    present = [s for s in scores if s is not None]
+    return statistics.fmean(present) if present else None

@@ -1,0 +1,334 @@
+"""What a person asks for: one training configuration, a grid of them, a split of the data."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import yaml
+
+from fmnist_tracking.errors import ConfigError
+
+Value: TypeAlias = int | float
+Protocol: TypeAlias = Literal["canonical", "coursework"]
+
+CLASS_NAMES = (
+    "Top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+IMAGE_SIZE = 28
+POOL_SIZE = 2
+DEFAULT_EXPERIMENT = "fashion-mnist"
+DEFAULT_SAMPLE_SEED = 0
+# Images that each protocol has for training and validation together.
+SEEN_IMAGES: dict[Protocol, int] = {"canonical": 60_000, "coursework": 56_000}
+PROTOCOLS = tuple(SEEN_IMAGES)
+# A sixth of the images is for validation, and a stratified sixth needs one image of each class.
+SMALLEST_LIMIT = 60
+
+
+def _whole(default: int, minimum: int, about: str, below: int | None = None) -> Any:
+    limits = {"minimum": minimum, "below": below, "about": about}
+    return dataclasses.field(default=default, metadata=limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One point of a grid: every value a person can choose that changes the trained numbers.
+
+    Raises:
+        ConfigError: a value is out of range, or the network cannot be built because a
+            layer's feature map would vanish. The message names the field or the layer.
+    """
+
+    filters: int = _whole(48, 1, "filters of each convolution")
+    kernel_size: int = _whole(3, 1, "side of the convolution kernels, in pixels")
+    strides: int = _whole(1, 1, "step of the convolutions, in pixels")
+    hidden_units: int = _whole(64, 1, "units of the dense hidden layer")
+    dropout: float = dataclasses.field(
+        default=0.3,
+        metadata={"minimum": 0.0, "below": 1.0, "about": "share of activations dropped"},
+    )
+    learning_rate: float = dataclasses.field(
+        default=0.001,
+        metadata={"above": 0.0, "about": "Adam's learning rate"},
+    )
+    batch_size: int = _whole(32, 1, "images in a training step")
+    epochs: int = _whole(25, 1, "passes over the training images")
+    seed: int = _whole(0, 0, "seed of the weights, dropout and shuffling", below=2**32)
+    patience: int = _whole(0, 0, "epochs without improvement before stopping; 0 never stops early")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, check_value(field.name, getattr(self, field.name)))
+        feature_map_sizes(self)
+
+
+FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(TrainingConfig)}
+# The grid of the coursework: 3 filter counts x 2 strides x 2 kernel sizes x 1 hidden layer.
+COURSEWORK_GRID: dict[str, tuple[Value, ...]] = {
+    "filters": (12, 36, 48),
+    "strides": (1, 2),
+    "kernel_size": (3, 4),
+    "hidden_units": (64,),
+}
+SEARCH_FLAGS = {
+    "filters": "--filters",
+    "strides": "--strides",
+    "kernel_size": "--kernel-sizes",
+    "hidden_units": "--hidden-units",
+}
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a field: `batch_size` is `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def describe_range(name: str) -> str:
+    """What values a field takes, in words, such as "whole numbers of at least 1"."""
+    limits = FIELDS[name].metadata
+    noun = "whole numbers" if FIELDS[name].type is int else "numbers"
+    parts = []
+    if "minimum" in limits:
+        parts.append(f"of at least {limits['minimum']:g}")
+    if "above" in limits:
+        parts.append(f"above {limits['above']:g}")
+    if limits.get("below") is not None:
+        parts.append(f"below {limits['below']}")
+    return f"{noun} {' and '.join(parts)}"
+
+
+def check_value(name: str, value: object) -> Value:
+    """Check one value of a `TrainingConfig` field and give it the field's type.
+
+    Raises:
+        ConfigError: `name` is no field, or `value` is of the wrong type or out of range.
+    """
+    if name not in FIELDS:
+        raise ConfigError(
+            f"There is no setting called {name!r}. Expected one of: {', '.join(FIELDS)}."
+        )
+    whole = FIELDS[name].type is int
+    limits = FIELDS[name].metadata
+    fits = (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and not (whole and value != int(value))
+        and value >= limits.get("minimum", -math.inf)
+        and value > limits.get("above", -math.inf)
+        and (limits.get("below") is None or value < limits["below"])
+    )
+    if not fits:
+        raise ConfigError(
+            f"Expected {name} to be {_singular(describe_range(name))}, got {value!r}."
+        )
+    return int(cast(Value, value)) if whole else float(cast(Value, value))
+
+
+def _singular(words: str) -> str:
+    return "a " + words.replace("numbers", "number", 1)
+
+
+def parse_values(name: str, text: str, option: str | None = None) -> tuple[Value, ...]:
+    """Read a comma-separated list of values for one field.
+
+    Args:
+        name: a field of `TrainingConfig`.
+        text: what the person typed, such as "12,36,48".
+        option: the option it was typed after, for the message; by default the field's own.
+
+    Raises:
+        ConfigError: the list is empty, or holds something that the field cannot be.
+    """
+    option = option or SEARCH_FLAGS.get(name) or f"--axis {name}"
+    if name not in FIELDS:
+        check_value(name, None)
+    try:
+        return tuple(check_value(name, float(part)) for part in text.split(","))
+    except (ValueError, ConfigError):
+        joiner = "=" if option.startswith("--axis") else " "
+        example = ",".join(f"{v:g}" for v in COURSEWORK_GRID.get(name, (FIELDS[name].default,)))
+        raise ConfigError(
+            f"Expected {option} to list {describe_range(name)}, got {text!r}. "
+            f"Example: {option}{joiner}{example}"
+        ) from None
+
+
+def parse_axis(text: str) -> tuple[str, tuple[Value, ...]]:
+    """Read an axis typed as "learning_rate=0.001,0.0003".
+
+    Raises:
+        ConfigError: there is no "=", no such setting, or a value it cannot take.
+    """
+    name, equals, values = text.partition("=")
+    if not equals:
+        raise ConfigError(
+            f"Expected --axis NAME=VALUE,VALUE, got {text!r}. "
+            "Example: --axis learning_rate=0.001,0.0003"
+        )
+    name = name.strip().replace("-", "_")
+    return name, parse_values(name, values, f"--axis {name}")
+
+
+def feature_map_sizes(config: TrainingConfig) -> dict[str, int]:
+    """Side, in pixels, of the square feature map after each convolution and pooling layer.
+
+    A convolution without padding gives floor((n - kernel_size) / strides) + 1 pixels, see
+    V. Dumoulin and F. Visin, "A guide to convolution arithmetic for deep learning" (2016),
+    relationship 6; pooling halves, rounding down.
+
+    Raises:
+        ConfigError: a layer would have no pixel left. The message names the layer.
+    """
+    sizes: dict[str, int] = {}
+    size = IMAGE_SIZE
+    for block in (1, 2):
+        for layer, window, step in (
+            (f"conv{block}", config.kernel_size, config.strides),
+            (f"pool{block}", POOL_SIZE, POOL_SIZE),
+        ):
+            if size < window:
+                kind = "convolution" if layer.startswith("conv") else "pooling"
+                raise ConfigError(
+                    f"kernel_size={config.kernel_size} with strides={config.strides} leaves "
+                    f"nothing for layer {layer}: its {window}x{window} {kind} window does not fit "
+                    f"the {size}x{size} feature map it is given. Choose a smaller kernel_size or "
+                    "smaller strides."
+                )
+            size = (size - window) // step + 1
+            sizes[layer] = size
+    return sizes
+
+
+def multiply_adds(config: TrainingConfig) -> int:
+    """Multiplications, each with an addition, to classify one image.
+
+    Counts the convolutions and the dense layers: output values times inputs of each.
+    """
+    sizes = feature_map_sizes(config)
+    window = config.kernel_size**2
+    first = sizes["conv1"] ** 2 * config.filters * window
+    second = sizes["conv2"] ** 2 * config.filters * window * config.filters
+    flat = sizes["pool2"] ** 2 * config.filters
+    return first + second + (flat + len(CLASS_NAMES)) * config.hidden_units
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """A finite grid: for each axis, a field of `TrainingConfig`, the values to try, in order.
+
+    Raises:
+        ConfigError: no axis, an unknown one, one without values, or a value given twice.
+    """
+
+    axes: Mapping[str, tuple[Value, ...]] = dataclasses.field(
+        default_factory=lambda: dict(COURSEWORK_GRID)
+    )
+
+    def __post_init__(self) -> None:
+        if not self.axes:
+            raise ConfigError("Expected a grid with at least one axis, got none.")
+        checked = {}
+        for name, values in self.axes.items():
+            if not values:
+                raise ConfigError(f"Expected at least one value for the axis {name}, got none.")
+            checked[name] = tuple(check_value(name, value) for value in values)
+            repeated = sorted({v for v in checked[name] if checked[name].count(v) > 1})
+            if repeated:
+                raise ConfigError(
+                    f"Expected the values of {name} to differ, got {repeated[0]:g} more than once."
+                )
+        object.__setattr__(self, "axes", checked)
+
+    def __len__(self) -> int:
+        return math.prod(len(values) for values in self.axes.values())
+
+    def points(self, base: TrainingConfig) -> tuple[TrainingConfig, ...]:
+        """Every configuration of the grid, the last axis changing fastest.
+
+        Args:
+            base: gives the value of each field that is not an axis.
+
+        Raises:
+            ConfigError: a point of the grid cannot be built; the message names the layer.
+        """
+        return tuple(
+            dataclasses.replace(base, **dict(zip(self.axes, values, strict=True)))  # type: ignore[arg-type]
+            for values in itertools.product(*self.axes.values())
+        )
+
+    def with_axes(self, axes: Mapping[str, Iterable[Value]]) -> "SearchSpace":
+        """This grid with axes added, or replaced where the name is there already."""
+        return SearchSpace(axes={**self.axes, **{k: tuple(v) for k, v in axes.items()}})
+
+
+def load_space(path: Path) -> SearchSpace:
+    """Read a grid from a YAML file that maps each axis to its values.
+
+    Raises:
+        ConfigError: the file cannot be read, is not such a mapping, or holds a bad axis.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read the grid file {path}: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ConfigError(f"The grid file {path} is not YAML. Expected {_SPACE_EXAMPLE}") from None
+    if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
+        raise ConfigError(f"The grid file {path} is not a mapping. Expected {_SPACE_EXAMPLE}")
+    axes = {k: tuple(v) if isinstance(v, list) else (v,) for k, v in content.items()}
+    try:
+        return SearchSpace(axes=axes)
+    except ConfigError as error:
+        raise ConfigError(f"In the grid file {path}: {error}") from None
+
+
+_SPACE_EXAMPLE = "one line an axis, such as 'filters: [12, 36, 48]'."
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """Which images are for training, which for validation, which stay sealed for testing.
+
+    Attributes:
+        protocol: `canonical` keeps the data set's own 10,000 test images and takes a sixth
+            of the 60,000 others for validation; `coursework` pools all 70,000, takes a
+            fifth for testing and a sixth of the rest for validation.
+        seed: of the stratified choice.
+        limit: images in training and validation together, and at most as many for testing;
+            None uses all.
+
+    Raises:
+        ConfigError: an unknown protocol, or a limit that it cannot give.
+    """
+
+    protocol: Protocol = "canonical"
+    seed: int = 0
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ConfigError(
+                f"Expected --protocol to be {' or '.join(PROTOCOLS)}, got {self.protocol!r}."
+            )
+        check_value("seed", self.seed)
+        most = SEEN_IMAGES[self.protocol]
+        if self.limit is not None and not SMALLEST_LIMIT <= self.limit <= most:
+            raise ConfigError(
+                f"Expected --limit to be from {SMALLEST_LIMIT}, so that each class is in both "
+                f"training and validation, to {most}, the images that --protocol {self.protocol} "
+                f"has for them, got {self.limit}."
+            )

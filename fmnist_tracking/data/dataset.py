@@ -1,0 +1,213 @@
+"""Finding the data set, verifying it, and keeping it in a form that loads at once."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from fmnist_tracking.config import CLASS_NAMES
+from fmnist_tracking.data import fetch, idx
+from fmnist_tracking.errors import DataError
+
+DATA_DIR_VARIABLE = "FMNIST_DATA_DIR"
+CACHE_DIR_VARIABLE = "FMNIST_CACHE_DIR"
+# SHA-256 of the decompressed files of Fashion-MNIST.
+FASHION_MNIST_SHA256 = {
+    "train-images": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """The whole data set, verified.
+
+    Attributes:
+        train_images: uint8, shape (60000, 28, 28), 0..255.
+        train_labels: uint8, shape (60000,), 0..9.
+        test_images: uint8, shape (10000, 28, 28).
+        test_labels: uint8, shape (10000,).
+        source: where it was found, for people.
+        sha256: of the decompressed bytes of each of the four files.
+    """
+
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.uint8]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.uint8]
+    source: str
+    sha256: dict[str, str]
+
+    @property
+    def is_fashion_mnist(self) -> bool:
+        """Whether the bytes are exactly Fashion-MNIST's."""
+        return self.sha256 == FASHION_MNIST_SHA256
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Fashion-MNIST's names in label order; for other data the digits."""
+        return CLASS_NAMES if self.is_fashion_mnist else tuple("0123456789")
+
+    @property
+    def digest(self) -> str:
+        """One SHA-256 for all four files: of their hex digests, joined by newlines."""
+        joined = "\n".join(self.sha256[part] for part in idx.FILES)
+        return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def load_dataset(data_dir: Path | None = None) -> Dataset:
+    """Find, or else fetch, the data set; verify it and load it.
+
+    Looked for in `data_dir`, else the folder that FMNIST_DATA_DIR names, else the system
+    package's folder, else the user's cache; then fetched into that cache. Only a folder
+    that the user named may hold another data set than Fashion-MNIST.
+
+    Raises:
+        DataError: no source had it, or what was found is damaged.
+    """
+    named = data_dir or (Path(v) if (v := os.environ.get(DATA_DIR_VARIABLE)) else None)
+    if named is not None:
+        if not named.is_dir():
+            raise DataError(
+                f"There is no data folder {named}. Expected a folder with the four IDX files; "
+                "leave --data-dir out to use or fetch Fashion-MNIST."
+            )
+        return _load_folder(named.resolve(), require_fashion_mnist=False)
+    if fetch.PACKAGE_FOLDER.is_dir():
+        return _load_folder(fetch.PACKAGE_FOLDER, require_fashion_mnist=True)
+    downloads = cache_dir() / "fashion-mnist"
+    if not downloads.is_dir():
+        _fetch_into(downloads)
+    return _load_folder(downloads, require_fashion_mnist=True)
+
+
+def cache_dir() -> Path:
+    """Where fetched and decoded data are kept; FMNIST_CACHE_DIR overrides the system's way."""
+    override = os.environ.get(CACHE_DIR_VARIABLE)
+    return Path(override) if override else Path(platformdirs.user_cache_dir("fmnist-tracking"))
+
+
+def _fetch_into(folder: Path) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
+            source = fetch.fetch(Path(partial))
+            for part, path in idx.find_files(Path(partial)).items():
+                found = hashlib.sha256(idx.read_bytes(path)).hexdigest()
+                _require_fashion_mnist(part, found, f"{path.name} from {source}")
+            with contextlib.suppress(FileExistsError):
+                Path(partial).rename(folder)
+                Path(partial).mkdir()  # for the context manager to remove
+    except OSError as error:
+        raise DataError(
+            f"Cannot keep the data in {folder.parent}: {error.strerror}. "
+            f"Set {CACHE_DIR_VARIABLE} to a folder that can be written."
+        ) from None
+    except DataError as error:
+        raise DataError(
+            "Fashion-MNIST is nowhere to be had. Tried: --data-dir and "
+            f"{DATA_DIR_VARIABLE} (not set); {fetch.PACKAGE_FOLDER} (not there); {folder} (not "
+            f"there); {error}. Ways out: `apt-get install {fetch.DEBIAN_PACKAGE}`, or get the "
+            "four .gz files by other means and name their folder with --data-dir."
+        ) from None
+
+
+def _load_folder(folder: Path, *, require_fashion_mnist: bool) -> Dataset:
+    files = idx.find_files(folder)
+    decoded = cache_dir() / "decoded" / _stamp(files)
+    dataset = _read_decoded(decoded, source=str(folder))
+    if dataset is None:
+        arrays, sha256 = {}, {}
+        for part, path in files.items():
+            content = idx.read_bytes(path)
+            sha256[part] = hashlib.sha256(content).hexdigest()
+            arrays[part] = idx.parse(part, content, path)
+        dataset = _dataset(arrays, str(folder), sha256)
+        _write_decoded(decoded, arrays, sha256)
+    if require_fashion_mnist:
+        for part, path in files.items():
+            _require_fashion_mnist(part, dataset.sha256[part], str(path))
+    return dataset
+
+
+def _dataset(arrays: dict[str, NDArray[np.uint8]], source: str, sha256: dict[str, str]) -> Dataset:
+    return Dataset(
+        train_images=arrays["train-images"],
+        train_labels=arrays["train-labels"],
+        test_images=arrays["t10k-images"],
+        test_labels=arrays["t10k-labels"],
+        source=source,
+        sha256=sha256,
+    )
+
+
+def _require_fashion_mnist(part: str, found: str, where: str) -> None:
+    expected = FASHION_MNIST_SHA256[part]
+    if found != expected:
+        raise DataError(
+            f"{where} is not Fashion-MNIST's: SHA-256 of its decompressed bytes is {found}, "
+            f"expected {expected}. Remove it, and `fmnist-track data` fetches a good copy."
+        )
+
+
+def _stamp(files: dict[str, Path]) -> str:
+    """Names what was decoded: changes when one of the files is replaced or rewritten."""
+    facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.values()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _read_decoded(folder: Path, source: str) -> Dataset | None:
+    """The arrays decoded earlier, memory-mapped, or None if they are not there or damaged."""
+    try:
+        sha256 = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
+        arrays = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in idx.FILES}
+    except (OSError, ValueError):
+        return None
+    for part, shape in idx.FILES.items():
+        if arrays[part].shape != shape or _idx_sha256(arrays[part]) != sha256.get(part):
+            _log.warning("The decoded copy in %s is damaged and is made anew.", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+    return _dataset(arrays, source, sha256)
+
+
+def _idx_sha256(array: NDArray[np.uint8]) -> str:
+    """The SHA-256 that the array has as a decompressed IDX file."""
+    digest = hashlib.sha256(idx.header(array.shape))
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _write_decoded(
+    folder: Path, arrays: dict[str, NDArray[np.uint8]], sha256: dict[str, str]
+) -> None:
+    """Keep the arrays for next time; where that cannot be done, decoding again is no harm."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent))
+    except OSError as error:
+        _log.warning("Cannot keep decoded images in %s: %s.", folder.parent, error.strerror)
+        return
+    try:
+        for part, array in arrays.items():
+            np.save(partial / f"{part}.npy", array)
+        (partial / "sha256.json").write_text(json.dumps(sha256), encoding="utf-8")
+        partial.rename(folder)
+    except OSError as error:
+        if not folder.is_dir():  # another process was not simply faster
+            _log.warning("Cannot keep decoded images in %s: %s.", folder, error.strerror)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

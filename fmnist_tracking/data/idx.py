@@ -1,0 +1,116 @@
+"""Reading IDX files, the format of MNIST and its descendants."""
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmnist_tracking.config import IMAGE_SIZE
+from fmnist_tracking.errors import DataError
+
+# Each file's name, without .gz, and the shape of what it must hold.
+FILES: dict[str, tuple[int, ...]] = {
+    "train-images": (60_000, IMAGE_SIZE, IMAGE_SIZE),
+    "train-labels": (60_000,),
+    "t10k-images": (10_000, IMAGE_SIZE, IMAGE_SIZE),
+    "t10k-labels": (10_000,),
+}
+_UNSIGNED_BYTE = 0x08
+_CLASSES = 10
+
+
+def file_name(part: str) -> str:
+    """The file that holds a part: `train-labels` is in `train-labels-idx1-ubyte`."""
+    return f"{part}-idx{len(FILES[part])}-ubyte"
+
+
+def find_files(folder: Path) -> dict[str, Path]:
+    """The four IDX files of a folder, each as it is or with .gz.
+
+    Raises:
+        DataError: one or more are missing; the message names them.
+    """
+    found, missing = {}, []
+    for part in FILES:
+        plain = folder / file_name(part)
+        zipped = plain.with_name(plain.name + ".gz")
+        existing = [path for path in (plain, zipped) if path.is_file()]
+        if existing:
+            found[part] = existing[0]
+        else:
+            missing.append(zipped.name)
+    if missing:
+        raise DataError(
+            f"The data folder {folder} lacks {' and '.join(missing)}. Expected four files: "
+            f"{', '.join(file_name(part) + '.gz' for part in FILES)} (or the same without .gz)."
+        )
+    return found
+
+
+def read_bytes(path: Path) -> bytes:
+    """The decompressed content of a file.
+
+    Raises:
+        DataError: the file cannot be read or its compressed data is damaged.
+    """
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"{path} is damaged or cut short ({error}). Get a new copy of it: "
+            "`fmnist-track data` fetches one where no --data-dir is given."
+        ) from None
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from None
+
+
+def header(shape: tuple[int, ...]) -> bytes:
+    """The bytes that stand before an array of unsigned bytes in an IDX file.
+
+    Two zero bytes, a type code (8 for unsigned bytes), the number of dimensions, then each
+    dimension as a big-endian 32-bit integer; see the MNIST database's page by Y. LeCun,
+    C. Cortes and C. J. C. Burges.
+    """
+    return struct.pack(f">{1 + len(shape)}I", (_UNSIGNED_BYTE << 8) + len(shape), *shape)
+
+
+def parse(part: str, content: bytes, path: Path) -> NDArray[np.uint8]:
+    """The array in an IDX file's bytes, checked against the shape the part must have.
+
+    Returns:
+        uint8: images of shape (n, 28, 28) or labels, 0..9, of shape (n,).
+
+    Raises:
+        DataError: wrong magic number, shape, size or labels; the message names the file.
+    """
+    shape = FILES[part]
+    kind = "images" if len(shape) > 1 else "labels"
+    expected = header(shape)
+    header_size = len(expected)
+    if len(content) < header_size:
+        raise DataError(f"{path} is cut short: it ends within its {header_size}-byte header.")
+    if content[:4] != expected[:4]:
+        raise DataError(
+            f"{path} does not hold {kind}: its magic number is {content[:4].hex()}, expected "
+            f"{expected[:4].hex()}. Were two files swapped, or is it another format?"
+        )
+    dimensions = struct.unpack(f">{len(shape)}I", content[4:header_size])
+    if dimensions != shape:
+        raise DataError(
+            f"{path} holds {kind} of shape {dimensions}, expected {shape}. "
+            "Were the train and t10k files swapped?"
+        )
+    expected_size = header_size + int(np.prod(shape))
+    if len(content) != expected_size:
+        raise DataError(
+            f"{path} is {'cut short' if len(content) < expected_size else 'too long'}: "
+            f"{len(content)} bytes decompressed, expected {expected_size}."
+        )
+    array = np.frombuffer(content, dtype=np.uint8, offset=header_size).reshape(shape)
+    if kind == "labels" and array.max() >= _CLASSES:
+        raise DataError(f"{path} holds the label {array.max()}, expected labels 0 to 9.")
+    return array

@@ -1,0 +1,108 @@
+"""Which images are for training, which for validation, which stay sealed for testing."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+
+from fmnist_tracking.config import SplitConfig
+from fmnist_tracking.data.dataset import Dataset
+from fmnist_tracking.data.idx import FILES
+
+VALIDATION_SHARE = 1 / 6
+COURSEWORK_TEST_SHARE = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSplit:
+    """What a trial may see. It holds no test image.
+
+    Attributes:
+        train_images: uint8, shape (n, 28, 28, 1), 0..255.
+        train_labels: uint8, shape (n,), 0..9.
+        validation_images: uint8, shape (m, 28, 28, 1).
+        validation_labels: uint8, shape (m,).
+    """
+
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.uint8]
+    validation_images: NDArray[np.uint8]
+    validation_labels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """The sealed images, for a report alone: uint8 (n, 28, 28, 1), and labels uint8 (n,)."""
+
+    __test__ = False  # or pytest takes it for a test
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+
+
+def split_dataset(dataset: Dataset, config: SplitConfig) -> DataSplit:
+    """The training and validation images, both stratified by class."""
+    images, labels = _pool(dataset)
+    seen, _ = _seen_and_test(labels, config)
+    train, validation = train_test_split(
+        seen, test_size=VALIDATION_SHARE, stratify=labels[seen], random_state=config.seed
+    )
+    return DataSplit(
+        train_images=images[train][..., np.newaxis],
+        train_labels=labels[train],
+        validation_images=images[validation][..., np.newaxis],
+        validation_labels=labels[validation],
+    )
+
+
+def test_set(dataset: Dataset, config: SplitConfig) -> TestSet:
+    """The images that no trial of this split has seen."""
+    images, labels = _pool(dataset)
+    _, test = _seen_and_test(labels, config)
+    return TestSet(images=images[test][..., np.newaxis], labels=labels[test])
+
+
+test_set.__test__ = False  # type: ignore[attr-defined]  # nor this
+
+
+def _pool(dataset: Dataset) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """All 70,000 images and labels, the data set's own test images last."""
+    return (
+        np.concatenate([dataset.train_images, dataset.test_images]),
+        np.concatenate([dataset.train_labels, dataset.test_labels]),
+    )
+
+
+def _seen_and_test(
+    labels: NDArray[np.uint8], config: SplitConfig
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Indices of the images for training and validation together, and of those for testing."""
+    everything = np.arange(len(labels))
+    if config.protocol == "coursework":
+        seen, test = train_test_split(
+            everything,
+            test_size=COURSEWORK_TEST_SHARE,
+            stratify=labels,
+            random_state=config.seed,
+        )
+    else:
+        seen, test = np.split(everything, [FILES["train-images"][0]])
+    if config.limit is None:
+        return seen, test
+    return (
+        _stratified_choice(seen, labels, config.limit, config.seed),
+        _stratified_choice(test, labels, config.limit, config.seed),
+    )
+
+
+def _stratified_choice(
+    indices: NDArray[np.intp], labels: NDArray[np.uint8], count: int, seed: int
+) -> NDArray[np.intp]:
+    # train_test_split refuses to leave fewer images over than there are classes.
+    if count > len(indices) - len(np.unique(labels[indices])):
+        return indices[:count]
+    chosen, _ = train_test_split(
+        indices, train_size=count, stratify=labels[indices], random_state=seed
+    )
+    return np.asarray(chosen)

@@ -1,0 +1,37 @@
+"""The exceptions a person can meet, each with the exit status the command line gives it."""
+
+
+class FmnistTrackingError(Exception):
+    """An error whose message tells a person what was wrong and what to do.
+
+    The command line prints the message as one line and exits with `exit_status`;
+    no traceback is shown for these.
+    """
+
+    exit_status = 1
+
+
+class ConfigError(FmnistTrackingError):
+    """A request that cannot be carried out as asked: a bad option, value or combination."""
+
+    exit_status = 2
+
+
+class DataError(FmnistTrackingError):
+    """The images or labels are missing, damaged, or not the ones a run was trained on."""
+
+
+class TrackingError(FmnistTrackingError):
+    """The MLflow store cannot be reached, or does not hold what was asked for."""
+
+
+class OutputError(FmnistTrackingError):
+    """A file or folder that the command must write cannot be written."""
+
+
+class SearchError(FmnistTrackingError):
+    """A search ended without one finished trial for each of its points."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to stop by SIGTERM, as Ctrl-C asks by SIGINT."""

@@ -1,0 +1,78 @@
+"""The network: a small CNN built from a `TrainingConfig`, and a look inside it."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from fmnist_tracking.config import CLASS_NAMES, IMAGE_SIZE, POOL_SIZE, TrainingConfig
+
+INPUT_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 1)
+FIRST_CONVOLUTION = "conv1"
+# Prediction is bound by the processor; larger batches than this only cost memory.
+PREDICT_BATCH_SIZE = 1000
+
+
+def build_model(config: TrainingConfig) -> keras.Model:
+    """Build the network, uncompiled, with freshly drawn weights.
+
+    It takes raw pixels, uint8 of shape (n, 28, 28, 1) in 0..255, and scales them itself, so
+    that training, serving and prediction cannot disagree; it gives float32 class
+    probabilities of shape (n, 10).
+    """
+    layers: list[keras.layers.Layer] = [
+        keras.Input(INPUT_SHAPE, dtype="uint8", name="pixels"),
+        keras.layers.Rescaling(1 / 255, name="scale"),
+    ]
+    for block in (1, 2):
+        layers += [
+            keras.layers.Conv2D(
+                config.filters,
+                config.kernel_size,
+                strides=config.strides,
+                activation="relu",
+                name=f"conv{block}",
+            ),
+            keras.layers.MaxPool2D(POOL_SIZE, strides=POOL_SIZE, name=f"pool{block}"),
+            keras.layers.Dropout(config.dropout, name=f"dropout{block}"),
+        ]
+    layers += [
+        keras.layers.Flatten(name="flatten"),
+        keras.layers.Dense(config.hidden_units, activation="relu", name="hidden"),
+        keras.layers.Dense(len(CLASS_NAMES), activation="softmax", name="probabilities"),
+    ]
+    return keras.Sequential(layers, name="fashion_mnist_cnn")
+
+
+def load_model(path: Path) -> keras.Model:
+    """Load a `.keras` file in Keras's safe mode, which runs no code from the file."""
+    return keras.models.load_model(path, compile=False, safe_mode=True)
+
+
+def predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Class probabilities of raw images.
+
+    Args:
+        model: one that `build_model` or `load_model` gave.
+        images: uint8, shape (n, 28, 28, 1), 0..255.
+
+    Returns:
+        float32, shape (n, 10); each row sums to 1.
+    """
+    return np.asarray(model.predict(images, batch_size=PREDICT_BATCH_SIZE, verbose=0))
+
+
+def first_layer_activations(model: keras.Model, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What the first convolution, after its ReLU, makes of one raw image.
+
+    Args:
+        model: one that `build_model` or `load_model` gave.
+        image: uint8, shape (28, 28, 1), 0..255.
+
+    Returns:
+        float32, shape (filters, height, width): one activation map for each filter.
+    """
+    first = keras.Model(model.inputs, model.get_layer(FIRST_CONVOLUTION).output)
+    maps = np.asarray(first.predict(image[np.newaxis], verbose=0))[0]
+    return np.moveaxis(maps, -1, 0)

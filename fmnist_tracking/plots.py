@@ -1,0 +1,217 @@
+"""Records -> matplotlib figures. Every figure says in its title which run it shows."""
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from fmnist_tracking.analysis import Effect
+from fmnist_tracking.results import Evaluation, TrainingResult
+
+# From the palette of M. Okabe and K. Ito, told apart with any colour vision.
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+GREY = "#999999"
+RIGHT, WRONG = "✓", "✗"
+_DPI = 110
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    content = io.BytesIO()
+    # Without matplotlib's version in it, the same numbers give the same bytes.
+    figure.savefig(content, format="png", dpi=_DPI, metadata={"Software": None})
+    return content.getvalue()
+
+
+def learning_curves(result: TrainingResult, title: str) -> Figure:
+    """Loss and accuracy by epoch, on training and validation images, best epoch marked."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure.suptitle(title)
+    epochs = [e.epoch for e in result.epochs]
+    for axes, name, label in zip(
+        figure.subplots(1, 2), ("loss", "accuracy"), ("loss (nats)", "accuracy"), strict=True
+    ):
+        for prefix, kind, color, marker in (
+            ("", "training (dropout on)", ORANGE, "s"),
+            ("val_", "validation", BLUE, "o"),
+        ):
+            values = [getattr(e, prefix + name) for e in result.epochs]
+            axes.plot(epochs, values, color=color, marker=marker, markersize=3.5, label=kind)
+        best = result.best
+        axes.axvline(best.epoch, color=GREY, linestyle=":", label=f"best epoch, {best.epoch}")
+        axes.set(xlabel="epoch", ylabel=label, title=label.split()[0].capitalize())
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=9)
+        if name == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return figure
+
+
+def grid(effects: Sequence[Effect], title: str) -> Figure:
+    """Validation accuracy against each hyperparameter of a grid.
+
+    One panel for each axis. A thin line joins the trials that differ in that axis alone; the
+    thick one is their mean; the star is the best trial.
+    """
+    if not effects:
+        return _notice(title, "Each axis of this grid has a single value: nothing to compare.")
+    columns = min(4, len(effects))
+    rows = math.ceil(len(effects) / columns)
+    figure = Figure(figsize=(3.4 * columns + 1.2, 3.9 * rows + 0.4), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    best = max(
+        (score for line in effects[0].lines for score in line if score is not None), default=None
+    )
+    for index, effect in enumerate(effects):
+        axes = panels.flat[index]
+        _effect_panel(axes, effect, best)
+        if index % columns == 0:
+            axes.set_ylabel("validation accuracy, best epoch")
+    for axes in panels.flat[len(effects) :]:
+        axes.set_visible(False)
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
+    return figure
+
+
+def _effect_panel(axes: Axes, effect: Effect, best: float | None) -> None:
+    places = np.arange(len(effect.values))
+    for number, line in enumerate(effect.lines):
+        scores = np.array(line, dtype=float)  # None becomes NaN: a gap in the line
+        label = "trials alike in all else" if number == 0 else None
+        axes.plot(places, scores, "o-", color=GREY, alpha=0.65, lw=0.9, ms=4, label=label)
+    means = np.array(effect.means, dtype=float)
+    axes.plot(places, means, "D-", color=BLUE, lw=2.6, ms=6, label="mean")
+    for place, mean in zip(places, means, strict=True):
+        if np.isfinite(mean):
+            axes.annotate(
+                f"{mean:.1%}",
+                (place, mean),
+                xytext=(0, 9),
+                textcoords="offset points",
+                ha="center",
+                color=BLUE,
+                fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8},
+            )
+    if best is not None:
+        places_of_best = [p for line in effect.lines for p, s in enumerate(line) if s == best]
+        axes.plot(
+            places_of_best[0],
+            best,
+            "*",
+            color=RED,
+            ms=15,
+            label=f"best trial, {best:.2%}",
+            zorder=5,
+        )
+    axes.set_xticks(places, [f"{value:g}" for value in effect.values])
+    axes.set_xlabel(effect.axis)
+    axes.margins(x=0.18, y=0.12)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(axis="y", alpha=0.25)
+
+
+def sample(image: NDArray[np.uint8], label: str, predicted: str, title: str) -> Figure:
+    """One raw image, uint8 (28, 28, 1), enlarged, with its true and predicted class."""
+    figure = Figure(figsize=(4.4, 4.9), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    axes = figure.subplots()
+    drawn = axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
+    axes.set_title(f"true class: {label}\npredicted: {predicted}", fontsize=11)
+    axes.set(xlabel="pixel column", ylabel="pixel row")
+    figure.colorbar(drawn, shrink=0.75, label="pixel value")
+    return figure
+
+
+def activations(maps: NDArray[np.float32], title: str) -> Figure:
+    """Activation maps, float32 (filters, height, width), all on one colour scale."""
+    count = len(maps)
+    columns = min(count, max(4, math.ceil(math.sqrt(count * 1.5))))
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(1.15 * columns + 1.4, 1.3 * rows + 0.9), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(rows, columns, squeeze=False)
+    top = float(maps.max()) or 1.0
+    for number, axes in enumerate(panels.flat):
+        axes.set_axis_off()
+        if number < count:
+            drawn = axes.imshow(maps[number], cmap="viridis", vmin=0, vmax=top)
+            axes.set_title(f"filter {number + 1}", fontsize=7, pad=2)
+    figure.colorbar(drawn, ax=panels, shrink=0.6, label="activation after ReLU (same scale)")
+    return figure
+
+
+def predictions(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    probabilities: NDArray[np.float32],
+    class_names: Sequence[str],
+    title: str,
+) -> Figure:
+    """Images with their predicted classes: green and ticked, or red, crossed and corrected.
+
+    Args:
+        images: uint8, shape (n, 28, 28, 1).
+        labels: the true classes, shape (n,).
+        probabilities: shape (n, 10).
+        class_names: in label order.
+        title: of the figure.
+    """
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(2.35 * columns, 2.65 * rows + 0.5), layout="constrained")
+    predicted = probabilities.argmax(axis=1)
+    right = int(np.sum(predicted == labels))
+    figure.suptitle(f"{title}\n{right} of these {len(images)} test images classified rightly")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for number, axes in enumerate(panels.flat):
+        axes.set(xticks=[], yticks=[])
+        if number >= len(images):
+            axes.set_visible(False)
+            continue
+        guess, truth = predicted[number], labels[number]
+        color, mark = (GREEN, RIGHT) if guess == truth else (RED, WRONG)
+        text = f"{mark} {class_names[guess]} ({probabilities[number, guess]:.0%})"
+        if guess != truth:
+            text += f"\ntrue: {class_names[truth]}"
+        axes.imshow(images[number, ..., 0], cmap="gray", vmin=0, vmax=255)
+        axes.set_title(text, color=color, fontsize=10, fontweight="bold")
+        for spine in axes.spines.values():
+            spine.set(color=color, linewidth=2.5)
+    return figure
+
+
+def confusion_matrix(evaluation: Evaluation, title: str) -> Figure:
+    """Test images by true class (rows) and predicted class (columns)."""
+    counts = np.array(evaluation.confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    names = [scores.name for scores in evaluation.classes]
+    figure = Figure(figsize=(8.6, 7.6), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots()
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, count, ha="center", va="center", color=color, fontsize=9)
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    percent = FuncFormatter(lambda share, _: f"{share:.0%}")
+    figure.colorbar(drawn, shrink=0.8, label="share of the true class", format=percent)
+    return figure
+
+
+def _notice(title: str, text: str) -> Figure:
+    figure = Figure(figsize=(7, 2), layout="constrained")
+    figure.suptitle(title)
+    figure.text(0.5, 0.4, text, ha="center")
+    return figure

@@ -1,0 +1,243 @@
+"""What came out: records of an epoch, a training, a trial, a search and an evaluation."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fmnist_tracking.config import SearchSpace, TrainingConfig
+
+FINISHED = "FINISHED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochMetrics:
+    """The figures of one epoch.
+
+    Attributes:
+        epoch: 1 for the first.
+        loss: mean cross-entropy over the training images, in nats, with dropout on, while
+            the weights were changing.
+        accuracy: share of training images classified rightly, under the same conditions.
+        val_loss: mean cross-entropy over the validation images after the epoch, in nats.
+        val_accuracy: share of validation images classified rightly after the epoch.
+        epoch_seconds: wall-clock seconds for training and validation together.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float
+    val_loss: float
+    val_accuracy: float
+    epoch_seconds: float
+
+    def metrics(self) -> dict[str, float]:
+        """Everything but the epoch's number, by metric name."""
+        values = dataclasses.asdict(self)
+        del values["epoch"]
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """The outcome of training one configuration.
+
+    Attributes:
+        config: what was trained.
+        epochs: figures of each epoch, in order; never empty.
+        model_parameters: trainable weights of the network.
+        train_seconds: wall-clock seconds of all epochs, validation included.
+        images_per_second: training images processed in a second of training alone,
+            validation excluded.
+    """
+
+    config: TrainingConfig
+    epochs: tuple[EpochMetrics, ...]
+    model_parameters: int
+    train_seconds: float
+    images_per_second: float
+
+    @property
+    def best(self) -> EpochMetrics:
+        """The epoch with the highest validation accuracy, the earliest of equals."""
+        return max(self.epochs, key=lambda e: (e.val_accuracy, -e.epoch))
+
+    def summary(self) -> dict[str, float]:
+        """The summary metrics of a trial, by the names they have in MLflow."""
+        return {
+            "best_val_accuracy": self.best.val_accuracy,
+            "best_epoch": self.best.epoch,
+            "train_seconds": self.train_seconds,
+            "images_per_second": self.images_per_second,
+            "model_parameters": self.model_parameters,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that `json` can write and `from_json` reads back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "TrainingResult":
+        """The record that `to_json` gave."""
+        return cls(
+            **{
+                **content,
+                "config": TrainingConfig(**content["config"]),
+                "epochs": tuple(EpochMetrics(**epoch) for epoch in content["epochs"]),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """One trial as the store tells it: which run, which configuration, how it came out.
+
+    Attributes:
+        run_id: of the MLflow run.
+        name: of the MLflow run, for people.
+        status: MLflow's word: FINISHED, FAILED, KILLED or RUNNING.
+        config: what was trained.
+        val_accuracy: the best epoch's, None if the trial did not get that far.
+        best_epoch: the epoch it was reached in, 1 for the first.
+        train_seconds: wall-clock seconds of training, validation included.
+        model_parameters: trainable weights of the network.
+        error: what ended a failed trial, in a line.
+        reused: whether an earlier search had trained it already.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    config: TrainingConfig
+    val_accuracy: float | None = None
+    best_epoch: int | None = None
+    train_seconds: float | None = None
+    model_parameters: int | None = None
+    error: str | None = None
+    reused: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The trial as `search --json` gives it."""
+        return {
+            "run_id": self.run_id,
+            "status": self.status,
+            "params": dataclasses.asdict(self.config),
+            "val_accuracy": self.val_accuracy,
+            "best_epoch": self.best_epoch,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """A search and its trials.
+
+    Attributes:
+        run_id: of the parent run.
+        experiment_id: of the MLflow experiment it is in.
+        status: MLflow's word for the parent run.
+        started: when it began, in milliseconds since 1970 (UTC).
+        space: the grid.
+        trials: one for each point, in the grid's order.
+    """
+
+    run_id: str
+    experiment_id: str
+    status: str
+    started: int
+    space: SearchSpace
+    trials: tuple[TrialResult, ...]
+
+    @cached_property
+    def finished(self) -> tuple[TrialResult, ...]:
+        """The trials that ended well and so have a score."""
+        return tuple(t for t in self.trials if t.status == FINISHED and t.val_accuracy is not None)
+
+    def to_json(self, best: TrialResult | None) -> dict[str, Any]:
+        """The object that `search --json` ends with.
+
+        Args:
+            best: the trial that won, None if none finished.
+        """
+        return {
+            "run_id": self.run_id,
+            "experiment_id": self.experiment_id,
+            "grid_points": len(self.space),
+            "finished": len(self.finished),
+            "failed": len(self.trials) - len(self.finished),
+            "reused": sum(t.reused for t in self.trials),
+            "best": best
+            and {
+                "run_id": best.run_id,
+                "params": dataclasses.asdict(best.config),
+                "val_accuracy": best.val_accuracy,
+            },
+            "trials": [t.to_json() for t in self.trials],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """Precision, recall, F1 (shares, 0 to 1) and number of true images of one class."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How well a model classifies a set of labelled images.
+
+    Attributes:
+        accuracy: share classified rightly.
+        loss: mean cross-entropy, in nats.
+        classes: the scores by class, in label order.
+        macro: unweighted mean of the scores over the classes.
+        weighted: mean of the scores weighted by support.
+        confusion: `confusion[t][p]` counts images of true class t classified as class p.
+    """
+
+    accuracy: float
+    loss: float
+    classes: tuple[ClassScores, ...]
+    macro: ClassScores
+    weighted: ClassScores
+    confusion: tuple[tuple[int, ...], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that `json` can write."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """A search or a single training in a line.
+
+    Attributes:
+        run_id: of the MLflow run.
+        role: `search` or `train`.
+        name: of the MLflow run, for people.
+        experiment: the name of its experiment.
+        status: MLflow's word.
+        started: in milliseconds since 1970 (UTC).
+        points: of the grid; 1 for a single training.
+        finished: points with a finished trial.
+        val_accuracy: of the best trial, None until there is one.
+    """
+
+    run_id: str
+    role: str
+    name: str
+    experiment: str
+    status: str
+    started: int
+    points: int
+    finished: int
+    val_accuracy: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that `json` can write."""
+        return dataclasses.asdict(self)

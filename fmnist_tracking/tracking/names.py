@@ -1,0 +1,31 @@
+"""The names that runs carry in MLflow; scripts and other tools rely on them."""
+
+ROLE = "fmnist.role"
+SEARCH, TRIAL, TRAIN, REPORT = "search", "trial", "train", "report"
+POINT = "fmnist.point"
+DATA_SHA256 = "fmnist.data_sha256"
+DATASET = "fmnist.dataset"
+PROTOCOL = "fmnist.protocol"
+ERROR = "fmnist.error"
+TEST_OPENED = "fmnist.test_opened"
+REPORT_OF = "fmnist.report_of"
+
+PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"
+SOURCE_NAME = "mlflow.source.name"
+USER = "mlflow.user"
+
+MODEL = "model"
+HISTORY_FILE = "history.json"
+CURVES_FILE = "figures/learning_curves.png"
+GRID_FILE = "figures/grid.png"
+LEADERBOARD_FILE = "leaderboard.csv"
+SEARCH_FILE = "search.json"
+TRACEBACK_FILE = "traceback.txt"
+REPORT_FOLDER = "report"
+
+# Prefixes of a search's parameters. Bare names would collide with those that `mlflow run`
+# logs on the same run, as the person typed them.
+AXIS_PREFIX = "grid."
+BASE_PREFIX = "base."
+SPLIT_PREFIX = "split."

@@ -1,0 +1,320 @@
+"""Reading runs back as records."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from fmnist_tracking.analysis import best
+from fmnist_tracking.config import FIELDS, SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.errors import ConfigError, TrackingError
+from fmnist_tracking.results import (
+    FINISHED,
+    RunSummary,
+    SearchResult,
+    TrainingResult,
+    TrialResult,
+)
+from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking.store import Store
+
+_PAGE = 1000
+_RUN_ID = re.compile(r"[0-9a-f]{4,32}")
+_NEWEST_FIRST = ["attributes.start_time DESC"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedRun:
+    """A run of this project as the store has it.
+
+    Attributes:
+        run_id: the full id.
+        experiment_id: of the experiment it is in.
+        role: `search`, `trial` or `train`.
+        name: for people.
+        split: how its data was split.
+        data_sha256: `Dataset.digest` of the data it was trained on.
+        raw: MLflow's own record.
+    """
+
+    run_id: str
+    experiment_id: str
+    role: str
+    name: str
+    split: SplitConfig
+    data_sha256: str
+    raw: Run
+
+
+def find_run(store: Store, reference: str, experiment: str | None = None) -> TrackedRun:
+    """The run that a person means.
+
+    Args:
+        store: the store.
+        reference: a run id, the beginning of one, `latest` for the newest search or single
+            training, or `best` for the best trial of the newest search.
+        experiment: the name of the experiment to look in; None looks in all of them.
+
+    Raises:
+        TrackingError: there is no such run, more than one, or it is not of this project.
+    """
+    experiments = _experiments(store, experiment)
+    if reference in ("latest", "best"):
+        roles = [names.SEARCH, names.TRAIN] if reference == "latest" else [names.SEARCH]
+        newest = next(_runs(store, experiments, _role_filter(roles)), None)
+        if newest is None:
+            raise TrackingError(_nothing_yet(experiment))
+        found = _tracked(newest)
+        return best_trial(store, found) if reference == "best" else found
+    if not _RUN_ID.fullmatch(reference):
+        raise TrackingError(
+            f"Expected --run-id to be a run id, its first 4 or more characters, `latest` or "
+            f"`best`, got {reference!r}. `fmnist-track runs` lists the ids."
+        )
+    matches = list(_runs(store, experiments, f"attributes.run_id LIKE '{reference}%'"))
+    if not matches:
+        raise TrackingError(
+            f"There is no run {reference} {_where(experiment)}. `fmnist-track runs` lists the "
+            "ids; --tracking-uri names another store."
+        )
+    if len(matches) > 1:
+        raise TrackingError(
+            f"{reference} is the beginning of {len(matches)} run ids: "
+            f"{', '.join(sorted(run.info.run_id for run in matches)[:5])}. Give more of it."
+        )
+    return _tracked(matches[0])
+
+
+def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
+    """The best trial of a search; a trial is its own.
+
+    Raises:
+        TrackingError: the search has no finished trial.
+    """
+    if run.role != names.SEARCH:
+        return run
+    winner = best(read_search(store, run).finished)
+    if winner is None:
+        raise TrackingError(
+            f"The search {run.run_id[:8]} has no finished trial yet. Wait for one, or look at "
+            f"`fmnist-track runs --run-id {run.run_id[:8]}`."
+        )
+    return _tracked(store.client.get_run(winner.run_id))
+
+
+def list_runs(store: Store, experiment: str | None = None) -> list[RunSummary]:
+    """Every search and every single training, the newest first.
+
+    Raises:
+        TrackingError: there is no such experiment, or nothing in it.
+    """
+    experiments = _experiments(store, experiment)
+    filter_string = _role_filter([names.SEARCH, names.TRAIN])
+    found = [_summary(store, r, experiments) for r in _runs(store, experiments, filter_string)]
+    if not found:
+        raise TrackingError(_nothing_yet(experiment))
+    return found
+
+
+def _summary(store: Store, run: Run, experiments: Mapping[str, str]) -> RunSummary:
+    tracked = _tracked(run)
+    metrics = run.data.metrics
+    if tracked.role == names.TRAIN:
+        points, finished = 1, int(run.info.status == FINISHED)
+    elif "finished_points" in metrics:
+        points, finished = len(_space(run)), int(metrics["finished_points"])
+    else:  # still running, or cut off: its trials know
+        search = read_search(store, tracked)
+        points, finished = len(search.space), len(search.finished)
+        metrics = {"best_val_accuracy": max((_score(t) for t in search.finished), default=None)}
+    return RunSummary(
+        run_id=run.info.run_id,
+        role=tracked.role,
+        name=run.info.run_name,
+        experiment=experiments[run.info.experiment_id],
+        status=run.info.status,
+        started=run.info.start_time,
+        points=points,
+        finished=finished,
+        val_accuracy=metrics.get("best_val_accuracy"),
+    )
+
+
+def _score(trial: TrialResult) -> float:
+    return trial.val_accuracy or 0.0
+
+
+def _space(run: Run) -> SearchSpace:
+    return SearchSpace(
+        axes={
+            key.removeprefix(names.AXIS_PREFIX): tuple(json.loads(value))
+            for key, value in run.data.params.items()
+            if key.startswith(names.AXIS_PREFIX)
+        }
+    )
+
+
+def read_search(store: Store, run: TrackedRun) -> SearchResult:
+    """A search and its trials, in the grid's order."""
+    space = _space(run.raw)
+    children = _runs(store, [run.experiment_id], f"tags.`{names.PARENT}` = '{run.run_id}'")
+    trials = [_trial_result(child) for child in children if names.ROLE in child.data.tags]
+    trials.sort(key=lambda t: [v.index(getattr(t.config, a)) for a, v in space.axes.items()])
+    return SearchResult(
+        run_id=run.run_id,
+        experiment_id=run.experiment_id,
+        status=run.raw.info.status,
+        started=run.raw.info.start_time,
+        space=space,
+        trials=tuple(trials),
+    )
+
+
+def read_trial(run: TrackedRun) -> TrialResult:
+    """The record of a trial or a single training."""
+    return _trial_result(run.raw)
+
+
+def read_history(store: Store, run: TrackedRun) -> TrainingResult:
+    """A finished trial's figures, epoch by epoch.
+
+    Raises:
+        TrackingError: the trial did not finish, so that it has none.
+    """
+    _require_finished(run)
+    uri = f"runs:/{run.run_id}/{names.HISTORY_FILE}"
+    return TrainingResult.from_json(json.loads(mlflow.artifacts.load_text(uri)))
+
+
+def download_model(run: TrackedRun, folder: Path) -> Path:
+    """Fetch the `.keras` file of a trial's logged model into a folder.
+
+    Raises:
+        TrackingError: the run has no logged model.
+    """
+    _require_finished(run)
+    try:
+        path = mlflow.artifacts.download_artifacts(
+            artifact_uri=f"runs:/{run.run_id}/{names.MODEL}", dst_path=str(folder)
+        )
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            f"The model of run {run.run_id[:8]} cannot be fetched from the store: {error}"
+        ) from None
+    return Path(path, "data", "model.keras")
+
+
+def _require_finished(run: TrackedRun) -> None:
+    if run.raw.info.status != FINISHED:
+        raise TrackingError(
+            f"The trial {run.run_id[:8]} is {run.raw.info.status}, so it has no model. Choose a "
+            "FINISHED one; `fmnist-track runs` shows the status of each."
+        )
+
+
+def _runs(store: Store, experiments: Iterable[str], filter_string: str) -> Iterator[Run]:
+    """Matching runs, the newest first, however many there are."""
+    token, ids = None, list(experiments)
+    while ids:
+        page = store.client.search_runs(
+            ids,
+            filter_string,
+            max_results=_PAGE,
+            order_by=_NEWEST_FIRST,
+            page_token=token,
+        )
+        yield from page
+        token = page.token
+        if not token:
+            break
+
+
+def _role_filter(roles: Sequence[str]) -> str:
+    # MLflow's filters know no IN for tags; `trial` is what all but these have.
+    if len(roles) == 1:
+        return f"tags.`{names.ROLE}` = '{roles[0]}'"
+    return f"tags.`{names.ROLE}` LIKE '%' AND tags.`{names.ROLE}` != '{names.TRIAL}'"
+
+
+def _experiments(store: Store, name: str | None) -> dict[str, str]:
+    """Experiments to look in: their names by id."""
+    known = {e.experiment_id: e.name for e in store.client.search_experiments()}
+    if name is None:
+        return known
+    matching = {key: value for key, value in known.items() if value == name}
+    if not matching:
+        raise TrackingError(
+            f"There is no experiment {name!r} in this store. Expected one of: "
+            f"{', '.join(sorted(known.values()))}."
+        )
+    return matching
+
+
+def _where(experiment: str | None) -> str:
+    return "in this store" if experiment is None else f"in the experiment {experiment!r}"
+
+
+def _nothing_yet(experiment: str | None) -> str:
+    return f"There is no search {_where(experiment)} yet. Run `fmnist-track search` first."
+
+
+def _tracked(run: Run) -> TrackedRun:
+    tags, params = run.data.tags, run.data.params
+    role = tags.get(names.ROLE)
+    if role not in (names.SEARCH, names.TRIAL, names.TRAIN):
+        raise TrackingError(
+            f"The run {run.info.run_id[:8]} ({run.info.run_name}) is in this store, but it is no "
+            "search or trial of fmnist-track. `fmnist-track runs` lists those."
+        )
+    limit = params.get(names.SPLIT_PREFIX + "limit", "None")
+    return TrackedRun(
+        run_id=run.info.run_id,
+        experiment_id=run.info.experiment_id,
+        role=role,
+        name=run.info.run_name,
+        split=SplitConfig(
+            protocol=tags.get(names.PROTOCOL),  # type: ignore[arg-type]  # checked by SplitConfig
+            seed=int(params.get(names.SPLIT_PREFIX + "seed", 0)),
+            limit=None if limit == "None" else int(limit),
+        ),
+        data_sha256=tags.get(names.DATA_SHA256, ""),
+        raw=run,
+    )
+
+
+def _trial_result(run: Run) -> TrialResult:
+    metrics = run.data.metrics
+    return TrialResult(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        status=run.info.status,
+        config=_config(run),
+        val_accuracy=metrics.get("best_val_accuracy"),
+        best_epoch=_whole(metrics.get("best_epoch")),
+        train_seconds=metrics.get("train_seconds"),
+        model_parameters=_whole(metrics.get("model_parameters")),
+        error=run.data.tags.get(names.ERROR),
+    )
+
+
+def _config(run: Run) -> TrainingConfig:
+    try:
+        values: dict[str, Any] = {
+            name: float(run.data.params[name]) for name in FIELDS if name in run.data.params
+        }
+        return TrainingConfig(**values)
+    except (ValueError, ConfigError) as error:
+        raise TrackingError(
+            f"The parameters of run {run.info.run_id[:8]} are not a configuration of this "
+            f"version: {error}"
+        ) from None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)

@@ -1,0 +1,319 @@
+"""Writing runs: a search's and its trials'."""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.models import ModelSignature
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.types.schema import Schema, TensorSpec
+from mlflow.utils.validation import MAX_METRICS_PER_BATCH
+from numpy.typing import NDArray
+
+from fmnist_tracking.analysis import Ranked
+from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.results import FINISHED, EpochMetrics, SearchResult, TrainingResult
+from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking.store import Store
+
+# What is needed to load and serve a logged model, pinned to what trained it.
+MODEL_REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy")
+_MAX_TAG = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What runs record of their data.
+
+    Attributes:
+        sha256: `Dataset.digest`.
+        description: for people: which data set, and where it was found.
+    """
+
+    sha256: str
+    description: str
+
+
+def adoptable_run(store: Store) -> str | None:
+    """The run that `mlflow run` made for this command, if there is one not yet in use."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return None
+    return None if names.ROLE in store.client.get_run(run_id).data.tags else run_id
+
+
+def start_search(
+    store: Store,
+    experiment: str,
+    name: str,
+    space: SearchSpace,
+    base: TrainingConfig,
+    split: SplitConfig,
+    data: DataFacts,
+) -> tuple[str, str]:
+    """Open the parent run of a search: a new one, or the one `mlflow run` made.
+
+    Returns:
+        The ids of the run and of its experiment.
+    """
+    params = {names.AXIS_PREFIX + axis: json.dumps(v) for axis, v in space.axes.items()}
+    params |= {names.BASE_PREFIX + k: v for k, v in dataclasses.asdict(base).items()}
+    params |= {names.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(split).items()}
+    tags = {names.ROLE: names.SEARCH, **_data_tags(split, data)}
+    return _start(store, experiment, name, params, tags, adopt=adoptable_run(store))
+
+
+def start_trial(
+    store: Store,
+    experiment: str,
+    name: str,
+    config: TrainingConfig,
+    split: SplitConfig,
+    data: DataFacts,
+    fingerprint: str,
+    parent: str | None,
+) -> str:
+    """Open the run of one trial: a child of `parent`, or without one a run of its own.
+
+    Returns:
+        The run's id.
+    """
+    params = {
+        **dataclasses.asdict(config),
+        **{names.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(split).items()},
+    }
+    tags = {names.POINT: fingerprint, **_data_tags(split, data)}
+    if parent is None:
+        tags[names.ROLE] = names.TRAIN
+        adopt = adoptable_run(store)
+    else:
+        tags |= {names.ROLE: names.TRIAL, names.PARENT: parent}
+        adopt = None
+    return _start(store, experiment, name, params, tags, adopt=adopt)[0]
+
+
+def _data_tags(split: SplitConfig, data: DataFacts) -> dict[str, str]:
+    return {
+        names.DATA_SHA256: data.sha256,
+        names.DATASET: data.description,
+        names.PROTOCOL: split.protocol,
+    }
+
+
+def _start(
+    store: Store,
+    experiment: str,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    adopt: str | None,
+) -> tuple[str, str]:
+    client = store.client
+    if adopt is None:
+        # resolve_tags gives what MLflow itself would: user, source file, git commit.
+        run = client.create_run(
+            store.experiment_id(experiment), tags={**resolve_tags(), **tags}, run_name=name
+        )
+        new_tags: Mapping[str, str] = {}
+    else:
+        run, new_tags = client.get_run(adopt), tags
+        client.update_run(adopt, name=name)
+    # `mlflow run` has logged what the person typed, and MLflow forbids a second spelling.
+    new_params = {k: str(v) for k, v in params.items() if k not in run.data.params}
+    client.log_batch(
+        run.info.run_id,
+        params=[Param(k, v) for k, v in new_params.items()],
+        tags=[RunTag(k, v) for k, v in new_tags.items()],
+    )
+    return run.info.run_id, run.info.experiment_id
+
+
+def log_epoch(store: Store, run_id: str, epoch: EpochMetrics) -> None:
+    """Log the figures of one epoch, at the step of its number."""
+    _log_metrics(store, run_id, epoch.metrics(), step=epoch.epoch)
+
+
+def _log_metrics(store: Store, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
+    now = int(time.time() * 1000)
+    metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
+    assert len(metrics) <= MAX_METRICS_PER_BATCH
+    store.client.log_batch(run_id, metrics=metrics)
+
+
+def finish_trial(
+    store: Store,
+    run_id: str,
+    result: TrainingResult,
+    model: Any,
+    example: NDArray[np.uint8],
+    curves: bytes,
+) -> None:
+    """Log what a trial came to, and close its run as FINISHED.
+
+    Args:
+        store: the store.
+        run_id: the trial's run.
+        result: the outcome.
+        model: the Keras model with the best epoch's weights.
+        example: raw images, uint8 (n, 28, 28, 1), kept with the model as its input example.
+        curves: the learning curves as a PNG file.
+    """
+    client = store.client
+    _log_metrics(store, run_id, result.summary())
+    client.log_dict(run_id, result.to_json(), names.HISTORY_FILE)
+    _log_bytes(store, run_id, curves, names.CURVES_FILE)
+    with mlflow.start_run(run_id=run_id):  # leaving it closes the run as FINISHED
+        mlflow.tensorflow.log_model(
+            model,
+            name=names.MODEL,
+            signature=_signature(example, model),
+            input_example=example,
+            pip_requirements=[f"{name}=={version(name)}" for name in MODEL_REQUIREMENTS],
+        )
+
+
+def _signature(example: NDArray[np.uint8], model: Any) -> ModelSignature:
+    pixels = TensorSpec(np.dtype("uint8"), (-1, *example.shape[1:]), name=None)
+    probabilities = TensorSpec(np.dtype("float32"), (-1, *model.output_shape[1:]), name=None)
+    return ModelSignature(Schema([pixels]), Schema([probabilities]))
+
+
+def fail_trial(store: Store, run_id: str, error: Exception) -> str:
+    """Record what ended a trial, close its run as FAILED, and give the error in a line."""
+    line = f"{type(error).__name__}: {error}".splitlines()[0][:_MAX_TAG]
+    store.client.log_text(run_id, "".join(traceback.format_exception(error)), names.TRACEBACK_FILE)
+    store.client.set_tag(run_id, names.ERROR, line)
+    store.client.set_terminated(run_id, "FAILED")
+    return line
+
+
+def finish_search(
+    store: Store, result: SearchResult, ranked: Sequence[Ranked], grid: bytes
+) -> None:
+    """Log the leaderboard, the grid's picture and the summary, and close the parent run.
+
+    Args:
+        store: the store.
+        result: the search.
+        ranked: its finished trials, the best first.
+        grid: the grid's picture as a PNG file.
+    """
+    client, run_id = store.client, result.run_id
+    best = ranked[0].trial if ranked else None
+    client.log_text(run_id, leaderboard_csv(result, ranked), names.LEADERBOARD_FILE)
+    client.log_dict(run_id, result.to_json(best), names.SEARCH_FILE)
+    if best is not None:
+        _log_bytes(store, run_id, grid, names.GRID_FILE)
+        _log_metrics(
+            store,
+            run_id,
+            {
+                "best_val_accuracy": best.val_accuracy or 0.0,
+                "best_epoch": best.best_epoch or 0,
+                "train_seconds": sum(t.train_seconds or 0.0 for t in result.finished),
+            },
+        )
+        client.set_tag(run_id, "fmnist.best_run", best.run_id)
+    _log_metrics(store, run_id, {"finished_points": len(result.finished)})
+    complete = len(result.finished) == len(result.space)
+    client.set_terminated(run_id, FINISHED if complete else "FAILED")
+
+
+def leaderboard_csv(result: SearchResult, ranked: Sequence[Ranked]) -> str:
+    """The trials of a search, the best first and those that failed last, as CSV."""
+    text = io.StringIO()
+    fields = [f.name for f in dataclasses.fields(TrainingConfig)]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["rank", "run_id", "name", "status", "val_accuracy", "point_mean", "best_epoch"]
+        + ["train_seconds", "model_parameters", "reused", *fields]
+    )
+    failed = [t for t in result.trials if t not in result.finished]
+    for rank, mean, t in [(r.rank, r.mean, r.trial) for r in ranked] + [
+        ("", "", t) for t in failed
+    ]:
+        writer.writerow(
+            [rank, t.run_id, t.name, t.status, t.val_accuracy, mean, t.best_epoch]
+            + [t.train_seconds, t.model_parameters, t.reused]
+            + [getattr(t.config, f) for f in fields]
+        )
+    return text.getvalue()
+
+
+def close_open_runs(store: Store, run_id: str, status: str) -> None:
+    """Close a run, and those of its children that are still open.
+
+    Args:
+        store: the store.
+        run_id: of a search or trial.
+        status: KILLED or FAILED, for the run; open children were KILLED either way.
+    """
+    run = store.client.get_run(run_id)
+    children = store.client.search_runs(
+        [run.info.experiment_id],
+        f"tags.`{names.PARENT}` = '{run_id}' AND attributes.status = 'RUNNING'",
+    )
+    for child in children:
+        store.client.set_terminated(child.info.run_id, "KILLED")
+    store.client.set_terminated(run_id, status)
+
+
+def log_report(
+    store: Store,
+    run_id: str,
+    files: Sequence[Path],
+    metrics: Mapping[str, float],
+    trial_id: str,
+) -> None:
+    """Keep a report's files with the run it is about, and that the test set was opened.
+
+    The test metrics are logged once: made again, a report gives the same figures, and a
+    second value of a metric would only look like a second measurement.
+
+    Args:
+        store: the store.
+        run_id: the trial or search the report is about.
+        files: what to keep.
+        metrics: test metrics by name; none if the test set was not scored.
+        trial_id: the trial whose model was used; `run_id` itself unless that is a search.
+    """
+    client = store.client
+    for file in files:
+        client.log_artifact(run_id, str(file), names.REPORT_FOLDER)
+    known = client.get_run(run_id).data.metrics
+    if any(known.get(name) != value for name, value in metrics.items()):
+        _log_metrics(store, run_id, metrics)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    for opened in {run_id, trial_id}:
+        if names.TEST_OPENED not in client.get_run(opened).data.tags:
+            client.set_tag(opened, names.TEST_OPENED, now)
+
+
+def mark_report_run(store: Store, run_id: str, name: str) -> None:
+    """Say, on the run that `mlflow run` made for a report, which run the report is about."""
+    adopted = adoptable_run(store)
+    if adopted is not None:
+        store.client.update_run(adopted, name=f"{name} of {run_id[:8]}")
+        for key, value in {names.ROLE: names.REPORT, names.REPORT_OF: run_id}.items():
+            store.client.set_tag(adopted, key, value)
+
+
+def _log_bytes(store: Store, run_id: str, content: bytes, artifact_file: str) -> None:
+    folder, _, name = artifact_file.rpartition("/")
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, name)
+        path.write_bytes(content)
+        store.client.log_artifact(run_id, str(path), folder or None)

@@ -1,0 +1,125 @@
+"""Reaching the MLflow store, and saying clearly why when it cannot be reached."""
+
+import contextlib
+import logging
+import os
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from fmnist_tracking.errors import TrackingError
+
+_TIMEOUT_SECONDS = 5
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_SQLITE = "sqlite:///"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """An MLflow tracking store that was reachable when it was opened."""
+
+    uri: str
+    client: MlflowClient
+
+    def experiment_id(self, name: str) -> str:
+        """The id of an experiment, created if there is none of that name."""
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            return str(self.client.create_experiment(name))
+        if found.lifecycle_stage != "active":
+            raise TrackingError(
+                f"The experiment {name!r} was deleted. Restore it with `mlflow experiments "
+                f"restore --experiment-id {found.experiment_id}`, or choose another name with "
+                "--experiment."
+            )
+        return str(found.experiment_id)
+
+
+def tracking_uri(uri: str | None = None) -> str:
+    """The store to use: the one given, else MLFLOW_TRACKING_URI, else MLflow's own default."""
+    return uri or str(mlflow.get_tracking_uri())
+
+
+@contextlib.contextmanager
+def open_store(uri: str | None = None, *, create: bool = False) -> Iterator[Store]:
+    """Open the store; errors of MLflow inside the block become `TrackingError`.
+
+    Args:
+        uri: of the store; by default MLFLOW_TRACKING_URI or MLflow's own default.
+        create: make a new SQLite store where there is none, rather than say so.
+
+    Raises:
+        TrackingError: the store cannot be reached, or fails while it is used.
+    """
+    uri = tracking_uri(uri)
+    _require_reachable(uri, create=create)
+    # MLflow and Alembic tell of each table they create, at the level of warnings or above.
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    try:
+        mlflow.set_tracking_uri(uri)
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)  # creates or upgrades the tables
+        yield Store(uri=uri, client=client)
+    except MlflowException as error:
+        raise TrackingError(f"MLflow refused at {_public(uri)}: {_first_line(error)}") from error
+
+
+def _require_reachable(uri: str, *, create: bool) -> None:
+    parts = urlsplit(uri)
+    kind = parts.scheme.split("+")[0]
+    try:
+        if kind in ("http", "https"):
+            with contextlib.suppress(urllib.error.HTTPError):  # an answer is an answer
+                urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=_TIMEOUT_SECONDS)
+        elif kind in _DATABASE_PORTS and parts.hostname:
+            address = (parts.hostname, parts.port or _DATABASE_PORTS[kind])
+            socket.create_connection(address, _TIMEOUT_SECONDS).close()
+        elif uri.startswith(_SQLITE):
+            _require_sqlite_file(Path(uri.removeprefix(_SQLITE)), create=create)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise TrackingError(
+            f"The MLflow store at {_public(uri)} cannot be reached ({reason}). Start it, or "
+            "name another with --tracking-uri or MLFLOW_TRACKING_URI."
+        ) from None
+
+
+def _require_sqlite_file(path: Path, *, create: bool) -> None:
+    if path.exists() or (create and os.access(path.parent, os.W_OK)):
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise TrackingError(
+                f"The MLflow store {path} cannot be written by this user. Change its "
+                "permissions, or name another with --tracking-uri."
+            )
+        return
+    if create:
+        raise TrackingError(
+            f"The MLflow store {path} cannot be created: its folder is missing or cannot be "
+            "written. Work in another folder, or name a store with --tracking-uri."
+        )
+    raise TrackingError(
+        f"There is no MLflow store {path} yet. Run `fmnist-track search` first, or go to the "
+        "folder where you ran it, or name the store with --tracking-uri."
+    )
+
+
+def _public(uri: str) -> str:
+    """The URI without a user's name and password."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,118 @@
+"""`fmnist-track data`, `doctor` and `ui`: is everything in place, and where is it."""
+
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fmnist_tracking import runtime
+from fmnist_tracking.errors import ConfigError, FmnistTrackingError
+
+if TYPE_CHECKING:
+    from fmnist_tracking.data import Dataset
+
+_PACKAGES = ("tensorflow", "keras", "keras-tuner", "mlflow", "numpy", "scikit-learn", "matplotlib")
+_ENOUGH_FREE_GIB = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that `doctor` looked at: its name, whether it is well, and what was seen."""
+
+    name: str
+    ok: bool
+    seen: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that `json` can write."""
+        return asdict(self)
+
+
+def data(data_dir: Path | None = None) -> "Dataset":
+    """Find or fetch the data set, and verify it.
+
+    Raises:
+        DataError: it is nowhere to be had, or damaged.
+    """
+    from fmnist_tracking.data import load_dataset
+
+    return load_dataset(data_dir)
+
+
+def doctor(*, tracking_uri: str | None = None, data_dir: Path | None = None) -> Iterator[Check]:
+    """Check the installation, one thing after another."""
+    checks: dict[str, Callable[[], str]] = {
+        "Python": lambda: f"{platform.python_version()} at {sys.executable}",
+        "packages": lambda: ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
+        "TensorFlow": _tensorflow,
+        "data": lambda: _data(data_dir),
+        "MLflow store": lambda: _store(tracking_uri),
+        "disk": _disk,
+    }
+    for name, look in checks.items():
+        try:
+            yield Check(name=name, ok=True, seen=look())
+        except FmnistTrackingError as error:
+            yield Check(name=name, ok=False, seen=str(error))
+        except Exception as error:  # whatever is wrong with an installation is its finding
+            yield Check(name=name, ok=False, seen=f"{type(error).__name__}: {error}")
+
+
+def _tensorflow() -> str:
+    runtime.load_tensorflow()
+    import tensorflow as tf
+
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    onednn = "on" if os.environ["TF_ENABLE_ONEDNN_OPTS"] == "1" else "off"
+    return f"{tf.__version__} computes on {os.cpu_count()} CPU cores, {gpus} GPUs; oneDNN {onednn}"
+
+
+def _data(data_dir: Path | None) -> str:
+    dataset = data(data_dir)
+    name = "Fashion-MNIST, verified" if dataset.is_fashion_mnist else "not Fashion-MNIST"
+    return f"{name}, in {dataset.source}"
+
+
+def _store(tracking_uri: str | None) -> str:
+    from fmnist_tracking import tracking
+
+    with tracking.open_store(tracking_uri, create=True) as store:
+        return f"{store.uri} can be read"
+
+
+def _disk() -> str:
+    free = shutil.disk_usage(".").free / 2**30
+    if free < _ENOUGH_FREE_GIB:
+        raise FmnistTrackingError(
+            f"{free:.1f} GiB free in the working folder; a search wants {_ENOUGH_FREE_GIB:.0f} GiB."
+        )
+    return f"{free:.1f} GiB free in the working folder"
+
+
+def ui(*, host: str, port: int, tracking_uri: str | None, announce: Callable[[str], None]) -> int:
+    """Start MLflow's own page on the store, until it is stopped; give its exit status.
+
+    Raises:
+        ConfigError: the port is taken.
+        TrackingError: there is no store yet, or it cannot be reached.
+    """
+    from fmnist_tracking import tracking
+
+    with tracking.open_store(tracking_uri) as store:
+        uri = store.uri
+    if uri.startswith(("http://", "https://")):
+        announce(f"The store is an MLflow server; its page is {uri}")
+        return 0
+    with socket.socket() as probe:
+        if probe.connect_ex((host, port)) == 0:
+            raise ConfigError(f"Port {port} of {host} is taken. Choose another with --port.")
+    announce(f"MLflow's page for {uri}: http://{host}:{port}  (Ctrl-C stops it)")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
+    return subprocess.call([*command, "--host", host, "--port", str(port)])

@@ -1,0 +1,59 @@
+"""`fmnist-track runs` and `best`: what is in the store. Neither loads TensorFlow."""
+
+from fmnist_tracking.analysis import rank
+from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.results import RunSummary, SearchResult, TrialResult
+
+
+def runs(*, experiment: str | None = None, tracking_uri: str | None = None) -> list[RunSummary]:
+    """Every search and single training, the newest first.
+
+    Raises:
+        TrackingError: the store cannot be reached, or holds nothing of this project.
+    """
+    from fmnist_tracking import tracking
+
+    with tracking.open_store(tracking_uri) as store:
+        return tracking.list_runs(store, experiment)
+
+
+def trials(
+    reference: str, *, experiment: str | None = None, tracking_uri: str | None = None
+) -> SearchResult:
+    """A search with its trials.
+
+    Raises:
+        ConfigError: the run is no search.
+        TrackingError: there is no such run.
+    """
+    from fmnist_tracking import tracking
+
+    with tracking.open_store(tracking_uri) as store:
+        run = tracking.find_run(store, reference, experiment)
+        if run.role != "search":
+            raise ConfigError(
+                f"The run {run.run_id[:8]} is a {run.role}, not a search, and has no trials. "
+                "Expected the id of a search; `fmnist-track runs` lists them."
+            )
+        return tracking.read_search(store, run)
+
+
+def best(
+    reference: str = "best", *, experiment: str | None = None, tracking_uri: str | None = None
+) -> TrialResult:
+    """The best trial of a search, by validation accuracy; by default of the newest search.
+
+    Raises:
+        TrackingError: there is no such search, or it has no finished trial.
+    """
+    from fmnist_tracking import tracking
+
+    with tracking.open_store(tracking_uri) as store:
+        run = tracking.find_run(store, reference, experiment)
+        return tracking.read_trial(tracking.best_trial(store, run))
+
+
+def ordered(result: SearchResult) -> list[tuple[int | None, TrialResult]]:
+    """The trials of a search with their ranks: the best first, those without a score last."""
+    ranked = [(entry.rank, entry.trial) for entry in rank(result.finished)]
+    return ranked + [(None, trial) for trial in result.trials if trial not in result.finished]

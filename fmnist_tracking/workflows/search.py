@@ -1,0 +1,167 @@
+"""`fmnist-track search` and `train`: explore a grid, or train one point, tracked."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from fmnist_tracking import runtime
+from fmnist_tracking.analysis import effects, rank
+from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig, Value
+from fmnist_tracking.errors import SearchError
+from fmnist_tracking.executors import WorkerPool
+from fmnist_tracking.progress import Progress
+from fmnist_tracking.results import SearchResult, TrialResult
+from fmnist_tracking.workflows.trial import (
+    TrialTask,
+    data_facts,
+    prepare_worker,
+    run_trial,
+    trial_name,
+)
+
+
+def search(
+    space: SearchSpace,
+    base: TrainingConfig,
+    split: SplitConfig,
+    *,
+    experiment: str,
+    workers: int = 1,
+    tracking_uri: str | None = None,
+    data_dir: Path | None = None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> SearchResult:
+    """Train every point of a grid in worker processes, each as a child run of one search.
+
+    Args:
+        space: the grid.
+        base: value of each setting that is not an axis of the grid.
+        split: how the data is split; the same for every point.
+        experiment: name of the MLflow experiment, made if it is not there.
+        workers: trials that run at once.
+        tracking_uri: of the MLflow store, None for the usual one.
+        data_dir: where the data is, None for the usual places.
+        announce: called with lines for a person to read, before the trials start.
+
+    Raises:
+        ConfigError: a point of the grid cannot be built.
+        DataError: the data cannot be had.
+        SearchError: a worker process died.
+        TrackingError: the store cannot be reached.
+    """
+    points = space.points(base)
+    progress = Progress(points, workers)
+    with WorkerPool(workers, progress, prepare_worker) as pool:
+        from fmnist_tracking import tracking
+        from fmnist_tracking.data import load_dataset
+
+        dataset = load_dataset(data_dir)
+        facts = data_facts(dataset)
+        announce(f"Data: {facts.description}, protocol {split.protocol}")
+        with tracking.open_store(tracking_uri, create=True) as store:
+            name = f"search of {len(space)} points"
+            run_id, experiment_id = tracking.start_search(
+                store, experiment, name, space, base, split, facts
+            )
+            announce(f"Search {run_id} in the experiment {experiment!r} at {store.uri}")
+            started = int(time.time() * 1000)
+
+            def submit(number: int, values: Mapping[str, Value]) -> "Future[TrialResult]":
+                config = dataclasses.replace(base, **values)  # type: ignore[arg-type]
+                task = TrialTask(
+                    number=number,
+                    name=trial_name(config, _varying(space)),
+                    config=config,
+                    split=split,
+                    data_dir=data_dir,
+                    data_sha256=dataset.digest,
+                    tracking_uri=store.uri,
+                    experiment=experiment,
+                    parent=run_id,
+                )
+                return pool.submit(run_trial, task)
+
+            try:
+                runtime.load_tensorflow()  # which KerasTuner imports
+                from fmnist_tracking.search import explore
+
+                with progress:
+                    trials = explore(space, submit, workers)
+            except BaseException as error:
+                pool.kill()
+                status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+                tracking.close_open_runs(store, run_id, status)
+                if isinstance(error, BrokenProcessPool):
+                    raise SearchError(
+                        "A worker process was killed, perhaps for want of memory. Its search "
+                        f"{run_id[:8]} is closed as FAILED; the trials that had finished are kept."
+                    ) from None
+                raise
+            result = SearchResult(
+                run_id=run_id,
+                experiment_id=experiment_id,
+                status="RUNNING",
+                started=started,
+                space=space,
+                trials=trials,
+            )
+            ranked = rank(result.finished)
+            tracking.finish_search(store, result, ranked, grid_picture(result))
+            return result
+
+
+def grid_picture(result: SearchResult) -> bytes:
+    """The picture of a search's grid, as a PNG file."""
+    from fmnist_tracking import plots
+
+    title = f"Grid of {len(result.space)} points (search {result.run_id[:8]})"
+    return plots.png(plots.grid(effects(result.space, result.finished), title))
+
+
+def train(
+    config: TrainingConfig,
+    split: SplitConfig,
+    *,
+    experiment: str,
+    tracking_uri: str | None = None,
+    data_dir: Path | None = None,
+    announce: Callable[[str], None] = lambda _: None,
+) -> TrialResult:
+    """Train one configuration in this process, tracked as a trial is.
+
+    Raises:
+        DataError: the data cannot be had.
+        SearchError: the training failed; its run holds the traceback.
+        TrackingError: the store cannot be reached.
+    """
+    runtime.load_tensorflow()
+    from fmnist_tracking import tracking
+    from fmnist_tracking.data import load_dataset
+
+    dataset = load_dataset(data_dir)
+    announce(f"Data: {data_facts(dataset).description}, protocol {split.protocol}")
+    with tracking.open_store(tracking_uri, create=True) as store:
+        uri = store.uri
+    task = TrialTask(
+        number=1,
+        name=trial_name(config),
+        config=config,
+        split=split,
+        data_dir=data_dir,
+        data_sha256=dataset.digest,
+        tracking_uri=uri,
+        experiment=experiment,
+        parent=None,
+    )
+    with Progress([config]) as progress:
+        result = run_trial(task, progress)
+    if result.error:
+        raise SearchError(f"The training failed ({result.error}). Its run is {result.run_id}.")
+    return result
+
+
+def _varying(space: SearchSpace) -> tuple[str, ...]:
+    return tuple(axis for axis, values in space.axes.items() if len(values) > 1)
