@@ -167,6 +167,21 @@ def parse_values(name: str, text: str, option: str | None = None) -> tuple[Value
         ) from None
 
 
+def parse_value(name: str, text: str, option: str) -> Value:
+    """Read the one value typed after an option.
+
+    Raises:
+        ConfigError: it is no number, or the field cannot be that.
+    """
+    try:
+        return check_value(name, float(text))
+    except (ValueError, ConfigError):
+        raise ConfigError(
+            f"Expected {option} to be {_singular(describe_range(name))}, got {text!r}. "
+            f"Example: {option} {FIELDS[name].default:g}"
+        ) from None
+
+
 def parse_axis(text: str) -> tuple[str, tuple[Value, ...]]:
     """Read an axis typed as "learning_rate=0.001,0.0003".
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from fmnist_tracking.analysis import Effect
 from fmnist_tracking.results import Evaluation, TrainingResult
 
-# From the palette of M. Okabe and K. Ito, told apart with any colour vision.
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+# Blue and orange of M. Okabe and K. Ito's palette, green and red of P. Tol's: told apart with
+# any colour vision. Right and wrong have a mark too.
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#117733", "#CC3311"
 GREY = "#999999"
 RIGHT, WRONG = "✓", "✗"
 _DPI = 110
@@ -134,7 +135,7 @@ def sample(image: NDArray[np.uint8], label: str, predicted: str, title: str) -> 
 def activations(maps: NDArray[np.float32], title: str) -> Figure:
     """Activation maps, float32 (filters, height, width), all on one colour scale."""
     count = len(maps)
-    columns = min(count, max(4, math.ceil(math.sqrt(count * 1.5))))
+    columns = _columns(count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(1.15 * columns + 1.4, 1.3 * rows + 0.9), layout="constrained")
     figure.suptitle(title)
@@ -147,6 +148,13 @@ def activations(maps: NDArray[np.float32], title: str) -> Figure:
             axes.set_title(f"filter {number + 1}", fontsize=7, pad=2)
     figure.colorbar(drawn, ax=panels, shrink=0.6, label="activation after ReLU (same scale)")
     return figure
+
+
+def _columns(count: int) -> int:
+    """Columns of a grid a little wider than high, with as few empty places as can be."""
+    ideal = math.sqrt(count * 1.5)
+    candidates = range(max(1, math.floor(ideal * 0.7)), math.ceil(ideal * 1.3) + 1)
+    return min(candidates, key=lambda columns: (-count % columns, abs(columns - ideal)))
 
 
 def predictions(

@@ -107,7 +107,7 @@ def _move_all(source: Path, target: Path) -> None:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, subprocess.CalledProcessError):
-        lines = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
+        lines = str(error.stderr).strip().splitlines() or [f"exit status {error.returncode}"]
         return lines[-1]
     if isinstance(error, subprocess.TimeoutExpired):
         return f"no answer within {error.timeout:.0f} s"

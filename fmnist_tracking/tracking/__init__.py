@@ -12,6 +12,7 @@ from fmnist_tracking.tracking.reading import (
 )
 from fmnist_tracking.tracking.recording import (
     DataFacts,
+    choose_experiment,
     close_open_runs,
     fail_trial,
     finish_search,
@@ -30,6 +31,7 @@ __all__ = [
     "Store",
     "TrackedRun",
     "best_trial",
+    "choose_experiment",
     "close_open_runs",
     "download_model",
     "fail_trial",

@@ -125,6 +125,7 @@ def list_runs(store: Store, experiment: str | None = None) -> list[RunSummary]:
 def _summary(store: Store, run: Run, experiments: Mapping[str, str]) -> RunSummary:
     tracked = _tracked(run)
     metrics = run.data.metrics
+    val_accuracy = metrics.get("best_val_accuracy")
     if tracked.role == names.TRAIN:
         points, finished = 1, int(run.info.status == FINISHED)
     elif "finished_points" in metrics:
@@ -132,7 +133,7 @@ def _summary(store: Store, run: Run, experiments: Mapping[str, str]) -> RunSumma
     else:  # still running, or cut off: its trials know
         search = read_search(store, tracked)
         points, finished = len(search.space), len(search.finished)
-        metrics = {"best_val_accuracy": max((_score(t) for t in search.finished), default=None)}
+        val_accuracy = max((t.val_accuracy or 0.0 for t in search.finished), default=None)
     return RunSummary(
         run_id=run.info.run_id,
         role=tracked.role,
@@ -142,12 +143,8 @@ def _summary(store: Store, run: Run, experiments: Mapping[str, str]) -> RunSumma
         started=run.info.start_time,
         points=points,
         finished=finished,
-        val_accuracy=metrics.get("best_val_accuracy"),
+        val_accuracy=val_accuracy,
     )
-
-
-def _score(trial: TrialResult) -> float:
-    return trial.val_accuracy or 0.0
 
 
 def _space(run: Run) -> SearchSpace:

@@ -32,6 +32,16 @@ from fmnist_tracking.tracking.store import Store
 # What is needed to load and serve a logged model, pinned to what trained it.
 MODEL_REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy")
 _MAX_TAG = 500
+_LEADERBOARD_COLUMNS = (
+    "run_id",
+    "name",
+    "status",
+    "val_accuracy",
+    "best_epoch",
+    "train_seconds",
+    "model_parameters",
+    "reused",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,30 +65,38 @@ def adoptable_run(store: Store) -> str | None:
     return None if names.ROLE in store.client.get_run(run_id).data.tags else run_id
 
 
+def choose_experiment(store: Store, name: str) -> str:
+    """The id of the experiment to put runs in: the one `mlflow run` chose, else `name`'s."""
+    adopted = adoptable_run(store)
+    if adopted is not None:
+        return str(store.client.get_run(adopted).info.experiment_id)
+    return store.experiment_id(name)
+
+
 def start_search(
     store: Store,
-    experiment: str,
+    experiment_id: str,
     name: str,
     space: SearchSpace,
     base: TrainingConfig,
     split: SplitConfig,
     data: DataFacts,
-) -> tuple[str, str]:
+) -> str:
     """Open the parent run of a search: a new one, or the one `mlflow run` made.
 
     Returns:
-        The ids of the run and of its experiment.
+        The run's id.
     """
     params = {names.AXIS_PREFIX + axis: json.dumps(v) for axis, v in space.axes.items()}
     params |= {names.BASE_PREFIX + k: v for k, v in dataclasses.asdict(base).items()}
     params |= {names.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(split).items()}
     tags = {names.ROLE: names.SEARCH, **_data_tags(split, data)}
-    return _start(store, experiment, name, params, tags, adopt=adoptable_run(store))
+    return _start(store, experiment_id, name, params, tags, adopt=adoptable_run(store))
 
 
 def start_trial(
     store: Store,
-    experiment: str,
+    experiment_id: str,
     name: str,
     config: TrainingConfig,
     split: SplitConfig,
@@ -102,7 +120,7 @@ def start_trial(
     else:
         tags |= {names.ROLE: names.TRIAL, names.PARENT: parent}
         adopt = None
-    return _start(store, experiment, name, params, tags, adopt=adopt)[0]
+    return _start(store, experiment_id, name, params, tags, adopt=adopt)
 
 
 def _data_tags(split: SplitConfig, data: DataFacts) -> dict[str, str]:
@@ -115,18 +133,16 @@ def _data_tags(split: SplitConfig, data: DataFacts) -> dict[str, str]:
 
 def _start(
     store: Store,
-    experiment: str,
+    experiment_id: str,
     name: str,
     params: Mapping[str, Any],
     tags: Mapping[str, str],
     adopt: str | None,
-) -> tuple[str, str]:
+) -> str:
     client = store.client
     if adopt is None:
         # resolve_tags gives what MLflow itself would: user, source file, git commit.
-        run = client.create_run(
-            store.experiment_id(experiment), tags={**resolve_tags(), **tags}, run_name=name
-        )
+        run = client.create_run(experiment_id, tags={**resolve_tags(), **tags}, run_name=name)
         new_tags: Mapping[str, str] = {}
     else:
         run, new_tags = client.get_run(adopt), tags
@@ -138,7 +154,7 @@ def _start(
         params=[Param(k, v) for k, v in new_params.items()],
         tags=[RunTag(k, v) for k, v in new_tags.items()],
     )
-    return run.info.run_id, run.info.experiment_id
+    return str(run.info.run_id)
 
 
 def log_epoch(store: Store, run_id: str, epoch: EpochMetrics) -> None:
@@ -234,22 +250,15 @@ def finish_search(
 
 def leaderboard_csv(result: SearchResult, ranked: Sequence[Ranked]) -> str:
     """The trials of a search, the best first and those that failed last, as CSV."""
-    text = io.StringIO()
     fields = [f.name for f in dataclasses.fields(TrainingConfig)]
+    failed = [trial for trial in result.trials if trial not in result.finished]
+    text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["rank", "run_id", "name", "status", "val_accuracy", "point_mean", "best_epoch"]
-        + ["train_seconds", "model_parameters", "reused", *fields]
-    )
-    failed = [t for t in result.trials if t not in result.finished]
-    for rank, mean, t in [(r.rank, r.mean, r.trial) for r in ranked] + [
-        ("", "", t) for t in failed
-    ]:
-        writer.writerow(
-            [rank, t.run_id, t.name, t.status, t.val_accuracy, mean, t.best_epoch]
-            + [t.train_seconds, t.model_parameters, t.reused]
-            + [getattr(t.config, f) for f in fields]
-        )
+    writer.writerow(["rank", "point_mean", *_LEADERBOARD_COLUMNS, *fields])
+    rows = [(entry.rank, entry.mean, entry.trial) for entry in ranked]
+    for rank, mean, trial in [*rows, *(("", "", trial) for trial in failed)]:
+        columns = [getattr(trial, name) for name in _LEADERBOARD_COLUMNS]
+        writer.writerow([rank, mean, *columns, *(getattr(trial.config, f) for f in fields)])
     return text.getvalue()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmnist_tracking import runtime
-from fmnist_tracking.analysis import Ranked, rank
+from fmnist_tracking.analysis import rank
 from fmnist_tracking.config import DEFAULT_SAMPLE_SEED
 from fmnist_tracking.errors import DataError, OutputError
 from fmnist_tracking.results import Evaluation, SearchResult, TrialResult

@@ -63,10 +63,9 @@ def search(
         announce(f"Data: {facts.description}, protocol {split.protocol}")
         with tracking.open_store(tracking_uri, create=True) as store:
             name = f"search of {len(space)} points"
-            run_id, experiment_id = tracking.start_search(
-                store, experiment, name, space, base, split, facts
-            )
-            announce(f"Search {run_id} in the experiment {experiment!r} at {store.uri}")
+            experiment_id = tracking.choose_experiment(store, experiment)
+            run_id = tracking.start_search(store, experiment_id, name, space, base, split, facts)
+            announce(f"Search {run_id} at {store.uri}")
             started = int(time.time() * 1000)
 
             def submit(number: int, values: Mapping[str, Value]) -> "Future[TrialResult]":
@@ -79,7 +78,7 @@ def search(
                     data_dir=data_dir,
                     data_sha256=dataset.digest,
                     tracking_uri=store.uri,
-                    experiment=experiment,
+                    experiment_id=experiment_id,
                     parent=run_id,
                 )
                 return pool.submit(run_trial, task)
@@ -145,6 +144,7 @@ def train(
     announce(f"Data: {data_facts(dataset).description}, protocol {split.protocol}")
     with tracking.open_store(tracking_uri, create=True) as store:
         uri = store.uri
+        experiment_id = tracking.choose_experiment(store, experiment)
     task = TrialTask(
         number=1,
         name=trial_name(config),
@@ -153,7 +153,7 @@ def train(
         data_dir=data_dir,
         data_sha256=dataset.digest,
         tracking_uri=uri,
-        experiment=experiment,
+        experiment_id=experiment_id,
         parent=None,
     )
     with Progress([config]) as progress:

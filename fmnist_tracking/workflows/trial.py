@@ -30,7 +30,7 @@ class TrialTask:
         data_dir: where the data is, None for the usual places.
         data_sha256: `Dataset.digest` of the data that must be found there.
         tracking_uri: of the store.
-        experiment: name of the experiment.
+        experiment_id: of the MLflow experiment.
         parent: run id of the search, None for a training of its own.
     """
 
@@ -41,7 +41,7 @@ class TrialTask:
     data_dir: Path | None
     data_sha256: str
     tracking_uri: str
-    experiment: str
+    experiment_id: str
     parent: str | None
 
 
@@ -81,7 +81,7 @@ def run_trial(task: TrialTask, report: "Report") -> TrialResult:
     with tracking.open_store(task.tracking_uri) as store:
         run_id = tracking.start_trial(
             store,
-            task.experiment,
+            task.experiment_id,
             task.name,
             task.config,
             task.split,

@@ -1,0 +1,60 @@
+# Each target sets up what it needs, in the folder .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TRACK := $(BIN)/fmnist-track
+
+.PHONY: help quick full test test-fast lint format ui constraints clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+quick: .venv/installed  ## Set up, search all 12 points in a few minutes, write the report
+	$(TRACK) search --limit 6000 --epochs 5
+	$(TRACK) report --run-id latest
+
+full: .venv/installed  ## Set up, search at full size (12 points, 25 epochs, all images), report
+	$(TRACK) search
+	$(TRACK) report --run-id latest
+
+test: .venv/installed-dev  ## Set up and pass all tests
+	$(BIN)/python -m pytest
+
+test-fast: .venv/installed-dev  ## Set up and pass the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow and not browser"
+
+lint: .venv/installed-dev  ## Style, types and the layers of the design
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/installed-dev  ## Put the code into the common form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: .venv/installed  ## Browse the runs in MLflow's page
+	$(TRACK) ui
+
+constraints: .venv/installed-dev  ## Pin the newest versions that fit together
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \
+		--upgrade --no-header --no-annotate --quiet --output-file .venv/pins
+	{ head -1 constraints.txt; cat .venv/pins; } > .venv/constraints
+	mv .venv/constraints constraints.txt
+
+clean:  ## Remove the environment and the tools' caches; runs and reports stay
+	rm -rf .venv .bootstrap build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Where python3 comes without venv (Debian splits it off), virtualenv does the same.
+$(BIN)/python:
+	$(PYTHON) -m venv .venv || { rm -rf .venv; \
+	$(PYTHON) -m pip install --quiet --target .bootstrap virtualenv && \
+	PYTHONPATH=.bootstrap $(PYTHON) -m virtualenv --quiet .venv; }
+
+.venv/installed: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-dev: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@ .venv/installed

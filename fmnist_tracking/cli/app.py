@@ -1,0 +1,91 @@
+"""The `fmnist-track` program: its commands, and errors as lines with an exit status."""
+
+import functools
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn, ParamSpec
+
+import typer
+
+from fmnist_tracking import __version__
+from fmnist_tracking.cli.printing import say
+from fmnist_tracking.errors import FmnistTrackingError, Terminated
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def command(*, example: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Register a function as a command whose errors are lines, not tracebacks."""
+
+    def register(function: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                function(*args, **kwargs)
+            except FmnistTrackingError as error:
+                _fail(f"Error: {error}", error.exit_status)
+            except Terminated:
+                _fail("Stopped by SIGTERM; what was running is closed as KILLED.", 143)
+            except KeyboardInterrupt:
+                _fail("Interrupted; what was running is closed as KILLED.", 130)
+
+        app.command(epilog=f"Example: {example}")(run)
+        return run
+
+    return register
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    say(message)
+    raise typer.Exit(status)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+) -> None:
+    """A grid search on Fashion-MNIST in which every point is a tracked experiment.
+
+    Start with `fmnist-track search --limit 6000 --epochs 3`, then
+    `fmnist-track report --run-id latest`.
+    """
+    if version:
+        print(__version__)
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main() -> None:
+    """Run the command line; exit with 0, 1 (an error), 2 (wrong usage), 130 or 143 (stopped)."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fmnist_tracking").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status = app(standalone_mode=False)
+    except typer.exceptions.TyperException as error:
+        say(f"Error: {error.format_message()} See `{_program(sys.argv)} --help`.")
+        status = error.exit_code
+    except FmnistTrackingError as error:  # from reading an option
+        say(f"Error: {error}")
+        status = error.exit_status
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
+def _program(arguments: list[str]) -> str:
+    """What was called, as far as it is a command: "fmnist-track search"."""
+    commands = [info.callback.__name__ for info in app.registered_commands if info.callback]
+    return " ".join(["fmnist-track", *(a for a in arguments[1:2] if a in commands)])

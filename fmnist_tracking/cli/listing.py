@@ -1,0 +1,66 @@
+"""The commands that list: `runs` and `best`."""
+
+from datetime import datetime
+
+import typer
+
+from fmnist_tracking.cli import options
+from fmnist_tracking.cli.app import command
+from fmnist_tracking.cli.printing import (
+    new_table,
+    out,
+    print_json,
+    print_trial,
+    print_trials,
+    share,
+)
+
+
+@command(example="fmnist-track runs --run-id latest")
+def runs(
+    run_id: str | None = typer.Option(
+        None, "--run-id", metavar="ID", help="List the trials of this search instead."
+    ),
+    experiment: str | None = options.IN_EXPERIMENT,
+    tracking_uri: str | None = options.TRACKING_URI,
+    as_json: bool = options.JSON,
+) -> None:
+    """List searches and single trainings; with --run-id, the trials of one search."""
+    from fmnist_tracking.workflows import listing
+
+    if run_id is not None:
+        result = listing.trials(run_id, experiment=experiment, tracking_uri=tracking_uri)
+        print_trials(result, as_json=as_json)
+        return
+    found = listing.runs(experiment=experiment, tracking_uri=tracking_uri)
+    if as_json:
+        print_json([summary.to_json() for summary in found])
+        return
+    table = new_table(
+        "run id", "what", "experiment", "status", "started", "points", "best val. acc."
+    )
+    for run in found:
+        table.add_row(
+            run.run_id[:8],
+            run.name,
+            run.experiment,
+            run.status,
+            f"{datetime.fromtimestamp(run.started / 1000):%Y-%m-%d %H:%M}",
+            f"{run.finished}/{run.points}",
+            share(run.val_accuracy),
+        )
+    out.print(table)
+
+
+@command(example="fmnist-track best --json")
+def best(
+    run_id: str = typer.Option("best", "--run-id", metavar="ID", help=options.RUN_ID_HELP),
+    experiment: str | None = options.IN_EXPERIMENT,
+    tracking_uri: str | None = options.TRACKING_URI,
+    as_json: bool = options.JSON,
+) -> None:
+    """Show the best trial of a search, by validation accuracy; by default of the latest."""
+    from fmnist_tracking.workflows import listing
+
+    trial = listing.best(run_id, experiment=experiment, tracking_uri=tracking_uri)
+    print_trial(trial, as_json=as_json)

@@ -1,0 +1,130 @@
+"""Options that several commands share. Defaults and words come from `config`."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from fmnist_tracking.config import (
+    COURSEWORK_GRID,
+    DEFAULT_EXPERIMENT,
+    DEFAULT_SAMPLE_SEED,
+    FIELDS,
+    SplitConfig,
+    flag,
+    parse_value,
+)
+from fmnist_tracking.errors import ConfigError
+
+
+def axis_option(name: str, option: str) -> Any:
+    """An option that lists the values of one axis of the grid."""
+    values = ",".join(f"{value:g}" for value in COURSEWORK_GRID[name])
+    return typer.Option(
+        None,
+        option,
+        metavar="N,N,…",
+        help=f"Values to try: {FIELDS[name].metadata['about']}. Default: {values}.",
+        rich_help_panel="Grid",
+    )
+
+
+def field_option(name: str) -> Any:
+    """An option for one field of `TrainingConfig`, with its default and its words from there."""
+    about = FIELDS[name].metadata["about"]
+    return typer.Option(
+        FIELDS[name].default,
+        flag(name),
+        metavar="N",
+        parser=lambda text: parse_value(name, str(text), flag(name)),
+        help=about[0].upper() + about[1:] + ".",
+        rich_help_panel="Training",
+    )
+
+
+def whole_option(default: int | None, option: str, minimum: int, **settings: Any) -> Any:
+    """An option that takes a whole number of at least `minimum`; empty, it is not given."""
+
+    def parse(text: object) -> int | None:
+        if text == "":
+            return default
+        try:
+            number = int(str(text))
+        except ValueError:
+            number = minimum - 1
+        if number < minimum:
+            raise ConfigError(
+                f"Expected {option} to be a whole number of at least {minimum}, got {text!r}."
+            )
+        return number
+
+    return typer.Option(default, option, metavar="N", parser=parse, **settings)
+
+
+def path_option(option: str, metavar: str, about: str, panel: str | None = None) -> Any:
+    """An option that takes a path; empty, as `mlflow run` gives it, it is not given."""
+    return typer.Option(
+        None,
+        option,
+        metavar=metavar,
+        parser=lambda text: Path(text) if str(text) else None,
+        help=about,
+        rich_help_panel=panel,
+    )
+
+
+PROTOCOL = typer.Option(
+    SplitConfig().protocol,
+    "--protocol",
+    help="canonical: the data set's own 10,000 test images stay sealed. coursework: all 70,000 "
+    "are pooled and a fifth is for testing.",
+    rich_help_panel="Data",
+)
+LIMIT = whole_option(
+    None,
+    "--limit",
+    1,
+    help="Use N images for training and validation together, and at most N for testing. "
+    "For trying things out.",
+    rich_help_panel="Data",
+)
+DATA_DIR = path_option(
+    "--data-dir",
+    "DIR",
+    "Folder with the four IDX files. Default: FMNIST_DATA_DIR, else the system's copy, else "
+    "the user's cache, filled from the network.",
+    "Data",
+)
+EXPERIMENT = typer.Option(
+    DEFAULT_EXPERIMENT,
+    "--experiment",
+    envvar="MLFLOW_EXPERIMENT_NAME",
+    help="MLflow experiment to put the runs in.",
+    rich_help_panel="Tracking",
+)
+IN_EXPERIMENT = typer.Option(
+    None,
+    "--experiment",
+    envvar="MLFLOW_EXPERIMENT_NAME",
+    help="MLflow experiment to look in. Default: all of them.",
+    rich_help_panel="Tracking",
+)
+TRACKING_URI = typer.Option(
+    None,
+    "--tracking-uri",
+    metavar="URI",
+    help="MLflow store. Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this folder.",
+    rich_help_panel="Tracking",
+)
+RUN_ID_HELP = "A run id, its first characters, `latest`, or `best` (of the latest search)."
+RUN_ID = typer.Option(..., "--run-id", metavar="ID", help=RUN_ID_HELP)
+OUTPUT_DIR = path_option(
+    "--output-dir", "DIR", "Where the files go. Default: reports/ and the run's first characters."
+)
+SAMPLE_SEED = whole_option(
+    DEFAULT_SAMPLE_SEED,
+    "--seed",
+    0,
+    help="Chooses the sample images; the same seed, the same ones.",
+)
+JSON = typer.Option(False, "--json", help="Print one JSON object to standard output.")

@@ -1,0 +1,80 @@
+"""Results to standard output, words for a person to standard error."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fmnist_tracking.results import SearchResult, TrialResult
+
+# Wide enough that no column is cut where the output goes to a file or another program.
+_UNLIMITED = 10_000
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED)
+_err = Console(stderr=True, highlight=False)
+
+
+def say(line: str) -> None:
+    """A line for a person, beside the results."""
+    _err.print(line, soft_wrap=True, markup=False)
+
+
+def print_trials(result: SearchResult, *, as_json: bool) -> None:
+    """A search's leaderboard, and last its run id."""
+    from fmnist_tracking.workflows import listing
+
+    ordered = listing.ordered(result)
+    winner = ordered[0][1] if result.finished else None
+    if as_json:
+        print_json(result.to_json(winner))
+        return
+    varying = [axis for axis, values in result.space.axes.items() if len(values) > 1]
+    table = new_table("rank", "run id", *varying, "status", "val. acc.", "best epoch", "seconds")
+    for rank, trial in ordered:
+        table.add_row(
+            str(rank or ""),
+            trial.run_id[:8],
+            *(f"{getattr(trial.config, axis):g}" for axis in varying),
+            trial.status,
+            share(trial.val_accuracy),
+            str(trial.best_epoch or ""),
+            "" if trial.train_seconds is None else f"{trial.train_seconds:.1f}",
+        )
+    out.print(table)
+    out.print(f"search {result.run_id}", soft_wrap=True)
+
+
+def print_trial(trial: TrialResult, *, as_json: bool) -> None:
+    """One trial: how it came out, and its settings."""
+    if as_json:
+        print_json(trial.to_json())
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("run id", trial.run_id)
+    table.add_row("status", trial.status)
+    table.add_row("validation accuracy", share(trial.val_accuracy))
+    table.add_row("best epoch", str(trial.best_epoch or ""))
+    for name, value in asdict(trial.config).items():
+        table.add_row(name, f"{value:g}")
+    out.print(table)
+
+
+def new_table(*columns: str) -> Table:
+    """An empty table with these headings, for `out` to print."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def share(value: float | None) -> str:
+    """A share, 0 to 1, to four digits; nothing for None."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def print_json(content: Any) -> None:
+    """One line of JSON."""
+    print(json.dumps(content))

@@ -1,0 +1,166 @@
+"""The commands that train: `search` and `train`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from fmnist_tracking.cli import options
+from fmnist_tracking.cli.app import command
+from fmnist_tracking.cli.printing import print_trial, print_trials, say
+from fmnist_tracking.config import (
+    SearchSpace,
+    SplitConfig,
+    TrainingConfig,
+    Value,
+    load_space,
+    parse_axis,
+    parse_values,
+)
+from fmnist_tracking.errors import ConfigError, SearchError
+
+
+@command(example="fmnist-track search --limit 6000 --epochs 3")
+def search(
+    filters: str | None = options.axis_option("filters", "--filters"),
+    strides: str | None = options.axis_option("strides", "--strides"),
+    kernel_sizes: str | None = options.axis_option("kernel_size", "--kernel-sizes"),
+    hidden_units: str | None = options.axis_option("hidden_units", "--hidden-units"),
+    axis: list[str] = typer.Option(
+        [],
+        "--axis",
+        metavar="NAME=N,N,…",
+        help="A further axis: any other setting of the training, such as "
+        "learning_rate=0.001,0.0003. Several at once are separated by a semicolon.",
+        rich_help_panel="Grid",
+    ),
+    space: Path | None = options.path_option(
+        "--space",
+        "FILE",
+        "YAML file with the grid, a list of values for each setting; it takes the place of "
+        "the default grid, and the options above add to it.",
+        "Grid",
+    ),
+    repeats: int = options.whole_option(
+        1,
+        "--repeats",
+        1,
+        help="Train each point N times, with the seeds SEED, SEED+1, …; points are ranked by "
+        "their mean.",
+        rich_help_panel="Grid",
+    ),
+    epochs: int = options.field_option("epochs"),
+    batch_size: int = options.field_option("batch_size"),
+    seed: int = options.field_option("seed"),
+    patience: int = options.field_option("patience"),
+    workers: int = options.whole_option(
+        1, "--workers", 1, help="Trials that run at once, each in its own process."
+    ),
+    protocol: str = options.PROTOCOL,
+    limit: int | None = options.LIMIT,
+    data_dir: Path | None = options.DATA_DIR,
+    experiment: str = options.EXPERIMENT,
+    tracking_uri: str | None = options.TRACKING_URI,
+    as_json: bool = options.JSON,
+) -> None:
+    """Explore a grid: train every point, each as a tracked run of its own.
+
+    Without options, the grid of the coursework: 12 points, 25 epochs, all images. Points are
+    compared by the validation accuracy of their best epoch; the test images stay sealed.
+    """
+    from fmnist_tracking.workflows.search import search as run_search
+
+    texts = {
+        "filters": filters,
+        "strides": strides,
+        "kernel_size": kernel_sizes,
+        "hidden_units": hidden_units,
+    }
+    result = run_search(
+        _space(space, texts, axis, repeats, seed),
+        TrainingConfig(epochs=epochs, batch_size=batch_size, seed=seed, patience=patience),
+        _split(protocol, seed, limit),
+        workers=workers,
+        experiment=experiment,
+        tracking_uri=tracking_uri,
+        data_dir=data_dir,
+        announce=say,
+    )
+    print_trials(result, as_json=as_json)
+    failed = len(result.space) - len(result.finished)
+    if failed:
+        raise SearchError(
+            f"{failed} of {len(result.space)} points failed. Their runs hold the traceback, as "
+            f"the artifact traceback.txt; `fmnist-track runs --run-id {result.run_id[:8]}` lists "
+            "them."
+        )
+    say(f"Next: fmnist-track report --run-id {result.run_id[:8]}    or: fmnist-track ui")
+
+
+@command(example="fmnist-track train --filters 48 --kernel-size 3 --epochs 5")
+def train(
+    filters: int = options.field_option("filters"),
+    kernel_size: int = options.field_option("kernel_size"),
+    strides: int = options.field_option("strides"),
+    hidden_units: int = options.field_option("hidden_units"),
+    dropout: float = options.field_option("dropout"),
+    learning_rate: float = options.field_option("learning_rate"),
+    batch_size: int = options.field_option("batch_size"),
+    epochs: int = options.field_option("epochs"),
+    seed: int = options.field_option("seed"),
+    patience: int = options.field_option("patience"),
+    protocol: str = options.PROTOCOL,
+    limit: int | None = options.LIMIT,
+    data_dir: Path | None = options.DATA_DIR,
+    experiment: str = options.EXPERIMENT,
+    tracking_uri: str | None = options.TRACKING_URI,
+    as_json: bool = options.JSON,
+) -> None:
+    """Train one configuration, tracked in the same way as a search's trial."""
+    from fmnist_tracking.workflows.search import train as run_train
+
+    result = run_train(
+        TrainingConfig(
+            filters=filters,
+            kernel_size=kernel_size,
+            strides=strides,
+            hidden_units=hidden_units,
+            dropout=dropout,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            epochs=epochs,
+            seed=seed,
+            patience=patience,
+        ),
+        _split(protocol, seed, limit),
+        experiment=experiment,
+        tracking_uri=tracking_uri,
+        data_dir=data_dir,
+        announce=say,
+    )
+    print_trial(result, as_json=as_json)
+    say(f"Next: fmnist-track report --run-id {result.run_id[:8]}")
+
+
+def _space(
+    file: Path | None, texts: dict[str, str | None], axes: Sequence[str], repeats: int, seed: int
+) -> SearchSpace:
+    """The grid that the options of `search` describe."""
+    space = SearchSpace() if file is None else load_space(file)
+    given: dict[str, tuple[Value, ...]] = {
+        name: parse_values(name, text) for name, text in texts.items() if text is not None
+    }
+    for text in [part for text in axes for part in text.split(";") if part.strip()]:
+        name, values = parse_axis(text)
+        if name in given:
+            raise ConfigError(f"The axis {name} was given twice. Give all its values at once.")
+        given[name] = values
+    if repeats > 1:
+        if "seed" in given or "seed" in space.axes:
+            raise ConfigError("Expected either --repeats or an axis seed, got both.")
+        given["seed"] = tuple(range(seed, seed + repeats))
+    return space.with_axes(given)
+
+
+def _split(protocol: str, seed: int, limit: int | None) -> SplitConfig:
+    return SplitConfig(protocol=protocol, seed=seed, limit=limit)  # type: ignore[arg-type]
