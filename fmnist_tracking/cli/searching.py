@@ -150,7 +150,7 @@ def _space(
     given: dict[str, tuple[Value, ...]] = {
         name: parse_values(name, text) for name, text in texts.items() if text is not None
     }
-    for text in [part for text in axes for part in text.split(";") if part.strip()]:
+    for text in [part for option in axes for part in option.split(";") if part.strip()]:
         name, values = parse_axis(text)
         if name in given:
             raise ConfigError(f"The axis {name} was given twice. Give all its values at once.")
