@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_tracking.errors import TrackingError
 
@@ -70,8 +71,8 @@ def open_store(uri: str | None = None, *, create: bool = False) -> Iterator[Stor
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)  # creates or upgrades the tables
         yield Store(uri=uri, client=client)
-    except MlflowException as error:
-        raise TrackingError(f"MLflow refused at {_public(uri)}: {_first_line(error)}") from error
+    except (MlflowException, SQLAlchemyError) as error:
+        raise TrackingError(f"MLflow failed at {_public(uri)}: {_first_line(error)}") from error
 
 
 def _require_reachable(uri: str, *, create: bool) -> None:

@@ -1,0 +1,111 @@
+"""What several tests share: the real images, a real store, small configurations."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmnist_tracking import runtime
+from fmnist_tracking.config import SplitConfig, TrainingConfig
+from fmnist_tracking.data import Dataset, DataSplit, idx, load_dataset, split_dataset
+from fmnist_tracking.tracking import Store, open_store
+
+SMALL = TrainingConfig(filters=4, strides=2, hidden_units=8, epochs=2)
+SMALL_SPLIT = SplitConfig(limit=600)
+CLEAN = ("MLFLOW_", "FMNIST_")
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_tensorflow() -> None:
+    runtime.load_tensorflow()
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path
+) -> Iterator[None]:
+    """No test sees the settings, the store or the folder of whoever runs the tests."""
+    for name in os.environ:
+        if name.startswith(CLEAN):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("FMNIST_CACHE_DIR", str(cache))
+    monkeypatch.chdir(tmp_path)
+    yield
+    import mlflow
+
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture(scope="session")
+def dataset(cache: Path) -> Dataset:
+    """The real Fashion-MNIST, from wherever this machine has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("FMNIST_DATA_DIR", raising=False)
+        patch.setenv("FMNIST_CACHE_DIR", str(cache))
+        return load_dataset()
+
+
+@pytest.fixture(scope="session")
+def split(dataset: Dataset) -> DataSplit:
+    """500 training and 100 validation images."""
+    return split_dataset(dataset, SMALL_SPLIT)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A new SQLite store, as a first search in an empty folder makes it."""
+    with open_store(create=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def command(tmp_path: Path, cache: Path) -> Run:
+    """Runs `fmnist-track` as a person does, in a process of its own, in an empty folder."""
+
+    def run(
+        *arguments: str, timeout: float = 180, **variables: str
+    ) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "fmnist_tracking", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "FMNIST_CACHE_DIR": str(cache), **variables},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+@pytest.fixture
+def other_data(tmp_path: Path) -> Path:
+    """A folder in the right format that is not Fashion-MNIST: plain files of noise."""
+    folder = tmp_path / "other-data"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for part, shape in idx.FILES.items():
+        most = 256 if len(shape) > 1 else 10
+        content = random.integers(0, most, shape, dtype=np.uint8).tobytes()
+        (folder / idx.file_name(part)).write_bytes(idx.header(shape) + content)
+    return folder
+
+
+@pytest.fixture
+def real_copy(tmp_path: Path, dataset: Dataset) -> Path:
+    """A copy of the real files, for a test to damage."""
+    folder = tmp_path / "copy"
+    shutil.copytree(dataset.source, folder)
+    return folder

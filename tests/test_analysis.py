@@ -1,0 +1,69 @@
+import itertools
+
+import pytest
+
+from fmnist_tracking.analysis import best, effects, rank
+from fmnist_tracking.config import SearchSpace, TrainingConfig
+from test_results import trial
+
+
+def config(**values: float) -> TrainingConfig:
+    return TrainingConfig(**values)  # type: ignore[arg-type]
+
+
+def test_rank_puts_the_best_first() -> None:
+    trials = [trial("a", 0.7, config=config(filters=1)), trial("b", 0.9, config=config(filters=2))]
+    ranked = rank(trials)
+    assert [(r.rank, r.trial.run_id, r.mean, r.spread) for r in ranked] == [
+        (1, "b", 0.9, None),
+        (2, "a", 0.7, None),
+    ]
+
+
+def test_a_lucky_seed_does_not_win() -> None:
+    trials = [
+        trial("lucky", 0.95, config=config(filters=1, seed=0)),
+        trial("unlucky", 0.75, config=config(filters=1, seed=1)),
+        trial("steady", 0.89, config=config(filters=2, seed=0)),
+        trial("steadier", 0.91, config=config(filters=2, seed=1)),
+    ]
+    ranked = rank(trials)
+    assert [r.trial.run_id for r in ranked] == ["steadier", "steady", "lucky", "unlucky"]
+    assert [r.rank for r in ranked] == [1, 1, 2, 2]
+    assert ranked[0].mean == pytest.approx(0.90)
+    assert ranked[2].spread == pytest.approx(0.1414, abs=1e-4)
+    winner = best(trials)
+    assert winner is not None
+    assert winner.run_id == "steadier"
+
+
+def test_no_trials_no_best() -> None:
+    assert best([]) is None
+
+
+def test_equal_points_keep_their_order() -> None:
+    trials = [trial(name, 0.5, config=config(filters=n)) for n, name in enumerate("abc", start=1)]
+    assert [r.trial.run_id for r in rank(trials)] == ["a", "b", "c"]
+
+
+def test_effects_of_a_grid_by_hand() -> None:
+    space = SearchSpace(axes={"filters": (1, 2), "strides": (1, 2), "hidden_units": (64,)})
+    scores = {(1, 1): 0.6, (1, 2): 0.5, (2, 1): 0.8, (2, 2): 0.7}
+    trials = [
+        trial(f"{f}{s}", scores[f, s], config=config(filters=f, strides=s))
+        for f, s in itertools.product((1, 2), (1, 2))
+    ]
+    filters, strides = effects(space, trials)  # an axis with one value has no effect
+    assert (filters.axis, filters.values) == ("filters", (1, 2))
+    assert filters.means == pytest.approx((0.55, 0.75))
+    assert set(filters.lines) == {(0.6, 0.8), (0.5, 0.7)}
+    assert strides.means == pytest.approx((0.7, 0.6))
+
+
+def test_effects_with_a_point_missing() -> None:
+    space = SearchSpace(axes={"filters": (1, 2)})
+    (effect,) = effects(space, [trial("a", 0.6, config=config(filters=2))])
+    assert effect.means == (None, 0.6)
+    assert effect.lines == ((None, 0.6),)
+    (nothing,) = effects(space, [])
+    assert nothing.means == (None, None)

@@ -1,0 +1,212 @@
+import dataclasses
+import math
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fmnist_tracking import config
+from fmnist_tracking.config import (
+    COURSEWORK_GRID,
+    FIELDS,
+    SearchSpace,
+    SplitConfig,
+    TrainingConfig,
+    feature_map_sizes,
+    load_space,
+    multiply_adds,
+    parse_axis,
+    parse_value,
+    parse_values,
+)
+from fmnist_tracking.errors import ConfigError
+
+
+def test_coursework_grid_has_3_filter_counts_2_strides_2_kernels() -> None:
+    points = SearchSpace().points(TrainingConfig())
+    assert len(SearchSpace()) == len(points) == 3 * 2 * 2
+    assert {p.hidden_units for p in points} == {64}
+    assert points[0] == TrainingConfig(filters=12, strides=1, kernel_size=3)
+    assert points[1] == TrainingConfig(filters=12, strides=1, kernel_size=4)  # last axis fastest
+    assert TrainingConfig().epochs == 25
+
+
+def test_sizes_of_the_best_coursework_point() -> None:
+    # 28 -> 26 (3x3 kernel) -> 13 (pooling) -> 11 -> 5
+    assert feature_map_sizes(TrainingConfig()) == {
+        "conv1": 26,
+        "pool1": 13,
+        "conv2": 11,
+        "pool2": 5,
+    }
+
+
+def test_multiply_adds_by_hand() -> None:
+    by_hand = 26 * 26 * 48 * 9 + 11 * 11 * 48 * 9 * 48 + 5 * 5 * 48 * 64 + 64 * 10
+    assert multiply_adds(TrainingConfig()) == by_hand
+
+
+@pytest.mark.parametrize(
+    ("values", "layer"),
+    [
+        ({"kernel_size": 30}, "conv1"),
+        ({"kernel_size": 28}, "pool1"),
+        ({"kernel_size": 20}, "conv2"),
+        ({"kernel_size": 13, "strides": 1}, "conv2"),
+        ({"kernel_size": 4, "strides": 3}, "pool2"),
+    ],
+)
+def test_vanishing_feature_map_names_the_layer(values: dict[str, int], layer: str) -> None:
+    with pytest.raises(ConfigError, match=f"layer {layer}:"):
+        TrainingConfig(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("filters", 0),
+        ("filters", 2.5),
+        ("filters", True),
+        ("filters", "12"),
+        ("strides", -1),
+        ("dropout", 1.0),
+        ("dropout", -0.1),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.nan),
+        ("learning_rate", math.inf),
+        ("epochs", 0),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("batch_size", 0),
+    ],
+)
+def test_values_out_of_range_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"Expected {name} to be .*got {re.escape(repr(value))}"):
+        TrainingConfig(**{name: value})  # type: ignore[arg-type]
+
+
+def test_every_field_has_words_and_a_range() -> None:
+    for name, field in FIELDS.items():
+        assert field.metadata["about"], name
+        assert re.match(r"(whole )?numbers (of at least|above) ", config.describe_range(name)), name
+
+
+@pytest.mark.parametrize("text", ["abc", "", "2,x", "1,,2", "0", "1.5"])
+def test_bad_list_is_quoted_with_an_example(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_values("strides", text)
+    assert str(caught.value) == (
+        f"Expected --strides to list whole numbers of at least 1, got {text!r}. "
+        "Example: --strides 1,2"
+    )
+
+
+@given(st.lists(st.integers(1, 500), min_size=1))
+def test_lists_of_whole_numbers_are_read_back(numbers: list[int]) -> None:
+    assert parse_values("filters", ",".join(map(str, numbers))) == tuple(numbers)
+
+
+def test_any_field_can_be_an_axis() -> None:
+    for name, field in FIELDS.items():
+        assert parse_axis(f"{name}={field.default}") == (name, (field.default,))
+        SearchSpace(axes={name: (field.default,)})
+    assert parse_axis("learning-rate=0.001,1e-4") == ("learning_rate", (0.001, 0.0001))
+
+
+@pytest.mark.parametrize("text", ["learning_rate", "=1", "nonsense=1", "dropout=2"])
+def test_bad_axis_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_axis(text)
+
+
+def test_one_value_names_its_option() -> None:
+    assert parse_value("epochs", "3", "--epochs") == 3
+    with pytest.raises(ConfigError, match="Expected --epochs to be a whole number of at least 1"):
+        parse_value("epochs", "0", "--epochs")
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        ({}, "at least one axis"),
+        ({"filters": ()}, "at least one value"),
+        ({"filters": (3, 3)}, "more than once"),
+        ({"filter": (3,)}, "no setting called 'filter'"),
+    ],
+)
+def test_bad_grids_are_refused(axes: dict[str, tuple[int, ...]], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        SearchSpace(axes=axes)
+
+
+axis_values = st.fixed_dictionaries(
+    {},
+    optional={
+        "filters": st.lists(st.integers(1, 64), min_size=1, max_size=4, unique=True),
+        "kernel_size": st.lists(st.integers(1, 5), min_size=1, max_size=3, unique=True),
+        "dropout": st.lists(st.floats(0, 0.9), min_size=1, max_size=3, unique=True),
+        "seed": st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),
+    },
+).filter(bool)
+
+
+@given(axis_values)
+def test_a_grid_holds_each_combination_once(axes: dict[str, list[float]]) -> None:
+    space = SearchSpace(axes={name: tuple(values) for name, values in axes.items()})
+    points = space.points(TrainingConfig())
+    assert len(points) == len(set(points)) == math.prod(map(len, axes.values()))
+
+
+def test_with_axes_adds_and_replaces() -> None:
+    space = SearchSpace().with_axes({"filters": (8,), "dropout": (0.1, 0.2)})
+    assert space.axes["filters"] == (8,)
+    assert space.axes["strides"] == COURSEWORK_GRID["strides"]
+    assert len(space) == 1 * 2 * 2 * 1 * 2
+
+
+def test_grid_file(tmp_path: Path) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text("filters: [8, 16]\nlearning_rate: 0.01\n")
+    assert load_space(file).axes == {"filters": (8, 16), "learning_rate": (0.01,)}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("filters: [1", "is not YAML"),
+        ("- 1", "is not a mapping"),
+        ("filters: [a]", "In the grid file .*Expected filters"),
+        ("{}", "at least one axis"),
+    ],
+)
+def test_bad_grid_file(tmp_path: Path, content: str, words: str) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        load_space(file)
+
+
+def test_missing_grid_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Cannot read the grid file .*No such file"):
+        load_space(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("limit", [0, 59, 60_001])
+def test_limit_must_leave_room_for_every_class(limit: int) -> None:
+    with pytest.raises(ConfigError, match="Expected --limit to be from 60"):
+        SplitConfig(limit=limit)
+
+
+def test_protocols_differ_in_the_most_images() -> None:
+    assert SplitConfig(protocol="canonical", limit=60_000).limit == 60_000
+    with pytest.raises(ConfigError, match="56000"):
+        SplitConfig(protocol="coursework", limit=60_000)
+    with pytest.raises(ConfigError, match="canonical or coursework"):
+        SplitConfig(protocol="other")  # type: ignore[arg-type]
+
+
+def test_records_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainingConfig().epochs = 3  # type: ignore[misc]

@@ -1,0 +1,124 @@
+import io
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from fmnist_tracking import plots
+from fmnist_tracking.analysis import Effect
+from fmnist_tracking.config import CLASS_NAMES
+from fmnist_tracking.data import DataSplit
+from fmnist_tracking.evaluation import evaluate
+from test_results import training
+
+
+def title(figure: Figure) -> str:
+    return figure.get_suptitle()
+
+
+def shown(figure: Figure) -> list[str]:
+    """The titles of the panels that can be seen."""
+    return [axes.get_title() for axes in figure.axes if axes.get_visible() and axes.get_title()]
+
+
+def test_png_is_a_picture_and_the_same_for_the_same_numbers() -> None:
+    first, again = (plots.png(plots.learning_curves(training(0.5, 0.6), "t")) for _ in range(2))
+    assert first.startswith(b"\x89PNG")
+    assert first == again
+    assert plots.png(plots.learning_curves(training(0.5, 0.7), "t")) != first
+
+
+def test_learning_curves_show_every_epoch_and_the_best() -> None:
+    result = training(0.5, 0.8, 0.7)
+    figure = plots.learning_curves(result, "Curves of f48")
+    assert title(figure) == "Curves of f48"
+    loss, accuracy = figure.axes
+    train_line, validation_line, best_line = accuracy.get_lines()
+    assert list(validation_line.get_xdata()) == [1, 2, 3]
+    assert list(validation_line.get_ydata()) == [0.5, 0.8, 0.7]
+    assert list(train_line.get_ydata()) == [0.5, 0.5, 0.5]
+    assert best_line.get_label() == "best epoch, 2"
+    assert list(loss.get_lines()[0].get_ydata()) == [e.loss for e in result.epochs]
+    assert (loss.get_xlabel(), loss.get_ylabel()) == ("epoch", "loss (nats)")
+
+
+def test_grid_has_a_panel_for_each_axis_and_one_star() -> None:
+    effects = [
+        Effect(axis="filters", values=(12, 36), means=(0.6, 0.7), lines=((0.5, 0.8), (0.7, 0.6))),
+        Effect(axis="strides", values=(1, 2), means=(0.65, None), lines=((0.8, None), (0.5, None))),
+    ]
+    figure = plots.grid(effects, "A grid")
+    assert [axes.get_xlabel() for axes in figure.axes] == ["filters", "strides"]
+    for axes, effect in zip(figure.axes, effects, strict=True):
+        lines = {line.get_label(): line for line in axes.get_lines()}
+        np.testing.assert_array_equal(
+            np.asarray(lines["mean"].get_ydata(), float), np.array(effect.means, float)
+        )
+        assert [t.get_text() for t in axes.get_xticklabels()] == [f"{v}" for v in effect.values]
+        assert lines["best trial, 80.00%"].get_ydata()[0] == 0.8
+    assert figure.axes[0].get_lines()[-1].get_xdata()[0] == 1  # 0.8 was with the second value
+
+
+def test_grid_with_nothing_to_compare_says_so() -> None:
+    figure = plots.grid([], "A grid")
+    assert "single value" in figure.texts[-1].get_text()
+
+
+@pytest.mark.parametrize("count", [1, 5, 12, 36, 48])
+def test_activations_have_a_map_for_each_filter_on_one_scale(count: int) -> None:
+    maps = np.random.default_rng(0).random((count, 26, 26), dtype=np.float32)
+    figure = plots.activations(maps, "maps")
+    assert shown(figure) == [f"filter {n}" for n in range(1, count + 1)]
+    images = [axes.images[0] for axes in figure.axes if axes.get_title()]
+    for number, image in enumerate(images):
+        np.testing.assert_array_equal(image.get_array(), maps[number])
+        assert image.get_clim() == (0, pytest.approx(float(maps.max())))
+
+
+def test_activations_of_a_dead_layer_can_be_drawn() -> None:
+    assert plots.png(plots.activations(np.zeros((4, 13, 13), np.float32), "dead"))
+
+
+@pytest.mark.parametrize("count", [12, 36, 48])
+def test_the_coursework_s_filter_counts_fill_their_rows(count: int) -> None:
+    assert count % plots._columns(count) == 0
+
+
+def test_predictions_are_green_and_ticked_or_red_and_corrected(split: DataSplit) -> None:
+    labels = np.array([0, 6], dtype=np.uint8)
+    probabilities = np.full((2, 10), 0.02, np.float32)
+    probabilities[:, 0] = 0.82
+    figure = plots.predictions(split.train_images[:2], labels, probabilities, CLASS_NAMES, "P")
+    right, wrong = (axes for axes in figure.axes if axes.get_visible())
+    assert right.get_title() == "✓ Top (82%)"
+    assert wrong.get_title() == "✗ Top (82%)\ntrue: Shirt"
+    assert right.title.get_color() == plots.GREEN
+    assert wrong.title.get_color() == plots.RED
+    assert title(figure) == "P\n1 of these 2 test images classified rightly"
+
+
+def test_confusion_matrix_shows_the_counts() -> None:
+    labels = np.array([0, 0, 1], dtype=np.uint8)
+    probabilities = np.eye(10, dtype=np.float32)[[0, 1, 1]]
+    figure = plots.confusion_matrix(evaluate(labels, probabilities, CLASS_NAMES), "C")
+    axes = figure.axes[0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == list(CLASS_NAMES)
+    assert {(t.get_position(), t.get_text()) for t in axes.texts} == {
+        ((0, 0), "1"),
+        ((1, 0), "1"),
+        ((1, 1), "1"),
+    }
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
+
+
+def test_sample_names_truth_and_guess(split: DataSplit) -> None:
+    figure = plots.sample(split.train_images[0], "Bag", "Top", "S")
+    assert shown(figure)[0] == "true class: Bag\npredicted: Top"
+    np.testing.assert_array_equal(
+        figure.axes[0].images[0].get_array(), split.train_images[0][..., 0]
+    )
+
+
+def test_every_figure_can_be_written() -> None:
+    content = io.BytesIO(plots.png(plots.grid([], "t")))
+    assert content.read(4) == b"\x89PNG"

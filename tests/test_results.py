@@ -1,0 +1,96 @@
+import json
+
+from fmnist_tracking.config import SearchSpace, TrainingConfig
+from fmnist_tracking.results import EpochMetrics, SearchResult, TrainingResult, TrialResult
+
+
+def epoch(number: int, val_accuracy: float) -> EpochMetrics:
+    return EpochMetrics(
+        epoch=number,
+        loss=1.0 / number,
+        accuracy=0.5,
+        val_loss=0.9,
+        val_accuracy=val_accuracy,
+        epoch_seconds=2.0,
+    )
+
+
+def training(*scores: float) -> TrainingResult:
+    return TrainingResult(
+        config=TrainingConfig(epochs=len(scores)),
+        epochs=tuple(epoch(n, s) for n, s in enumerate(scores, start=1)),
+        model_parameters=7,
+        train_seconds=2.0 * len(scores),
+        images_per_second=100.0,
+    )
+
+
+def trial(run_id: str, val_accuracy: float | None, **changes: object) -> TrialResult:
+    fields: dict[str, object] = {
+        "run_id": run_id,
+        "name": f"trial {run_id}",
+        "status": "FAILED" if val_accuracy is None else "FINISHED",
+        "config": TrainingConfig(),
+        "val_accuracy": val_accuracy,
+        "best_epoch": None if val_accuracy is None else 3,
+        **changes,
+    }
+    return TrialResult(**fields)  # type: ignore[arg-type]
+
+
+def test_best_epoch_is_the_earliest_of_the_highest() -> None:
+    result = training(0.5, 0.8, 0.8, 0.7)
+    assert result.best.epoch == 2
+    assert result.summary() == {
+        "best_val_accuracy": 0.8,
+        "best_epoch": 2,
+        "train_seconds": 8.0,
+        "images_per_second": 100.0,
+        "model_parameters": 7,
+    }
+
+
+def test_training_result_survives_json() -> None:
+    result = training(0.1, 0.30000000000000004)
+    assert TrainingResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+
+def test_epoch_metrics_have_the_contract_s_names() -> None:
+    assert list(epoch(1, 0.5).metrics()) == [
+        "loss",
+        "accuracy",
+        "val_loss",
+        "val_accuracy",
+        "epoch_seconds",
+    ]
+
+
+def test_search_json_has_the_contract_s_keys() -> None:
+    trials = (trial("a", 0.7), trial("b", None), trial("c", 0.9, reused=True))
+    result = SearchResult(
+        run_id="s",
+        experiment_id="1",
+        status="FINISHED",
+        started=0,
+        space=SearchSpace(axes={"filters": (1, 2, 3)}),
+        trials=trials,
+    )
+    content = json.loads(json.dumps(result.to_json(trials[2])))
+    assert {k: v for k, v in content.items() if k not in ("best", "trials")} == {
+        "run_id": "s",
+        "experiment_id": "1",
+        "grid_points": 3,
+        "finished": 2,
+        "failed": 1,
+        "reused": 1,
+    }
+    assert list(content["best"]) == ["run_id", "params", "val_accuracy"]
+    assert content["best"]["run_id"] == "c"
+    assert list(content["trials"][0]) == [
+        "run_id",
+        "status",
+        "params",
+        "val_accuracy",
+        "best_epoch",
+    ]
+    assert result.to_json(None)["best"] is None

@@ -1,0 +1,335 @@
+import csv
+import dataclasses
+import io
+import json
+import sqlite3
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from conftest import SMALL, SMALL_SPLIT
+from fmnist_tracking import plots, tracking
+from fmnist_tracking.analysis import rank
+from fmnist_tracking.config import FIELDS, SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.data import DataSplit
+from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.model import load_model, predict
+from fmnist_tracking.results import SearchResult, TrainingResult
+from fmnist_tracking.tracking import DataFacts, Store, names
+from fmnist_tracking.training import train
+from test_results import training
+
+FACTS = DataFacts(sha256="d" * 64, description="Fashion-MNIST (somewhere)")
+SPACE = SearchSpace(axes={"filters": (12, 36), "learning_rate": (0.01, 0.001)})
+
+
+def start_search(store: Store, space: SearchSpace = SPACE, base: TrainingConfig = SMALL) -> str:
+    experiment = tracking.choose_experiment(store, "things")
+    return tracking.start_search(store, experiment, "a search", space, base, SMALL_SPLIT, FACTS)
+
+
+def start_trial(store: Store, config: TrainingConfig, parent: str | None) -> str:
+    experiment = tracking.choose_experiment(store, "things")
+    return tracking.start_trial(
+        store, experiment, "a trial", config, SMALL_SPLIT, FACTS, "f" * 64, parent
+    )
+
+
+def finish_quickly(store: Store, run_id: str, score: float) -> None:
+    """A trial's end without the cost of a model."""
+    result = training(score)
+    for name, value in result.summary().items():
+        store.client.log_metric(run_id, name, value)
+    store.client.set_terminated(run_id, "FINISHED")
+
+
+def search_result(store: Store, run_id: str) -> SearchResult:
+    return tracking.read_search(store, tracking.find_run(store, run_id))
+
+
+@pytest.fixture(scope="module")
+def trained(split: DataSplit) -> tuple[TrainingResult, object]:
+    return train(SMALL, split)
+
+
+def test_a_finished_trial_has_all_that_the_contract_names(
+    store: Store, split: DataSplit, trained: tuple[TrainingResult, object], tmp_path: Path
+) -> None:
+    result, model = trained
+    parent = start_search(store)
+    run_id = start_trial(store, SMALL, parent)
+    for epoch in result.epochs:
+        tracking.log_epoch(store, run_id, epoch)
+    curves = plots.png(plots.learning_curves(result, "curves"))
+    tracking.finish_trial(store, run_id, result, model, split.validation_images[:2], curves)
+
+    run = store.client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    tags = {k: v for k, v in run.data.tags.items() if k.startswith("fmnist.")}
+    assert tags == {
+        "fmnist.role": "trial",
+        "fmnist.point": "f" * 64,
+        "fmnist.data_sha256": "d" * 64,
+        "fmnist.dataset": FACTS.description,
+        "fmnist.protocol": "canonical",
+    }
+    assert run.data.tags["mlflow.parentRunId"] == parent
+    assert {k: run.data.params[k] for k in FIELDS} == {
+        k: str(v) for k, v in dataclasses.asdict(SMALL).items()
+    }
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds"):
+        history = store.client.get_metric_history(run_id, name)
+        assert [(m.step, m.value) for m in history] == [
+            (e.epoch, getattr(e, name)) for e in result.epochs
+        ]
+    assert result.summary().items() <= run.data.metrics.items()
+    files = {f.path for f in store.client.list_artifacts(run_id)}
+    assert files == {"figures", "history.json"}
+    assert [f.path for f in store.client.list_artifacts(run_id, "figures")] == [
+        "figures/learning_curves.png"
+    ]
+
+    (logged,) = store.client.search_logged_models([run.info.experiment_id])
+    assert (logged.name, logged.source_run_id) == ("model", run_id)
+    images = split.validation_images
+    loaded = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
+    assert str(loaded.metadata.signature.inputs) == ("[Tensor('uint8', (-1, 28, 28, 1))]")
+    np.testing.assert_array_equal(loaded.input_example, images[:2])
+    right = loaded.predict(images).argmax(axis=1) == split.validation_labels
+    assert np.mean(right) == result.best.val_accuracy
+    requirements = Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/model"))
+    lines = (requirements / "requirements.txt").read_text().splitlines()
+    assert {line.split("==")[0] for line in lines} == {"mlflow", "tensorflow", "keras", "numpy"}
+    assert not list(requirements.rglob("*pickle*"))
+
+    found = tracking.find_run(store, run_id)
+    assert tracking.read_history(store, found) == result
+    file = tracking.download_model(found, tmp_path)
+    np.testing.assert_array_equal(predict(load_model(file), images), predict(model, images))
+
+
+def test_a_failed_trial_keeps_its_traceback(store: Store) -> None:
+    run_id = start_trial(store, SMALL, start_search(store))
+    try:
+        raise ValueError("first line\nsecond line")
+    except ValueError as error:
+        line = tracking.fail_trial(store, run_id, error)
+    assert line == "ValueError: first line"
+    assert store.client.get_run(run_id).info.status == "FAILED"
+    text = mlflow.artifacts.load_text(f"runs:/{run_id}/traceback.txt")
+    assert "in test_a_failed_trial_keeps_its_traceback" in text
+    assert tracking.read_trial(tracking.find_run(store, run_id)).error == line
+
+
+def test_a_search_is_read_back_in_the_grid_s_order(store: Store) -> None:
+    run_id = start_search(store)
+    points = SPACE.points(SMALL)
+    for score, config in zip((0.4, 0.3, 0.2, 0.1), reversed(points), strict=True):
+        finish_quickly(store, start_trial(store, config, run_id), score)
+    result = search_result(store, run_id)
+    assert result.space == SPACE
+    assert [t.config for t in result.trials] == list(points)
+    assert [t.val_accuracy for t in result.trials] == [0.1, 0.2, 0.3, 0.4]
+    assert tracking.best_trial(store, tracking.find_run(store, run_id)).run_id == (
+        result.trials[3].run_id
+    )
+
+
+def test_a_finished_search_has_its_leaderboard(store: Store) -> None:
+    run_id = start_search(store)
+    trials = [start_trial(store, config, run_id) for config in SPACE.points(SMALL)]
+    for trial, score in zip(trials, (0.4, 0.9, 0.2), strict=False):
+        finish_quickly(store, trial, score)
+    tracking.fail_trial(store, trials[3], RuntimeError("no memory"))
+    result = search_result(store, run_id)
+    tracking.finish_search(store, result, rank(result.finished), b"a picture")
+
+    run = store.client.get_run(run_id)
+    assert run.info.status == "FAILED"  # a point is missing
+    assert run.data.metrics["best_val_accuracy"] == 0.9
+    assert run.data.metrics["finished_points"] == 3
+    assert {f.path for f in store.client.list_artifacts(run_id)} == {
+        "leaderboard.csv",
+        "search.json",
+        "figures",
+    }
+    text = mlflow.artifacts.load_text(f"runs:/{run_id}/leaderboard.csv")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["rank"] for row in rows] == ["1", "2", "3", ""]
+    assert [row["run_id"] for row in rows] == [trials[i] for i in (1, 0, 2, 3)]
+    assert rows[0]["learning_rate"] == "0.001"
+    content = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/search.json"))
+    assert content == result.to_json(result.trials[1])
+    assert content["failed"] == 1
+
+
+def test_open_children_are_closed_with_their_search(store: Store) -> None:
+    run_id = start_search(store)
+    done, running = (start_trial(store, c, run_id) for c in SPACE.points(SMALL)[:2])
+    finish_quickly(store, done, 0.5)
+    tracking.close_open_runs(store, run_id, "KILLED")
+    statuses = [store.client.get_run(r).info.status for r in (done, running, run_id)]
+    assert statuses == ["FINISHED", "KILLED", "KILLED"]
+
+
+def test_the_run_that_mlflow_run_made_becomes_the_parent(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = store.client.create_run(store.experiment_id("chosen by mlflow run"))
+    store.client.log_param(made.info.run_id, "learning_rate", "1e-3")
+    monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
+    assert tracking.choose_experiment(store, "things") == made.info.experiment_id
+    assert start_search(store) == made.info.run_id
+    # In use now, so that what follows makes runs of its own.
+    assert start_search(store) != made.info.run_id
+
+
+def test_a_training_adopts_the_run_and_its_spelling(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = store.client.create_run(store.experiment_id("chosen by mlflow run"))
+    store.client.log_param(made.info.run_id, "learning_rate", "1e-3")
+    monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
+    config = dataclasses.replace(SMALL, learning_rate=0.001)
+    assert start_trial(store, config, parent=None) == made.info.run_id
+    run = tracking.find_run(store, made.info.run_id)
+    assert run.role == "train"
+    assert tracking.read_trial(run).config == config
+
+
+def test_latest_best_and_prefixes(store: Store) -> None:
+    first, second = start_search(store), start_search(store)
+    trials = [start_trial(store, config, second) for config in SPACE.points(SMALL)[:2]]
+    for trial, score in zip(trials, (0.9, 0.8), strict=True):
+        finish_quickly(store, trial, score)
+    assert tracking.find_run(store, "latest").run_id == second
+    assert tracking.find_run(store, "best").run_id == trials[0]
+    assert tracking.find_run(store, first[:12]).run_id == first
+    alone = start_trial(store, SMALL, parent=None)
+    assert tracking.find_run(store, "latest").run_id == alone
+    assert tracking.find_run(store, "latest", "things").run_id == alone
+
+
+def test_runs_that_cannot_be_meant(store: Store) -> None:
+    with pytest.raises(TrackingError, match="There is no search in this store yet"):
+        tracking.find_run(store, "latest")
+    with pytest.raises(TrackingError, match="There is no search in this store yet"):
+        tracking.list_runs(store)
+    empty = start_search(store)
+    with pytest.raises(TrackingError, match="has no finished trial yet"):
+        tracking.find_run(store, "best")
+    with pytest.raises(TrackingError, match="There is no run abcd1234 in this store"):
+        tracking.find_run(store, "abcd1234")
+    for nonsense in ("x", "abc", "latest'; DROP", "%"):
+        with pytest.raises(TrackingError, match="Expected --run-id to be a run id"):
+            tracking.find_run(store, nonsense)
+    with pytest.raises(TrackingError, match=r"no experiment 'none'.*Default, things"):
+        tracking.find_run(store, empty, "none")
+    foreign = store.client.create_run("0").info.run_id
+    with pytest.raises(TrackingError, match="it is no search or trial of fmnist-track"):
+        tracking.find_run(store, foreign)
+    running = start_trial(store, SMALL, empty)
+    with pytest.raises(TrackingError, match="is RUNNING, so it has no model"):
+        tracking.download_model(tracking.find_run(store, running), Path())
+
+
+def test_an_ambiguous_beginning_lists_the_runs(store: Store) -> None:
+    ids = sorted(start_search(store) for _ in range(3))
+    # Ids are random; their common beginning is empty, so one is forced by the store's own table.
+    with sqlite3.connect("mlflow.db") as database:
+        database.execute("PRAGMA foreign_keys = OFF")
+        for number, run_id in enumerate(ids[:2]):
+            new = f"abcdef{number}" + run_id[7:]
+            database.execute("UPDATE runs SET run_uuid = ? WHERE run_uuid = ?", (new, run_id))
+    with pytest.raises(TrackingError, match=r"abcdef is the beginning of 2 run ids: abcdef0"):
+        tracking.find_run(store, "abcdef")
+
+
+def test_runs_are_listed_newest_first(store: Store) -> None:
+    search, alone = start_search(store), start_trial(store, SMALL, parent=None)
+    finish_quickly(store, start_trial(store, SPACE.points(SMALL)[0], search), 0.6)
+    finish_quickly(store, alone, 0.7)
+    newest, oldest = tracking.list_runs(store)
+    assert (newest.run_id, newest.role, newest.points, newest.finished) == (alone, "train", 1, 1)
+    assert newest.val_accuracy == 0.7
+    assert (oldest.run_id, oldest.role, oldest.points, oldest.finished) == (search, "search", 4, 1)
+    assert (oldest.val_accuracy, oldest.status, oldest.experiment) == (0.6, "RUNNING", "things")
+
+
+def test_a_report_s_metrics_are_logged_once_and_change_nothing_else(
+    store: Store, tmp_path: Path
+) -> None:
+    search = start_search(store)
+    trial = start_trial(store, SPACE.points(SMALL)[0], search)
+    finish_quickly(store, trial, 0.6)
+    before = store.client.get_run(trial)
+    file = tmp_path / "page.html"
+    file.write_text("<p>a page</p>")
+    for _ in range(2):
+        tracking.log_report(store, search, [file], {"test_accuracy": 0.5}, trial)
+    assert [m.value for m in store.client.get_metric_history(search, "test_accuracy")] == [0.5]
+    assert [f.path for f in store.client.list_artifacts(search, "report")] == ["report/page.html"]
+    after = store.client.get_run(trial)
+    assert after.data.metrics == before.data.metrics
+    assert after.data.params == before.data.params
+    assert after.info.status == before.info.status
+    assert set(after.data.tags) - set(before.data.tags) == {names.TEST_OPENED}
+    assert names.TEST_OPENED in store.client.get_run(search).data.tags
+
+
+def test_a_run_of_a_later_version_is_explained(store: Store) -> None:
+    run_id = start_trial(store, SMALL, parent=None)
+    with sqlite3.connect("mlflow.db") as database:
+        database.execute("UPDATE params SET value = 'many' WHERE key = 'filters'")
+    with pytest.raises(TrackingError, match="are not a configuration of this version"):
+        tracking.read_trial(tracking.find_run(store, run_id))
+
+
+def test_split_is_read_back(store: Store) -> None:
+    assert tracking.find_run(store, start_trial(store, SMALL, None)).split == SplitConfig(limit=600)
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("http://127.0.0.1:9", "cannot be reached"),
+        ("postgresql://me:secret@127.0.0.1:9/db", r"postgresql://\*\*\*@127.0.0.1:9/db cannot"),
+        ("sqlite:////no/such/folder/mlflow.db", "cannot be created"),
+        ("./mlruns", "MLflow failed"),
+    ],
+)
+def test_unreachable_stores(uri: str, words: str) -> None:
+    with pytest.raises(TrackingError, match=words) as caught, tracking.open_store(uri, create=True):
+        pass
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_reading_does_not_make_a_store() -> None:
+    with pytest.raises(TrackingError, match="There is no MLflow store"), tracking.open_store():
+        pass
+    assert not Path("mlflow.db").exists()
+
+
+def test_a_deleted_experiment_is_explained(store: Store) -> None:
+    store.client.delete_experiment(store.experiment_id("gone"))
+    with pytest.raises(TrackingError, match="The experiment 'gone' was deleted"):
+        store.experiment_id("gone")
+
+
+def test_a_file_that_is_no_store_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "notes.db").write_text("these are notes, not a database " * 100)
+    with (
+        pytest.raises(TrackingError, match="MLflow failed"),
+        tracking.open_store(f"sqlite:///{tmp_path}/notes.db"),
+    ):
+        pass
+
+
+def test_the_store_to_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert tracking.tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///env.db")
+    assert tracking.tracking_uri() == "sqlite:///env.db"
+    assert tracking.tracking_uri("sqlite:///given.db") == "sqlite:///given.db"
