@@ -87,7 +87,7 @@ def test_usual_folder_must_hold_fashion_mnist(
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="There is no data folder .*nowhere"):
+    with pytest.raises(DataError, match=r"There is no data folder .*nowhere"):
         load_dataset(tmp_path / "nowhere")
 
 

@@ -3,6 +3,7 @@ import io
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from fmnist_tracking import plots
 from fmnist_tracking.analysis import Effect
@@ -14,6 +15,14 @@ from test_results import training
 
 def title(figure: Figure) -> str:
     return figure.get_suptitle()
+
+
+def xs(line: Line2D) -> list[float]:
+    return [float(x) for x in np.asarray(line.get_xdata(), float)]
+
+
+def ys(line: Line2D) -> list[float]:
+    return [float(y) for y in np.asarray(line.get_ydata(), float)]
 
 
 def shown(figure: Figure) -> list[str]:
@@ -34,11 +43,11 @@ def test_learning_curves_show_every_epoch_and_the_best() -> None:
     assert title(figure) == "Curves of f48"
     loss, accuracy = figure.axes
     train_line, validation_line, best_line = accuracy.get_lines()
-    assert list(validation_line.get_xdata()) == [1, 2, 3]
-    assert list(validation_line.get_ydata()) == [0.5, 0.8, 0.7]
-    assert list(train_line.get_ydata()) == [0.5, 0.5, 0.5]
+    assert xs(validation_line) == [1, 2, 3]
+    assert ys(validation_line) == [0.5, 0.8, 0.7]
+    assert ys(train_line) == [0.5, 0.5, 0.5]
     assert best_line.get_label() == "best epoch, 2"
-    assert list(loss.get_lines()[0].get_ydata()) == [e.loss for e in result.epochs]
+    assert ys(loss.get_lines()[0]) == [e.loss for e in result.epochs]
     assert (loss.get_xlabel(), loss.get_ylabel()) == ("epoch", "loss (nats)")
 
 
@@ -55,8 +64,8 @@ def test_grid_has_a_panel_for_each_axis_and_one_star() -> None:
             np.asarray(lines["mean"].get_ydata(), float), np.array(effect.means, float)
         )
         assert [t.get_text() for t in axes.get_xticklabels()] == [f"{v}" for v in effect.values]
-        assert lines["best trial, 80.00%"].get_ydata()[0] == 0.8
-    assert figure.axes[0].get_lines()[-1].get_xdata()[0] == 1  # 0.8 was with the second value
+        assert ys(lines["best trial, 80.00%"])[0] == 0.8
+    assert xs(figure.axes[0].get_lines()[-1])[0] == 1  # 0.8 was with the second value
 
 
 def test_grid_with_nothing_to_compare_says_so() -> None:
@@ -72,7 +81,7 @@ def test_activations_have_a_map_for_each_filter_on_one_scale(count: int) -> None
     images = [axes.images[0] for axes in figure.axes if axes.get_title()]
     for number, image in enumerate(images):
         np.testing.assert_array_equal(image.get_array(), maps[number])
-        assert image.get_clim() == (0, pytest.approx(float(maps.max())))
+        assert image.get_clim() == pytest.approx((0, float(maps.max())))
 
 
 def test_activations_of_a_dead_layer_can_be_drawn() -> None:

@@ -1,0 +1,206 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from fmnist_tracking.cli import main, searching
+from fmnist_tracking.cli.app import app
+from fmnist_tracking.config import COURSEWORK_GRID
+from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.tracking import Store
+
+COMMANDS = [info.callback.__name__ for info in app.registered_commands if info.callback]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "Call":
+    return Call(monkeypatch, capsys)
+
+
+class Call:
+    """Calls the command line in this process: exit status, standard output, standard error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        self._monkeypatch.setattr(sys, "argv", ["fmnist-track", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = self._capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_with_an_example(call: Call, name: str) -> None:
+    status, out, _ = call(name, "--help")
+    assert status == 0
+    assert f"Example: fmnist-track {name}" in out
+
+
+def test_the_example_of_every_command_is_one_it_takes(call: Call) -> None:
+    for info in app.registered_commands:
+        assert info.epilog
+        words = info.epilog.removeprefix("Example: fmnist-track ").split()
+        status, _, err = call(*words, "--help")
+        assert (status, err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("search --strides 0", "Expected --strides to list whole numbers of at least 1, got '0'"),
+        (
+            "search --filters abc",
+            "Expected --filters to list whole numbers of at least 1, got 'abc'",
+        ),
+        ("search --kernel-sizes 30", "leaves nothing for layer conv1"),
+        ("search --epochs 0", "Expected --epochs to be a whole number of at least 1, got '0'"),
+        ("search --epochs x", "Expected --epochs to be a whole number of at least 1, got 'x'"),
+        ("search --workers 0", "Expected --workers to be a whole number of at least 1"),
+        ("search --limit 5", "Expected --limit to be from 60"),
+        ("search --limit many", "Expected --limit to be a whole number"),
+        ("search --protocol mine", "Expected --protocol to be canonical or coursework, got 'mine'"),
+        ("search --axis dropout", "Expected --axis NAME=VALUE,VALUE"),
+        ("search --axis strides=1 --strides 2", "The axis strides was given twice"),
+        ("search --repeats 2 --axis seed=1", "either --repeats or an axis seed"),
+        ("search --space none.yaml", "Cannot read the grid file none.yaml"),
+        ("search --nonsense", "No such option"),
+        ("train --dropout 1", "Expected --dropout to be a number of at least 0 and below 1"),
+        ("train --kernel-size 30", "leaves nothing for layer conv1"),
+        ("report", "Missing option '--run-id'. See `fmnist-track report --help`"),
+        ("report --run-id latest --seed -1", "Expected --seed to be a whole number of at least 0"),
+        ("serch", "No such command 'serch'. Did you mean 'search'?"),
+        ("ui --port abc", "Expected --port to be a whole number"),
+    ],
+)
+def test_wrong_usage_gets_one_line_and_status_2(call: Call, arguments: str, words: str) -> None:
+    status, out, err = call(*arguments.split())
+    assert status == 2
+    assert out == ""
+    assert words in err
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("runs", "There is no MLflow store"),
+        ("best", "There is no MLflow store"),
+        ("ui", "There is no MLflow store"),
+        ("report --run-id latest", "There is no MLflow store"),
+        ("runs --tracking-uri http://127.0.0.1:9", "cannot be reached"),
+        ("data --data-dir nowhere", "There is no data folder nowhere"),
+    ],
+)
+def test_what_cannot_be_done_gets_one_line_and_status_1(
+    call: Call, arguments: str, words: str
+) -> None:
+    status, out, err = call(*arguments.split())
+    assert (status, out) == (1, "")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_an_empty_experiment_and_an_unknown_run(call: Call, store: Store) -> None:
+    store.experiment_id("empty")
+    for arguments in ("best", "runs", "report --run-id latest"):
+        status, _, err = call(*arguments.split(), "--experiment", "empty")
+        assert status == 1
+        assert "There is no search in the experiment 'empty' yet" in err
+    status, _, err = call("report", "--run-id", "0123456789abcdef")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "There is no run 0123456789abcdef in this store" in err
+
+
+def test_a_folder_that_cannot_be_written(call: Call, store: Store, tmp_path: Path) -> None:
+    run = store.client.create_run(
+        "0", tags={"fmnist.role": "train", "fmnist.protocol": "canonical"}
+    )
+    (tmp_path / "file").touch()
+    status, _, err = call("report", "--run-id", run.info.run_id, "--output-dir", "file/folder")
+    assert status == 1
+    assert "Cannot write to the folder file/folder" in err
+    assert err.count("\n") == 1
+
+
+def test_data_tells_where_it_came_from(call: Call) -> None:
+    status, out, _ = call("data", "--json")
+    content = json.loads(out)
+    assert status == 0
+    assert content["name"] == "Fashion-MNIST"
+    assert (content["train_images"], content["test_images"]) == (60_000, 10_000)
+    status, out, _ = call("data")
+    assert f"Fashion-MNIST, verified, in {content['source']}" in out
+
+
+def test_data_that_is_not_fashion_mnist_is_called_so(call: Call, other_data: Path) -> None:
+    _, out, _ = call("data", "--data-dir", str(other_data))
+    assert "not Fashion-MNIST" in out
+
+
+def test_doctor_looks_at_everything(call: Call) -> None:
+    status, out, _ = call("doctor", "--json")
+    checks = json.loads(out)
+    assert status == 0, out
+    assert [c["name"] for c in checks] == [
+        "Python",
+        "packages",
+        "TensorFlow",
+        "data",
+        "MLflow store",
+        "disk",
+    ]
+    assert all(c["ok"] for c in checks)
+
+
+def test_doctor_finds_what_is_wrong(call: Call) -> None:
+    status, out, err = call("doctor", "--data-dir", "nowhere")
+    assert status == 1
+    assert "✗ data: There is no data folder nowhere" in out
+    assert "Something is wrong with: data." in err
+
+
+def test_no_arguments_show_the_commands(call: Call) -> None:
+    status, out, err = call()
+    assert (status, err) == (0, "")
+    for name in COMMANDS:
+        assert name in out
+
+
+def test_version(call: Call) -> None:
+    from fmnist_tracking import __version__
+
+    assert call("--version") == (0, f"{__version__}\n", "")
+
+
+def space_of(**given: object) -> object:
+    options: dict[str, object] = {"file": None, "texts": {}, "axes": [], "repeats": 1, "seed": 0}
+    return searching._space(**{**options, **given}).axes  # type: ignore[arg-type]
+
+
+def test_grid_from_the_options(tmp_path: Path) -> None:
+    assert space_of() == COURSEWORK_GRID
+    assert space_of(texts={"filters": "8,16", "strides": None}) == {
+        **COURSEWORK_GRID,
+        "filters": (8, 16),
+    }
+    assert space_of(axes=["dropout=0.1,0.2; seed=1,2", "learning_rate=0.01"]) == {
+        **COURSEWORK_GRID,
+        "dropout": (0.1, 0.2),
+        "seed": (1, 2),
+        "learning_rate": (0.01,),
+    }
+    assert space_of(repeats=3, seed=5) == {**COURSEWORK_GRID, "seed": (5, 6, 7)}
+    file = tmp_path / "grid.yaml"
+    file.write_text("dropout: [0.1, 0.2]\nfilters: 8\n")
+    assert space_of(file=file, texts={"filters": "9"}) == {"dropout": (0.1, 0.2), "filters": (9,)}
+
+
+def test_an_empty_option_is_not_given() -> None:
+    # `mlflow run` has no other way to leave a parameter out.
+    assert space_of(axes=[""]) == COURSEWORK_GRID
+    with pytest.raises(ConfigError):
+        space_of(texts={"filters": ""})

@@ -1,0 +1,135 @@
+"""MLproject, conda.yaml and the README say what the code does."""
+
+import inspect
+import itertools
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from fmnist_tracking.cli.app import app
+from fmnist_tracking.config import COURSEWORK_GRID
+
+ROOT = Path(__file__).parent.parent
+PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
+ENTRIES = PROJECT["entry_points"]
+README = (ROOT / "README.md").read_text()
+COMMANDS = {i.callback.__name__: i.callback for i in app.registered_commands if i.callback}
+# `mlflow run` decides these itself, and standard output is for a person there.
+NOT_IN_MLPROJECT = {"experiment", "tracking_uri", "as_json"}
+
+
+def options(command: str) -> dict[str, Any]:
+    """The options of a command: default by parameter name."""
+    parameters = inspect.signature(COMMANDS[command]).parameters
+    return {name: p.default for name, p in parameters.items()}
+
+
+def spelled(option: Any) -> str:
+    return next(str(word) for word in option.param_decls if word.startswith("--"))
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e != "main"])
+def test_every_parameter_of_mlproject_reaches_its_command(entry: str) -> None:
+    words = shlex.split(ENTRIES[entry]["command"])
+    assert words[:2] == ["fmnist-track", entry]
+    given = dict(zip(words[2::2], words[3::2], strict=True))
+    expected = {
+        spelled(option): "{" + name + "}"
+        for name, option in options(entry).items()
+        if name not in NOT_IN_MLPROJECT
+    }
+    assert given == expected
+    assert {f"{{{name}}}" for name in ENTRIES[entry]["parameters"]} == set(given.values())
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e != "main"])
+def test_the_defaults_of_mlproject_are_the_command_s(entry: str) -> None:
+    for name, parameter in ENTRIES[entry]["parameters"].items():
+        default = options(entry)[name].default
+        axis = name.removesuffix("s") if name == "kernel_sizes" else name
+        if default is ...:
+            assert "default" not in parameter, name
+        elif entry == "search" and axis in COURSEWORK_GRID:
+            listed = ",".join(f"{v:g}" for v in COURSEWORK_GRID[axis])
+            assert parameter["default"] == listed, name
+        elif default is None or default == []:
+            assert parameter["default"] == "", name
+        else:
+            assert parameter["default"] == default, name
+        numeric = isinstance(default, int | float)
+        assert parameter["type"] == ("float" if numeric else "string"), name
+
+
+def test_main_is_search() -> None:
+    assert ENTRIES["main"] == ENTRIES["search"]
+    assert set(ENTRIES) == {"main", "search", "train", "report", "activations", "predictions"}
+
+
+def test_conda_yaml_pins_what_the_package_needs_as_tested() -> None:
+    python, pip, packages = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
+    assert (python, pip) == ("python=3.11", "pip")
+    *pinned, project = packages["pip"]
+    assert project == "."
+    tested = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate(
+                {"python_full_version": "3.11.7", "python_version": "3.11"}
+            ):
+                tested[requirement.name] = str(requirement.specifier)
+    needs = re.findall(
+        r'^    "([a-z0-9-]+)[><=]',
+        (ROOT / "pyproject.toml").read_text().split("dependencies = [")[1].split("]")[0],
+        re.MULTILINE,
+    )
+    assert [Requirement(line).name for line in pinned] == needs
+    for line in pinned:
+        assert tested[Requirement(line).name] == str(Requirement(line).specifier)
+
+
+def test_readme_names_every_command() -> None:
+    for name in COMMANDS:
+        assert f"fmnist-track {name}" in README, name
+
+
+def test_the_commands_of_the_readme_can_be_typed() -> None:
+    known = {name: {spelled(o) for o in options(name).values()} for name in COMMANDS}
+    typed = re.findall(r"^(?:\$ )?fmnist-track (.+)$", README, re.MULTILINE)
+    assert len(typed) > 10
+    for line in typed:
+        words = shlex.split(line, comments=True)
+        if words[0] in ("--help", "--version"):
+            continue
+        used = {word for word in words[1:] if word.startswith("--")}
+        assert used <= known[words[0]] | {"--help"}, line
+
+
+def test_readme_s_mlflow_parameters_are_of_mlproject() -> None:
+    lines = re.findall(r"^(?:\$ )?mlflow run \. (.+)$", README, re.MULTILINE)
+    assert lines
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        entry = words[words.index("-e") + 1]
+        for flag, word in itertools.pairwise(words):
+            if flag == "-P":
+                assert word.split("=")[0] in ENTRIES[entry]["parameters"], line
+
+
+def test_readme_s_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`?\bmake ([a-z-]+)`?", README))
+    assert named
+    assert named <= targets
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for document in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
+            if not link.startswith("http"):
+                assert (document.parent / link).exists(), f"{document.name}: {link}"

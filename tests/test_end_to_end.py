@@ -1,0 +1,288 @@
+"""The whole way from the command line: real images, real processes, a real store."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.entities import Run as MlflowRun
+
+from conftest import Run
+from fmnist_tracking.config import FIELDS, SplitConfig
+from fmnist_tracking.data import Dataset, split_dataset, test_set
+from fmnist_tracking.tracking import open_store
+from test_executors import is_alive, wait_for
+
+REPORT_FILES = {
+    "index.html",
+    "learning_curves.png",
+    "sample.png",
+    "activations.png",
+    "predictions.png",
+    "confusion_matrix.png",
+    "classification_report.txt",
+    "metrics.json",
+}
+QUICK = ("--limit", "600", "--epochs", "2")
+
+
+def runs_of(tmp_path: Path, experiment: str = "fashion-mnist") -> list[MlflowRun]:
+    with open_store(f"sqlite:///{tmp_path}/mlflow.db") as store:
+        found = store.client.get_experiment_by_name(experiment)
+        assert found is not None
+        return list(store.client.search_runs([found.experiment_id]))
+
+
+def children(runs: list[MlflowRun], parent: str) -> list[MlflowRun]:
+    return [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent]
+
+
+@pytest.mark.slow
+def test_search_then_report(command: Run, tmp_path: Path, dataset: Dataset) -> None:
+    searched = command("search", *QUICK, "--json", timeout=500)
+    assert searched.returncode == 0, searched.stderr
+    result = json.loads(searched.stdout)
+    assert (result["grid_points"], result["finished"], result["failed"]) == (12, 12, 0)
+    assert "[12/12] f48 k4 s2  epoch 2/2" in searched.stderr
+
+    runs = runs_of(tmp_path)
+    trials = children(runs, result["run_id"])
+    assert len(runs) == 13
+    assert {t.info.run_id for t in trials} == {t["run_id"] for t in result["trials"]}
+    assert {t.info.status for t in runs} == {"FINISHED"}
+    points = {
+        tuple(t.data.params[k] for k in ("filters", "strides", "kernel_size")) for t in trials
+    }
+    assert len(points) == 12
+    split = split_dataset(dataset, SplitConfig(limit=600))
+    with open_store(f"sqlite:///{tmp_path}/mlflow.db") as store:
+        logged = store.client.search_logged_models([runs[0].info.experiment_id])
+        assert {m.source_run_id for m in logged} == {t.info.run_id for t in trials}
+        assert len(logged) == len(trials)
+        for trial in trials:
+            assert set(FIELDS) <= set(trial.data.params)
+            for metric in ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds"):
+                history = store.client.get_metric_history(trial.info.run_id, metric)
+                assert [m.step for m in history] == [1, 2]
+            model = mlflow.pyfunc.load_model(f"runs:/{trial.info.run_id}/model")
+            right = model.predict(split.validation_images).argmax(axis=1)
+            accuracy = np.mean(right == split.validation_labels)
+            assert accuracy == trial.data.metrics["best_val_accuracy"]
+        best = max(t.data.metrics["best_val_accuracy"] for t in trials)
+        assert result["best"]["val_accuracy"] == best
+        assert not any("test_accuracy" in t.data.metrics for t in runs)
+
+    shown = json.loads(command("best", "--json").stdout)
+    assert shown["run_id"] == result["best"]["run_id"]
+    assert json.loads(command("runs", "--json").stdout)[0]["finished"] == 12
+    listed = json.loads(command("runs", "--run-id", "latest", "--json").stdout)
+    assert listed == result
+
+    for reference, extra in ((result["run_id"], {"grid.png", "leaderboard.csv"}), ("best", set())):
+        done = command("report", "--run-id", reference, "--json")
+        assert done.returncode == 0, done.stderr
+        written = json.loads(done.stdout)
+        files = {Path(path).name for path in written["files"]}
+        assert files == REPORT_FILES | extra
+        assert all((tmp_path / path).stat().st_size > 100 for path in written["files"])
+        assert written["trial_run_id"] == result["best"]["run_id"]
+        run = next(r for r in runs_of(tmp_path) if r.info.run_id == written["run_id"])
+        test = test_set(dataset, SplitConfig(limit=600))
+        model = mlflow.pyfunc.load_model(f"runs:/{written['trial_run_id']}/model")
+        accuracy = np.mean(model.predict(test.images).argmax(axis=1) == test.labels)
+        assert run.data.metrics["test_accuracy"] == written["test_accuracy"] == accuracy
+        with open_store(f"sqlite:///{tmp_path}/mlflow.db") as store:
+            kept = {
+                Path(f.path).name for f in store.client.list_artifacts(run.info.run_id, "report")
+            }
+        assert kept == files
+    folder = tmp_path / "reports" / result["run_id"][:8]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["test_images"] == 600
+    assert len(metrics["sample_indices"]) == 16
+    rows = list(csv.DictReader((folder / "leaderboard.csv").open()))
+    assert [float(r["val_accuracy"]) for r in rows] == sorted(
+        (t["val_accuracy"] for t in result["trials"]), reverse=True
+    )
+
+    # Made again with the same seed, a report is the same to the last byte.
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    command("report", "--run-id", result["run_id"])
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    for part, expected in (
+        ("activations", {"sample.png", "activations.png"}),
+        ("predictions", {"predictions.png"}),
+    ):
+        done = command(part, "--run-id", result["run_id"][:8], "--output-dir", part, "--seed", "1")
+        assert done.returncode == 0, done.stderr
+        assert {p.name for p in (tmp_path / part).iterdir()} == expected
+        assert (tmp_path / part / sorted(expected)[0]).read_bytes() != before[sorted(expected)[0]]
+
+
+def test_train_is_tracked_as_a_trial_is(command: Run, tmp_path: Path, other_data: Path) -> None:
+    done = command("train", *QUICK, "--filters", "4", "--strides", "2", "--json",
+                   "--data-dir", str(other_data), "--experiment", "mine")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Data: not Fashion-MNIST" in done.stderr
+    result = json.loads(done.stdout)
+    (run,) = runs_of(tmp_path, "mine")
+    assert run.info.run_id == result["run_id"]
+    assert run.data.tags["fmnist.role"] == "train"
+    assert run.data.tags["fmnist.dataset"].startswith("not Fashion-MNIST")
+    # The real images are not what this run was trained on.
+    refused = command("report", "--run-id", "latest")
+    assert refused.returncode == 1
+    assert "was trained on other data" in refused.stderr
+    report = command("report", "--run-id", "latest", "--data-dir", str(other_data))
+    assert report.returncode == 0, report.stderr
+    (page,) = (tmp_path / "reports").glob("*/index.html")
+    assert "is not Fashion-MNIST; classes are numbered" in page.read_text()
+
+
+def test_a_failing_point_does_not_stop_the_others(command: Run, tmp_path: Path) -> None:
+    # 10^9 units want 256 GB and more for their weights, which no machine gives.
+    done = command("search", *QUICK, "--filters", "4", "--strides", "2", "--kernel-sizes", "3",
+                   "--hidden-units", "1000000000,8", "--json")  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["finished"], result["failed"]) == (1, 1)
+    assert "1 of 2 points failed" in done.stderr
+    runs = runs_of(tmp_path)
+    (failed,) = (r for r in children(runs, result["run_id"]) if r.info.status == "FAILED")
+    assert "ResourceExhausted" in failed.data.tags["fmnist.error"]
+    text = mlflow.artifacts.load_text(f"runs:/{failed.info.run_id}/traceback.txt")
+    assert "Traceback (most recent call last)" in text
+    parent = next(r for r in runs if r.info.run_id == result["run_id"])
+    assert parent.info.status == "FAILED"
+
+
+@pytest.fixture
+def started(tmp_path: Path, cache: Path) -> Any:
+    """A search with two workers that would take long, once its first trials are running."""
+    arguments = ["search", "--limit", "6000", "--epochs", "500", "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fmnist_tracking", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "FMNIST_CACHE_DIR": str(cache)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # as a terminal does: Ctrl-C then reaches the whole group
+    )
+    assert process.stderr is not None
+    begun = 0
+    for line in process.stderr:
+        begun += "epoch 1/500" in line
+        if begun == 2:
+            break
+    yield process
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def processes_of(group: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[2]) == group and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("stop", "status", "word"),
+    [
+        (lambda p: os.killpg(p.pid, signal.SIGINT), 130, "Interrupted"),
+        (lambda p: p.terminate(), 143, "Stopped by SIGTERM"),
+    ],
+    ids=["ctrl-c", "sigterm"],
+)
+def test_a_stopped_search_closes_every_run(
+    started: "subprocess.Popen[str]",
+    tmp_path: Path,
+    stop: Callable[["subprocess.Popen[str]"], None],
+    status: int,
+    word: str,
+) -> None:
+    assert len(processes_of(started.pid)) >= 3
+    begin = time.monotonic()
+    stop(started)
+    out, err = started.communicate(timeout=60)
+    assert started.returncode == status, err
+    assert time.monotonic() - begin < 30
+    assert out == ""
+    assert word in err
+    assert "Traceback" not in err
+    runs = runs_of(tmp_path)
+    assert len(runs) == 3
+    assert {r.info.status for r in runs} == {"KILLED"}
+    wait_for(lambda: not processes_of(started.pid), seconds=10)
+
+
+def test_a_killed_worker_ends_the_search_in_a_line(
+    started: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    workers = [pid for pid in processes_of(started.pid) if pid != started.pid]
+    biggest = max(workers, key=lambda pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]))
+    os.kill(biggest, signal.SIGKILL)
+    _, err = started.communicate(timeout=60)
+    assert started.returncode == 1
+    assert "Error: A worker process was killed" in err
+    assert "Traceback" not in err
+    statuses = {r.data.tags["fmnist.role"]: r.info.status for r in runs_of(tmp_path)}
+    assert statuses == {"search": "FAILED", "trial": "KILLED"}
+    assert not is_alive(biggest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("manager", ["local"])
+def test_mlflow_run_is_the_parent_of_its_trials(tmp_path: Path, cache: Path, manager: str) -> None:
+    project = Path(__file__).parent.parent
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    parameters = {
+        "limit": 600,
+        "epochs": 1,
+        "filters": "4,8",
+        "strides": 2,
+        "axis": "dropout=0.1,0.2",
+    }
+    command = [sys.executable, "-m", "mlflow", "run", str(project), "-e", "search"]
+    command += ["--env-manager", manager, "--experiment-name", "projects"]
+    for name, value in parameters.items():
+        command += ["-P", f"{name}={value}"]
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    environment = {**os.environ, "PATH": path, "FMNIST_CACHE_DIR": str(cache)}
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**environment, "MLFLOW_TRACKING_URI": uri},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    runs = runs_of(tmp_path, "projects")
+    (parent,) = (r for r in runs if "mlflow.parentRunId" not in r.data.tags)
+    assert parent.data.tags["mlflow.project.entryPoint"] == "search"
+    assert parent.data.tags["fmnist.role"] == "search"
+    assert parent.info.status == "FINISHED"
+    trials = children(runs, parent.info.run_id)
+    assert len(trials) == 2 * 2 * 2
+    assert {t.info.status for t in trials} == {"FINISHED"}
+    assert {t.data.params["dropout"] for t in trials} == {"0.1", "0.2"}
+    assert {t.data.params["epochs"] for t in trials} == {"1"}

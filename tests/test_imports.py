@@ -1,0 +1,55 @@
+"""What a command loads: heavy libraries only where they are used."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("tensorflow", "keras", "keras_tuner", "mlflow", "matplotlib", "sklearn", "pandas")
+PROBE = """
+import json, sys
+sys.argv = ["fmnist-track", *{arguments!r}]
+from fmnist_tracking.cli import main
+try:
+    main()
+except SystemExit as ended:
+    status = ended.code or 0
+print(json.dumps([status, sorted(set(sys.modules) & set({heavy!r}))]))
+"""
+
+
+def loaded_by(*arguments: str) -> tuple[int, set[str]]:
+    code = PROBE.format(arguments=arguments, heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    status, modules = json.loads(done.stdout.splitlines()[-1])
+    return status, set(modules)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["search", "--help"], ["report", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    assert loaded_by(*arguments) == (0, set())
+
+
+def test_a_wrong_option_is_found_before_anything_heavy_is_loaded() -> None:
+    assert loaded_by("search", "--strides", "0") == (2, set())
+
+
+@pytest.mark.parametrize("arguments", [["runs"], ["best"]])
+def test_listing_does_without_tensorflow(arguments: list[str], store: object) -> None:
+    status, modules = loaded_by(*arguments)
+    assert status == 1  # an empty store; MLflow was asked
+    assert "mlflow" in modules
+    assert modules.isdisjoint({"tensorflow", "keras", "keras_tuner", "matplotlib"})
+
+
+def test_the_data_command_does_without_tensorflow() -> None:
+    status, modules = loaded_by("data", "--json")
+    assert status == 0
+    assert modules.isdisjoint({"tensorflow", "keras", "mlflow", "matplotlib"})
+
+
+def test_importing_the_package_sets_up_tensorflow() -> None:
+    code = "import fmnist_tracking, os; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
