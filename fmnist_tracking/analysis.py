@@ -91,9 +91,8 @@ def effects(space: SearchSpace, trials: Sequence[TrialResult]) -> tuple[Effect, 
         trials: finished trials of that grid.
     """
     found = []
-    for axis, values in space.axes.items():
-        if len(values) == 1:
-            continue
+    for axis in space.varying:
+        values = space.axes[axis]
         lines: dict[TrainingConfig, list[float | None]] = {}
         for trial in trials:
             others = dataclasses.replace(trial.config, **{axis: values[0]})  # type: ignore[arg-type]

@@ -271,6 +271,11 @@ class SearchSpace:
     def __len__(self) -> int:
         return math.prod(len(values) for values in self.axes.values())
 
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """The axes with more than one value."""
+        return tuple(axis for axis, values in self.axes.items() if len(values) > 1)
+
     def points(self, base: TrainingConfig) -> tuple[TrainingConfig, ...]:
         """Every configuration of the grid, the last axis changing fastest.
 

@@ -88,6 +88,13 @@ def _effect_panel(axes: Axes, effect: Effect, best: float | None) -> None:
         scores = np.array(line, dtype=float)  # None becomes NaN: a gap in the line
         label = "trials alike in all else" if number == 0 else None
         axes.plot(places, scores, "o-", color=GREY, alpha=0.65, lw=0.9, ms=4, label=label)
+    stars = [
+        (place, score)
+        for line in effect.lines
+        for place, score in enumerate(line)
+        if score is not None and score == best
+    ][:1]
+    below = [place for place, _ in stars]  # where the star may be above the mean
     means = np.array(effect.means, dtype=float)
     axes.plot(places, means, "D-", color=BLUE, lw=2.6, ms=6, label="mean")
     for place, mean in zip(places, means, strict=True):
@@ -95,24 +102,16 @@ def _effect_panel(axes: Axes, effect: Effect, best: float | None) -> None:
             axes.annotate(
                 f"{mean:.1%}",
                 (place, mean),
-                xytext=(0, 9),
+                xytext=(0, -11 if place in below else 9),
                 textcoords="offset points",
                 ha="center",
+                va="top" if place in below else "bottom",
                 color=BLUE,
                 fontsize=9,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8},
             )
-    if best is not None:
-        places_of_best = [p for line in effect.lines for p, s in enumerate(line) if s == best]
-        axes.plot(
-            places_of_best[0],
-            best,
-            "*",
-            color=RED,
-            ms=15,
-            label=f"best trial, {best:.2%}",
-            zorder=5,
-        )
+    for star, score in stars:
+        axes.plot(star, score, "*", color=RED, ms=15, label=f"best trial, {score:.2%}", zorder=5)
     axes.set_xticks(places, [f"{value:g}" for value in effect.values])
     axes.set_xlabel(effect.axis)
     axes.margins(x=0.18, y=0.12)
@@ -122,13 +121,13 @@ def _effect_panel(axes: Axes, effect: Effect, best: float | None) -> None:
 
 def sample(image: NDArray[np.uint8], label: str, predicted: str, title: str) -> Figure:
     """One raw image, uint8 (28, 28, 1), enlarged, with its true and predicted class."""
-    figure = Figure(figsize=(4.4, 4.9), layout="constrained")
+    figure = Figure(figsize=(5.2, 4.9), layout="constrained")
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots()
     drawn = axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
     axes.set_title(f"true class: {label}\npredicted: {predicted}", fontsize=11)
     axes.set(xlabel="pixel column", ylabel="pixel row")
-    figure.colorbar(drawn, shrink=0.75, label="pixel value")
+    figure.colorbar(drawn, shrink=0.9, label="pixel value")
     return figure
 
 

@@ -45,7 +45,7 @@ def _clean_environment(
     yield
     import mlflow
 
-    mlflow.set_tracking_uri("")  # the usual one again
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # the usual one again
 
 
 @pytest.fixture(scope="session")

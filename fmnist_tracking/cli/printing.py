@@ -31,7 +31,7 @@ def print_trials(result: SearchResult, *, as_json: bool) -> None:
     if as_json:
         print_json(result.to_json(winner))
         return
-    varying = [axis for axis, values in result.space.axes.items() if len(values) > 1]
+    varying = result.space.varying
     table = new_table("rank", "run id", *varying, "status", "val. acc.", "best epoch", "seconds")
     for rank, trial in ordered:
         table.add_row(

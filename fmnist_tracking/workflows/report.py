@@ -54,6 +54,10 @@ class _Subject:
     test: "TestSet"
 
     @property
+    def data_name(self) -> str:
+        return "Fashion-MNIST" if self.dataset.is_fashion_mnist else "Not Fashion-MNIST"
+
+    @property
     def title(self) -> str:
         return f"{self.trial.name} (run {self.trial.run_id[:8]})"
 
@@ -122,7 +126,7 @@ def report(
             pictures.insert(0, _grid_picture(search))
         ranked = rank(search.finished) if search else ()
         page = Page(
-            title=f"Fashion-MNIST: {'search ' if search else 'trial '}{run.name}",
+            title=f"{subject.data_name}: {run.name}",
             subtitle=_subtitle(subject, search),
             facts=_facts(subject, evaluation),
             settings={k: f"{v:g}" for k, v in asdict(subject.result.config).items()}
@@ -130,7 +134,7 @@ def report(
             pictures=pictures,
             evaluation=evaluation,
             ranked=ranked,
-            axes=tuple(search.space.axes) if search else (),
+            axes=search.space.varying if search else (),
             notices=_notices(subject, search),
             commands={
                 "this report": f"fmnist-track report --run-id {run.run_id} --seed {seed}",

@@ -72,7 +72,7 @@ def search(
                 config = dataclasses.replace(base, **values)  # type: ignore[arg-type]
                 task = TrialTask(
                     number=number,
-                    name=trial_name(config, _varying(space)),
+                    name=trial_name(config, space.varying),
                     config=config,
                     split=split,
                     data_dir=data_dir,
@@ -161,7 +161,3 @@ def train(
     if result.error:
         raise SearchError(f"The training failed ({result.error}). Its run is {result.run_id}.")
     return result
-
-
-def _varying(space: SearchSpace) -> tuple[str, ...]:
-    return tuple(axis for axis, values in space.axes.items() if len(values) > 1)
