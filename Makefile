@@ -10,7 +10,7 @@ help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 quick: .venv/installed  ## Set up, search all 12 points in a few minutes, write the report
-	$(TRACK) search --limit 6000 --epochs 5
+	$(TRACK) search --limit 12000 --epochs 5
 	$(TRACK) report --run-id latest
 
 full: .venv/installed  ## Set up, search at full size (12 points, 25 epochs, all images), report

@@ -54,7 +54,7 @@ def _root(
 ) -> None:
     """A grid search on Fashion-MNIST in which every point is a tracked experiment.
 
-    Start with `fmnist-track search --limit 6000 --epochs 3`, then
+    Start with `fmnist-track search --limit 12000 --epochs 5`, then
     `fmnist-track report --run-id latest`.
     """
     if version:

@@ -20,7 +20,7 @@ from fmnist_tracking.config import (
 from fmnist_tracking.errors import ConfigError, SearchError
 
 
-@command(example="fmnist-track search --limit 6000 --epochs 3")
+@command(example="fmnist-track search --limit 12000 --epochs 5")
 def search(
     filters: str | None = options.axis_option("filters", "--filters"),
     strides: str | None = options.axis_option("strides", "--strides"),
