@@ -154,6 +154,8 @@ def test_doctor_looks_at_everything(call: Call) -> None:
         "disk",
     ]
     assert all(c["ok"] for c in checks)
+    assert checks[4]["seen"].endswith("will be made by the first search")
+    assert not Path("mlflow.db").exists()
 
 
 def test_doctor_finds_what_is_wrong(call: Call) -> None:

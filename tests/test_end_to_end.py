@@ -4,9 +4,11 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from mlflow.entities import Run as MlflowRun
 from conftest import Run
 from fmnist_tracking.config import FIELDS, SplitConfig
 from fmnist_tracking.data import Dataset, split_dataset, test_set
-from fmnist_tracking.tracking import open_store
+from fmnist_tracking.tracking import Store, open_store
 from test_executors import is_alive, wait_for
 
 REPORT_FILES = {
@@ -249,8 +251,50 @@ def test_a_killed_worker_ends_the_search_in_a_line(
     assert not is_alive(biggest)
 
 
+def test_ui_serves_the_store_and_leaves_nothing_behind(store: Store, tmp_path: Path) -> None:
+    store.experiment_id("to be seen")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "fmnist_tracking", "ui", "--port", str(port)],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert server.poll() is None, server.stdout and server.stdout.read()
+        try:
+            with urllib.request.urlopen(address, timeout=5) as page:
+                return bool(page.status == 200)
+        except OSError:
+            return False
+
+    wait_for(answers)
+    names = {e.name for e in mlflow.MlflowClient(address).search_experiments()}
+    assert "to be seen" in names
+    taken = subprocess.run(
+        [sys.executable, "-m", "fmnist_tracking", "ui", "--port", str(port)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (taken.returncode, taken.stderr.count("\n")) == (2, 1)
+    assert f"Port {port} of 127.0.0.1 is taken" in taken.stderr
+    server.terminate()
+    shown, _ = server.communicate(timeout=60)
+    assert f"MLflow's page for sqlite:///{tmp_path}/mlflow.db: {address}" in shown
+    wait_for(lambda: not processes_of(server.pid), seconds=20)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("manager", ["local"])
+@pytest.mark.parametrize("manager", ["local", "uv"])
 def test_mlflow_run_is_the_parent_of_its_trials(tmp_path: Path, cache: Path, manager: str) -> None:
     project = Path(__file__).parent.parent
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -273,7 +317,7 @@ def test_mlflow_run_is_the_parent_of_its_trials(tmp_path: Path, cache: Path, man
         env={**environment, "MLFLOW_TRACKING_URI": uri},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     runs = runs_of(tmp_path, "projects")

@@ -66,4 +66,4 @@ def ui(
     """Start MLflow's page on the store that these commands use."""
     from fmnist_tracking.workflows import checks
 
-    raise typer.Exit(checks.ui(host=host, port=port, tracking_uri=tracking_uri, announce=say))
+    checks.ui(host=host, port=port, tracking_uri=tracking_uri, announce=say)

@@ -24,7 +24,7 @@ from fmnist_tracking.tracking.recording import (
     start_search,
     start_trial,
 )
-from fmnist_tracking.tracking.store import Store, open_store, tracking_uri
+from fmnist_tracking.tracking.store import Store, is_yet_to_be_made, open_store, tracking_uri
 
 __all__ = [
     "DataFacts",
@@ -38,6 +38,7 @@ __all__ = [
     "find_run",
     "finish_search",
     "finish_trial",
+    "is_yet_to_be_made",
     "leaderboard_csv",
     "list_runs",
     "log_epoch",

@@ -30,6 +30,11 @@ class Store:
     uri: str
     client: MlflowClient
 
+    @property
+    def public_uri(self) -> str:
+        """The URI to show: without a user's name and password."""
+        return _public(self.uri)
+
     def experiment_id(self, name: str) -> str:
         """The id of an experiment, created if there is none of that name."""
         found = self.client.get_experiment_by_name(name)
@@ -47,6 +52,12 @@ class Store:
 def tracking_uri(uri: str | None = None) -> str:
     """The store to use: the one given, else MLFLOW_TRACKING_URI, else MLflow's own default."""
     return uri or str(mlflow.get_tracking_uri())
+
+
+def is_yet_to_be_made(uri: str | None = None) -> bool:
+    """Whether the store is a SQLite file that is not there yet."""
+    uri = tracking_uri(uri)
+    return uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).exists()
 
 
 @contextlib.contextmanager

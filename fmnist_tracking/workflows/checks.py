@@ -4,7 +4,6 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -83,8 +82,10 @@ def _data(data_dir: Path | None) -> str:
 def _store(tracking_uri: str | None) -> str:
     from fmnist_tracking import tracking
 
-    with tracking.open_store(tracking_uri, create=True) as store:
-        return f"{store.uri} can be read"
+    if tracking.is_yet_to_be_made(tracking_uri):
+        return f"{tracking.tracking_uri(tracking_uri)} will be made by the first search"
+    with tracking.open_store(tracking_uri) as store:
+        return f"{store.public_uri} can be reached"
 
 
 def _disk() -> str:
@@ -96,8 +97,8 @@ def _disk() -> str:
     return f"{free:.1f} GiB free in the working folder"
 
 
-def ui(*, host: str, port: int, tracking_uri: str | None, announce: Callable[[str], None]) -> int:
-    """Start MLflow's own page on the store, until it is stopped; give its exit status.
+def ui(*, host: str, port: int, tracking_uri: str | None, announce: Callable[[str], None]) -> None:
+    """Become MLflow's own page on the store; return only if the store has a page already.
 
     Raises:
         ConfigError: the port is taken.
@@ -108,11 +109,14 @@ def ui(*, host: str, port: int, tracking_uri: str | None, announce: Callable[[st
     with tracking.open_store(tracking_uri) as store:
         uri = store.uri
     if uri.startswith(("http://", "https://")):
-        announce(f"The store is an MLflow server; its page is {uri}")
-        return 0
+        announce(f"The store is an MLflow server; its page is {store.public_uri}")
+        return
     with socket.socket() as probe:
         if probe.connect_ex((host, port)) == 0:
             raise ConfigError(f"Port {port} of {host} is taken. Choose another with --port.")
-    announce(f"MLflow's page for {uri}: http://{host}:{port}  (Ctrl-C stops it)")
+    announce(f"MLflow's page for {store.public_uri}: http://{host}:{port}  (Ctrl-C stops it)")
+    # MLflow's page starts seven processes for jobs that nothing here submits.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
-    return subprocess.call([*command, "--host", host, "--port", str(port)])
+    # In place of this process, so that signals reach the server, which ends its own children.
+    os.execv(sys.executable, [*command, "--host", host, "--port", str(port)])

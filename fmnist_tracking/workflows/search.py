@@ -65,7 +65,7 @@ def search(
             name = f"search of {len(space)} points"
             experiment_id = tracking.choose_experiment(store, experiment)
             run_id = tracking.start_search(store, experiment_id, name, space, base, split, facts)
-            announce(f"Search {run_id} at {store.uri}")
+            announce(f"Search {run_id} at {store.public_uri}")
             started = int(time.time() * 1000)
 
             def submit(number: int, values: Mapping[str, Value]) -> "Future[TrialResult]":
