@@ -14,6 +14,7 @@ from typing import Any
 from fmnist_tracking import runtime
 
 _JOIN_SECONDS = 5
+_POLL_SECONDS = 0.1
 
 Report = Callable[[Any], None]
 
@@ -42,6 +43,7 @@ class WorkerPool:
         self._pool = ProcessPoolExecutor(
             workers, context, initializer=_start_worker, initargs=(self._reports, threads, prepare)
         )
+        self._ended = threading.Event()
         self._listener = threading.Thread(target=self._listen, daemon=True)
 
     def __enter__(self) -> "WorkerPool":
@@ -51,15 +53,19 @@ class WorkerPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._pool.shutdown()
-        else:
+        if kind is not None:
             self.kill()
-        self._reports.put(_END)
+        self.close()
+
+    def close(self) -> None:
+        """Wait for what was submitted, end the workers, and pass on all that they reported."""
+        self._pool.shutdown()
+        self._ended.set()
         self._listener.join(_JOIN_SECONDS)
 
     def kill(self) -> None:
         """End the workers at once, whatever they are doing."""
+        # Python 3.14 has kill_workers() for this.
         for process in list((self._pool._processes or {}).values()):
             process.kill()
         self._pool.shutdown(cancel_futures=True)
@@ -74,11 +80,18 @@ class WorkerPool:
         return self._pool.submit(_call, function, args)
 
     def _listen(self) -> None:
-        while (report := self._reports.get()) != _END:
-            self._on_report(report)
+        # Ended by an event of this process, not by a word in the queue: a worker that was killed
+        # while it wrote holds the queue's lock for ever.
+        while True:
+            try:
+                report = self._reports.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                if self._ended.is_set():
+                    return
+            else:
+                self._on_report(report)
 
 
-_END = "no more reports"
 _reports: "Queue[Any] | queue.Queue[Any]" = queue.Queue()
 
 

@@ -59,6 +59,7 @@ def test_the_example_of_every_command_is_one_it_takes(call: Call) -> None:
         ("search --epochs 0", "Expected --epochs to be a whole number of at least 1, got '0'"),
         ("search --epochs x", "Expected --epochs to be a whole number of at least 1, got 'x'"),
         ("search --workers 0", "Expected --workers to be a whole number of at least 1"),
+        ("search --workers 9999", "processor cores of this machine, got 9999"),
         ("search --limit 5", "Expected --limit to be from 60"),
         ("search --limit many", "Expected --limit to be a whole number"),
         ("search --protocol mine", "Expected --protocol to be canonical or coursework, got 'mine'"),

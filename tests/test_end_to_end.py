@@ -111,7 +111,7 @@ def test_search_then_report(command: Run, tmp_path: Path, dataset: Dataset) -> N
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["test_images"] == 600
     assert len(metrics["sample_indices"]) == 16
-    rows = list(csv.DictReader((folder / "leaderboard.csv").open()))
+    rows = list(csv.DictReader((folder / "leaderboard.csv").read_text().splitlines()))
     assert [float(r["val_accuracy"]) for r in rows] == sorted(
         (t["val_accuracy"] for t in result["trials"]), reverse=True
     )

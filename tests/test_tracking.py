@@ -5,6 +5,7 @@ import json
 import sqlite3
 from pathlib import Path
 
+import keras
 import mlflow
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from fmnist_tracking.analysis import rank
 from fmnist_tracking.config import FIELDS, SearchSpace, SplitConfig, TrainingConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.model import load_model, predict
+from fmnist_tracking.model import load_model, predict, without_custom_objects
 from fmnist_tracking.results import SearchResult, TrainingResult
 from fmnist_tracking.tracking import DataFacts, Store, names
 from fmnist_tracking.training import train
@@ -63,7 +64,13 @@ def test_a_finished_trial_has_all_that_the_contract_names(
     for epoch in result.epochs:
         tracking.log_epoch(store, run_id, epoch)
     curves = plots.png(plots.learning_curves(result, "curves"))
-    tracking.finish_trial(store, run_id, result, model, split.validation_images[:2], curves)
+    import keras_tuner  # registers custom objects, which MLflow would pickle
+
+    assert keras_tuner
+    assert len(keras.saving.get_custom_objects()) > 0
+    with without_custom_objects():
+        tracking.finish_trial(store, run_id, result, model, split.validation_images[:2], curves)
+    assert len(keras.saving.get_custom_objects()) > 0
 
     run = store.client.get_run(run_id)
     assert run.info.status == "FINISHED"

@@ -1,6 +1,7 @@
 """`fmnist-track search` and `train`: explore a grid, or train one point, tracked."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -10,7 +11,7 @@ from pathlib import Path
 from fmnist_tracking import runtime
 from fmnist_tracking.analysis import effects, rank
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig, Value
-from fmnist_tracking.errors import SearchError
+from fmnist_tracking.errors import ConfigError, SearchError
 from fmnist_tracking.executors import WorkerPool
 from fmnist_tracking.progress import Progress
 from fmnist_tracking.results import SearchResult, TrialResult
@@ -41,18 +42,25 @@ def search(
         base: value of each setting that is not an axis of the grid.
         split: how the data is split; the same for every point.
         experiment: name of the MLflow experiment, made if it is not there.
-        workers: trials that run at once.
+        workers: trials that run at once; no more processes are started than there are points.
         tracking_uri: of the MLflow store, None for the usual one.
         data_dir: where the data is, None for the usual places.
         announce: called with lines for a person to read, before the trials start.
 
     Raises:
-        ConfigError: a point of the grid cannot be built.
+        ConfigError: a point of the grid cannot be built, or there are more workers than cores.
         DataError: the data cannot be had.
         SearchError: a worker process died.
         TrackingError: the store cannot be reached.
     """
+    cores = os.cpu_count() or 1
+    if workers > cores:
+        raise ConfigError(
+            f"Expected --workers to be at most {cores}, the processor cores of this machine, got "
+            f"{workers}. More would only wait for each other."
+        )
     points = space.points(base)
+    workers = min(workers, len(points))
     progress = Progress(points, workers)
     with WorkerPool(workers, progress, prepare_worker) as pool:
         from fmnist_tracking import tracking
@@ -89,6 +97,17 @@ def search(
 
                 with progress:
                     trials = explore(space, submit, workers)
+                    pool.close()  # so that the last report is shown too
+                result = SearchResult(
+                    run_id=run_id,
+                    experiment_id=experiment_id,
+                    status="RUNNING",
+                    started=started,
+                    space=space,
+                    trials=trials,
+                )
+                ranked = rank(result.finished)
+                tracking.finish_search(store, result, ranked, grid_picture(result))
             except BaseException as error:
                 pool.kill()
                 status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
@@ -99,16 +118,6 @@ def search(
                         f"{run_id[:8]} is closed as FAILED; the trials that had finished are kept."
                     ) from None
                 raise
-            result = SearchResult(
-                run_id=run_id,
-                experiment_id=experiment_id,
-                status="RUNNING",
-                started=started,
-                space=space,
-                trials=trials,
-            )
-            ranked = rank(result.finished)
-            tracking.finish_search(store, result, ranked, grid_picture(result))
             return result
 
 

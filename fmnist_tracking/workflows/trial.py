@@ -72,6 +72,7 @@ def run_trial(task: TrialTask, report: "Report") -> TrialResult:
         TrackingError: the store cannot be reached.
     """
     from fmnist_tracking import plots, tracking, training
+    from fmnist_tracking.model import without_custom_objects
     from fmnist_tracking.progress import EpochDone, TrialEnded, TrialStarted
     from fmnist_tracking.results import EpochMetrics
 
@@ -89,23 +90,19 @@ def run_trial(task: TrialTask, report: "Report") -> TrialResult:
             training.fingerprint(task.config, task.split, dataset.digest),
             task.parent,
         )
-        report(TrialStarted(number=task.number, name=task.name))
 
         def on_epoch(metrics: EpochMetrics) -> None:
             tracking.log_epoch(store, run_id, metrics)
             report(EpochDone(number=task.number, metrics=metrics))
 
         try:
+            report(TrialStarted(number=task.number, name=task.name))
             training_result, model = training.train(task.config, split, on_epoch)
             title = f"Learning curves of {task.name} (run {run_id[:8]})"
-            tracking.finish_trial(
-                store,
-                run_id,
-                training_result,
-                model,
-                split.validation_images[:_EXAMPLES],
-                plots.png(plots.learning_curves(training_result, title)),
-            )
+            curves = plots.png(plots.learning_curves(training_result, title))
+            examples = split.validation_images[:_EXAMPLES]
+            with without_custom_objects():
+                tracking.finish_trial(store, run_id, training_result, model, examples, curves)
             result = _finished(run_id, task, training_result)
         except Exception as error:
             line = tracking.fail_trial(store, run_id, error)
