@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fmnist_tracking.config import SearchSpace, TrainingConfig, Value
-from fmnist_tracking.results import TrialResult
+from fmnist_tracking.results import FINISHED, TrialResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +66,33 @@ def _score(trial: TrialResult) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Place:
+    """A line of a leaderboard; without a rank where the trial has no score."""
+
+    rank: int | None
+    mean: float | None
+    trial: TrialResult
+
+
+def leaderboard(trials: Sequence[TrialResult]) -> tuple[Place, ...]:
+    """All trials of a search, the best first and those without a score last."""
+    finished = [t for t in trials if t.status == FINISHED and t.val_accuracy is not None]
+    return (
+        *(Place(rank=r.rank, mean=r.mean, trial=r.trial) for r in rank(finished)),
+        *(Place(rank=None, mean=None, trial=t) for t in trials if t not in finished),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Effect:
     """What one axis of a grid did to validation accuracy.
 
     Attributes:
         axis: the field's name.
         values: the values tried, in the grid's order.
-        means: mean validation accuracy of the trials with each value, None if none finished.
-        lines: sets of trials that differ in this axis alone; each holds, for every value,
-            the validation accuracy, or None where that trial did not finish.
+        means: mean score of the points with each value, None if none finished.
+        lines: sets of points that differ in this axis alone; each holds, for every value,
+            the point's score, or None where it did not finish.
     """
 
     axis: str
@@ -86,18 +104,23 @@ class Effect:
 def effects(space: SearchSpace, trials: Sequence[TrialResult]) -> tuple[Effect, ...]:
     """The main effect of each axis that has more than one value, in the grid's order.
 
+    A point's score is the mean validation accuracy of its repeats, so `seed` is no axis here.
+
     Args:
         space: the grid.
         trials: finished trials of that grid.
     """
+    scores = {dataclasses.replace(r.trial.config, seed=0): r.mean for r in rank(trials)}
     found = []
     for axis in space.varying:
+        if axis == "seed":
+            continue
         values = space.axes[axis]
         lines: dict[TrainingConfig, list[float | None]] = {}
-        for trial in trials:
-            others = dataclasses.replace(trial.config, **{axis: values[0]})  # type: ignore[arg-type]
+        for config, score in scores.items():
+            others = dataclasses.replace(config, **{axis: values[0]})  # type: ignore[arg-type]
             line = lines.setdefault(others, [None] * len(values))
-            line[values.index(getattr(trial.config, axis))] = _score(trial)
+            line[values.index(getattr(config, axis))] = score
         columns = list(zip(*lines.values(), strict=True)) or [()] * len(values)
         found.append(
             Effect(

@@ -309,11 +309,20 @@ def load_space(path: Path) -> SearchSpace:
         raise ConfigError(f"The grid file {path} is not YAML. Expected {_SPACE_EXAMPLE}") from None
     if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
         raise ConfigError(f"The grid file {path} is not a mapping. Expected {_SPACE_EXAMPLE}")
-    axes = {k: tuple(v) if isinstance(v, list) else (v,) for k, v in content.items()}
+    listed = {k: v if isinstance(v, list) else [v] for k, v in content.items()}
+    axes = {k: tuple(map(_number, values)) for k, values in listed.items()}
     try:
         return SearchSpace(axes=axes)
     except ConfigError as error:
         raise ConfigError(f"In the grid file {path}: {error}") from None
+
+
+def _number(value: Any) -> Any:
+    """The number in a text: YAML 1.1 takes 1e-3, without a point, for a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 _SPACE_EXAMPLE = "one line an axis, such as 'filters: [12, 36, 48]'."

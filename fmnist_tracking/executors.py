@@ -1,5 +1,6 @@
 """Where trials run: worker processes that report back while they work."""
 
+import logging
 import os
 import queue
 import signal
@@ -17,6 +18,8 @@ _JOIN_SECONDS = 5
 _POLL_SECONDS = 0.1
 
 Report = Callable[[Any], None]
+
+_log = logging.getLogger(__name__)
 
 
 class WorkerPool:
@@ -48,8 +51,14 @@ class WorkerPool:
 
     def __enter__(self) -> "WorkerPool":
         self._listener.start()
-        for _ in range(self.workers):  # the pool starts a process only when it has a task
-            self._pool.submit(_ready)
+        # Ctrl-C reaches every process of a terminal, and the driver decides what becomes of trials:
+        # so the workers start, and stay, with that signal blocked.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for _ in range(self.workers):  # the pool starts a process only when it has a task
+                self._pool.submit(_ready)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -76,20 +85,30 @@ class WorkerPool:
         Args:
             function: importable by name, as a module's function is.
             args: what it is called with; they must survive pickling.
+
+        Returns:
+            The future of what the function returns or raises.
         """
         return self._pool.submit(_call, function, args)
 
     def _listen(self) -> None:
         # Ended by an event of this process, not by a word in the queue: a worker that was killed
         # while it wrote holds the queue's lock for ever.
+        on_report: Report | None = self._on_report
         while True:
             try:
                 report = self._reports.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 if self._ended.is_set():
                     return
-            else:
-                self._on_report(report)
+                continue
+            if on_report is not None:
+                try:
+                    on_report(report)
+                except (Exception, SystemExit):
+                    # Reports are read on all the same: a worker whose queue is full cannot end.
+                    _log.exception("Progress is no longer shown")
+                    on_report = None
 
 
 _reports: "Queue[Any] | queue.Queue[Any]" = queue.Queue()
@@ -102,8 +121,6 @@ def _ready() -> None:
 def _start_worker(reports: "Queue[Any]", threads: int | None, prepare: Callable[[], None]) -> None:
     global _reports
     _reports = reports
-    # Ctrl-C reaches every process of the terminal; the driver decides what becomes of trials.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Standard output belongs to the driver's results, whatever a library prints here.
     sys.stdout.flush()
     os.dup2(2, 1)

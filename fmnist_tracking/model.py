@@ -1,7 +1,5 @@
 """The network: a small CNN built from a `TrainingConfig`, and a look inside it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -45,22 +43,6 @@ def build_model(config: TrainingConfig) -> keras.Model:
         keras.layers.Dense(len(CLASS_NAMES), activation="softmax", name="probabilities"),
     ]
     return keras.Sequential(layers, name="fashion_mnist_cnn")
-
-
-@contextmanager
-def without_custom_objects() -> Iterator[None]:
-    """Hide the custom Keras objects that other libraries have registered in this process.
-
-    MLflow pickles all of them beside a model, though this network uses none, and unpickles
-    them when the model is loaded; KerasTuner registers some when it is imported.
-    """
-    registered = keras.saving.get_custom_objects()
-    hidden = dict(registered)
-    registered.clear()
-    try:
-        yield
-    finally:
-        registered.update(hidden)
 
 
 def load_model(path: Path) -> keras.Model:

@@ -57,8 +57,8 @@ def learning_curves(result: TrainingResult, title: str) -> Figure:
 def grid(effects: Sequence[Effect], title: str) -> Figure:
     """Validation accuracy against each hyperparameter of a grid.
 
-    One panel for each axis. A thin line joins the trials that differ in that axis alone; the
-    thick one is their mean; the star is the best trial.
+    One panel for each axis. A thin line joins the points that differ in that axis alone; the
+    thick one is their mean; the star is the best point.
     """
     if not effects:
         return _notice(title, "Each axis of this grid has a single value: nothing to compare.")
@@ -86,7 +86,7 @@ def _effect_panel(axes: Axes, effect: Effect, best: float | None) -> None:
     places = np.arange(len(effect.values))
     for number, line in enumerate(effect.lines):
         scores = np.array(line, dtype=float)  # None becomes NaN: a gap in the line
-        label = "trials alike in all else" if number == 0 else None
+        label = "points alike in all else" if number == 0 else None
         axes.plot(places, scores, "o-", color=GREY, alpha=0.65, lw=0.9, ms=4, label=label)
     stars = [
         (place, score)
@@ -111,7 +111,7 @@ def _effect_panel(axes: Axes, effect: Effect, best: float | None) -> None:
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8},
             )
     for star, score in stars:
-        axes.plot(star, score, "*", color=RED, ms=15, label=f"best trial, {score:.2%}", zorder=5)
+        axes.plot(star, score, "*", color=RED, ms=15, label=f"best point, {score:.2%}", zorder=5)
     axes.set_xticks(places, [f"{value:g}" for value in effect.values])
     axes.set_xlabel(effect.axis)
     axes.margins(x=0.18, y=0.12)

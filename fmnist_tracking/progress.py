@@ -1,5 +1,6 @@
 """Live progress on standard error: a display on a terminal, plain lines elsewhere."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,17 @@ Event: TypeAlias = TrialStarted | EpochDone | TrialEnded
 Report: TypeAlias = Callable[[Event], None]
 
 
+class _Stderr(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on in silence: nobody reads any more, but the trials must be finished."""
+        self.quiet = True
+
+
+def stderr_console() -> Console:
+    """A console on standard error whose reader may go away."""
+    return _Stderr(stderr=True, highlight=False, markup=False)
+
+
 class Progress:
     """Shows how far a set of trials has come. Call it with each event.
 
@@ -61,7 +73,7 @@ class Progress:
     def __init__(
         self, points: Sequence[TrainingConfig], workers: int = 1, console: Console | None = None
     ) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or stderr_console()
         self._points = points
         self._workers = workers
         self._running: dict[int, tuple[str, EpochMetrics | None]] = {}
@@ -73,6 +85,7 @@ class Progress:
         self._work_done = 0.0
         self._seconds_done = 0.0
         self._start = time.monotonic()
+        self._lock = threading.Lock()
         live = self._console.is_terminal
         self._live = Live(get_renderable=self._render, console=self._console) if live else None
 
@@ -92,18 +105,25 @@ class Progress:
 
     def __call__(self, event: Event) -> None:
         """Take in one event and show it."""
+        # The live display draws in a thread of its own, with the console's lock held: so ours is
+        # released before anything is printed.
+        with self._lock:
+            line = self._take_in(event)
+        if line:
+            self._console.print(line, soft_wrap=True)
+
+    def _take_in(self, event: Event) -> str | None:
+        """Update the state; give the line to print, if any."""
         if isinstance(event, TrialStarted):
             config = self._points[event.number - 1]
             self._running[event.number] = (event.name, None)
             self._work_of[event.number] = _work(config) * config.epochs
-            if not self._live:
-                self._line(f"{self._place(event.number)} {event.name} started")
-        elif isinstance(event, EpochDone):
-            self._epoch_done(event)
-        else:
-            self._trial_ended(event)
+            return None if self._live else f"{self._place(event.number)} {event.name} started"
+        if isinstance(event, EpochDone):
+            return self._epoch_done(event)
+        return self._trial_ended(event)
 
-    def _epoch_done(self, event: EpochDone) -> None:
+    def _epoch_done(self, event: EpochDone) -> str | None:
         name, _ = self._running[event.number]
         self._running[event.number] = (name, event.metrics)
         work = _work(self._points[event.number - 1])
@@ -111,13 +131,14 @@ class Progress:
         self._work_left -= work
         self._work_done += work
         self._seconds_done += event.metrics.epoch_seconds
-        if not self._live:
-            self._line(
-                f"{self._place(event.number)} {name}  {self._scores(event.number)}  "
-                f"{self._best_so_far()}, {self._time_left()} left"
-            )
+        if self._live:
+            return None
+        return (
+            f"{self._place(event.number)} {name}  {self._scores(event.number)}  "
+            f"{self._best_so_far()}, {self._time_left()} left"
+        )
 
-    def _trial_ended(self, event: TrialEnded) -> None:
+    def _trial_ended(self, event: TrialEnded) -> str:
         self._running.pop(event.number, None)
         self._work_left -= self._work_of.pop(event.number, 0.0)  # stopped early, or failed
         self._ended += 1
@@ -129,10 +150,7 @@ class Progress:
         else:
             self._failed += 1
             outcome = f"{result.status}: {result.error}"
-        self._line(f"{self._place(event.number)} {result.name} ended: {outcome}")
-
-    def _line(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, markup=False)
+        return f"{self._place(event.number)} {result.name} ended: {outcome}"
 
     def _place(self, number: int) -> str:
         total = str(len(self._points))
@@ -161,6 +179,10 @@ class Progress:
         return str(timedelta(seconds=round(seconds)))
 
     def _render(self) -> Group:
+        with self._lock:
+            return self._drawn()
+
+    def _drawn(self) -> Group:
         table = Table.grid(padding=(0, 2))
         for number, (name, _) in self._running.items():
             table.add_row(self._place(number), Text(name, style="bold"), self._scores(number))

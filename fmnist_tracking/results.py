@@ -8,7 +8,7 @@ from typing import Any
 
 from fmnist_tracking.config import SearchSpace, TrainingConfig
 
-FINISHED = "FINISHED"
+FINISHED, RUNNING = "FINISHED", "RUNNING"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,16 +135,12 @@ class SearchResult:
     Attributes:
         run_id: of the parent run.
         experiment_id: of the MLflow experiment it is in.
-        status: MLflow's word for the parent run.
-        started: when it began, in milliseconds since 1970 (UTC).
         space: the grid.
         trials: one for each point, in the grid's order.
     """
 
     run_id: str
     experiment_id: str
-    status: str
-    started: int
     space: SearchSpace
     trials: tuple[TrialResult, ...]
 
@@ -164,7 +160,7 @@ class SearchResult:
             "experiment_id": self.experiment_id,
             "grid_points": len(self.space),
             "finished": len(self.finished),
-            "failed": len(self.trials) - len(self.finished),
+            "failed": sum(t.status not in (FINISHED, RUNNING) for t in self.trials),
             "reused": sum(t.reused for t in self.trials),
             "best": best
             and {

@@ -49,6 +49,13 @@ def load_tensorflow(threads: int | None = None) -> None:
     tf.get_logger().setLevel("ERROR")
 
 
+def threads() -> int:
+    """Threads that TensorFlow's arithmetic uses in this process, once it is loaded."""
+    import tensorflow as tf
+
+    return tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
+
+
 @contextmanager
 def _native_stderr_held_back() -> Iterator[None]:
     sys.stderr.flush()

@@ -29,7 +29,7 @@ OnEpoch = Callable[[EpochMetrics], None]
 def train(
     config: TrainingConfig, data: DataSplit, on_epoch: OnEpoch = lambda _: None
 ) -> tuple[TrainingResult, keras.Model]:
-    """Train one configuration, deterministically for its seed on one machine.
+    """Train one configuration, deterministically for its seed, processor and threads.
 
     Each epoch's order of images depends on the seed and the epoch's number alone.
 
@@ -117,10 +117,11 @@ def _exact_share(share: float, count: int) -> float:
 
 
 def fingerprint(config: TrainingConfig, split_config: SplitConfig, data_digest: str) -> str:
-    """SHA-256 of everything that determines a trial's numbers on one kind of machine.
+    """SHA-256 of everything that determines a trial's numbers, to within rounding.
 
     That is the configuration, the images and their split, the code of the network, the
-    training and the split, and the versions of the libraries that do the arithmetic.
+    training and the split, and the versions of the libraries that do the arithmetic. Not the
+    processor and the number of threads: they change the order of sums, and so last digits.
 
     Args:
         config: the point.

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from fmnist_tracking.analysis import best, effects, rank
+from fmnist_tracking.analysis import best, effects, leaderboard, rank
 from fmnist_tracking.config import SearchSpace, TrainingConfig
 from test_results import trial
 
@@ -58,6 +58,25 @@ def test_effects_of_a_grid_by_hand() -> None:
     assert filters.means == pytest.approx((0.55, 0.75))
     assert set(filters.lines) == {(0.6, 0.8), (0.5, 0.7)}
     assert strides.means == pytest.approx((0.7, 0.6))
+
+
+def test_repeats_are_one_point_in_the_effects() -> None:
+    space = SearchSpace(axes={"filters": (1, 2), "seed": (0, 1)})
+    trials = [
+        trial("lucky", 0.95, config=config(filters=1, seed=0)),
+        trial("unlucky", 0.75, config=config(filters=1, seed=1)),
+        trial("steady", 0.89, config=config(filters=2, seed=0)),
+        trial("steadier", 0.91, config=config(filters=2, seed=1)),
+    ]
+    (effect,) = effects(space, trials)  # and the seed is no hyperparameter
+    assert effect.means == pytest.approx((0.85, 0.90))
+    assert effect.lines[0] == pytest.approx((0.85, 0.90))
+
+
+def test_leaderboard_puts_those_without_a_score_last() -> None:
+    trials = [trial("failed", None), trial("a", 0.7, config=config(filters=1))]
+    places = leaderboard(trials)
+    assert [(p.rank, p.trial.run_id) for p in places] == [(1, "a"), (None, "failed")]
 
 
 def test_effects_with_a_point_missing() -> None:

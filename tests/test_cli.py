@@ -1,5 +1,6 @@
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,6 @@ import pytest
 from fmnist_tracking.cli import main, searching
 from fmnist_tracking.cli.app import app
 from fmnist_tracking.config import COURSEWORK_GRID
-from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.tracking import Store
 
 COMMANDS = [info.callback.__name__ for info in app.registered_commands if info.callback]
@@ -59,7 +59,6 @@ def test_the_example_of_every_command_is_one_it_takes(call: Call) -> None:
         ("search --epochs 0", "Expected --epochs to be a whole number of at least 1, got '0'"),
         ("search --epochs x", "Expected --epochs to be a whole number of at least 1, got 'x'"),
         ("search --workers 0", "Expected --workers to be a whole number of at least 1"),
-        ("search --workers 9999", "processor cores of this machine, got 9999"),
         ("search --limit 5", "Expected --limit to be from 60"),
         ("search --limit many", "Expected --limit to be a whole number"),
         ("search --protocol mine", "Expected --protocol to be canonical or coursework, got 'mine'"),
@@ -73,7 +72,9 @@ def test_the_example_of_every_command_is_one_it_takes(call: Call) -> None:
         ("report", "Missing option '--run-id'. See `fmnist-track report --help`"),
         ("report --run-id latest --seed -1", "Expected --seed to be a whole number of at least 0"),
         ("serch", "No such command 'serch'. Did you mean 'search'?"),
-        ("ui --port abc", "Expected --port to be a whole number"),
+        ("report --run-id latest --seed x", "Expected --seed to be a whole number"),
+        ("ui --port abc", "Expected --port to be a whole number from 1 to 65535, got 'abc'"),
+        ("ui --port 70000", "Expected --port to be a whole number from 1 to 65535"),
     ],
 )
 def test_wrong_usage_gets_one_line_and_status_2(call: Call, arguments: str, words: str) -> None:
@@ -114,6 +115,48 @@ def test_an_empty_experiment_and_an_unknown_run(call: Call, store: Store) -> Non
     status, _, err = call("report", "--run-id", "0123456789abcdef")
     assert (status, err.count("\n")) == (1, 1)
     assert "There is no run 0123456789abcdef in this store" in err
+
+
+def test_a_run_of_another_project(call: Call, store: Store) -> None:
+    foreign = store.client.create_run("0", run_name="somebody's").info.run_id
+    status, _, err = call("report", "--run-id", foreign)
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"The run {foreign[:8]} (somebody's) is in this store, but it is no search" in err
+
+
+def test_an_experiment_may_have_any_name(call: Call, store: Store) -> None:
+    name = "ablation [/old] [red]x"
+    tags = {"fmnist.role": "train", "fmnist.protocol": "canonical"}
+    store.client.create_run(store.experiment_id(name), tags=tags)
+    status, out, _ = call("runs")
+    assert status == 0
+    assert name in out
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "t10k-images-idx3-ubyte.gz").unlink(), "lacks t10k-images"),
+        (
+            lambda folder: (folder / "train-labels-idx1-ubyte.gz").write_bytes(b"\x1f\x8b\x08"),
+            "is damaged or cut short",
+        ),
+    ],
+    ids=["three files", "truncated"],
+)
+def test_bad_data_is_told_in_one_line(
+    call: Call, real_copy: Path, damage: Callable[[Path], object], words: str
+) -> None:
+    damage(real_copy)
+    status, _, err = call("data", "--data-dir", str(real_copy))
+    assert (status, err.count("\n")) == (1, 1)
+    assert words in err
+
+
+def test_a_port_that_cannot_be_had(call: Call, store: Store) -> None:
+    status, _, err = call("ui", "--host", "no.such.host.invalid")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "Cannot listen on port 5000 of no.such.host.invalid" in err
 
 
 def test_a_folder_that_cannot_be_written(call: Call, store: Store, tmp_path: Path) -> None:
@@ -205,5 +248,7 @@ def test_grid_from_the_options(tmp_path: Path) -> None:
 def test_an_empty_option_is_not_given() -> None:
     # `mlflow run` has no other way to leave a parameter out.
     assert space_of(axes=[""]) == COURSEWORK_GRID
-    with pytest.raises(ConfigError):
-        space_of(texts={"filters": ""})
+    assert space_of(texts={"filters": ""}) == COURSEWORK_GRID
+    file = Path("grid.yaml")
+    file.write_text("filters: [24, 48]")
+    assert space_of(file=file, texts={"filters": "", "strides": ""}) == {"filters": (24, 48)}

@@ -169,8 +169,12 @@ def test_with_axes_adds_and_replaces() -> None:
 
 def test_grid_file(tmp_path: Path) -> None:
     file = tmp_path / "grid.yaml"
-    file.write_text("filters: [8, 16]\nlearning_rate: 0.01\n")
-    assert load_space(file).axes == {"filters": (8, 16), "learning_rate": (0.01,)}
+    file.write_text("filters: [8, 16]\nlearning_rate: 0.01\ndropout: [1e-1, .2]\n")
+    assert load_space(file).axes == {
+        "filters": (8, 16),
+        "learning_rate": (0.01,),
+        "dropout": (0.1, 0.2),
+    }
 
 
 @pytest.mark.parametrize(

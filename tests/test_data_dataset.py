@@ -4,7 +4,7 @@ import http.server
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -34,17 +34,24 @@ def test_second_load_is_memory_mapped(dataset: Dataset) -> None:
     np.testing.assert_array_equal(again.test_images, dataset.test_images)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [lambda c: c[:-1] + bytes([c[-1] ^ 1]), lambda c: c[:-1], lambda c: b""],
+    ids=["a bit", "cut short", "empty"],
+)
 def test_damaged_decoded_copy_is_made_anew(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    damage: Callable[[bytes], bytes],
 ) -> None:
     monkeypatch.setenv("FMNIST_CACHE_DIR", str(tmp_path / "own-cache"))
     load_dataset()
     (file,) = (tmp_path / "own-cache").rglob("t10k-labels.npy")
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
+    good = file.read_bytes()
+    file.write_bytes(damage(good))
     assert load_dataset().digest == dataset.digest
-    assert load_dataset().digest == dataset.digest
+    assert file.read_bytes() == good
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
@@ -172,6 +179,22 @@ def test_fetched_from_a_mirror_and_kept(mirror: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("no_local_copy")
+def test_a_mirror_with_other_files_is_passed_over(
+    mirror: str, other_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in other_data.iterdir():
+        file.with_name(file.name + ".gz").write_bytes(gzip.compress(file.read_bytes(), 1))
+    handler = partial(_Quiet, directory=str(other_data))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        wrong = f"http://127.0.0.1:{server.server_address[1]}/"
+        fetch_from = partial(fetch.fetch, mirrors=(wrong, mirror))
+        monkeypatch.setattr(dataset.fetch, "fetch", fetch_from)  # type: ignore[attr-defined]
+        assert load_dataset().is_fashion_mnist
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("no_local_copy")
 def test_nowhere_to_be_had_names_each_place_and_each_way_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -200,6 +223,5 @@ def test_nowhere_to_be_had_names_each_place_and_each_way_out(
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="a system without apt")
 def test_debian_package_is_unpacked_without_installing_it(tmp_path: Path) -> None:
-    source = fetch.fetch(tmp_path, mirrors=())
-    assert source == "apt package dataset-fashion-mnist"
+    fetch.fetch(tmp_path, verify=dataset._require_fashion_mnist_in, mirrors=())
     assert load_dataset(tmp_path).is_fashion_mnist

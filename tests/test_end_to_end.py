@@ -1,5 +1,6 @@
 """The whole way from the command line: real images, real processes, a real store."""
 
+import contextlib
 import csv
 import json
 import os
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from mlflow.entities import Run as MlflowRun
 
 from conftest import Run
+from fmnist_tracking import tracking
 from fmnist_tracking.config import FIELDS, SplitConfig
 from fmnist_tracking.data import Dataset, split_dataset, test_set
 from fmnist_tracking.tracking import Store, open_store
@@ -251,46 +253,117 @@ def test_a_killed_worker_ends_the_search_in_a_line(
     assert not is_alive(biggest)
 
 
-def test_ui_serves_the_store_and_leaves_nothing_behind(store: Store, tmp_path: Path) -> None:
-    store.experiment_id("to be seen")
+@pytest.fixture
+def port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(port: int, folder: Path, *command: str) -> Iterator["subprocess.Popen[str]"]:
+    """A web server in a process group of its own, once it answers."""
     server = subprocess.Popen(
-        [sys.executable, "-m", "fmnist_tracking", "ui", "--port", str(port)],
-        cwd=tmp_path,
+        [sys.executable, "-m", *command, "--port", str(port)],
+        cwd=folder,
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
-    address = f"http://127.0.0.1:{port}"
 
     def answers() -> bool:
         assert server.poll() is None, server.stdout and server.stdout.read()
         try:
-            with urllib.request.urlopen(address, timeout=5) as page:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5) as page:
                 return bool(page.status == 200)
         except OSError:
             return False
 
-    wait_for(answers)
-    names = {e.name for e in mlflow.MlflowClient(address).search_experiments()}
-    assert "to be seen" in names
-    taken = subprocess.run(
-        [sys.executable, "-m", "fmnist_tracking", "ui", "--port", str(port)],
+    try:
+        wait_for(answers, seconds=120)
+        yield server
+    finally:
+        if server.poll() is None:
+            server.terminate()
+            server.communicate(timeout=60)
+
+
+def test_ui_serves_the_store_and_leaves_nothing_behind(
+    store: Store, tmp_path: Path, port: int, command: Run
+) -> None:
+    store.experiment_id("to be seen")
+    address = f"http://127.0.0.1:{port}"
+    with serving(port, tmp_path, "fmnist_tracking", "ui") as server:
+        names = {e.name for e in mlflow.MlflowClient(address).search_experiments()}
+        assert "to be seen" in names
+        taken = command("ui", "--port", str(port))
+        assert (taken.returncode, taken.stderr.count("\n")) == (2, 1)
+        assert f"Cannot listen on port {port} of 127.0.0.1" in taken.stderr
+        server.terminate()
+        shown, _ = server.communicate(timeout=60)
+        assert f"MLflow's page for sqlite:///{tmp_path}/mlflow.db: {address}" in shown
+        wait_for(lambda: not processes_of(server.pid), seconds=20)
+
+
+def test_over_a_tracking_server(tmp_path: Path, port: int, command: Run) -> None:
+    """Two seeds of one point, on a server that keeps the artifacts too; then the report."""
+    home = tmp_path / "server"
+    home.mkdir()
+    address = f"http://127.0.0.1:{port}"
+    uri = f"sqlite:///{home}/mlflow.db"
+    with serving(port, home, "mlflow", "server", "--backend-store-uri", uri):
+        done = command(
+            "search", *QUICK, *["--filters", "4", "--strides", "2", "--kernel-sizes", "3", "--repeats", "2", "--json"],
+            MLFLOW_TRACKING_URI=address,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert [t["params"]["seed"] for t in result["trials"]] == [0, 1]
+        assert (result["grid_points"], result["finished"]) == (2, 2)
+        report = command("report", "--run-id", "latest", "--tracking-uri", address, "--json")
+        assert report.returncode == 0, report.stderr
+        assert json.loads(report.stdout)["trial_run_id"] == result["best"]["run_id"]
+        client = mlflow.MlflowClient(address)
+        kept = {f.path for f in client.list_artifacts(result["run_id"], "report")}
+        assert {f"report/{name}" for name in REPORT_FILES} <= kept
+        assert not (tmp_path / "mlruns").exists()
+        assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_artifacts_that_cannot_be_kept(command: Run, tmp_path: Path) -> None:
+    (tmp_path / "mlruns").touch()  # a file where the folder of artifacts should be
+    done = command("train", *QUICK, "--filters", "4", "--strides", "2")
+    assert done.returncode == 1
+    assert "Error: The training failed (" in done.stderr
+    assert "Traceback" not in done.stderr
+    (run,) = runs_of(tmp_path)
+    assert run.info.status == "FAILED"
+
+
+def test_a_stopped_training_is_closed(tmp_path: Path, cache: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fmnist_tracking", "train", "--limit", "6000", "--epochs", "900"],
         cwd=tmp_path,
-        capture_output=True,
+        env={**os.environ, "FMNIST_CACHE_DIR": str(cache)},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
     )
-    assert (taken.returncode, taken.stderr.count("\n")) == (2, 1)
-    assert f"Port {port} of 127.0.0.1 is taken" in taken.stderr
-    server.terminate()
-    shown, _ = server.communicate(timeout=60)
-    assert f"MLflow's page for sqlite:///{tmp_path}/mlflow.db: {address}" in shown
-    wait_for(lambda: not processes_of(server.pid), seconds=20)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "epoch 2/900" in line:
+            break
+    process.terminate()
+    process.terminate()  # a second one must not cut the closing short
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "Traceback" not in err
+    (run,) = runs_of(tmp_path)
+    assert run.info.status == "KILLED"
+    assert run.data.metrics["val_accuracy"] > 0  # what was logged is kept
 
 
 @pytest.mark.slow
@@ -298,28 +371,25 @@ def test_ui_serves_the_store_and_leaves_nothing_behind(store: Store, tmp_path: P
 def test_mlflow_run_is_the_parent_of_its_trials(tmp_path: Path, cache: Path, manager: str) -> None:
     project = Path(__file__).parent.parent
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    parameters = {
-        "limit": 600,
-        "epochs": 1,
-        "filters": "4,8",
-        "strides": 2,
-        "axis": "dropout=0.1,0.2",
-    }
-    command = [sys.executable, "-m", "mlflow", "run", str(project), "-e", "search"]
-    command += ["--env-manager", manager, "--experiment-name", "projects"]
-    for name, value in parameters.items():
-        command += ["-P", f"{name}={value}"]
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     environment = {**os.environ, "PATH": path, "FMNIST_CACHE_DIR": str(cache)}
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env={**environment, "MLFLOW_TRACKING_URI": uri},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr
+
+    def run_project(entry: str, **parameters: object) -> None:
+        command = [sys.executable, "-m", "mlflow", "run", str(project), "-e", entry]
+        command += ["--env-manager", manager, "--experiment-name", "projects"]
+        for name, value in parameters.items():
+            command += ["-P", f"{name}={value}"]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**environment, "MLFLOW_TRACKING_URI": uri},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stderr
+
+    run_project("search", limit=600, epochs=1, filters="4,8", strides=2, axis="dropout=0.1,0.2")
     runs = runs_of(tmp_path, "projects")
     (parent,) = (r for r in runs if "mlflow.parentRunId" not in r.data.tags)
     assert parent.data.tags["mlflow.project.entryPoint"] == "search"
@@ -330,3 +400,12 @@ def test_mlflow_run_is_the_parent_of_its_trials(tmp_path: Path, cache: Path, man
     assert {t.info.status for t in trials} == {"FINISHED"}
     assert {t.data.params["dropout"] for t in trials} == {"0.1", "0.2"}
     assert {t.data.params["epochs"] for t in trials} == {"1"}
+
+    # And a report by the same way, after which the search is still the latest run.
+    run_project("report", run_id="latest", output_dir=str(tmp_path / "shown"))
+    assert {p.name for p in (tmp_path / "shown").iterdir()} >= REPORT_FILES
+    runs = runs_of(tmp_path, "projects")
+    (about,) = (r for r in runs if "fmnist.report_of" in r.data.tags)
+    assert about.data.tags["fmnist.report_of"] == parent.info.run_id
+    with open_store(uri) as store:
+        assert tracking.find_run(store, "latest").run_id == parent.info.run_id

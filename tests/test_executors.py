@@ -58,6 +58,21 @@ def test_results_and_reports_come_back_from_another_process() -> None:
     assert reports == [(word, n) for n in range(3) for word in ("begun", "done")]
 
 
+def report_a_lot(report: Callable[[Any], None]) -> None:
+    for number in range(2000):  # more than the pipe between the processes holds
+        report("x" * 500 + str(number))
+
+
+def test_a_report_that_cannot_be_shown_does_not_hold_up_the_work() -> None:
+    def broken(_: Any) -> None:
+        raise SystemExit(1)
+
+    with WorkerPool(1, broken, prepare_nothing) as pool:
+        future = pool.submit(report_a_lot)
+        future.result(timeout=60)
+        pool.submit(report_a_lot).result(timeout=60)
+
+
 def test_an_exception_ends_the_workers_at_once() -> None:
     reports: list[int] = []
     start = time.monotonic()

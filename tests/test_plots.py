@@ -1,5 +1,3 @@
-import io
-
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -64,7 +62,7 @@ def test_grid_has_a_panel_for_each_axis_and_one_star() -> None:
             np.asarray(lines["mean"].get_ydata(), float), np.array(effect.means, float)
         )
         assert [t.get_text() for t in axes.get_xticklabels()] == [f"{v}" for v in effect.values]
-        assert ys(lines["best trial, 80.00%"])[0] == 0.8
+        assert ys(lines["best point, 80.00%"])[0] == 0.8
     assert xs(figure.axes[0].get_lines()[-1])[0] == 1  # 0.8 was with the second value
 
 
@@ -126,8 +124,3 @@ def test_sample_names_truth_and_guess(split: DataSplit) -> None:
     np.testing.assert_array_equal(
         figure.axes[0].images[0].get_array(), split.train_images[0][..., 0]
     )
-
-
-def test_every_figure_can_be_written() -> None:
-    content = io.BytesIO(plots.png(plots.grid([], "t")))
-    assert content.read(4) == b"\x89PNG"

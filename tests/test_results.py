@@ -70,8 +70,6 @@ def test_search_json_has_the_contract_s_keys() -> None:
     result = SearchResult(
         run_id="s",
         experiment_id="1",
-        status="FINISHED",
-        started=0,
         space=SearchSpace(axes={"filters": (1, 2, 3)}),
         trials=trials,
     )

@@ -12,11 +12,10 @@ import pytest
 
 from conftest import SMALL, SMALL_SPLIT
 from fmnist_tracking import plots, tracking
-from fmnist_tracking.analysis import rank
 from fmnist_tracking.config import FIELDS, SearchSpace, SplitConfig, TrainingConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.model import load_model, predict, without_custom_objects
+from fmnist_tracking.model import load_model, predict
 from fmnist_tracking.results import SearchResult, TrainingResult
 from fmnist_tracking.tracking import DataFacts, Store, names
 from fmnist_tracking.training import train
@@ -34,7 +33,7 @@ def start_search(store: Store, space: SearchSpace = SPACE, base: TrainingConfig 
 def start_trial(store: Store, config: TrainingConfig, parent: str | None) -> str:
     experiment = tracking.choose_experiment(store, "things")
     return tracking.start_trial(
-        store, experiment, "a trial", config, SMALL_SPLIT, FACTS, "f" * 64, parent
+        store, experiment, "a trial", config, SMALL_SPLIT, FACTS, "f" * 64, 2, parent
     )
 
 
@@ -68,8 +67,7 @@ def test_a_finished_trial_has_all_that_the_contract_names(
 
     assert keras_tuner
     assert len(keras.saving.get_custom_objects()) > 0
-    with without_custom_objects():
-        tracking.finish_trial(store, run_id, result, model, split.validation_images[:2], curves)
+    tracking.finish_trial(store, run_id, result, model, split.validation_images[:2], curves)
     assert len(keras.saving.get_custom_objects()) > 0
 
     run = store.client.get_run(run_id)
@@ -81,6 +79,7 @@ def test_a_finished_trial_has_all_that_the_contract_names(
         "fmnist.data_sha256": "d" * 64,
         "fmnist.dataset": FACTS.description,
         "fmnist.protocol": "canonical",
+        "fmnist.threads": "2",
     }
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert {k: run.data.params[k] for k in FIELDS} == {
@@ -130,6 +129,16 @@ def test_a_failed_trial_keeps_its_traceback(store: Store) -> None:
     assert tracking.read_trial(tracking.find_run(store, run_id)).error == line
 
 
+def test_a_trial_is_failed_even_where_artifacts_cannot_be_kept(
+    store: Store, tmp_path: Path
+) -> None:
+    run_id = start_trial(store, SMALL, start_search(store))
+    (tmp_path / "mlruns").touch()  # a file where the folder of artifacts should be
+    tracking.fail_trial(store, run_id, OSError("disk full"))
+    run = store.client.get_run(run_id)
+    assert (run.info.status, run.data.tags["fmnist.error"]) == ("FAILED", "OSError: disk full")
+
+
 def test_a_search_is_read_back_in_the_grid_s_order(store: Store) -> None:
     run_id = start_search(store)
     points = SPACE.points(SMALL)
@@ -151,7 +160,7 @@ def test_a_finished_search_has_its_leaderboard(store: Store) -> None:
         finish_quickly(store, trial, score)
     tracking.fail_trial(store, trials[3], RuntimeError("no memory"))
     result = search_result(store, run_id)
-    tracking.finish_search(store, result, rank(result.finished), b"a picture")
+    tracking.finish_search(store, result, b"a picture")
 
     run = store.client.get_run(run_id)
     assert run.info.status == "FAILED"  # a point is missing
@@ -206,6 +215,30 @@ def test_a_training_adopts_the_run_and_its_spelling(
     assert tracking.read_trial(run).config == config
 
 
+def test_a_name_that_a_person_gave_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, kept in (("my sweep", "my sweep"), (None, "a search")):
+        made = store.client.create_run("0", run_name=given)
+        monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
+        assert start_search(store) == made.info.run_id
+        assert store.client.get_run(made.info.run_id).info.run_name == kept
+
+
+def test_the_run_that_mlflow_run_made_for_a_report_is_not_listed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = start_trial(store, SMALL, parent=None)
+    made = store.client.create_run(store.experiment_id("things"))
+    monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
+    tracking.mark_report_run(store, alone, "report")
+    assert tracking.find_run(store, "latest").run_id == alone
+    assert [run.run_id for run in tracking.list_runs(store)] == [alone]
+    marked = store.client.get_run(made.info.run_id)
+    assert marked.data.tags["fmnist.report_of"] == alone
+    assert marked.info.run_name == f"report of {alone[:8]}"
+    # It is taken: a search that is started from the same shell gets a run of its own.
+    assert start_search(store) != made.info.run_id
+
+
 def test_latest_best_and_prefixes(store: Store) -> None:
     first, second = start_search(store), start_search(store)
     trials = [start_trial(store, config, second) for config in SPACE.points(SMALL)[:2]]
@@ -232,7 +265,9 @@ def test_runs_that_cannot_be_meant(store: Store) -> None:
     for nonsense in ("x", "abc", "latest'; DROP", "%"):
         with pytest.raises(TrackingError, match="Expected --run-id to be a run id"):
             tracking.find_run(store, nonsense)
-    with pytest.raises(TrackingError, match=r"no experiment 'none'.*Default, things"):
+    with pytest.raises(
+        TrackingError, match=r"no experiment 'none' in this store\. It has: Default, things\."
+    ):
         tracking.find_run(store, empty, "none")
     foreign = store.client.create_run("0").info.run_id
     with pytest.raises(TrackingError, match="it is no search or trial of fmnist-track"):

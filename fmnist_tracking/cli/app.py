@@ -67,7 +67,8 @@ def main() -> None:
     """Run the command line; exit with 0, 1 (an error), 2 (wrong usage), 130 or 143 (stopped)."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fmnist_tracking").setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         status = app(standalone_mode=False)
     except typer.exceptions.TyperException as error:
@@ -76,13 +77,19 @@ def main() -> None:
     except FmnistTrackingError as error:  # from reading an option
         say(f"Error: {error}")
         status = error.exit_status
+    except Terminated:
+        status = 143
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
 
 
-def _terminate(*_: object) -> None:
-    raise Terminated
+def _stop(number: int, _: object) -> None:
+    # Once is enough: a second one would cut short what closes the runs.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    say("Stopping: closing what is open.")
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def _program(arguments: list[str]) -> str:

@@ -60,7 +60,7 @@ def doctor(
 @command(example="fmnist-track ui --port 5001")
 def ui(
     host: str = typer.Option("127.0.0.1", "--host", help="Address to listen on."),
-    port: int = options.whole_option(5000, "--port", 1, help="Port to listen on."),
+    port: int = options.whole_option(5000, "--port", 1, 65535, help="Port to listen on."),
     tracking_uri: str | None = options.TRACKING_URI,
 ) -> None:
     """Start MLflow's page on the store that these commands use."""

@@ -36,9 +36,7 @@ def runs(
     if as_json:
         print_json([summary.to_json() for summary in found])
         return
-    table = new_table(
-        "run id", "what", "experiment", "status", "started", "points", "best val. acc."
-    )
+    table = new_table("run id", "what", "experiment", "status", "started", "points", "val. acc.")
     for run in found:
         table.add_row(
             run.run_id[:8],

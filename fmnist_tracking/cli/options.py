@@ -1,5 +1,6 @@
 """Options that several commands share. Defaults and words come from `config`."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,11 @@ def field_option(name: str) -> Any:
     )
 
 
-def whole_option(default: int | None, option: str, minimum: int, **settings: Any) -> Any:
-    """An option that takes a whole number of at least `minimum`; empty, it is not given."""
+def whole_option(
+    default: int | None, option: str, minimum: int, maximum: float = math.inf, **settings: Any
+) -> Any:
+    """An option that takes a whole number in a range; empty, it is not given."""
+    limits = f"of at least {minimum}" if maximum == math.inf else f"from {minimum} to {maximum}"
 
     def parse(text: object) -> int | None:
         if text == "":
@@ -51,11 +55,9 @@ def whole_option(default: int | None, option: str, minimum: int, **settings: Any
         try:
             number = int(str(text))
         except ValueError:
-            number = minimum - 1
-        if number < minimum:
-            raise ConfigError(
-                f"Expected {option} to be a whole number of at least {minimum}, got {text!r}."
-            )
+            number = None
+        if number is None or not minimum <= number <= maximum:
+            raise ConfigError(f"Expected {option} to be a whole number {limits}, got {text!r}.")
         return number
 
     return typer.Option(default, option, metavar="N", parser=parse, **settings)

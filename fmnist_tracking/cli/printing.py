@@ -8,13 +8,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fmnist_tracking.analysis import best, leaderboard
+from fmnist_tracking.progress import stderr_console
 from fmnist_tracking.results import SearchResult, TrialResult
 
 # Wide enough that no column is cut where the output goes to a file or another program.
 _UNLIMITED = 10_000
 
-out = Console(highlight=False, width=None if sys.stdout.isatty() else _UNLIMITED)
-_err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _UNLIMITED)
+_err = stderr_console()
 
 
 def say(line: str) -> None:
@@ -24,18 +26,15 @@ def say(line: str) -> None:
 
 def print_trials(result: SearchResult, *, as_json: bool) -> None:
     """A search's leaderboard, and last its run id."""
-    from fmnist_tracking.workflows import listing
-
-    ordered = listing.ordered(result)
-    winner = ordered[0][1] if result.finished else None
     if as_json:
-        print_json(result.to_json(winner))
+        print_json(result.to_json(best(result.finished)))
         return
     varying = result.space.varying
     table = new_table("rank", "run id", *varying, "status", "val. acc.", "best epoch", "seconds")
-    for rank, trial in ordered:
+    for place in leaderboard(result.trials):
+        trial = place.trial
         table.add_row(
-            str(rank or ""),
+            str(place.rank or ""),
             trial.run_id[:8],
             *(f"{getattr(trial.config, axis):g}" for axis in varying),
             trial.status,

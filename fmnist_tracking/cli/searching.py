@@ -148,7 +148,7 @@ def _space(
     """The grid that the options of `search` describe."""
     space = SearchSpace() if file is None else load_space(file)
     given: dict[str, tuple[Value, ...]] = {
-        name: parse_values(name, text) for name, text in texts.items() if text is not None
+        name: parse_values(name, text) for name, text in texts.items() if text
     }
     for text in [part for option in axes for part in option.split(";") if part.strip()]:
         name, values = parse_axis(text)

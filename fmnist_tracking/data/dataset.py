@@ -1,6 +1,5 @@
 """Finding the data set, verifying it, and keeping it in a form that loads at once."""
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -103,14 +102,16 @@ def cache_dir() -> Path:
 def _fetch_into(folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
-            source = fetch.fetch(Path(partial))
-            for part, path in idx.find_files(Path(partial)).items():
-                found = hashlib.sha256(idx.read_bytes(path)).hexdigest()
-                _require_fashion_mnist(part, found, f"{path.name} from {source}")
-            with contextlib.suppress(FileExistsError):
-                Path(partial).rename(folder)
-                Path(partial).mkdir()  # for the context manager to remove
+        partial = Path(tempfile.mkdtemp(dir=folder.parent))
+        try:
+            fetch.fetch(partial, verify=_require_fashion_mnist_in)
+            try:
+                partial.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # or another process was faster
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise DataError(
             f"Cannot keep the data in {folder.parent}: {error.strerror}. "
@@ -123,6 +124,12 @@ def _fetch_into(folder: Path) -> None:
             f"there); {error}. Ways out: `apt-get install {fetch.DEBIAN_PACKAGE}`, or get the "
             "four .gz files by other means and name their folder with --data-dir."
         ) from None
+
+
+def _require_fashion_mnist_in(folder: Path) -> None:
+    for part, path in idx.find_files(folder).items():
+        found = hashlib.sha256(idx.read_bytes(path)).hexdigest()
+        _require_fashion_mnist(part, found, path.name)
 
 
 def _load_folder(folder: Path, *, require_fashion_mnist: bool) -> Dataset:
@@ -174,14 +181,21 @@ def _read_decoded(folder: Path, source: str) -> Dataset | None:
     try:
         sha256 = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
         arrays = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in idx.FILES}
-    except (OSError, ValueError):
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError):
+        _discard(folder)
         return None
     for part, shape in idx.FILES.items():
         if arrays[part].shape != shape or _idx_sha256(arrays[part]) != sha256.get(part):
-            _log.warning("The decoded copy in %s is damaged and is made anew.", folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            _discard(folder)
             return None
     return _dataset(arrays, source, sha256)
+
+
+def _discard(folder: Path) -> None:
+    _log.warning("The decoded copy in %s is damaged and is made anew.", folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _idx_sha256(array: NDArray[np.uint8]) -> str:

@@ -5,7 +5,8 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import pooch
@@ -26,46 +27,46 @@ _APT_TIMEOUT_SECONDS = 300
 _log = logging.getLogger(__name__)
 
 
-def fetch(folder: Path, mirrors: Iterable[str] = MIRRORS) -> str:
+def fetch(folder: Path, verify: Callable[[Path], None], mirrors: Iterable[str] = MIRRORS) -> None:
     """Put the four files of Fashion-MNIST into a folder.
 
-    The mirrors are tried in turn, then apt. Nothing is verified here: the reader of the
-    folder does that, whatever the source.
+    The mirrors are tried in turn, then apt, until one gives files that can be verified.
 
-    Returns:
-        Where the files came from.
+    Args:
+        folder: an empty one.
+        verify: raises `DataError` if the files in a folder are not the right ones.
+        mirrors: addresses that end in "/".
 
     Raises:
-        DataError: no source could be reached; the message has a line for each.
+        DataError: no source gave the right files; the message has a clause for each.
     """
+    sources: dict[str, Callable[[Path], None]] = {
+        mirror: partial(_download, mirror) for mirror in mirrors
+    }
+    sources[f"apt package {DEBIAN_PACKAGE}"] = _unpack_debian_package
     failures = []
-    for mirror in mirrors:
-        _log.info("Fetching Fashion-MNIST from %s", mirror)
-        try:
-            _download(mirror, folder)
-        except Exception as error:  # pooch passes on whatever its HTTP library raises
-            failures.append(f"{mirror}: {_reason(error)}")
-        else:
-            return mirror
-    _log.info("Fetching Debian's package %s", DEBIAN_PACKAGE)
-    try:
-        _unpack_debian_package(folder)
-    except (OSError, subprocess.SubprocessError) as error:
-        failures.append(f"apt package {DEBIAN_PACKAGE}: {_reason(error)}")
-    else:
-        return f"apt package {DEBIAN_PACKAGE}"
+    for name, get in sources.items():
+        _log.info("Fetching Fashion-MNIST: %s", name)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            try:
+                get(Path(scratch))
+                verify(Path(scratch))
+            except Exception as error:  # pooch passes on whatever its HTTP library raises
+                failures.append(f"{name}: {_reason(error)}")
+                continue
+            for path in Path(scratch).iterdir():
+                shutil.move(path, folder / path.name)
+            return
     raise DataError("; ".join(failures))
 
 
 def _download(mirror: str, folder: Path) -> None:
     downloader = pooch.HTTPDownloader(timeout=_TIMEOUT_SECONDS)
-    with tempfile.TemporaryDirectory(dir=folder) as partial:
-        for part in FILES:
-            name = file_name(part) + ".gz"
-            # No hash here: the gzip wrappers differ between mirrors, the contents do not,
-            # and those are verified when they are read.
-            pooch.retrieve(mirror + name, None, name, partial, downloader=downloader)
-        _move_all(Path(partial), folder)
+    for part in FILES:
+        name = file_name(part) + ".gz"
+        # No hash here: the gzip wrappers differ between mirrors, the contents do not, and those
+        # are what is verified.
+        pooch.retrieve(mirror + name, None, name, folder, downloader=downloader)
 
 
 def _unpack_debian_package(folder: Path) -> None:
@@ -85,7 +86,8 @@ def _unpack_debian_package(folder: Path) -> None:
         _run(["apt-get", *options, "download", DEBIAN_PACKAGE], base / "download")
         package = next((base / "download").glob("*.deb"))
         _run(["dpkg-deb", "--extract", str(package), str(base / "unpacked")], base)
-        _move_all(base / "unpacked" / PACKAGE_FOLDER.relative_to("/"), folder)
+        for path in (base / "unpacked" / PACKAGE_FOLDER.relative_to("/")).iterdir():
+            shutil.move(path, folder / path.name)
 
 
 def _run(command: list[str], folder: Path) -> None:
@@ -98,11 +100,6 @@ def _run(command: list[str], folder: Path) -> None:
         timeout=_APT_TIMEOUT_SECONDS,
         env={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
     )
-
-
-def _move_all(source: Path, target: Path) -> None:
-    for path in source.iterdir():
-        shutil.move(path, target / path.name)
 
 
 def _reason(error: Exception) -> str:

@@ -99,9 +99,11 @@ def _seen_and_test(
 def _stratified_choice(
     indices: NDArray[np.intp], labels: NDArray[np.uint8], count: int, seed: int
 ) -> NDArray[np.intp]:
-    # train_test_split refuses to leave fewer images over than there are classes.
-    if count > len(indices) - len(np.unique(labels[indices])):
-        return indices[:count]
+    if count >= len(indices):
+        return indices
+    if len(indices) - count < len(np.unique(labels[indices])):
+        # train_test_split refuses to leave fewer images over than there are classes.
+        return np.random.default_rng(seed).permutation(indices)[:count]
     chosen, _ = train_test_split(
         indices, train_size=count, stratify=labels[indices], random_state=seed
     )

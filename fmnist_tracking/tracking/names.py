@@ -1,7 +1,7 @@
 """The names that runs carry in MLflow; scripts and other tools rely on them."""
 
 ROLE = "fmnist.role"
-SEARCH, TRIAL, TRAIN, REPORT = "search", "trial", "train", "report"
+SEARCH, TRIAL, TRAIN = "search", "trial", "train"
 POINT = "fmnist.point"
 DATA_SHA256 = "fmnist.data_sha256"
 DATASET = "fmnist.dataset"
@@ -10,10 +10,13 @@ ERROR = "fmnist.error"
 TEST_OPENED = "fmnist.test_opened"
 REPORT_OF = "fmnist.report_of"
 
+BEST_RUN = "fmnist.best_run"
+THREADS = "fmnist.threads"
+
 PARENT = "mlflow.parentRunId"
-NOTE = "mlflow.note.content"
-SOURCE_NAME = "mlflow.source.name"
-USER = "mlflow.user"
+
+BEST_VAL_ACCURACY = "best_val_accuracy"
+FINISHED_POINTS = "finished_points"
 
 MODEL = "model"
 HISTORY_FILE = "history.json"

@@ -25,6 +25,7 @@ from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.store import Store
 
 _PAGE = 1000
+_NAMES_SHOWN = 10
 _RUN_ID = re.compile(r"[0-9a-f]{4,32}")
 _NEWEST_FIRST = ["attributes.start_time DESC"]
 
@@ -125,15 +126,16 @@ def list_runs(store: Store, experiment: str | None = None) -> list[RunSummary]:
 def _summary(store: Store, run: Run, experiments: Mapping[str, str]) -> RunSummary:
     tracked = _tracked(run)
     metrics = run.data.metrics
-    val_accuracy = metrics.get("best_val_accuracy")
+    val_accuracy = metrics.get(names.BEST_VAL_ACCURACY)
     if tracked.role == names.TRAIN:
         points, finished = 1, int(run.info.status == FINISHED)
-    elif "finished_points" in metrics:
-        points, finished = len(_space(run)), int(metrics["finished_points"])
+    elif names.FINISHED_POINTS in metrics:
+        points, finished = len(_space(run)), int(metrics[names.FINISHED_POINTS])
     else:  # still running, or cut off: its trials know
         search = read_search(store, tracked)
         points, finished = len(search.space), len(search.finished)
-        val_accuracy = max((t.val_accuracy or 0.0 for t in search.finished), default=None)
+        winner = best(search.finished)
+        val_accuracy = None if winner is None else winner.val_accuracy
     return RunSummary(
         run_id=run.info.run_id,
         role=tracked.role,
@@ -158,7 +160,11 @@ def _space(run: Run) -> SearchSpace:
 
 
 def read_search(store: Store, run: TrackedRun) -> SearchResult:
-    """A search and its trials, in the grid's order."""
+    """A search and its trials, in the grid's order.
+
+    Raises:
+        TrackingError: the parameters of a run are not those of this version.
+    """
     space = _space(run.raw)
     children = _runs(store, [run.experiment_id], f"tags.`{names.PARENT}` = '{run.run_id}'")
     trials = [_trial_result(child) for child in children if names.ROLE in child.data.tags]
@@ -166,15 +172,17 @@ def read_search(store: Store, run: TrackedRun) -> SearchResult:
     return SearchResult(
         run_id=run.run_id,
         experiment_id=run.experiment_id,
-        status=run.raw.info.status,
-        started=run.raw.info.start_time,
         space=space,
         trials=tuple(trials),
     )
 
 
 def read_trial(run: TrackedRun) -> TrialResult:
-    """The record of a trial or a single training."""
+    """The record of a trial or a single training.
+
+    Raises:
+        TrackingError: its parameters are not those of this version.
+    """
     return _trial_result(run.raw)
 
 
@@ -233,7 +241,7 @@ def _runs(store: Store, experiments: Iterable[str], filter_string: str) -> Itera
 
 
 def _role_filter(roles: Sequence[str]) -> str:
-    # MLflow's filters know no IN for tags; `trial` is what all but these have.
+    # MLflow's filters know no OR, and no IN for tags; of the three roles, one or two are wanted.
     if len(roles) == 1:
         return f"tags.`{names.ROLE}` = '{roles[0]}'"
     return f"tags.`{names.ROLE}` LIKE '%' AND tags.`{names.ROLE}` != '{names.TRIAL}'"
@@ -241,16 +249,23 @@ def _role_filter(roles: Sequence[str]) -> str:
 
 def _experiments(store: Store, name: str | None) -> dict[str, str]:
     """Experiments to look in: their names by id."""
-    known = {e.experiment_id: e.name for e in store.client.search_experiments()}
-    if name is None:
-        return known
-    matching = {key: value for key, value in known.items() if value == name}
-    if not matching:
-        raise TrackingError(
-            f"There is no experiment {name!r} in this store. Expected one of: "
-            f"{', '.join(sorted(known.values()))}."
-        )
-    return matching
+    if name is not None:
+        found = store.client.get_experiment_by_name(name)
+        if found is None or found.lifecycle_stage != "active":
+            known = [e.name for e in store.client.search_experiments(max_results=_NAMES_SHOWN)]
+            raise TrackingError(
+                f"There is no experiment {name!r} in this store. It has: "
+                f"{', '.join(sorted(known))}{', …' if len(known) == _NAMES_SHOWN else '.'}"
+            )
+        return {found.experiment_id: found.name}
+    experiments: dict[str, str] = {}
+    token = None
+    while True:
+        page = store.client.search_experiments(max_results=_PAGE, page_token=token)
+        experiments |= {e.experiment_id: e.name for e in page}
+        token = page.token
+        if not token:
+            return experiments
 
 
 def _where(experiment: str | None) -> str:
@@ -292,7 +307,7 @@ def _trial_result(run: Run) -> TrialResult:
         name=run.info.run_name,
         status=run.info.status,
         config=_config(run),
-        val_accuracy=metrics.get("best_val_accuracy"),
+        val_accuracy=metrics.get(names.BEST_VAL_ACCURACY),
         best_epoch=_whole(metrics.get("best_epoch")),
         train_seconds=metrics.get("train_seconds"),
         model_parameters=_whole(metrics.get("model_parameters")),

@@ -1,14 +1,16 @@
 """Writing runs: a search's and its trials'."""
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import os
+import re
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,13 +19,13 @@ from typing import Any
 import mlflow
 import numpy as np
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types.schema import Schema, TensorSpec
-from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 from numpy.typing import NDArray
 
-from fmnist_tracking.analysis import Ranked
+from fmnist_tracking.analysis import best, leaderboard
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
 from fmnist_tracking.results import FINISHED, EpochMetrics, SearchResult, TrainingResult
 from fmnist_tracking.tracking import names
@@ -32,6 +34,8 @@ from fmnist_tracking.tracking.store import Store
 # What is needed to load and serve a logged model, pinned to what trained it.
 MODEL_REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy")
 _MAX_TAG = 500
+# As MLflow names a run that nobody named: "bemused-snail-512".
+_GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 _LEADERBOARD_COLUMNS = (
     "run_id",
     "name",
@@ -62,7 +66,8 @@ def adoptable_run(store: Store) -> str | None:
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if not run_id:
         return None
-    return None if names.ROLE in store.client.get_run(run_id).data.tags else run_id
+    tags = store.client.get_run(run_id).data.tags
+    return None if names.ROLE in tags or names.REPORT_OF in tags else run_id
 
 
 def choose_experiment(store: Store, name: str) -> str:
@@ -84,6 +89,15 @@ def start_search(
 ) -> str:
     """Open the parent run of a search: a new one, or the one `mlflow run` made.
 
+    Args:
+        store: the store.
+        experiment_id: of the experiment to put it in.
+        name: of the run, for people; a name that a person gave to `mlflow run` stays.
+        space: the grid.
+        base: value of each setting that is not an axis.
+        split: how the data is split.
+        data: which data.
+
     Returns:
         The run's id.
     """
@@ -102,9 +116,21 @@ def start_trial(
     split: SplitConfig,
     data: DataFacts,
     fingerprint: str,
+    threads: int,
     parent: str | None,
 ) -> str:
     """Open the run of one trial: a child of `parent`, or without one a run of its own.
+
+    Args:
+        store: the store.
+        experiment_id: of the experiment to put it in.
+        name: of the run, for people.
+        config: what is trained.
+        split: how its data is split.
+        data: which data.
+        fingerprint: of all that determines its numbers.
+        threads: that its arithmetic is done with.
+        parent: the search's run id, None for a training of its own.
 
     Returns:
         The run's id.
@@ -113,7 +139,7 @@ def start_trial(
         **dataclasses.asdict(config),
         **{names.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(split).items()},
     }
-    tags = {names.POINT: fingerprint, **_data_tags(split, data)}
+    tags = {names.POINT: fingerprint, names.THREADS: str(threads), **_data_tags(split, data)}
     if parent is None:
         tags[names.ROLE] = names.TRAIN
         adopt = adoptable_run(store)
@@ -146,15 +172,21 @@ def _start(
         new_tags: Mapping[str, str] = {}
     else:
         run, new_tags = client.get_run(adopt), tags
-        client.update_run(adopt, name=name)
-    # `mlflow run` has logged what the person typed, and MLflow forbids a second spelling.
-    new_params = {k: str(v) for k, v in params.items() if k not in run.data.params}
-    client.log_batch(
-        run.info.run_id,
-        params=[Param(k, v) for k, v in new_params.items()],
-        tags=[RunTag(k, v) for k, v in new_tags.items()],
-    )
-    return str(run.info.run_id)
+    run_id = str(run.info.run_id)
+    try:
+        if adopt is not None and _GENERATED_NAME.fullmatch(run.info.run_name or ""):
+            client.update_run(adopt, name=name)
+        # `mlflow run` has logged what the person typed, and MLflow forbids a second spelling.
+        new_params = {k: str(v) for k, v in params.items() if k not in run.data.params}
+        client.log_batch(
+            run_id,
+            params=[Param(k, v) for k, v in new_params.items()],
+            tags=[RunTag(k, v) for k, v in new_tags.items()],
+        )
+    except BaseException:
+        client.set_terminated(run_id, "KILLED")
+        raise
+    return run_id
 
 
 def log_epoch(store: Store, run_id: str, epoch: EpochMetrics) -> None:
@@ -165,7 +197,6 @@ def log_epoch(store: Store, run_id: str, epoch: EpochMetrics) -> None:
 def _log_metrics(store: Store, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
     now = int(time.time() * 1000)
     metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
-    assert len(metrics) <= MAX_METRICS_PER_BATCH
     store.client.log_batch(run_id, metrics=metrics)
 
 
@@ -191,7 +222,8 @@ def finish_trial(
     _log_metrics(store, run_id, result.summary())
     client.log_dict(run_id, result.to_json(), names.HISTORY_FILE)
     _log_bytes(store, run_id, curves, names.CURVES_FILE)
-    with mlflow.start_run(run_id=run_id):  # leaving it closes the run as FINISHED
+    # Leaving start_run closes the run as FINISHED.
+    with _without_custom_objects(), mlflow.start_run(run_id=run_id):
         mlflow.tensorflow.log_model(
             model,
             name=names.MODEL,
@@ -199,6 +231,22 @@ def finish_trial(
             input_example=example,
             pip_requirements=[f"{name}=={version(name)}" for name in MODEL_REQUIREMENTS],
         )
+
+
+@contextlib.contextmanager
+def _without_custom_objects() -> Iterator[None]:
+    """Hide the custom Keras objects that other libraries have registered in this process.
+
+    MLflow pickles all of them beside a model, though this network uses none, and unpickles
+    them when the model is loaded; KerasTuner registers some when it is imported.
+    """
+    registered = mlflow.tensorflow.get_global_custom_objects()
+    hidden = dict(registered)
+    registered.clear()
+    try:
+        yield
+    finally:
+        registered.update(hidden)
 
 
 def _signature(example: NDArray[np.uint8], model: Any) -> ModelSignature:
@@ -210,55 +258,54 @@ def _signature(example: NDArray[np.uint8], model: Any) -> ModelSignature:
 def fail_trial(store: Store, run_id: str, error: Exception) -> str:
     """Record what ended a trial, close its run as FAILED, and give the error in a line."""
     line = f"{type(error).__name__}: {error}".splitlines()[0][:_MAX_TAG]
-    store.client.log_text(run_id, "".join(traceback.format_exception(error)), names.TRACEBACK_FILE)
     store.client.set_tag(run_id, names.ERROR, line)
     store.client.set_terminated(run_id, "FAILED")
+    text = "".join(traceback.format_exception(error))
+    # Last, and not missed: what failed may be the very place where artifacts are kept.
+    with contextlib.suppress(OSError, MlflowException):
+        store.client.log_text(run_id, text, names.TRACEBACK_FILE)
     return line
 
 
-def finish_search(
-    store: Store, result: SearchResult, ranked: Sequence[Ranked], grid: bytes
-) -> None:
+def finish_search(store: Store, result: SearchResult, grid: bytes) -> None:
     """Log the leaderboard, the grid's picture and the summary, and close the parent run.
 
     Args:
         store: the store.
         result: the search.
-        ranked: its finished trials, the best first.
         grid: the grid's picture as a PNG file.
     """
     client, run_id = store.client, result.run_id
-    best = ranked[0].trial if ranked else None
-    client.log_text(run_id, leaderboard_csv(result, ranked), names.LEADERBOARD_FILE)
-    client.log_dict(run_id, result.to_json(best), names.SEARCH_FILE)
-    if best is not None:
+    winner = best(result.finished)
+    client.log_text(run_id, leaderboard_csv(result), names.LEADERBOARD_FILE)
+    client.log_dict(run_id, result.to_json(winner), names.SEARCH_FILE)
+    if winner is not None:
         _log_bytes(store, run_id, grid, names.GRID_FILE)
         _log_metrics(
             store,
             run_id,
             {
-                "best_val_accuracy": best.val_accuracy or 0.0,
-                "best_epoch": best.best_epoch or 0,
+                names.BEST_VAL_ACCURACY: winner.val_accuracy or 0.0,
+                "best_epoch": winner.best_epoch or 0,
                 "train_seconds": sum(t.train_seconds or 0.0 for t in result.finished),
             },
         )
-        client.set_tag(run_id, "fmnist.best_run", best.run_id)
-    _log_metrics(store, run_id, {"finished_points": len(result.finished)})
+        client.set_tag(run_id, names.BEST_RUN, winner.run_id)
+    _log_metrics(store, run_id, {names.FINISHED_POINTS: len(result.finished)})
     complete = len(result.finished) == len(result.space)
     client.set_terminated(run_id, FINISHED if complete else "FAILED")
 
 
-def leaderboard_csv(result: SearchResult, ranked: Sequence[Ranked]) -> str:
+def leaderboard_csv(result: SearchResult) -> str:
     """The trials of a search, the best first and those that failed last, as CSV."""
     fields = [f.name for f in dataclasses.fields(TrainingConfig)]
-    failed = [trial for trial in result.trials if trial not in result.finished]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["rank", "point_mean", *_LEADERBOARD_COLUMNS, *fields])
-    rows = [(entry.rank, entry.mean, entry.trial) for entry in ranked]
-    for rank, mean, trial in [*rows, *(("", "", trial) for trial in failed)]:
-        columns = [getattr(trial, name) for name in _LEADERBOARD_COLUMNS]
-        writer.writerow([rank, mean, *columns, *(getattr(trial.config, f) for f in fields)])
+    for place in leaderboard(result.trials):
+        columns = [getattr(place.trial, name) for name in _LEADERBOARD_COLUMNS]
+        settings = [getattr(place.trial.config, f) for f in fields]
+        writer.writerow([place.rank, place.mean, *columns, *settings])
     return text.getvalue()
 
 
@@ -316,8 +363,8 @@ def mark_report_run(store: Store, run_id: str, name: str) -> None:
     adopted = adoptable_run(store)
     if adopted is not None:
         store.client.update_run(adopted, name=f"{name} of {run_id[:8]}")
-        for key, value in {names.ROLE: names.REPORT, names.REPORT_OF: run_id}.items():
-            store.client.set_tag(adopted, key, value)
+        # No role: it is neither a search nor a trial, and is not to be listed as one.
+        store.client.set_tag(adopted, names.REPORT_OF, run_id)
 
 
 def _log_bytes(store: Store, run_id: str, content: bytes, artifact_file: str) -> None:

@@ -4,8 +4,6 @@ import contextlib
 import logging
 import os
 import socket
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from fmnist_tracking.errors import TrackingError
 
 _TIMEOUT_SECONDS = 5
-_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+# The package that holds a database driver's module, where the names differ.
+_DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 _SQLITE = "sqlite:///"
 
 
@@ -36,7 +36,11 @@ class Store:
         return _public(self.uri)
 
     def experiment_id(self, name: str) -> str:
-        """The id of an experiment, created if there is none of that name."""
+        """The id of an experiment, created if there is none of that name.
+
+        Raises:
+            TrackingError: there was one, and it was deleted.
+        """
         found = self.client.get_experiment_by_name(name)
         if found is None:
             return str(self.client.create_experiment(name))
@@ -81,8 +85,17 @@ def open_store(uri: str | None = None, *, create: bool = False) -> Iterator[Stor
         mlflow.set_tracking_uri(uri)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)  # creates or upgrades the tables
-        yield Store(uri=uri, client=client)
+        store = Store(uri=uri, client=client)
+    except ModuleNotFoundError as error:
+        raise TrackingError(
+            f"The MLflow store at {_public(uri)} needs the Python package {error.name}, which is "
+            f"not installed. Install it: pip install {_DRIVERS.get(error.name or '', error.name)}"
+        ) from None
     except (MlflowException, SQLAlchemyError) as error:
+        raise TrackingError(f"MLflow failed at {_public(uri)}: {_first_line(error)}") from error
+    try:
+        yield store
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         raise TrackingError(f"MLflow failed at {_public(uri)}: {_first_line(error)}") from error
 
 
@@ -90,18 +103,15 @@ def _require_reachable(uri: str, *, create: bool) -> None:
     parts = urlsplit(uri)
     kind = parts.scheme.split("+")[0]
     try:
-        if kind in ("http", "https"):
-            with contextlib.suppress(urllib.error.HTTPError):  # an answer is an answer
-                urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=_TIMEOUT_SECONDS)
-        elif kind in _DATABASE_PORTS and parts.hostname:
-            address = (parts.hostname, parts.port or _DATABASE_PORTS[kind])
+        if kind in _PORTS and parts.hostname:
+            # No more than a connection: how to speak to it is for MLflow's settings to say.
+            address = (parts.hostname, parts.port or _PORTS[kind])
             socket.create_connection(address, _TIMEOUT_SECONDS).close()
         elif uri.startswith(_SQLITE):
             _require_sqlite_file(Path(uri.removeprefix(_SQLITE)), create=create)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
         raise TrackingError(
-            f"The MLflow store at {_public(uri)} cannot be reached ({reason}). Start it, or "
+            f"The MLflow store at {_public(uri)} cannot be reached ({error}). Start it, or "
             "name another with --tracking-uri or MLFLOW_TRACKING_URI."
         ) from None
 

@@ -111,12 +111,16 @@ def ui(*, host: str, port: int, tracking_uri: str | None, announce: Callable[[st
     if uri.startswith(("http://", "https://")):
         announce(f"The store is an MLflow server; its page is {store.public_uri}")
         return
-    with socket.socket() as probe:
-        if probe.connect_ex((host, port)) == 0:
-            raise ConfigError(f"Port {port} of {host} is taken. Choose another with --port.")
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot listen on port {port} of {host}: {error}. Choose others with --port, --host."
+        ) from None
     announce(f"MLflow's page for {store.public_uri}: http://{host}:{port}  (Ctrl-C stops it)")
     # MLflow's page starts seven processes for jobs that nothing here submits.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # a command line is for all to read
+    command = [sys.executable, "-m", "mlflow", "ui"]
     # In place of this process, so that signals reach the server, which ends its own children.
     os.execv(sys.executable, [*command, "--host", host, "--port", str(port)])

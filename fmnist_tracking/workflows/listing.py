@@ -1,6 +1,5 @@
 """`fmnist-track runs` and `best`: what is in the store. Neither loads TensorFlow."""
 
-from fmnist_tracking.analysis import rank
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.results import RunSummary, SearchResult, TrialResult
 
@@ -51,9 +50,3 @@ def best(
     with tracking.open_store(tracking_uri) as store:
         run = tracking.find_run(store, reference, experiment)
         return tracking.read_trial(tracking.best_trial(store, run))
-
-
-def ordered(result: SearchResult) -> list[tuple[int | None, TrialResult]]:
-    """The trials of a search with their ranks: the best first, those without a score last."""
-    ranked = [(entry.rank, entry.trial) for entry in rank(result.finished)]
-    return ranked + [(None, trial) for trial in result.trials if trial not in result.finished]

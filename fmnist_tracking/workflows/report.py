@@ -13,7 +13,7 @@ import numpy as np
 from fmnist_tracking import runtime
 from fmnist_tracking.analysis import rank
 from fmnist_tracking.config import DEFAULT_SAMPLE_SEED
-from fmnist_tracking.errors import DataError, OutputError
+from fmnist_tracking.errors import DataError, OutputError, TrackingError
 from fmnist_tracking.results import Evaluation, SearchResult, TrialResult
 from fmnist_tracking.workflows.search import grid_picture
 
@@ -149,7 +149,7 @@ def report(
             "metrics.json": json.dumps(_metrics(subject, evaluation, seed), indent=2) + "\n",
         }
         if search is not None:
-            texts["leaderboard.csv"] = tracking.leaderboard_csv(search, ranked)
+            texts["leaderboard.csv"] = tracking.leaderboard_csv(search)
         files = _write(folder, texts, pictures)
         metrics = {
             "test_accuracy": evaluation.accuracy,
@@ -229,7 +229,13 @@ def _open(store: "Store", run: "TrackedRun", data_dir: Path | None) -> _Subject:
 def _predict(subject: _Subject, chosen: Sequence[int]) -> Any:
     from fmnist_tracking.model import predict
 
-    return predict(subject.model, subject.test.images[np.asarray(chosen)])
+    probabilities = predict(subject.model, subject.test.images[np.asarray(chosen)])
+    if not np.isfinite(probabilities).all():
+        raise TrackingError(
+            f"The model of trial {subject.trial.run_id[:8]} gives no numbers (NaN): its training "
+            "diverged. Choose another trial, and train with a smaller learning rate."
+        )
+    return probabilities
 
 
 def _grid_picture(search: SearchResult) -> "Picture":

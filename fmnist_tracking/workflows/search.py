@@ -2,16 +2,16 @@
 
 import dataclasses
 import os
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 from fmnist_tracking import runtime
-from fmnist_tracking.analysis import effects, rank
+from fmnist_tracking.analysis import effects
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig, Value
-from fmnist_tracking.errors import ConfigError, SearchError
+from fmnist_tracking.errors import SearchError
 from fmnist_tracking.executors import WorkerPool
 from fmnist_tracking.progress import Progress
 from fmnist_tracking.results import SearchResult, TrialResult
@@ -48,19 +48,16 @@ def search(
         announce: called with lines for a person to read, before the trials start.
 
     Raises:
-        ConfigError: a point of the grid cannot be built, or there are more workers than cores.
+        ConfigError: a point of the grid cannot be built.
         DataError: the data cannot be had.
         SearchError: a worker process died.
         TrackingError: the store cannot be reached.
     """
-    cores = os.cpu_count() or 1
-    if workers > cores:
-        raise ConfigError(
-            f"Expected --workers to be at most {cores}, the processor cores of this machine, got "
-            f"{workers}. More would only wait for each other."
-        )
     points = space.points(base)
     workers = min(workers, len(points))
+    cores = os.cpu_count() or 1
+    if workers > cores:
+        announce(f"{workers} workers share {cores} processor cores, and wait for each other.")
     progress = Progress(points, workers)
     with WorkerPool(workers, progress, prepare_worker) as pool:
         from fmnist_tracking import tracking
@@ -70,18 +67,16 @@ def search(
         facts = data_facts(dataset)
         announce(f"Data: {facts.description}, protocol {split.protocol}")
         with tracking.open_store(tracking_uri, create=True) as store:
-            name = f"search of {len(space)} points"
             experiment_id = tracking.choose_experiment(store, experiment)
-            run_id = tracking.start_search(store, experiment_id, name, space, base, split, facts)
-            announce(f"Search {run_id} at {store.public_uri}")
-            started = int(time.time() * 1000)
-
-            def submit(number: int, values: Mapping[str, Value]) -> "Future[TrialResult]":
-                config = dataclasses.replace(base, **values)  # type: ignore[arg-type]
-                task = TrialTask(
-                    number=number,
-                    name=trial_name(config, space.varying),
-                    config=config,
+            name = f"search of {len(space)} points"
+            run_id = None
+            try:
+                run_id = tracking.start_search(
+                    store, experiment_id, name, space, base, split, facts
+                )
+                announce(f"Search {run_id} at {store.public_uri}")
+                task_of = partial(
+                    TrialTask,
                     split=split,
                     data_dir=data_dir,
                     data_sha256=dataset.digest,
@@ -89,9 +84,12 @@ def search(
                     experiment_id=experiment_id,
                     parent=run_id,
                 )
-                return pool.submit(run_trial, task)
 
-            try:
+                def submit(number: int, values: Mapping[str, Value]) -> "Future[TrialResult]":
+                    config = dataclasses.replace(base, **values)  # type: ignore[arg-type]
+                    name = trial_name(config, space.varying)
+                    return pool.submit(run_trial, task_of(number=number, name=name, config=config))
+
                 runtime.load_tensorflow()  # which KerasTuner imports
                 from fmnist_tracking.search import explore
 
@@ -99,23 +97,18 @@ def search(
                     trials = explore(space, submit, workers)
                     pool.close()  # so that the last report is shown too
                 result = SearchResult(
-                    run_id=run_id,
-                    experiment_id=experiment_id,
-                    status="RUNNING",
-                    started=started,
-                    space=space,
-                    trials=trials,
+                    run_id=run_id, experiment_id=experiment_id, space=space, trials=trials
                 )
-                ranked = rank(result.finished)
-                tracking.finish_search(store, result, ranked, grid_picture(result))
+                tracking.finish_search(store, result, grid_picture(result))
             except BaseException as error:
                 pool.kill()
-                status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-                tracking.close_open_runs(store, run_id, status)
+                if run_id is not None:
+                    status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+                    tracking.close_open_runs(store, run_id, status)
                 if isinstance(error, BrokenProcessPool):
                     raise SearchError(
-                        "A worker process was killed, perhaps for want of memory. Its search "
-                        f"{run_id[:8]} is closed as FAILED; the trials that had finished are kept."
+                        "A worker process was killed, perhaps for want of memory. The search is "
+                        "closed as FAILED; the trials that had finished are kept."
                     ) from None
                 raise
             return result

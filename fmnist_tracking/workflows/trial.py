@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fmnist_tracking import runtime
 from fmnist_tracking.config import SplitConfig, TrainingConfig
 from fmnist_tracking.errors import DataError
 from fmnist_tracking.results import FINISHED, TrainingResult, TrialResult
@@ -72,7 +73,6 @@ def run_trial(task: TrialTask, report: "Report") -> TrialResult:
         TrackingError: the store cannot be reached.
     """
     from fmnist_tracking import plots, tracking, training
-    from fmnist_tracking.model import without_custom_objects
     from fmnist_tracking.progress import EpochDone, TrialEnded, TrialStarted
     from fmnist_tracking.results import EpochMetrics
 
@@ -88,6 +88,7 @@ def run_trial(task: TrialTask, report: "Report") -> TrialResult:
             task.split,
             data_facts(dataset),
             training.fingerprint(task.config, task.split, dataset.digest),
+            runtime.threads(),
             task.parent,
         )
 
@@ -101,8 +102,7 @@ def run_trial(task: TrialTask, report: "Report") -> TrialResult:
             title = f"Learning curves of {task.name} (run {run_id[:8]})"
             curves = plots.png(plots.learning_curves(training_result, title))
             examples = split.validation_images[:_EXAMPLES]
-            with without_custom_objects():
-                tracking.finish_trial(store, run_id, training_result, model, examples, curves)
+            tracking.finish_trial(store, run_id, training_result, model, examples, curves)
             result = _finished(run_id, task, training_result)
         except Exception as error:
             line = tracking.fail_trial(store, run_id, error)
