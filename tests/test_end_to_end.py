@@ -316,9 +316,10 @@ def test_over_a_tracking_server(tmp_path: Path, port: int, command: Run) -> None
     uri = f"sqlite:///{home}/mlflow.db"
     with serving(port, home, "mlflow", "server", "--backend-store-uri", uri):
         done = command(
-            "search", *QUICK, *["--filters", "4", "--strides", "2", "--kernel-sizes", "3", "--repeats", "2", "--json"],
+            *("search", *QUICK, "--filters", "4", "--strides", "2", "--kernel-sizes", "3"),
+            *("--repeats", "2", "--json"),
             MLFLOW_TRACKING_URI=address,
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr
         result = json.loads(done.stdout)
         assert [t["params"]["seed"] for t in result["trials"]] == [0, 1]
