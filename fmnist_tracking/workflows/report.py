@@ -130,7 +130,7 @@ def report(
             subtitle=_subtitle(subject, search),
             facts=_facts(subject, evaluation),
             settings={k: f"{v:g}" for k, v in asdict(subject.result.config).items()}
-            | {k: str(v) for k, v in asdict(subject.trial.split).items()},
+            | {f"split {k}": str(v) for k, v in asdict(subject.trial.split).items()},
             pictures=pictures,
             evaluation=evaluation,
             ranked=ranked,
