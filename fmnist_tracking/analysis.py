@@ -93,10 +93,12 @@ class Effect:
         means: mean score of the points with each value, None if none finished.
         lines: sets of points that differ in this axis alone; each holds, for every value,
             the point's score, or None where it did not finish.
+        best: the best point: its value's place in `values`, and its score; None without one.
     """
 
     axis: str
     values: tuple[Value, ...]
+    best: tuple[int, float] | None
     means: tuple[float | None, ...]
     lines: tuple[tuple[float | None, ...], ...]
 
@@ -110,7 +112,8 @@ def effects(space: SearchSpace, trials: Sequence[TrialResult]) -> tuple[Effect, 
         space: the grid.
         trials: finished trials of that grid.
     """
-    scores = {dataclasses.replace(r.trial.config, seed=0): r.mean for r in rank(trials)}
+    ranked = rank(trials)
+    scores = {dataclasses.replace(r.trial.config, seed=0): r.mean for r in ranked}
     found = []
     for axis in space.varying:
         if axis == "seed":
@@ -126,6 +129,9 @@ def effects(space: SearchSpace, trials: Sequence[TrialResult]) -> tuple[Effect, 
             Effect(
                 axis=axis,
                 values=values,
+                best=(values.index(getattr(ranked[0].trial.config, axis)), ranked[0].mean)
+                if ranked
+                else None,
                 means=tuple(_mean(column) for column in columns),
                 lines=tuple(map(tuple, lines.values())),
             )

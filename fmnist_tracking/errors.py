@@ -34,4 +34,4 @@ class SearchError(FmnistTrackingError):
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to stop by SIGTERM, as Ctrl-C asks by SIGINT."""
+    """The process was asked to stop by SIGTERM or SIGHUP, as Ctrl-C asks by SIGINT."""

@@ -2,63 +2,83 @@
 
 import logging
 import os
-import queue
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context, parent_process
-from multiprocessing.queues import Queue
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from fmnist_tracking import runtime
 
 _JOIN_SECONDS = 5
 _POLL_SECONDS = 0.1
+# The driver decides what becomes of trials. Ctrl-C and the end of a terminal reach every
+# process of it, and a service manager's SIGTERM every process of the service.
+_LEFT_TO_THE_DRIVER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
-Report = Callable[[Any], None]
+OnReport = Callable[[int, Any], None]
 
 _log = logging.getLogger(__name__)
 
 
+class WorkerDied(Exception):
+    """A worker process ended in the middle of its task; the message says how."""
+
+
 class WorkerPool:
-    """A `concurrent.futures` pool of spawned processes with a way to report progress.
+    """Spawned processes behind `concurrent.futures`, each of which may die alone.
+
+    Python's own process pool gives up all its processes when one of them dies. So each
+    worker here is such a pool of one process, with a pipe of its own for reports, and is
+    replaced when its process has died; the others never notice.
 
     Spawned, because a process forked from one that has loaded TensorFlow hangs. A worker
-    ends by itself when the process that started it is gone. Use it as a context manager:
-    left normally it waits for what was submitted, left by an exception it ends the workers
-    at once.
+    ends by itself when the process that started it is gone. Use the pool as a context
+    manager: left normally it waits for what was submitted, left by an exception it ends the
+    workers at once.
 
     Args:
-        workers: number of processes; the cores are shared out between them.
-        on_report: called, in a thread of this process, with each object that a worker
-            reports.
+        workers: number of processes; the cores, and GPUs if there are any, are shared out
+            between them.
+        on_report: called, in a thread of this process, with a worker's number, 0 for the
+            first, and an object that it reports.
         prepare: run in each worker before its first task; importable by name.
+        tasks_per_process: after so many tasks a worker's process is replaced by a new one,
+            which gives back memory that libraries have kept; None never does.
     """
 
-    def __init__(self, workers: int, on_report: Report, prepare: Callable[[], None]) -> None:
-        context = get_context("spawn")
+    def __init__(
+        self,
+        workers: int,
+        on_report: OnReport,
+        prepare: Callable[[], None],
+        tasks_per_process: int | None = None,
+    ) -> None:
         self.workers = workers
-        self._on_report = on_report
-        self._reports: Queue[Any] = context.Queue()
-        threads = None if workers == 1 else max(1, (os.cpu_count() or 1) // workers)
-        self._pool = ProcessPoolExecutor(
-            workers, context, initializer=_start_worker, initargs=(self._reports, threads, prepare)
-        )
+        self.threads = max(1, runtime.cores() // workers)  # of each worker
+        self._on_report: OnReport | None = on_report
+        self._prepare = prepare
+        self._tasks_per_process = tasks_per_process
+        self._lock = threading.RLock()
+        self._reading = threading.Lock()
+        self._slots = [_Slot(number) for number in range(workers)]
+        self._idle = deque(self._slots)
+        self._waiting: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._readers: dict[Connection, int] = {}
+        self._ending = False
         self._ended = threading.Event()
         self._listener = threading.Thread(target=self._listen, daemon=True)
 
     def __enter__(self) -> "WorkerPool":
         self._listener.start()
-        # Ctrl-C reaches every process of a terminal, and the driver decides what becomes of trials:
-        # so the workers start, and stay, with that signal blocked.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            for _ in range(self.workers):  # the pool starts a process only when it has a task
-                self._pool.submit(_ready)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for slot in self._slots:
+            self._start(slot)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -68,16 +88,25 @@ class WorkerPool:
 
     def close(self) -> None:
         """Wait for what was submitted, end the workers, and pass on all that they reported."""
-        self._pool.shutdown()
+        for slot in self._slots:
+            if slot.executor is not None:
+                slot.executor.shutdown()
+        with self._lock:
+            self._ending = True
         self._ended.set()
         self._listener.join(_JOIN_SECONDS)
 
     def kill(self) -> None:
-        """End the workers at once, whatever they are doing."""
-        # Python 3.14 has kill_workers() for this.
-        for process in list((self._pool._processes or {}).values()):
-            process.kill()
-        self._pool.shutdown(cancel_futures=True)
+        """End the workers at once, whatever they are doing; what waits is cancelled."""
+        with self._lock:
+            self._ending = True
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            for slot in self._slots:
+                if slot.process is not None:
+                    slot.process.kill()
+        for outer, _, _ in waiting:
+            outer.cancel()
 
     def submit(self, function: Callable[..., Any], *args: Any) -> "Future[Any]":
         """Run `function(*args, report)` in a worker; `report` sends an object back here.
@@ -87,45 +116,153 @@ class WorkerPool:
             args: what it is called with; they must survive pickling.
 
         Returns:
-            The future of what the function returns or raises.
+            The future of what the function returns or raises; `WorkerDied` if its process
+            ended in the middle of it.
         """
-        return self._pool.submit(_call, function, args)
+        outer: Future[Any] = Future()
+        outer.set_running_or_notify_cancel()
+        with self._lock:
+            self._waiting.append((outer, function, args))
+        self._hand_out()
+        return outer
+
+    def _hand_out(self) -> None:
+        with self._lock:
+            while self._idle and self._waiting and not self._ending:
+                slot, (outer, function, args) = self._idle.popleft(), self._waiting.popleft()
+                slot.run(function, args, partial(self._done, slot, outer))
+
+    def _done(self, slot: "_Slot", outer: "Future[Any]", inner: "Future[Any]") -> None:
+        """The task of a slot has ended: free the slot, then pass on how it ended."""
+        error = None if inner.cancelled() else inner.exception()
+        died = inner.cancelled() or isinstance(error, BrokenProcessPool)
+        how = slot.how_it_ended() if died else ""
+        if slot.reader is not None:  # what was reported before the end comes before the end
+            self._read(slot.reader, slot.number)
+        with self._lock:
+            slot.tasks += 1
+            worn = self._tasks_per_process is not None and slot.tasks >= self._tasks_per_process
+            if (died or worn) and not self._ending:
+                if worn and not died and slot.executor is not None:
+                    slot.executor.shutdown(wait=False)
+                self._start(slot)
+            self._idle.append(slot)
+        self._hand_out()
+        if died:
+            outer.set_exception(WorkerDied(how))
+        elif error is not None:
+            outer.set_exception(error)
+        else:
+            outer.set_result(inner.result())
+
+    def _start(self, slot: "_Slot") -> None:
+        reader = slot.start(self.threads, self._prepare)
+        with self._lock:
+            self._readers[reader] = slot.number
 
     def _listen(self) -> None:
-        # Ended by an event of this process, not by a word in the queue: a worker that was killed
-        # while it wrote holds the queue's lock for ever.
-        on_report: Report | None = self._on_report
         while True:
+            ending = self._ended.is_set()
+            with self._lock:
+                readers = dict(self._readers)
+            ready = wait(list(readers), timeout=_POLL_SECONDS)
+            for reader in ready:
+                assert isinstance(reader, Connection)
+                self._read(reader, readers[reader])
+            if ending and not ready:
+                return
+
+    def _read(self, reader: Connection, number: int) -> None:
+        """Pass on what a worker has reported so far."""
+        with self._reading:
             try:
-                report = self._reports.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                if self._ended.is_set():
-                    return
-                continue
-            if on_report is not None:
-                try:
-                    on_report(report)
-                except (Exception, SystemExit):
-                    # Reports are read on all the same: a worker whose queue is full cannot end.
-                    _log.exception("Progress is no longer shown")
-                    on_report = None
+                while not reader.closed and reader.poll():
+                    self._pass_on(number, reader.recv())
+            except (EOFError, OSError):  # the worker is gone
+                with self._lock:
+                    self._readers.pop(reader, None)
+                reader.close()
+
+    def _pass_on(self, number: int, report: Any) -> None:
+        if self._on_report is None:
+            return
+        try:
+            self._on_report(number, report)
+        except (Exception, SystemExit):
+            # Reports are read on all the same: a worker whose pipe is full waits.
+            _log.exception("Reports of workers are no longer taken in")
+            self._on_report = None
 
 
-_reports: "Queue[Any] | queue.Queue[Any]" = queue.Queue()
+class _Slot:
+    """The place of one worker: its process, and the pool of one that the process belongs to."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.executor: ProcessPoolExecutor | None = None
+        self.process: Any = None
+        self.reader: Connection | None = None
+        self.tasks = 0
+
+    def start(self, threads: int, prepare: Callable[[], None]) -> Connection:
+        """Start a process, in place of the last one; give the end to read its reports from."""
+        context = get_context("spawn")
+        reader, writer = context.Pipe(duplex=False)
+        executor = ProcessPoolExecutor(
+            1, context, initializer=_start_worker, initargs=(writer, threads, self.number, prepare)
+        )
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_DRIVER)
+        try:
+            executor.submit(_ready)  # the pool starts its process only when it has a task
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        writer.close()  # the worker has its own: when that is gone, reading comes to an end
+        (self.process,) = executor._processes.values()
+        self.executor, self.reader, self.tasks = executor, reader, 0
+        return reader
+
+    def run(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        done: Callable[["Future[Any]"], None],
+    ) -> None:
+        assert self.executor is not None
+        try:
+            inner = self.executor.submit(_call, function, args)
+        except BrokenProcessPool as error:  # it died while it was idle
+            inner = Future()
+            inner.set_exception(error)
+        inner.add_done_callback(done)
+
+    def how_it_ended(self) -> str:
+        self.process.join(_JOIN_SECONDS)
+        if self.process.is_alive():  # it lost touch with this process, and is of no use
+            self.process.kill()
+            self.process.join()
+        code = self.process.exitcode
+        if code is not None and code < 0:
+            return f"killed by signal {-code}, {signal.Signals(-code).name}"
+        return f"exit status {code}"
+
+
+_report: Callable[[Any], None] = print
 
 
 def _ready() -> None:
     """Nothing: a first task, for which the pool starts a process."""
 
 
-def _start_worker(reports: "Queue[Any]", threads: int | None, prepare: Callable[[], None]) -> None:
-    global _reports
-    _reports = reports
+def _start_worker(
+    writer: Connection, threads: int, number: int, prepare: Callable[[], None]
+) -> None:
+    global _report
+    _report = writer.send
     # Standard output belongs to the driver's results, whatever a library prints here.
     sys.stdout.flush()
     os.dup2(2, 1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    runtime.load_tensorflow(threads)
+    runtime.load_tensorflow(threads, number)
     prepare()
 
 
@@ -137,4 +274,4 @@ def _end_with_parent() -> None:
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    return function(*args, _reports.put)
+    return function(*args, _report)

@@ -1,5 +1,6 @@
 """The network: a small CNN built from a `TrainingConfig`, and a look inside it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -43,6 +44,20 @@ def build_model(config: TrainingConfig) -> keras.Model:
         keras.layers.Dense(len(CLASS_NAMES), activation="softmax", name="probabilities"),
     ]
     return keras.Sequential(layers, name="fashion_mnist_cnn")
+
+
+def with_weights(config: TrainingConfig, weights: Sequence[NDArray[np.float32]]) -> keras.Model:
+    """The network with weights that a training gave, uncompiled.
+
+    What Keras remembers of earlier networks in this thread is forgotten, so that a process
+    that builds many does not grow.
+    """
+    keras.backend.clear_session()
+    # After clear_session, which forgets it: MLflow asks for a prediction of its own.
+    keras.config.disable_interactive_logging()
+    model = build_model(config)
+    model.set_weights(list(weights))
+    return model
 
 
 def load_model(path: Path) -> keras.Model:

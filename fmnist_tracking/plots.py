@@ -67,12 +67,9 @@ def grid(effects: Sequence[Effect], title: str) -> Figure:
     figure = Figure(figsize=(3.4 * columns + 1.2, 3.9 * rows + 0.4), layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    best = max(
-        (score for line in effects[0].lines for score in line if score is not None), default=None
-    )
     for index, effect in enumerate(effects):
         axes = panels.flat[index]
-        _effect_panel(axes, effect, best)
+        _effect_panel(axes, effect)
         if index % columns == 0:
             axes.set_ylabel("validation accuracy, best epoch")
     for axes in panels.flat[len(effects) :]:
@@ -82,19 +79,13 @@ def grid(effects: Sequence[Effect], title: str) -> Figure:
     return figure
 
 
-def _effect_panel(axes: Axes, effect: Effect, best: float | None) -> None:
+def _effect_panel(axes: Axes, effect: Effect) -> None:
     places = np.arange(len(effect.values))
     for number, line in enumerate(effect.lines):
         scores = np.array(line, dtype=float)  # None becomes NaN: a gap in the line
         label = "points alike in all else" if number == 0 else None
         axes.plot(places, scores, "o-", color=GREY, alpha=0.65, lw=0.9, ms=4, label=label)
-    stars = [
-        (place, score)
-        for line in effect.lines
-        for place, score in enumerate(line)
-        if score is not None and score == best
-    ][:1]
-    below = [place for place, _ in stars]  # where the star may be above the mean
+    below = [] if effect.best is None else [effect.best[0]]  # the star may be above the mean there
     means = np.array(effect.means, dtype=float)
     axes.plot(places, means, "D-", color=BLUE, lw=2.6, ms=6, label="mean")
     for place, mean in zip(places, means, strict=True):
@@ -110,7 +101,8 @@ def _effect_panel(axes: Axes, effect: Effect, best: float | None) -> None:
                 fontsize=9,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8},
             )
-    for star, score in stars:
+    if effect.best is not None:
+        star, score = effect.best
         axes.plot(star, score, "*", color=RED, ms=15, label=f"best point, {score:.2%}", zorder=5)
     axes.set_xticks(places, [f"{value:g}" for value in effect.values])
     axes.set_xlabel(effect.axis)

@@ -1,12 +1,10 @@
-"""Live progress on standard error: a display on a terminal, plain lines elsewhere."""
+"""Live progress on standard error: a table on a terminal, plain lines elsewhere."""
 
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import TypeAlias
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,40 +12,21 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fmnist_tracking.config import TrainingConfig, multiply_adds
-from fmnist_tracking.results import FINISHED, EpochMetrics, TrialResult
+from fmnist_tracking.config import TrainingConfig
+from fmnist_tracking.estimate import Pace, time_left
+from fmnist_tracking.events import (
+    EpochEnded,
+    Event,
+    TrialEnded,
+    TrialReused,
+    TrialStarted,
+    WorkerLost,
+)
+from fmnist_tracking.results import EpochMetrics
 
-# What a step costs beside its arithmetic, in multiply-adds an image: found by timing
-# all 12 points of the coursework's grid at batch size 32 and fitting a line.
-_OVERHEAD_MULTIPLY_ADDS = 1_500_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialStarted:
-    """A worker has begun the trial of a point; `number` is 1 for the first."""
-
-    number: int
-    name: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochDone:
-    """A trial has ended an epoch."""
-
-    number: int
-    metrics: EpochMetrics
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialEnded:
-    """A trial has ended, well or not."""
-
-    number: int
-    result: TrialResult
-
-
-Event: TypeAlias = TrialStarted | EpochDone | TrialEnded
-Report: TypeAlias = Callable[[Event], None]
+_BAR_WIDTH = 40
+# With more points to come than this, the time left is not worked out at every event.
+_MANY = 500
 
 
 class _Stderr(Console):
@@ -61,30 +40,49 @@ def stderr_console() -> Console:
     return _Stderr(stderr=True, highlight=False, markup=False)
 
 
+class _Running:
+    """A trial that a worker is busy with."""
+
+    def __init__(self, worker: int, epochs: int, now: float) -> None:
+        self.worker = worker
+        self.before = epochs  # trained before it was cut off
+        self.done = epochs
+        self.metrics: EpochMetrics | None = None
+        self.started = now
+        self.last = now
+
+
 class Progress:
     """Shows how far a set of trials has come. Call it with each event.
 
     Args:
         points: what is to be trained; point number 1 is the first.
+        names: of the points, for people.
         workers: how many are trained at once.
         console: to write to; by default standard error.
+        clock: gives seconds.
     """
 
     def __init__(
-        self, points: Sequence[TrainingConfig], workers: int = 1, console: Console | None = None
+        self,
+        points: Sequence[TrainingConfig],
+        names: Sequence[str],
+        workers: int = 1,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console = console or stderr_console()
         self._points = points
+        self._names = names
         self._workers = workers
-        self._running: dict[int, tuple[str, EpochMetrics | None]] = {}
-        self._ended = 0
-        self._failed = 0
-        self._best: TrialResult | None = None
-        self._work_left = float(sum(_work(p) * p.epochs for p in points))
-        self._work_of: dict[int, float] = {}
-        self._work_done = 0.0
-        self._seconds_done = 0.0
-        self._start = time.monotonic()
+        self._clock = clock
+        self._running: dict[int, _Running] = {}
+        self._waiting = dict.fromkeys(range(1, len(points) + 1))
+        self._ended = self._failed = self._reused = 0
+        self._best: tuple[float, str] | None = None
+        self._pace = Pace()
+        self._seconds_left: float | None = None
+        self._estimated_at = self._start = clock()
         self._lock = threading.Lock()
         live = self._console.is_terminal
         self._live = Live(get_renderable=self._render, console=self._console) if live else None
@@ -101,100 +99,173 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         if self._live:
+            self._live.refresh()
             self._live.stop()
 
-    def __call__(self, event: Event) -> None:
-        """Take in one event and show it."""
+    def __call__(self, event: Event, worker: int = 0) -> None:
+        """Take in one event, of a worker where it comes from one, and show it."""
         # The live display draws in a thread of its own, with the console's lock held: so ours is
         # released before anything is printed.
         with self._lock:
-            line = self._take_in(event)
+            line = self._take_in(event, worker)
+            self._estimate()
+            if line and "{left}" in line:
+                line = line.replace("{left}", self._time_left())
         if line:
-            self._console.print(line, soft_wrap=True)
+            self.say(line)
 
-    def _take_in(self, event: Event) -> str | None:
+    def say(self, line: str) -> None:
+        """A line for a person, above the table."""
+        self._console.print(line, soft_wrap=True)
+
+    def _take_in(self, event: Event, worker: int) -> str | None:
         """Update the state; give the line to print, if any."""
+        place = f"{self._place(event.number)} {self._names[event.number - 1]}"
         if isinstance(event, TrialStarted):
-            config = self._points[event.number - 1]
-            self._running[event.number] = (event.name, None)
-            self._work_of[event.number] = _work(config) * config.epochs
-            return None if self._live else f"{self._place(event.number)} {event.name} started"
-        if isinstance(event, EpochDone):
-            return self._epoch_done(event)
-        return self._trial_ended(event)
+            self._waiting.pop(event.number, None)
+            self._running[event.number] = _Running(worker, len(event.epochs), self._clock())
+            if event.epochs:
+                return f"{place} goes on after epoch {len(event.epochs)}"
+            return None if self._live else f"{place} started"
+        if isinstance(event, EpochEnded):
+            return self._epoch_ended(event, place)
+        if isinstance(event, TrialReused):
+            self._waiting.pop(event.number, None)
+            self._ended += 1
+            self._reused += 1
+            self._compare(event.val_accuracy, event.number)
+            accuracy = "" if event.val_accuracy is None else f"{event.val_accuracy:.4f}"
+            return (
+                f"{place} is trained already: validation accuracy {accuracy}, run "
+                + (event.run_id[:8])
+            )
+        if isinstance(event, WorkerLost):
+            self._running.pop(event.number, None)
+            return f"{place}: its worker process died ({event.how}); it goes on in a new one"
+        return self._trial_ended(event, place)
 
-    def _epoch_done(self, event: EpochDone) -> str | None:
-        name, _ = self._running[event.number]
-        self._running[event.number] = (name, event.metrics)
-        work = _work(self._points[event.number - 1])
-        self._work_of[event.number] -= work
-        self._work_left -= work
-        self._work_done += work
-        self._seconds_done += event.metrics.epoch_seconds
+    def _epoch_ended(self, event: EpochEnded, place: str) -> str | None:
+        running, config = self._running[event.number], self._points[event.number - 1]
+        running.metrics, running.done = event.metrics, event.metrics.epoch
+        running.last = self._clock()
+        first_here = 1 if event.metrics.epoch == running.before + 1 else event.metrics.epoch
+        self._pace.epoch(config, first_here, event.metrics.epoch_seconds)
         if self._live:
             return None
+        metrics = event.metrics
         return (
-            f"{self._place(event.number)} {name}  {self._scores(event.number)}  "
-            f"{self._best_so_far()}, {self._time_left()} left"
+            f"{place}  epoch {metrics.epoch}/{config.epochs}  loss {metrics.loss:.4f}  "
+            f"accuracy {metrics.accuracy:.4f}  val_loss {metrics.val_loss:.4f}  "
+            f"val_accuracy {metrics.val_accuracy:.4f}  {self._best_so_far()}, {{left}} left"
         )
 
-    def _trial_ended(self, event: TrialEnded) -> str:
-        self._running.pop(event.number, None)
-        self._work_left -= self._work_of.pop(event.number, 0.0)  # stopped early, or failed
+    def _trial_ended(self, event: TrialEnded, place: str) -> str:
+        running = self._running.pop(event.number, None)
+        self._waiting.pop(event.number, None)
         self._ended += 1
-        result = event.result
-        if result.status == FINISHED:
-            if self._best is None or (result.val_accuracy or 0) > (self._best.val_accuracy or 0):
-                self._best = result
-            outcome = f"validation accuracy {result.val_accuracy:.4f}, epoch {result.best_epoch}"
-        else:
+        if running is not None and event.error is None and running.done > running.before:
+            self._pace.trial(
+                self._points[event.number - 1],
+                running.done - running.before,
+                self._clock() - running.started,
+            )
+        if event.error is not None:
             self._failed += 1
-            outcome = f"{result.status}: {result.error}"
-        return f"{self._place(event.number)} {result.name} ended: {outcome}"
+            return f"{place} ended: FAILED: {event.error}"
+        self._compare(event.val_accuracy, event.number)
+        return (
+            f"{place} ended: validation accuracy {event.val_accuracy:.4f}, epoch {event.best_epoch}"
+        )
+
+    def _compare(self, val_accuracy: float | None, number: int) -> None:
+        if val_accuracy is not None and (self._best is None or val_accuracy > self._best[0]):
+            self._best = (val_accuracy, self._names[number - 1])
 
     def _place(self, number: int) -> str:
         total = str(len(self._points))
         return f"[{number:>{len(total)}}/{total}]"
 
-    def _scores(self, number: int) -> str:
-        metrics = self._running[number][1]
-        epochs = self._points[number - 1].epochs
-        if metrics is None:
-            return f"epoch 1/{epochs}, first step"
-        return (
-            f"epoch {metrics.epoch}/{epochs}  loss {metrics.loss:.4f}  "
-            f"accuracy {metrics.accuracy:.4f}  val_loss {metrics.val_loss:.4f}  "
-            f"val_accuracy {metrics.val_accuracy:.4f}"
-        )
-
     def _best_so_far(self) -> str:
         if self._best is None:
             return "no trial ended yet"
-        return f"best so far {self._best.val_accuracy:.4f} ({self._best.name})"
+        return f"best so far {self._best[0]:.4f} ({self._best[1]})"
+
+    def _estimate(self) -> None:
+        """Work out anew how long it will take."""
+        now = self._clock()
+        often = len(self._waiting) > _MANY and now - self._estimated_at < 1.0
+        if not self._pace.is_known or (often and self._seconds_left is not None):
+            return
+        self._estimated_at = now
+        running = [
+            max(0.0, self._trial_left(number) - (self._estimated_at - trial.last))
+            for number, trial in self._running.items()
+        ]
+        waiting = [
+            self._pace.seconds(config, config.epochs)
+            for config in (self._points[number - 1] for number in self._waiting)
+        ]
+        self._seconds_left = time_left(running, waiting, self._workers)
+
+    def _trial_left(self, number: int) -> float:
+        trial, config = self._running[number], self._points[number - 1]
+        return self._pace.seconds(
+            config, config.epochs - trial.done, begun=trial.done > trial.before
+        )
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until all trials have ended, None while nothing was measured."""
+        if self._seconds_left is None:
+            return None
+        return max(0.0, self._seconds_left - (self._clock() - self._estimated_at))
 
     def _time_left(self) -> str:
-        if not self._work_done:
-            return "?"
-        seconds = self._work_left * self._seconds_done / self._work_done / self._workers
-        return str(timedelta(seconds=round(seconds)))
+        seconds = self.seconds_left
+        return "?" if seconds is None else str(timedelta(seconds=round(seconds)))
 
     def _render(self) -> Group:
         with self._lock:
             return self._drawn()
 
     def _drawn(self) -> Group:
-        table = Table.grid(padding=(0, 2))
-        for number, (name, _) in self._running.items():
-            table.add_row(self._place(number), Text(name, style="bold"), self._scores(number))
-        done = self._work_done / max(self._work_done + self._work_left, 1.0)
-        elapsed = timedelta(seconds=round(time.monotonic() - self._start))
-        summary = (
-            f"{self._ended} of {len(self._points)} points ended"
-            + (f", {self._failed} failed" if self._failed else "")
-            + f"  ·  {self._best_so_far()}  ·  {elapsed} gone, {self._time_left()} left"
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for heading in ("worker", "point", "trial", "epoch", "loss", "val_loss", "val_acc", "left"):
+            table.add_column(heading, no_wrap=True)
+        busy = {trial.worker: number for number, trial in self._running.items()}
+        for worker in range(self._workers):
+            table.add_row(str(worker + 1), *self._cells(busy.get(worker)))
+        elapsed = timedelta(seconds=round(self._clock() - self._start))
+        counts = [f"{self._ended} of {len(self._points)} points ended"]
+        counts += [f"{self._reused} reused"] if self._reused else []
+        counts += [f"{self._failed} failed"] if self._failed else []
+        summary = f"{', '.join(counts)}  ·  {self._best_so_far()}  ·  {elapsed} gone, "
+        bar = ProgressBar(
+            total=max(1, len(self._points)), completed=self._completed(), width=_BAR_WIDTH
         )
-        return Group(table, ProgressBar(total=1.0, completed=done, width=60), Text(summary))
+        return Group(table, bar, Text(f"{summary}{self._time_left()} left"))
 
+    def _cells(self, number: int | None) -> list[str]:
+        if number is None:
+            return ["", "waiting" if self._waiting else "idle"]
+        trial, config = self._running[number], self._points[number - 1]
+        cells = [
+            self._place(number),
+            self._names[number - 1],
+            f"{trial.done}/{config.epochs}",
+        ]
+        if trial.metrics is not None:
+            left = max(0.0, self._trial_left(number) - (self._clock() - trial.last))
+            cells += [
+                f"{trial.metrics.loss:.4f}",
+                f"{trial.metrics.val_loss:.4f}",
+                f"{trial.metrics.val_accuracy:.4f}",
+                str(timedelta(seconds=round(left))),
+            ]
+        return cells
 
-def _work(config: TrainingConfig) -> float:
-    return multiply_adds(config) + _OVERHEAD_MULTIPLY_ADDS
+    def _completed(self) -> float:
+        shares = (
+            trial.done / self._points[number - 1].epochs for number, trial in self._running.items()
+        )
+        return self._ended + sum(shares)

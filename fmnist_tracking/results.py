@@ -1,7 +1,7 @@
 """What came out: records of an epoch, a training, a trial, a search and an evaluation."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,6 +23,7 @@ class EpochMetrics:
         val_loss: mean cross-entropy over the validation images after the epoch, in nats.
         val_accuracy: share of validation images classified rightly after the epoch.
         epoch_seconds: wall-clock seconds for training and validation together.
+        ended_at: when the epoch ended, in milliseconds since 1970 (UTC).
     """
 
     epoch: int
@@ -31,12 +32,18 @@ class EpochMetrics:
     val_loss: float
     val_accuracy: float
     epoch_seconds: float
+    ended_at: int = 0
 
     def metrics(self) -> dict[str, float]:
-        """Everything but the epoch's number, by metric name."""
+        """The figures by metric name."""
         values = dataclasses.asdict(self)
-        del values["epoch"]
+        del values["epoch"], values["ended_at"]
         return values
+
+
+def best_epoch(epochs: Sequence[EpochMetrics]) -> EpochMetrics:
+    """The epoch with the highest validation accuracy, the earliest of equals."""
+    return max(epochs, key=lambda e: (e.val_accuracy, -e.epoch))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,7 @@ class TrainingResult:
     @property
     def best(self) -> EpochMetrics:
         """The epoch with the highest validation accuracy, the earliest of equals."""
-        return max(self.epochs, key=lambda e: (e.val_accuracy, -e.epoch))
+        return best_epoch(self.epochs)
 
     def summary(self) -> dict[str, float]:
         """The summary metrics of a trial, by the names they have in MLflow."""
@@ -87,6 +94,21 @@ class TrainingResult:
                 "epochs": tuple(EpochMetrics(**epoch) for epoch in content["epochs"]),
             }
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a trial came out.
+
+    Attributes:
+        val_accuracy: the best epoch's, None if the trial failed.
+        best_epoch: the epoch it was reached in.
+        error: what ended a failed trial, in a line.
+    """
+
+    val_accuracy: float | None = None
+    best_epoch: int | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +141,15 @@ class TrialResult:
 
     def to_json(self) -> dict[str, Any]:
         """The trial as `search --json` gives it."""
-        return {
-            "run_id": self.run_id,
-            "status": self.status,
-            "params": dataclasses.asdict(self.config),
-            "val_accuracy": self.val_accuracy,
-            "best_epoch": self.best_epoch,
-        }
+        content = dataclasses.asdict(self)
+        content["params"] = content.pop("config")
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "TrialResult":
+        """The record that `to_json` gave."""
+        fields = dict(content)
+        return cls(config=TrainingConfig(**fields.pop("params")), **fields)
 
 
 @dataclass(frozen=True, kw_only=True)

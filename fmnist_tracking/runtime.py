@@ -28,7 +28,14 @@ def apply_defaults() -> None:
         os.environ.setdefault(name, value)
 
 
-def load_tensorflow(threads: int | None = None) -> None:
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux: a container may be given some of them only
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def load_tensorflow(threads: int | None = None, worker: int = 0) -> None:
     """Import TensorFlow without its start-up notices.
 
     TensorFlow 2.21 writes the notices straight to the process's standard error before its
@@ -38,6 +45,8 @@ def load_tensorflow(threads: int | None = None) -> None:
     Args:
         threads: for the arithmetic of one process; None leaves it to TensorFlow, which
             takes all cores.
+        worker: number of the process among those that train at once, 0 for the first; each
+            gets one of the GPUs, if there are any.
     """
     with _native_stderr_held_back():
         import tensorflow as tf
@@ -45,6 +54,9 @@ def load_tensorflow(threads: int | None = None) -> None:
         if threads is not None:
             tf.config.threading.set_intra_op_parallelism_threads(threads)
             tf.config.threading.set_inter_op_parallelism_threads(threads)
+        gpus = tf.config.list_physical_devices("GPU")
+        if gpus:
+            tf.config.set_visible_devices([gpus[worker % len(gpus)]], "GPU")
         tf.config.list_logical_devices()
     tf.get_logger().setLevel("ERROR")
 
@@ -53,7 +65,7 @@ def threads() -> int:
     """Threads that TensorFlow's arithmetic uses in this process, once it is loaded."""
     import tensorflow as tf
 
-    return tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count() or 1
+    return tf.config.threading.get_intra_op_parallelism_threads() or cores()
 
 
 @contextmanager

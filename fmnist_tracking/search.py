@@ -9,11 +9,12 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 
 from fmnist_tracking.config import SearchSpace, Value
 from fmnist_tracking.errors import SearchError
-from fmnist_tracking.results import FINISHED, TrialResult
+from fmnist_tracking.results import Outcome
 
 OBJECTIVE = "val_accuracy"
 
-RunTrial = Callable[[int, Mapping[str, Value]], "Future[TrialResult]"]
+
+RunTrial = Callable[[Mapping[str, Value]], "Future[Outcome]"]
 
 
 class GridOracle(keras_tuner.oracles.GridSearchOracle):  # type: ignore[misc]
@@ -54,56 +55,51 @@ class GridOracle(keras_tuner.oracles.GridSearchOracle):  # type: ignore[misc]
         """Write nothing."""
 
 
-def explore(space: SearchSpace, run_trial: RunTrial, slots: int) -> tuple[TrialResult, ...]:
+def explore(space: SearchSpace, run_trial: RunTrial, slots: int, stop: "Future[None]") -> None:
     """Ask for every point of a grid, have each run, and tell how it came out.
 
     Args:
         space: the grid.
-        run_trial: starts the trial of a point, given the point's number, 1 for the first,
-            and its values by axis; the future ends with the trial's result.
+        run_trial: starts the trial of a point, given its values by axis; the future ends
+            with how the trial came out.
         slots: how many trials may run at once.
-
-    Returns:
-        One result for each point, in the order in which the points were handed out.
+        stop: ends the search when it ends with an exception, whatever is running.
 
     Raises:
         SearchError: the oracle ended with a point missing or handed out twice.
     """
     oracle = GridOracle(space)
-    results: dict[str, TrialResult] = {}
-    running: dict[Future[TrialResult], Trial] = {}
-    try:
-        while True:
-            while len(running) < slots:
-                number = len(oracle.trials) + 1
-                trial = oracle.create_trial(f"slot-{number}")
-                if trial.status != TrialStatus.RUNNING:
-                    break
-                running[run_trial(number, trial.hyperparameters.values)] = trial
-            if not running:
+    running: dict[Future[Outcome], Trial] = {}
+    while True:
+        while len(running) < slots:
+            trial = oracle.create_trial(f"slot-{len(oracle.trials) + 1}")
+            if trial.status != TrialStatus.RUNNING:
                 break
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                trial = running.pop(future)
-                results[trial.trial_id] = future.result()
-                _tell(oracle, trial, results[trial.trial_id])
-    except BaseException:
-        for future in running:
-            future.cancel()
-        raise
+            future = run_trial(trial.hyperparameters.values)
+            if future.done():  # trained already: told at once, so that it holds no slot
+                _tell(oracle, trial, future.result())
+            else:
+                running[future] = trial
+        if not running:
+            break
+        watched: list[Future[Any]] = [*running, stop]
+        done, _ = wait(watched, return_when=FIRST_COMPLETED)
+        if stop in done:
+            stop.result()
+        for future in running.keys() & done:
+            _tell(oracle, running.pop(future), future.result())
     _assert_complete(space, oracle)
-    return tuple(results[trial_id] for trial_id in oracle.start_order)
 
 
-def _tell(oracle: GridOracle, trial: Trial, result: TrialResult) -> None:
-    if result.status == FINISHED:
+def _tell(oracle: GridOracle, trial: Trial, outcome: Outcome) -> None:
+    if outcome.val_accuracy is not None:
         oracle.update_trial(
-            trial.trial_id, {OBJECTIVE: result.val_accuracy}, step=result.best_epoch
+            trial.trial_id, {OBJECTIVE: outcome.val_accuracy}, step=outcome.best_epoch or 0
         )
         trial.status = TrialStatus.COMPLETED
     else:
         trial.status = TrialStatus.FAILED
-        trial.message = result.error
+        trial.message = outcome.error
     oracle.end_trial(trial)
 
 

@@ -73,6 +73,18 @@ def test_repeats_are_one_point_in_the_effects() -> None:
     assert effect.lines[0] == pytest.approx((0.85, 0.90))
 
 
+def test_on_a_tie_every_axis_shows_the_same_point() -> None:
+    space = SearchSpace(axes={"filters": (1, 2), "strides": (1, 2)})
+    trials = [
+        trial("first", 0.5, config=config(filters=2, strides=1)),
+        trial("second", 0.5, config=config(filters=1, strides=2)),
+    ]
+    winner = best(trials)
+    assert winner is not None
+    for effect in effects(space, trials):
+        assert effect.best == (effect.values.index(getattr(winner.config, effect.axis)), 0.5)
+
+
 def test_leaderboard_puts_those_without_a_score_last() -> None:
     trials = [trial("failed", None), trial("a", 0.7, config=config(filters=1))]
     places = leaderboard(trials)
@@ -83,6 +95,7 @@ def test_effects_with_a_point_missing() -> None:
     space = SearchSpace(axes={"filters": (1, 2)})
     (effect,) = effects(space, [trial("a", 0.6, config=config(filters=2))])
     assert effect.means == (None, 0.6)
+    assert effect.best == (1, 0.6)
     assert effect.lines == ((None, 0.6),)
     (nothing,) = effects(space, [])
     assert nothing.means == (None, None)

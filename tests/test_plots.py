@@ -51,8 +51,20 @@ def test_learning_curves_show_every_epoch_and_the_best() -> None:
 
 def test_grid_has_a_panel_for_each_axis_and_one_star() -> None:
     effects = [
-        Effect(axis="filters", values=(12, 36), means=(0.6, 0.7), lines=((0.5, 0.8), (0.7, 0.6))),
-        Effect(axis="strides", values=(1, 2), means=(0.65, None), lines=((0.8, None), (0.5, None))),
+        Effect(
+            axis="filters",
+            values=(12, 36),
+            best=(1, 0.8),
+            means=(0.6, 0.7),
+            lines=((0.5, 0.8), (0.7, 0.6)),
+        ),
+        Effect(
+            axis="strides",
+            values=(1, 2),
+            best=(0, 0.8),
+            means=(0.65, None),
+            lines=((0.8, None), (0.5, None)),
+        ),
     ]
     figure = plots.grid(effects, "A grid")
     assert [axes.get_xlabel() for axes in figure.axes] == ["filters", "strides"]

@@ -2,6 +2,8 @@
 
 import functools
 import logging
+import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -21,8 +23,15 @@ app = typer.Typer(
 )
 
 
-def command(*, example: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Register a function as a command whose errors are lines, not tracebacks."""
+def command(
+    *, example: str, resumable: bool = False
+) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Register a function as a command whose errors are lines, not tracebacks.
+
+    Args:
+        example: shown by --help.
+        resumable: whether the same command goes on where it was interrupted.
+    """
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(function)
@@ -32,14 +41,21 @@ def command(*, example: str) -> Callable[[Callable[P, None]], Callable[P, None]]
             except FmnistTrackingError as error:
                 _fail(f"Error: {error}", error.exit_status)
             except Terminated:
-                _fail("Stopped by SIGTERM; what was running is closed as KILLED.", 143)
+                _fail("Stopped by a signal." + (_how_to_resume() if resumable else ""), 143)
             except KeyboardInterrupt:
-                _fail("Interrupted; what was running is closed as KILLED.", 130)
+                _fail("Interrupted." + (_how_to_resume() if resumable else ""), 130)
 
         app.command(epilog=f"Example: {example}")(run)
         return run
 
     return register
+
+
+def _how_to_resume() -> str:
+    if "MLFLOW_RUN_ID" in os.environ:
+        return " The same `mlflow run` command goes on where this one stopped."
+    arguments = [argument for argument in sys.argv[1:] if argument != "--fresh"]
+    return f" Go on with: {shlex.join(['fmnist-track', *arguments])}"
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -69,6 +85,8 @@ def main() -> None:
     logging.getLogger("fmnist_tracking").setLevel(logging.INFO)
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, _stop)
     try:
         status = app(standalone_mode=False)
     except typer.exceptions.TyperException as error:
@@ -88,8 +106,9 @@ def _stop(number: int, _: object) -> None:
     # Once is enough: a second one would cut short what closes the runs.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     say("Stopping: closing what is open.")
-    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
 def _program(arguments: list[str]) -> str:

@@ -63,6 +63,37 @@ def whole_option(
     return typer.Option(default, option, metavar="N", parser=parse, **settings)
 
 
+def workers_option() -> Any:
+    """An option for how many trials run at once: a number, or `auto` for what suits here."""
+
+    def parse(text: object) -> int | None:
+        if text == "auto":
+            return None
+        try:
+            number = int(str(text)) if text != "" else 1
+        except ValueError:
+            number = 0
+        if number < 1:
+            raise ConfigError(
+                f"Expected --workers to be a whole number of at least 1, or auto, got {text!r}."
+            )
+        return number
+
+    return typer.Option(
+        1,
+        "--workers",
+        metavar="N|auto",
+        parser=parse,
+        help="Trials that run at once, each in its own process; auto takes as many as suit this "
+        "machine.",
+    )
+
+
+FRESH = typer.Option(
+    False, "--fresh", help="Train all anew, even what finished before or was cut off."
+)
+
+
 def path_option(option: str, metavar: str, about: str, panel: str | None = None) -> Any:
     """An option that takes a path; empty, as `mlflow run` gives it, it is not given."""
     return typer.Option(

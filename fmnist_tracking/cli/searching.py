@@ -20,7 +20,7 @@ from fmnist_tracking.config import (
 from fmnist_tracking.errors import ConfigError, SearchError
 
 
-@command(example="fmnist-track search --limit 12000 --epochs 5")
+@command(example="fmnist-track search --limit 12000 --epochs 5", resumable=True)
 def search(
     filters: str | None = options.axis_option("filters", "--filters"),
     strides: str | None = options.axis_option("strides", "--strides"),
@@ -53,9 +53,14 @@ def search(
     batch_size: int = options.field_option("batch_size"),
     seed: int = options.field_option("seed"),
     patience: int = options.field_option("patience"),
-    workers: int = options.whole_option(
-        1, "--workers", 1, help="Trials that run at once, each in its own process."
+    workers: int | None = options.workers_option(),
+    dry_run: bool = typer.Option(
+        False,
+        "--dry-run",
+        help="Train nothing; list the points, what is finished already, and the time and disk "
+        "that the rest will take.",
     ),
+    fresh: bool = options.FRESH,
     protocol: str = options.PROTOCOL,
     limit: int | None = options.LIMIT,
     data_dir: Path | None = options.DATA_DIR,
@@ -67,7 +72,11 @@ def search(
 
     Without options, the grid of the coursework: 12 points, 25 epochs, all images. Points are
     compared by the validation accuracy of their best epoch; the test images stay sealed.
+
+    Stopped in whatever way, the same command goes on where it was: what has finished is not
+    trained again, what was cut off goes on after its last whole epoch.
     """
+    from fmnist_tracking.workflows.search import Request
     from fmnist_tracking.workflows.search import search as run_search
 
     texts = {
@@ -76,16 +85,17 @@ def search(
         "kernel_size": kernel_sizes,
         "hidden_units": hidden_units,
     }
-    result = run_search(
-        _space(space, texts, axis, repeats, seed),
-        TrainingConfig(epochs=epochs, batch_size=batch_size, seed=seed, patience=patience),
-        _split(protocol, seed, limit),
+    grid = _space(space, texts, axis, repeats, seed)
+    base = TrainingConfig(epochs=epochs, batch_size=batch_size, seed=seed, patience=patience)
+    request = Request(
+        split=_split(protocol, seed, limit),
         workers=workers,
+        fresh=fresh,
         experiment=experiment,
         tracking_uri=tracking_uri,
         data_dir=data_dir,
-        announce=say,
     )
+    result = run_search(grid, base, request, announce=say)
     print_trials(result, as_json=as_json)
     failed = len(result.space) - len(result.finished)
     if failed:
@@ -97,7 +107,7 @@ def search(
     say(f"Next: fmnist-track report --run-id {result.run_id[:8]}    or: fmnist-track ui")
 
 
-@command(example="fmnist-track train --filters 48 --kernel-size 3 --epochs 5")
+@command(example="fmnist-track train --filters 48 --kernel-size 3 --epochs 5", resumable=True)
 def train(
     filters: int = options.field_option("filters"),
     kernel_size: int = options.field_option("kernel_size"),
@@ -109,6 +119,7 @@ def train(
     epochs: int = options.field_option("epochs"),
     seed: int = options.field_option("seed"),
     patience: int = options.field_option("patience"),
+    fresh: bool = options.FRESH,
     protocol: str = options.PROTOCOL,
     limit: int | None = options.LIMIT,
     data_dir: Path | None = options.DATA_DIR,
@@ -117,6 +128,7 @@ def train(
     as_json: bool = options.JSON,
 ) -> None:
     """Train one configuration, tracked in the same way as a search's trial."""
+    from fmnist_tracking.workflows.search import Request
     from fmnist_tracking.workflows.search import train as run_train
 
     result = run_train(
@@ -132,10 +144,13 @@ def train(
             seed=seed,
             patience=patience,
         ),
-        _split(protocol, seed, limit),
-        experiment=experiment,
-        tracking_uri=tracking_uri,
-        data_dir=data_dir,
+        Request(
+            split=_split(protocol, seed, limit),
+            fresh=fresh,
+            experiment=experiment,
+            tracking_uri=tracking_uri,
+            data_dir=data_dir,
+        ),
         announce=say,
     )
     print_trial(result, as_json=as_json)

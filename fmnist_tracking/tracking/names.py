@@ -11,6 +11,13 @@ TEST_OPENED = "fmnist.test_opened"
 REPORT_OF = "fmnist.report_of"
 
 BEST_RUN = "fmnist.best_run"
+# Fingerprint of a whole grid, on its search's run.
+GRID = "fmnist.grid"
+FRESH = "fmnist.fresh"
+LEASE = "fmnist.lease"
+INTERRUPTIONS = "fmnist.interruptions"
+REUSED = "fmnist.reused"
+CONTINUES, CONTINUED_BY = "fmnist.continues", "fmnist.continued_by"
 THREADS = "fmnist.threads"
 
 PARENT = "mlflow.parentRunId"
@@ -24,6 +31,7 @@ CURVES_FILE = "figures/learning_curves.png"
 GRID_FILE = "figures/grid.png"
 LEADERBOARD_FILE = "leaderboard.csv"
 SEARCH_FILE = "search.json"
+REUSED_FILE = "reused.json"
 TRACEBACK_FILE = "traceback.txt"
 REPORT_FOLDER = "report"
 

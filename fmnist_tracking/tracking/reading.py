@@ -1,5 +1,6 @@
 """Reading runs back as records."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from fmnist_tracking.tracking.store import Store
 
 _PAGE = 1000
 _NAMES_SHOWN = 10
+_IDS_AT_ONCE = 200
 _RUN_ID = re.compile(r"[0-9a-f]{4,32}")
 _NEWEST_FIRST = ["attributes.start_time DESC"]
 
@@ -65,20 +67,20 @@ def find_run(store: Store, reference: str, experiment: str | None = None) -> Tra
     Raises:
         TrackingError: there is no such run, more than one, or it is not of this project.
     """
-    experiments = _experiments(store, experiment)
+    experiments = experiment_ids(store, experiment)
     if reference in ("latest", "best"):
         roles = [names.SEARCH, names.TRAIN] if reference == "latest" else [names.SEARCH]
-        newest = next(_runs(store, experiments, _role_filter(roles)), None)
+        newest = next(iterate_runs(store, experiments, _role_filter(roles)), None)
         if newest is None:
             raise TrackingError(_nothing_yet(experiment))
-        found = _tracked(newest)
+        found = as_tracked(newest)
         return best_trial(store, found) if reference == "best" else found
     if not _RUN_ID.fullmatch(reference):
         raise TrackingError(
             f"Expected --run-id to be a run id, its first 4 or more characters, `latest` or "
             f"`best`, got {reference!r}. `fmnist-track runs` lists the ids."
         )
-    matches = list(_runs(store, experiments, f"attributes.run_id LIKE '{reference}%'"))
+    matches = list(iterate_runs(store, experiments, f"attributes.run_id LIKE '{reference}%'"))
     if not matches:
         raise TrackingError(
             f"There is no run {reference} {_where(experiment)}. `fmnist-track runs` lists the "
@@ -89,7 +91,7 @@ def find_run(store: Store, reference: str, experiment: str | None = None) -> Tra
             f"{reference} is the beginning of {len(matches)} run ids: "
             f"{', '.join(sorted(run.info.run_id for run in matches)[:5])}. Give more of it."
         )
-    return _tracked(matches[0])
+    return as_tracked(matches[0])
 
 
 def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
@@ -106,7 +108,7 @@ def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
             f"The search {run.run_id[:8]} has no finished trial yet. Wait for one, or look at "
             f"`fmnist-track runs --run-id {run.run_id[:8]}`."
         )
-    return _tracked(store.client.get_run(winner.run_id))
+    return as_tracked(store.client.get_run(winner.run_id))
 
 
 def list_runs(store: Store, experiment: str | None = None) -> list[RunSummary]:
@@ -115,16 +117,18 @@ def list_runs(store: Store, experiment: str | None = None) -> list[RunSummary]:
     Raises:
         TrackingError: there is no such experiment, or nothing in it.
     """
-    experiments = _experiments(store, experiment)
+    experiments = experiment_ids(store, experiment)
     filter_string = _role_filter([names.SEARCH, names.TRAIN])
-    found = [_summary(store, r, experiments) for r in _runs(store, experiments, filter_string)]
+    found = [
+        _summary(store, r, experiments) for r in iterate_runs(store, experiments, filter_string)
+    ]
     if not found:
         raise TrackingError(_nothing_yet(experiment))
     return found
 
 
 def _summary(store: Store, run: Run, experiments: Mapping[str, str]) -> RunSummary:
-    tracked = _tracked(run)
+    tracked = as_tracked(run)
     metrics = run.data.metrics
     val_accuracy = metrics.get(names.BEST_VAL_ACCURACY)
     if tracked.role == names.TRAIN:
@@ -166,15 +170,60 @@ def read_search(store: Store, run: TrackedRun) -> SearchResult:
         TrackingError: the parameters of a run are not those of this version.
     """
     space = _space(run.raw)
-    children = _runs(store, [run.experiment_id], f"tags.`{names.PARENT}` = '{run.run_id}'")
-    trials = [_trial_result(child) for child in children if names.ROLE in child.data.tags]
-    trials.sort(key=lambda t: [v.index(getattr(t.config, a)) for a, v in space.axes.items()])
+    found = [trial_result(r) for r in find_children(store, run.experiment_id, run.run_id)]
+    found += _reused(store, run)
+    # One for each point: a finished one rather than one that was cut off, and the newest.
+    trials: dict[TrainingConfig, TrialResult] = {}
+    for trial in found:
+        known = trials.get(trial.config)
+        if known is None or (known.status != FINISHED and trial.status == FINISHED):
+            trials[trial.config] = trial
+    ordered = sorted(
+        trials.values(),
+        key=lambda t: [v.index(getattr(t.config, a)) for a, v in space.axes.items()],
+    )
     return SearchResult(
         run_id=run.run_id,
         experiment_id=run.experiment_id,
         space=space,
-        trials=tuple(trials),
+        trials=tuple(ordered),
     )
+
+
+def read_outcome(store: Store, run: TrackedRun) -> SearchResult:
+    """A finished search as it was when it ended: one file, however many trials there are.
+
+    Raises:
+        TrackingError: it has no such file.
+    """
+    uri = f"runs:/{run.run_id}/{names.SEARCH_FILE}"
+    content = json.loads(mlflow.artifacts.load_text(uri))
+    return SearchResult(
+        run_id=run.run_id,
+        experiment_id=run.experiment_id,
+        space=_space(run.raw),
+        trials=tuple(TrialResult.from_json(trial) for trial in content["trials"]),
+    )
+
+
+def find_children(store: Store, experiment_id: str, parent: str) -> Iterator[Run]:
+    """The runs of a search's trials, the newest first."""
+    for run in iterate_runs(store, [experiment_id], f"tags.`{names.PARENT}` = '{parent}'"):
+        if names.ROLE in run.data.tags:
+            yield run
+
+
+def _reused(store: Store, run: TrackedRun) -> Iterator[TrialResult]:
+    """Finished trials of others that a search counts among its own."""
+    if names.REUSED not in run.raw.data.tags:
+        return
+    uri = f"runs:/{run.run_id}/{names.REUSED_FILE}"
+    ids = json.loads(mlflow.artifacts.load_text(uri))
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        listed = ", ".join(f"'{run_id}'" for run_id in ids[start : start + _IDS_AT_ONCE])
+        filter_string = f"attributes.run_id IN ({listed})"
+        for found in iterate_runs(store, [run.experiment_id], filter_string):
+            yield dataclasses.replace(trial_result(found), reused=True)
 
 
 def read_trial(run: TrackedRun) -> TrialResult:
@@ -183,7 +232,7 @@ def read_trial(run: TrackedRun) -> TrialResult:
     Raises:
         TrackingError: its parameters are not those of this version.
     """
-    return _trial_result(run.raw)
+    return trial_result(run.raw)
 
 
 def read_history(store: Store, run: TrackedRun) -> TrainingResult:
@@ -223,8 +272,8 @@ def _require_finished(run: TrackedRun) -> None:
         )
 
 
-def _runs(store: Store, experiments: Iterable[str], filter_string: str) -> Iterator[Run]:
-    """Matching runs, the newest first, however many there are."""
+def iterate_runs(store: Store, experiments: Iterable[str], filter_string: str) -> Iterator[Run]:
+    """Runs that match a filter, the newest first, however many there are."""
     token, ids = None, list(experiments)
     while ids:
         page = store.client.search_runs(
@@ -247,8 +296,12 @@ def _role_filter(roles: Sequence[str]) -> str:
     return f"tags.`{names.ROLE}` LIKE '%' AND tags.`{names.ROLE}` != '{names.TRIAL}'"
 
 
-def _experiments(store: Store, name: str | None) -> dict[str, str]:
-    """Experiments to look in: their names by id."""
+def experiment_ids(store: Store, name: str | None) -> dict[str, str]:
+    """Experiments to look in, all or the one of a name: their names by id.
+
+    Raises:
+        TrackingError: there is none of that name.
+    """
     if name is not None:
         found = store.client.get_experiment_by_name(name)
         if found is None or found.lifecycle_stage != "active":
@@ -276,7 +329,12 @@ def _nothing_yet(experiment: str | None) -> str:
     return f"There is no search {_where(experiment)} yet. Run `fmnist-track search` first."
 
 
-def _tracked(run: Run) -> TrackedRun:
+def as_tracked(run: Run) -> TrackedRun:
+    """A run of MLflow as one of this project.
+
+    Raises:
+        TrackingError: it is not of this project.
+    """
     tags, params = run.data.tags, run.data.params
     role = tags.get(names.ROLE)
     if role not in (names.SEARCH, names.TRIAL, names.TRAIN):
@@ -300,7 +358,12 @@ def _tracked(run: Run) -> TrackedRun:
     )
 
 
-def _trial_result(run: Run) -> TrialResult:
+def trial_result(run: Run) -> TrialResult:
+    """The run of a trial or a single training as a record.
+
+    Raises:
+        TrackingError: its parameters are not those of this version.
+    """
     metrics = run.data.metrics
     return TrialResult(
         run_id=run.info.run_id,

@@ -9,8 +9,7 @@ import os
 import re
 import tempfile
 import time
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,13 +26,17 @@ from numpy.typing import NDArray
 
 from fmnist_tracking.analysis import best, leaderboard
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
-from fmnist_tracking.results import FINISHED, EpochMetrics, SearchResult, TrainingResult
+from fmnist_tracking.results import FINISHED, RUNNING, EpochMetrics, SearchResult, TrainingResult
 from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking.leases import Lease
+from fmnist_tracking.tracking.reading import TrackedRun
 from fmnist_tracking.tracking.store import Store
 
 # What is needed to load and serve a logged model, pinned to what trained it.
 MODEL_REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy")
 _MAX_TAG = 500
+_MAX_NOTES = 5000
+_METRICS_AT_ONCE = 500
 # As MLflow names a run that nobody named: "bemused-snail-512".
 _GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 _LEADERBOARD_COLUMNS = (
@@ -78,75 +81,147 @@ def choose_experiment(store: Store, name: str) -> str:
     return store.experiment_id(name)
 
 
-def start_search(
-    store: Store,
-    experiment_id: str,
-    name: str,
-    space: SearchSpace,
-    base: TrainingConfig,
-    split: SplitConfig,
-    data: DataFacts,
-) -> str:
-    """Open the parent run of a search: a new one, or the one `mlflow run` made.
+@dataclass(frozen=True, kw_only=True)
+class SearchFacts:
+    """What a search's run records when it is opened.
 
-    Args:
-        store: the store.
-        experiment_id: of the experiment to put it in.
-        name: of the run, for people; a name that a person gave to `mlflow run` stays.
+    Attributes:
+        name: for people; a name that a person gave to `mlflow run` stays.
         space: the grid.
         base: value of each setting that is not an axis.
         split: how the data is split.
         data: which data.
-
-    Returns:
-        The run's id.
+        grid: fingerprint of the whole grid.
+        fresh: whether it trains all anew.
     """
-    params = {names.AXIS_PREFIX + axis: json.dumps(v) for axis, v in space.axes.items()}
-    params |= {names.BASE_PREFIX + k: v for k, v in dataclasses.asdict(base).items()}
-    params |= {names.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(split).items()}
-    tags = {names.ROLE: names.SEARCH, **_data_tags(split, data)}
-    return _start(store, experiment_id, name, params, tags, adopt=adoptable_run(store))
+
+    name: str
+    space: SearchSpace
+    base: TrainingConfig
+    split: SplitConfig
+    data: DataFacts
+    grid: str
+    fresh: bool = False
 
 
-def start_trial(
-    store: Store,
-    experiment_id: str,
-    name: str,
-    config: TrainingConfig,
-    split: SplitConfig,
-    data: DataFacts,
-    fingerprint: str,
-    threads: int,
-    parent: str | None,
-) -> str:
-    """Open the run of one trial: a child of `parent`, or without one a run of its own.
+@dataclass(frozen=True, kw_only=True)
+class TrialFacts:
+    """What a trial's run records when it is opened.
 
-    Args:
-        store: the store.
-        experiment_id: of the experiment to put it in.
-        name: of the run, for people.
+    Attributes:
+        name: for people.
         config: what is trained.
         split: how its data is split.
         data: which data.
         fingerprint: of all that determines its numbers.
         threads: that its arithmetic is done with.
         parent: the search's run id, None for a training of its own.
+    """
+
+    name: str
+    config: TrainingConfig
+    split: SplitConfig
+    data: DataFacts
+    fingerprint: str
+    threads: int
+    parent: str | None
+
+
+def start_search(
+    store: Store, experiment_id: str, facts: SearchFacts, resume: TrackedRun | None = None
+) -> str:
+    """Open the parent run of a search, held by this process.
+
+    It is the run that `mlflow run` made for this command, if there is one; else the run of
+    the same search that was cut off, if there is one; else a new one. In the first case what
+    the search that was cut off has trained moves to the new run.
+
+    Args:
+        store: the store.
+        experiment_id: of the experiment to put it in.
+        facts: what to record.
+        resume: the search's run that was cut off.
+
+    Returns:
+        The run's id.
+    """
+    params = {names.AXIS_PREFIX + axis: json.dumps(v) for axis, v in facts.space.axes.items()}
+    params |= {names.BASE_PREFIX + k: v for k, v in dataclasses.asdict(facts.base).items()}
+    params |= {names.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(facts.split).items()}
+    tags = {
+        names.ROLE: names.SEARCH,
+        names.GRID: facts.grid,
+        names.LEASE: Lease.of_this_process().text(),
+        **_data_tags(facts.split, facts.data),
+    }
+    if facts.fresh or (resume and names.FRESH in resume.raw.data.tags):
+        tags[names.FRESH] = "true"
+    adopted = adoptable_run(store)
+    if adopted is None:
+        existing = None if resume is None else resume.run_id
+        return _start(store, experiment_id, facts.name, params, tags, existing)
+    if resume is not None:
+        tags[names.CONTINUES] = resume.run_id
+    return _start(store, experiment_id, facts.name, params, tags, adopted)
+
+
+def move_trials(store: Store, trials: Iterable[str], old: str, new: str) -> None:
+    """Make trials the children of a search's new run, and say so in the old one."""
+    for trial in trials:
+        store.client.set_tag(trial, names.PARENT, new)
+    store.client.set_tag(old, names.CONTINUED_BY, new)
+
+
+def log_reused(store: Store, run_id: str, trials: Sequence[str]) -> None:
+    """Keep with a search which finished trials of others it counts among its own."""
+    if trials:
+        store.client.log_text(run_id, json.dumps(trials), names.REUSED_FILE)
+        store.client.set_tag(run_id, names.REUSED, str(len(trials)))
+
+
+def start_trial(
+    store: Store, experiment_id: str, facts: TrialFacts, resume: str | None = None
+) -> str:
+    """Open the run of one trial, held by this process.
+
+    Args:
+        store: the store.
+        experiment_id: of the experiment to put it in.
+        facts: what to record.
+        resume: the trial's run that was cut off, to go on in; None opens a new one.
 
     Returns:
         The run's id.
     """
     params = {
-        **dataclasses.asdict(config),
-        **{names.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(split).items()},
+        **dataclasses.asdict(facts.config),
+        **{names.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(facts.split).items()},
     }
-    tags = {names.POINT: fingerprint, names.THREADS: str(threads), **_data_tags(split, data)}
-    if parent is None:
-        tags[names.ROLE] = names.TRAIN
-        adopt = adoptable_run(store)
-    else:
-        tags |= {names.ROLE: names.TRIAL, names.PARENT: parent}
-        adopt = None
-    return _start(store, experiment_id, name, params, tags, adopt=adopt)
+    tags = {
+        names.POINT: facts.fingerprint,
+        names.THREADS: str(facts.threads),
+        names.LEASE: Lease.of_this_process().text(),
+        **_data_tags(facts.split, facts.data),
+    }
+    if facts.parent is not None:
+        tags |= {names.ROLE: names.TRIAL, names.PARENT: facts.parent}
+        return _start(store, experiment_id, facts.name, params, tags, resume)
+    tags[names.ROLE] = names.TRAIN
+    adopted = adoptable_run(store)
+    return _start(store, experiment_id, facts.name, params, tags, adopted or resume)
+
+
+def find_trial(store: Store, experiment_id: str, facts: TrialFacts) -> str | None:
+    """The run of a trial that this process has opened already, None if it has not."""
+    parent = "" if facts.parent is None else f"AND tags.`{names.PARENT}` = '{facts.parent}' "
+    found = store.client.search_runs(
+        [experiment_id],
+        f"tags.`{names.POINT}` = '{facts.fingerprint}' {parent}AND attributes.status = '{RUNNING}'",
+    )
+    mine = (
+        run.info.run_id for run in found if (lease := Lease.read(run.data.tags)) and lease.is_mine()
+    )
+    return next(mine, None)
 
 
 def _data_tags(split: SplitConfig, data: DataFacts) -> dict[str, str]:
@@ -163,40 +238,74 @@ def _start(
     name: str,
     params: Mapping[str, Any],
     tags: Mapping[str, str],
-    adopt: str | None,
+    existing: str | None,
 ) -> str:
     client = store.client
-    if adopt is None:
+    if existing is None:
         # resolve_tags gives what MLflow itself would: user, source file, git commit.
         run = client.create_run(experiment_id, tags={**resolve_tags(), **tags}, run_name=name)
         new_tags: Mapping[str, str] = {}
     else:
-        run, new_tags = client.get_run(adopt), tags
+        run, new_tags = client.get_run(existing), tags
     run_id = str(run.info.run_id)
-    try:
-        if adopt is not None and _GENERATED_NAME.fullmatch(run.info.run_name or ""):
-            client.update_run(adopt, name=name)
-        # `mlflow run` has logged what the person typed, and MLflow forbids a second spelling.
-        new_params = {k: str(v) for k, v in params.items() if k not in run.data.params}
-        client.log_batch(
-            run_id,
-            params=[Param(k, v) for k, v in new_params.items()],
-            tags=[RunTag(k, v) for k, v in new_tags.items()],
-        )
-    except BaseException:
-        client.set_terminated(run_id, "KILLED")
-        raise
+    if existing is not None and _GENERATED_NAME.fullmatch(run.info.run_name or ""):
+        client.update_run(run_id, name=name)
+    # `mlflow run` has logged what the person typed, and MLflow forbids a second spelling.
+    new_params = {k: str(v) for k, v in params.items() if k not in run.data.params}
+    client.log_batch(
+        run_id,
+        params=[Param(k, v) for k, v in new_params.items()],
+        tags=[RunTag(k, v) for k, v in new_tags.items()],
+    )
+    if existing is not None and run.info.status != RUNNING:
+        client.update_run(run_id, status=RUNNING)
+        if names.ERROR in run.data.tags:
+            client.delete_tag(run_id, names.ERROR)
     return run_id
 
 
-def log_epoch(store: Store, run_id: str, epoch: EpochMetrics) -> None:
-    """Log the figures of one epoch, at the step of its number."""
-    _log_metrics(store, run_id, epoch.metrics(), step=epoch.epoch)
+def renew_lease(store: Store, run_id: str) -> None:
+    """Give a sign of life: this process is still working on a run."""
+    store.client.set_tag(run_id, names.LEASE, Lease.of_this_process().text())
 
 
-def _log_metrics(store: Store, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
-    now = int(time.time() * 1000)
-    metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
+def note_interruption(store: Store, run_id: str, line: str) -> None:
+    """Add a line to a run's record of what happened to it; the same line only once."""
+    known = store.client.get_run(run_id).data.tags.get(names.INTERRUPTIONS, "")
+    if line not in known.splitlines():
+        store.client.set_tag(run_id, names.INTERRUPTIONS, f"{known}\n{line}".strip()[-_MAX_NOTES:])
+
+
+def log_epochs(store: Store, run_id: str, epochs: Iterable[EpochMetrics]) -> None:
+    """Log the figures of epochs, each at the step of its number and the time it ended."""
+    metrics = [
+        Metric(name, value, epoch.ended_at, epoch.epoch)
+        for epoch in epochs
+        for name, value in epoch.metrics().items()
+    ]
+    for start in range(0, len(metrics), _METRICS_AT_ONCE):
+        store.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_AT_ONCE])
+
+
+def log_metrics(
+    store: Store,
+    run_id: str,
+    values: Mapping[str, float],
+    step: int = 0,
+    timestamp: int | None = None,
+) -> None:
+    """Log some metrics at once.
+
+    Args:
+        store: the store.
+        run_id: of the run.
+        values: by metric name.
+        step: of all of them.
+        timestamp: of all of them, in milliseconds since 1970; by default now. MLflow keeps one
+            of two metrics that are alike in all this, so that logging may be tried again.
+    """
+    stamp = int(time.time() * 1000) if timestamp is None else timestamp
+    metrics = [Metric(name, float(value), stamp, step) for name, value in values.items()]
     store.client.log_batch(run_id, metrics=metrics)
 
 
@@ -207,6 +316,8 @@ def finish_trial(
     model: Any,
     example: NDArray[np.uint8],
     curves: bytes,
+    *,
+    again: bool = False,
 ) -> None:
     """Log what a trial came to, and close its run as FINISHED.
 
@@ -217,11 +328,14 @@ def finish_trial(
         model: the Keras model with the best epoch's weights.
         example: raw images, uint8 (n, 28, 28, 1), kept with the model as its input example.
         curves: the learning curves as a PNG file.
+        again: whether this may have been done before, in part.
     """
     client = store.client
-    _log_metrics(store, run_id, result.summary())
+    log_metrics(store, run_id, result.summary(), timestamp=result.epochs[-1].ended_at)
     client.log_dict(run_id, result.to_json(), names.HISTORY_FILE)
     _log_bytes(store, run_id, curves, names.CURVES_FILE)
+    if again:
+        _delete_models(store, run_id)
     # Leaving start_run closes the run as FINISHED.
     with _without_custom_objects(), mlflow.start_run(run_id=run_id):
         mlflow.tensorflow.log_model(
@@ -231,6 +345,15 @@ def finish_trial(
             input_example=example,
             pip_requirements=[f"{name}=={version(name)}" for name in MODEL_REQUIREMENTS],
         )
+
+
+def _delete_models(store: Store, run_id: str) -> None:
+    """Delete what an earlier try, cut off in the middle, left of a trial's model."""
+    experiment_id = store.client.get_run(run_id).info.experiment_id
+    for model in store.client.search_logged_models(
+        [experiment_id], filter_string=f"source_run_id = '{run_id}'"
+    ):
+        store.client.delete_logged_model(model.model_id)
 
 
 @contextlib.contextmanager
@@ -255,16 +378,20 @@ def _signature(example: NDArray[np.uint8], model: Any) -> ModelSignature:
     return ModelSignature(Schema([pixels]), Schema([probabilities]))
 
 
-def fail_trial(store: Store, run_id: str, error: Exception) -> str:
-    """Record what ended a trial, close its run as FAILED, and give the error in a line."""
-    line = f"{type(error).__name__}: {error}".splitlines()[0][:_MAX_TAG]
-    store.client.set_tag(run_id, names.ERROR, line)
+def fail_trial(store: Store, run_id: str, line: str, trace: str) -> None:
+    """Record what ended a trial, and close its run as FAILED.
+
+    Args:
+        store: the store.
+        run_id: the trial's run.
+        line: the error in a line.
+        trace: the traceback, kept as an artifact.
+    """
+    store.client.set_tag(run_id, names.ERROR, line[:_MAX_TAG])
     store.client.set_terminated(run_id, "FAILED")
-    text = "".join(traceback.format_exception(error))
     # Last, and not missed: what failed may be the very place where artifacts are kept.
     with contextlib.suppress(OSError, MlflowException):
-        store.client.log_text(run_id, text, names.TRACEBACK_FILE)
-    return line
+        store.client.log_text(run_id, trace, names.TRACEBACK_FILE)
 
 
 def finish_search(store: Store, result: SearchResult, grid: bytes) -> None:
@@ -279,19 +406,19 @@ def finish_search(store: Store, result: SearchResult, grid: bytes) -> None:
     winner = best(result.finished)
     client.log_text(run_id, leaderboard_csv(result), names.LEADERBOARD_FILE)
     client.log_dict(run_id, result.to_json(winner), names.SEARCH_FILE)
+    summary: dict[str, float] = {names.FINISHED_POINTS: len(result.finished)}
     if winner is not None:
         _log_bytes(store, run_id, grid, names.GRID_FILE)
-        _log_metrics(
-            store,
-            run_id,
-            {
-                names.BEST_VAL_ACCURACY: winner.val_accuracy or 0.0,
-                "best_epoch": winner.best_epoch or 0,
-                "train_seconds": sum(t.train_seconds or 0.0 for t in result.finished),
-            },
-        )
         client.set_tag(run_id, names.BEST_RUN, winner.run_id)
-    _log_metrics(store, run_id, {names.FINISHED_POINTS: len(result.finished)})
+        summary |= {
+            names.BEST_VAL_ACCURACY: winner.val_accuracy or 0.0,
+            "best_epoch": winner.best_epoch or 0,
+            "train_seconds": sum(t.train_seconds or 0.0 for t in result.finished),
+        }
+    # A search that is continued ends more than once: each time at a later step.
+    known = client.get_run(run_id).data.metrics
+    if any(known.get(name) != value for name, value in summary.items()):
+        log_metrics(store, run_id, summary, step=len(result.finished))
     complete = len(result.finished) == len(result.space)
     client.set_terminated(run_id, FINISHED if complete else "FAILED")
 
@@ -307,64 +434,6 @@ def leaderboard_csv(result: SearchResult) -> str:
         settings = [getattr(place.trial.config, f) for f in fields]
         writer.writerow([place.rank, place.mean, *columns, *settings])
     return text.getvalue()
-
-
-def close_open_runs(store: Store, run_id: str, status: str) -> None:
-    """Close a run, and those of its children that are still open.
-
-    Args:
-        store: the store.
-        run_id: of a search or trial.
-        status: KILLED or FAILED, for the run; open children were KILLED either way.
-    """
-    run = store.client.get_run(run_id)
-    children = store.client.search_runs(
-        [run.info.experiment_id],
-        f"tags.`{names.PARENT}` = '{run_id}' AND attributes.status = 'RUNNING'",
-    )
-    for child in children:
-        store.client.set_terminated(child.info.run_id, "KILLED")
-    store.client.set_terminated(run_id, status)
-
-
-def log_report(
-    store: Store,
-    run_id: str,
-    files: Sequence[Path],
-    metrics: Mapping[str, float],
-    trial_id: str,
-) -> None:
-    """Keep a report's files with the run it is about, and that the test set was opened.
-
-    The test metrics are logged once: made again, a report gives the same figures, and a
-    second value of a metric would only look like a second measurement.
-
-    Args:
-        store: the store.
-        run_id: the trial or search the report is about.
-        files: what to keep.
-        metrics: test metrics by name; none if the test set was not scored.
-        trial_id: the trial whose model was used; `run_id` itself unless that is a search.
-    """
-    client = store.client
-    for file in files:
-        client.log_artifact(run_id, str(file), names.REPORT_FOLDER)
-    known = client.get_run(run_id).data.metrics
-    if any(known.get(name) != value for name, value in metrics.items()):
-        _log_metrics(store, run_id, metrics)
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    for opened in {run_id, trial_id}:
-        if names.TEST_OPENED not in client.get_run(opened).data.tags:
-            client.set_tag(opened, names.TEST_OPENED, now)
-
-
-def mark_report_run(store: Store, run_id: str, name: str) -> None:
-    """Say, on the run that `mlflow run` made for a report, which run the report is about."""
-    adopted = adoptable_run(store)
-    if adopted is not None:
-        store.client.update_run(adopted, name=f"{name} of {run_id[:8]}")
-        # No role: it is neither a search nor a trial, and is not to be listed as one.
-        store.client.set_tag(adopted, names.REPORT_OF, run_id)
 
 
 def _log_bytes(store: Store, run_id: str, content: bytes, artifact_file: str) -> None:

@@ -21,6 +21,14 @@ _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 
 # The package that holds a database driver's module, where the names differ.
 _DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 _SQLITE = "sqlite:///"
+_MLFLOW_SETTINGS = {
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # MLflow's own way is to wait for minutes in a call; trying again is the recorder's task.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+_TRY_AGAIN = {408, 409, 429}
+_LASTING = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +88,8 @@ def open_store(uri: str | None = None, *, create: bool = False) -> Iterator[Stor
     # MLflow and Alembic tell of each table they create, at the level of warnings or above.
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for name, value in _MLFLOW_SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         mlflow.set_tracking_uri(uri)
         client = MlflowClient(uri)
@@ -92,11 +101,25 @@ def open_store(uri: str | None = None, *, create: bool = False) -> Iterator[Stor
             f"not installed. Install it: pip install {_DRIVERS.get(error.name or '', error.name)}"
         ) from None
     except (MlflowException, SQLAlchemyError) as error:
-        raise TrackingError(f"MLflow failed at {_public(uri)}: {_first_line(error)}") from error
+        raise tracking_error(uri, error) from error
     try:
         yield store
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise TrackingError(f"MLflow failed at {_public(uri)}: {_first_line(error)}") from error
+        raise tracking_error(uri, error) from error
+
+
+def tracking_error(uri: str, error: BaseException | None) -> TrackingError:
+    """What went wrong at a store, in a line."""
+    return TrackingError(f"MLflow failed at {_public(uri)}: {_first_line(error)}")
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether an error may go away by itself: the store out of reach, locked or overloaded."""
+    if isinstance(error, MlflowException):
+        status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
+        return status >= 500 or status in _TRY_AGAIN
+    # Errors of the network are OSErrors, and so is a full disk.
+    return isinstance(error, OSError | SQLAlchemyError) and not isinstance(error, _LASTING)
 
 
 def _require_reachable(uri: str, *, create: bool) -> None:
@@ -143,5 +166,5 @@ def _public(uri: str) -> str:
     return parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]).geturl()
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException | None) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

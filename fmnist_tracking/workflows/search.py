@@ -1,117 +1,157 @@
 """`fmnist-track search` and `train`: explore a grid, or train one point, tracked."""
 
 import dataclasses
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fmnist_tracking import runtime
+from fmnist_tracking import fingerprint, runtime
 from fmnist_tracking.analysis import effects
-from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig, Value
+from fmnist_tracking.config import SearchSpace, TrainingConfig, Value
 from fmnist_tracking.errors import SearchError
-from fmnist_tracking.executors import WorkerPool
 from fmnist_tracking.progress import Progress
-from fmnist_tracking.results import SearchResult, TrialResult
-from fmnist_tracking.workflows.trial import (
-    TrialTask,
-    data_facts,
-    prepare_worker,
-    run_trial,
-    trial_name,
-)
+from fmnist_tracking.results import FINISHED, Outcome, SearchResult, TrialResult
+from fmnist_tracking.workflows.holding import held_folder
+from fmnist_tracking.workflows.session import Announce, Request, open_session
+from fmnist_tracking.workflows.trial import trial_name
+
+__all__ = ["Request", "best_workers", "grid_picture", "search", "train"]
+
+if TYPE_CHECKING:
+    from fmnist_tracking.tracking import Standing, Store
 
 
 def search(
     space: SearchSpace,
     base: TrainingConfig,
-    split: SplitConfig,
-    *,
-    experiment: str,
-    workers: int = 1,
-    tracking_uri: str | None = None,
-    data_dir: Path | None = None,
-    announce: Callable[[str], None] = lambda _: None,
+    request: Request,
+    announce: Announce = lambda _: None,
 ) -> SearchResult:
     """Train every point of a grid in worker processes, each as a child run of one search.
+
+    What has finished before is not trained again, and a search that was cut off goes on where
+    it was: in its own run, each of its trials after its last whole epoch.
 
     Args:
         space: the grid.
         base: value of each setting that is not an axis of the grid.
-        split: how the data is split; the same for every point.
-        experiment: name of the MLflow experiment, made if it is not there.
-        workers: trials that run at once; no more processes are started than there are points.
-        tracking_uri: of the MLflow store, None for the usual one.
-        data_dir: where the data is, None for the usual places.
+        request: the rest of what is asked.
         announce: called with lines for a person to read, before the trials start.
 
     Raises:
         ConfigError: a point of the grid cannot be built.
         DataError: the data cannot be had.
-        SearchError: a worker process died.
+        OutputError: checkpoints cannot be written.
+        SearchError: another process is working on the same search.
         TrackingError: the store cannot be reached.
     """
     points = space.points(base)
-    workers = min(workers, len(points))
-    cores = os.cpu_count() or 1
+    names = [trial_name(config, space.varying) for config in points]
+    workers = min(request.workers or best_workers(), len(points))
+    cores = runtime.cores()
     if workers > cores:
         announce(f"{workers} workers share {cores} processor cores, and wait for each other.")
-    progress = Progress(points, workers)
-    with WorkerPool(workers, progress, prepare_worker) as pool:
+    progress = Progress(points, names, workers)
+    with open_session(request, progress, workers, announce) as session:
         from fmnist_tracking import tracking
-        from fmnist_tracking.data import load_dataset
 
-        dataset = load_dataset(data_dir)
-        facts = data_facts(dataset)
-        announce(f"Data: {facts.description}, protocol {split.protocol}")
-        with tracking.open_store(tracking_uri, create=True) as store:
-            experiment_id = tracking.choose_experiment(store, experiment)
-            name = f"search of {len(space)} points"
-            run_id = None
-            try:
-                run_id = tracking.start_search(
-                    store, experiment_id, name, space, base, split, facts
+        prints = [session.fingerprint(config) for config in points]
+        grid = fingerprint.of_search(prints)
+        store, experiment_id = session.store, session.experiment_id
+        with held_folder(store.uri, experiment_id, grid) as folder:
+            adopting = tracking.adoptable_run(store) is not None
+            known = [] if request.fresh else tracking.find_searches(store, experiment_id, grid)
+            if known and known[0].raw.info.status == FINISHED and not adopting:
+                session.pool.kill()
+                result = tracking.read_outcome(store, known[0])
+                announce(
+                    f"The search {known[0].run_id[:8]} has finished all {len(space)} points "
+                    "before; nothing is left to train. --fresh trains them again."
                 )
-                announce(f"Search {run_id} at {store.public_uri}")
-                task_of = partial(
-                    TrialTask,
-                    split=split,
-                    data_dir=data_dir,
-                    data_sha256=dataset.digest,
-                    tracking_uri=store.uri,
-                    experiment_id=experiment_id,
+                return dataclasses.replace(
+                    result, trials=tuple(dataclasses.replace(t, reused=True) for t in result.trials)
+                )
+            standing = tracking.find_standing(store, experiment_id, known, prints)
+            if standing.search is not None:
+                tracking.require_not_live(standing.search)
+            facts = tracking.SearchFacts(
+                name=f"search of {len(space)} points",
+                space=space,
+                base=base,
+                split=request.split,
+                data=session.data_facts,
+                grid=grid,
+                fresh=request.fresh,
+            )
+            run_id = tracking.start_search(store, experiment_id, facts, standing.search)
+            _take_over(store, standing, run_id)
+            announce(
+                f"Search {run_id} at {store.public_uri}"
+                + (" goes on" if standing.search is not None else "")
+            )
+            numbers = {config: number for number, config in enumerate(points, start=1)}
+
+            def submit(values: Mapping[str, Value]) -> Future[Outcome]:
+                config = dataclasses.replace(base, **values)  # type: ignore[arg-type]
+                number = numbers[config]
+                point = prints[number - 1]
+                if point in standing.finished:
+                    return session.trials.reuse(number, standing.finished[point])
+                trial = tracking.TrialFacts(
+                    name=names[number - 1],
+                    config=config,
+                    split=request.split,
+                    data=session.data_facts,
+                    fingerprint=point,
+                    threads=session.pool.threads,
                     parent=run_id,
                 )
+                task = session.task(number, config, point, folder)
+                return session.trials.submit(task, trial, standing.open.get(point))
 
-                def submit(number: int, values: Mapping[str, Value]) -> "Future[TrialResult]":
-                    config = dataclasses.replace(base, **values)  # type: ignore[arg-type]
-                    name = trial_name(config, space.varying)
-                    return pool.submit(run_trial, task_of(number=number, name=name, config=config))
+            session.start(run_id, folder)
+            with progress:
+                if len(standing.finished) == len(points):
+                    for number, point in enumerate(prints, start=1):
+                        session.trials.reuse(number, standing.finished[point])
+                else:
+                    runtime.load_tensorflow()  # which KerasTuner imports
+                    from fmnist_tracking.search import explore
 
-                runtime.load_tensorflow()  # which KerasTuner imports
-                from fmnist_tracking.search import explore
-
-                with progress:
-                    trials = explore(space, submit, workers)
-                    pool.close()  # so that the last report is shown too
-                result = SearchResult(
-                    run_id=run_id, experiment_id=experiment_id, space=space, trials=trials
-                )
-                tracking.finish_search(store, result, grid_picture(result))
-            except BaseException as error:
-                pool.kill()
-                if run_id is not None:
-                    status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-                    tracking.close_open_runs(store, run_id, status)
-                if isinstance(error, BrokenProcessPool):
-                    raise SearchError(
-                        "A worker process was killed, perhaps for want of memory. The search is "
-                        "closed as FAILED; the trials that had finished are kept."
-                    ) from None
-                raise
+                    explore(space, submit, workers, session.recorder.failed)
+                session.pool.close()  # so that the last report is shown too
+                session.write_all()
+                result = tracking.read_search(store, tracking.find_run(store, run_id))
+                _assert_complete(result)
+                picture = grid_picture(result)
+                session.recorder.submit(lambda _: tracking.finish_search(store, result, picture))
+                session.write_all()
             return result
+
+
+def _take_over(store: "Store", standing: "Standing", run_id: str) -> None:
+    from fmnist_tracking import tracking
+
+    others = [search for search in standing.searches if search != run_id]
+    own = [t.run_id for t in standing.finished.values() if not t.reused]
+    own += [t.run_id for t in standing.open.values()]
+    for other in others:
+        tracking.move_trials(store, own, other, run_id)
+    reused = [t.run_id for t in standing.finished.values() if t.reused]
+    tracking.log_reused(store, run_id, reused)
+
+
+def _assert_complete(result: SearchResult) -> None:
+    """Every point has one run that ended, and one only.
+
+    Raises:
+        SearchError: a point is missing in the store.
+    """
+    if len(result.trials) != len(result.space):
+        raise SearchError(
+            f"The grid has {len(result.space)} points, but the store has runs for "
+            f"{len(result.trials)} of them. Run the same search again."
+        )
 
 
 def grid_picture(result: SearchResult) -> bytes:
@@ -122,44 +162,68 @@ def grid_picture(result: SearchResult) -> bytes:
     return plots.png(plots.grid(effects(result.space, result.finished), title))
 
 
+def best_workers() -> int:
+    """How many trials at once suit this machine: one for each processor core."""
+    return runtime.cores()
+
+
 def train(
-    config: TrainingConfig,
-    split: SplitConfig,
-    *,
-    experiment: str,
-    tracking_uri: str | None = None,
-    data_dir: Path | None = None,
-    announce: Callable[[str], None] = lambda _: None,
+    config: TrainingConfig, request: Request, announce: Announce = lambda _: None
 ) -> TrialResult:
-    """Train one configuration in this process, tracked as a trial is.
+    """Train one configuration, tracked as a trial is; go on with it if it was cut off.
+
+    Args:
+        config: what to train.
+        request: the rest of what is asked; one worker is used.
+        announce: called with lines for a person to read, before the training starts.
 
     Raises:
         DataError: the data cannot be had.
-        SearchError: the training failed; its run holds the traceback.
+        OutputError: checkpoints cannot be written.
+        SearchError: the training failed; its run holds the traceback. Or another process is
+            at it.
         TrackingError: the store cannot be reached.
     """
-    runtime.load_tensorflow()
-    from fmnist_tracking import tracking
-    from fmnist_tracking.data import load_dataset
+    name = trial_name(config)
+    progress = Progress([config], [name])
+    with open_session(request, progress, 1, announce) as session:
+        from fmnist_tracking import tracking
 
-    dataset = load_dataset(data_dir)
-    announce(f"Data: {data_facts(dataset).description}, protocol {split.protocol}")
-    with tracking.open_store(tracking_uri, create=True) as store:
-        uri = store.uri
-        experiment_id = tracking.choose_experiment(store, experiment)
-    task = TrialTask(
-        number=1,
-        name=trial_name(config),
-        config=config,
-        split=split,
-        data_dir=data_dir,
-        data_sha256=dataset.digest,
-        tracking_uri=uri,
-        experiment_id=experiment_id,
-        parent=None,
-    )
-    with Progress([config]) as progress:
-        result = run_trial(task, progress)
-    if result.error:
-        raise SearchError(f"The training failed ({result.error}). Its run is {result.run_id}.")
-    return result
+        point = session.fingerprint(config)
+        store, experiment_id = session.store, session.experiment_id
+        with held_folder(store.uri, experiment_id, point) as folder:
+            adopting = tracking.adoptable_run(store) is not None
+            finished, open_trial = (
+                (None, None)
+                if request.fresh
+                else tracking.find_training(store, experiment_id, point)
+            )
+            if finished is not None and not adopting:
+                session.pool.kill()
+                announce(
+                    f"The run {finished.run_id[:8]} has trained this before; it is reused. "
+                    "--fresh trains again."
+                )
+                return dataclasses.replace(finished, reused=True)
+            facts = tracking.TrialFacts(
+                name=name,
+                config=config,
+                split=request.split,
+                data=session.data_facts,
+                fingerprint=point,
+                threads=session.pool.threads,
+                parent=None,
+            )
+            session.start(None, folder)
+            with progress:
+                task = session.task(1, config, point, folder)
+                outcome = session.trials.submit(task, facts, open_trial)
+                session.wait_for(outcome)
+                session.pool.close()
+                session.write_all()
+            run_id = session.keeper.run_id(1)
+            if outcome.result().error:
+                raise SearchError(
+                    f"The training failed ({outcome.result().error}). Its run is {run_id}."
+                )
+            return tracking.read_trial(tracking.find_run(store, run_id))

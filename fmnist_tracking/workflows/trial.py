@@ -1,22 +1,20 @@
-"""One tracked trial: what a worker process runs for each point of a grid."""
+"""One trial: what a worker process runs for each point of a grid."""
 
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fmnist_tracking import runtime
 from fmnist_tracking.config import SplitConfig, TrainingConfig
 from fmnist_tracking.errors import DataError
-from fmnist_tracking.results import FINISHED, TrainingResult, TrialResult
+from fmnist_tracking.events import EpochEnded, TrialStarted
+from fmnist_tracking.results import EpochMetrics, TrainingResult
 
 if TYPE_CHECKING:
     from fmnist_tracking.data import Dataset, DataSplit
-    from fmnist_tracking.progress import Report
-    from fmnist_tracking.tracking import DataFacts
-
-# Images kept with the logged model as its input example.
-_EXAMPLES = 2
+    from fmnist_tracking.training import Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,25 +23,37 @@ class TrialTask:
 
     Attributes:
         number: of the point in its grid, 1 for the first.
-        name: of the run.
         config: what to train.
         split: how the data is split.
         data_dir: where the data is, None for the usual places.
         data_sha256: `Dataset.digest` of the data that must be found there.
-        tracking_uri: of the store.
-        experiment_id: of the MLflow experiment.
-        parent: run id of the search, None for a training of its own.
+        fingerprint: of all that determines the trial's numbers.
+        folder: for its checkpoint.
     """
 
     number: int
-    name: str
     config: TrainingConfig
     split: SplitConfig
     data_dir: Path | None
     data_sha256: str
-    tracking_uri: str
-    experiment_id: str
-    parent: str | None
+    fingerprint: str
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trial that came to its end: the result and the best epoch's weights."""
+
+    result: TrainingResult
+    weights: "Weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A trial that ended by an error of its own: the error in a line, and its traceback."""
+
+    line: str
+    trace: str
 
 
 def trial_name(config: TrainingConfig, axes: tuple[str, ...] = ()) -> str:
@@ -55,73 +65,43 @@ def trial_name(config: TrainingConfig, axes: tuple[str, ...] = ()) -> str:
 
 def prepare_worker() -> None:
     """Import what a trial needs, so that the first trial of a worker starts at once."""
-    from fmnist_tracking import plots, tracking, training  # noqa: F401
+    from fmnist_tracking import training  # noqa: F401
 
 
-def run_trial(task: TrialTask, report: "Report") -> TrialResult:
-    """Train one point, logging into its own run while it trains.
+def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Failed:
+    """Train one point, or go on with one that was cut off.
 
-    An error of the training is recorded with the run and in the result; the store being out
-    of reach is raised, because then nothing can be recorded.
+    A worker writes nothing but the checkpoint: what it reports and returns is for the
+    process that started it to record.
 
     Args:
         task: what to run.
-        report: called when the trial starts, after each epoch and when it has ended.
+        report: called with `TrialStarted`, and with `EpochEnded` after each epoch.
 
     Raises:
         DataError: the data is not what the search began with.
-        TrackingError: the store cannot be reached.
     """
-    from fmnist_tracking import plots, tracking, training
-    from fmnist_tracking.progress import EpochDone, TrialEnded, TrialStarted
-    from fmnist_tracking.results import EpochMetrics
+    from fmnist_tracking import training
 
     dataset, split = _load(task.data_dir, task.split)
     if dataset.digest != task.data_sha256:
         raise DataError(f"The data in {dataset.source} changed while the search was running.")
-    with tracking.open_store(task.tracking_uri) as store:
-        run_id = tracking.start_trial(
-            store,
-            task.experiment_id,
-            task.name,
+
+    def on_start(epochs: Sequence[EpochMetrics]) -> None:
+        report(TrialStarted(number=task.number, epochs=tuple(epochs)))
+
+    try:
+        result, weights = training.train(
             task.config,
-            task.split,
-            data_facts(dataset),
-            training.fingerprint(task.config, task.split, dataset.digest),
-            runtime.threads(),
-            task.parent,
+            split,
+            lambda metrics: report(EpochEnded(number=task.number, metrics=metrics)),
+            place=training.CheckpointPlace(folder=task.folder, fingerprint=task.fingerprint),
+            on_start=on_start,
         )
-
-        def on_epoch(metrics: EpochMetrics) -> None:
-            tracking.log_epoch(store, run_id, metrics)
-            report(EpochDone(number=task.number, metrics=metrics))
-
-        try:
-            report(TrialStarted(number=task.number, name=task.name))
-            training_result, model = training.train(task.config, split, on_epoch)
-            title = f"Learning curves of {task.name} (run {run_id[:8]})"
-            curves = plots.png(plots.learning_curves(training_result, title))
-            examples = split.validation_images[:_EXAMPLES]
-            tracking.finish_trial(store, run_id, training_result, model, examples, curves)
-            result = _finished(run_id, task, training_result)
-        except Exception as error:
-            line = tracking.fail_trial(store, run_id, error)
-            result = TrialResult(
-                run_id=run_id, name=task.name, status="FAILED", config=task.config, error=line
-            )
-        except BaseException:
-            tracking.close_open_runs(store, run_id, "KILLED")
-            raise
-        report(TrialEnded(number=task.number, result=result))
-        return result
-
-
-def data_facts(dataset: "Dataset") -> "DataFacts":
-    """What runs record of their data."""
-    from fmnist_tracking.tracking import DataFacts
-
-    name = "Fashion-MNIST" if dataset.is_fashion_mnist else "not Fashion-MNIST"
-    return DataFacts(sha256=dataset.digest, description=f"{name} ({dataset.source})")
+    except Exception as error:
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Failed(line=line, trace="".join(traceback.format_exception(error)))
+    return Trained(result=result, weights=weights)
 
 
 @lru_cache(maxsize=1)  # a worker runs many trials on the same images
@@ -130,16 +110,3 @@ def _load(data_dir: Path | None, split: SplitConfig) -> "tuple[Dataset, DataSpli
 
     dataset = load_dataset(data_dir)
     return dataset, split_dataset(dataset, split)
-
-
-def _finished(run_id: str, task: TrialTask, result: TrainingResult) -> TrialResult:
-    return TrialResult(
-        run_id=run_id,
-        name=task.name,
-        status=FINISHED,
-        config=task.config,
-        val_accuracy=result.best.val_accuracy,
-        best_epoch=result.best.epoch,
-        train_seconds=result.train_seconds,
-        model_parameters=result.model_parameters,
-    )

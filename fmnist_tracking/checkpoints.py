@@ -1,0 +1,101 @@
+"""A training's state at the end of an epoch, in a file, so that it can go on from there."""
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from fmnist_tracking.results import EpochMetrics
+
+STATE_VARIABLE = "FMNIST_STATE_DIR"
+_FILE = "checkpoint.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a training needs to go on exactly as if it had never stopped.
+
+    Attributes:
+        fingerprint: of what is trained; see `fmnist_tracking.fingerprint`.
+        epochs: figures of the epochs so far.
+        fit_seconds: wall-clock seconds of training alone, validation excluded.
+        variables: of the model, the states of its dropout layers' random numbers included,
+            then those of the optimizer; each in its own shape and dtype.
+        best_weights: the model's weights after the best epoch so far, float32.
+    """
+
+    fingerprint: str
+    epochs: tuple[EpochMetrics, ...]
+    fit_seconds: float
+    variables: tuple[NDArray[np.generic], ...]
+    best_weights: tuple[NDArray[np.float32], ...]
+
+
+def state_dir() -> Path:
+    """The folder of this user for what unfinished searches need: FMNIST_STATE_DIR, or the usual."""
+    named = os.environ.get(STATE_VARIABLE)
+    return Path(named) if named else platformdirs.user_state_path("fmnist-tracking")
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a checkpoint in place of the folder's last one, wholly or not at all.
+
+    Raises:
+        OSError: it cannot be written; the last one is still there.
+    """
+    about = {
+        "fingerprint": checkpoint.fingerprint,
+        "epochs": [dataclasses.asdict(epoch) for epoch in checkpoint.epochs],
+        "fit_seconds": checkpoint.fit_seconds,
+    }
+    arrays = {f"variable{i}": array for i, array in enumerate(checkpoint.variables)}
+    arrays |= {f"best{i}": array for i, array in enumerate(checkpoint.best_weights)}
+    content = io.BytesIO()
+    np.savez(content, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / f"{_FILE}.{os.getpid()}.new"
+    try:
+        with new.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(folder / _FILE)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def load(folder: Path, fingerprint: str) -> Checkpoint | None:
+    """The folder's checkpoint, None if there is none of that training that can be read."""
+    try:
+        with np.load(folder / _FILE, allow_pickle=False) as arrays:
+            about = json.loads(str(arrays["about"]))
+            checkpoint = Checkpoint(
+                fingerprint=about["fingerprint"],
+                epochs=tuple(EpochMetrics(**epoch) for epoch in about["epochs"]),
+                fit_seconds=about["fit_seconds"],
+                variables=_numbered(arrays, "variable"),
+                best_weights=_numbered(arrays, "best"),
+            )
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return None
+    return checkpoint if checkpoint.fingerprint == fingerprint else None
+
+
+def _numbered(arrays: "np.lib.npyio.NpzFile", name: str) -> tuple[NDArray[Any], ...]:
+    count = sum(key.startswith(name) for key in arrays.files)
+    return tuple(arrays[f"{name}{i}"] for i in range(count))
+
+
+def remove(folder: Path) -> None:
+    """Remove a training's folder, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,105 @@
+"""Which process a run belongs to, and whether that process is still there."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import psutil
+
+from fmnist_tracking.tracking import names
+
+BEAT_SECONDS = 20.0
+# A process on another machine cannot be looked at: it is taken for dead after so many seconds
+# without a sign of life.
+_SILENCE_SECONDS = 120.0
+# Of a process's start time, which some systems work out from a clock that is being set right.
+_TOLERANCE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """Who writes a run.
+
+    Attributes:
+        host: name of the machine, for people.
+        machine: tells one boot of one machine, or one container, from all others.
+        pid: of the process there.
+        started: when that process started, in seconds since 1970.
+        beat: its last sign of life, in seconds since 1970.
+    """
+
+    host: str
+    machine: str
+    pid: int
+    started: float
+    beat: float
+
+    @classmethod
+    def of_this_process(cls) -> "Lease":
+        """A lease with a sign of life of now."""
+        return cls(
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=os.getpid(),
+            started=_own_start(),
+            beat=time.time(),
+        )
+
+    @classmethod
+    def read(cls, tags: Mapping[str, str]) -> "Lease | None":
+        """The lease among a run's tags, None if there is none that can be read."""
+        try:
+            return cls(**json.loads(tags[names.LEASE]))
+        except (KeyError, ValueError, TypeError):
+            return None
+
+    def text(self) -> str:
+        """The value of the tag."""
+        return json.dumps(asdict(self))
+
+    def is_mine(self) -> bool:
+        """Whether this very process holds it."""
+        return (self.machine, self.pid) == (_machine(), os.getpid()) and self._same_start(
+            _own_start()
+        )
+
+    def is_live(self) -> bool:
+        """Whether the process is still there."""
+        if self.machine != _machine():
+            return time.time() - self.beat < _SILENCE_SECONDS
+        try:
+            process = psutil.Process(self.pid)
+            return self._same_start(process.create_time()) and (
+                process.status() != psutil.STATUS_ZOMBIE
+            )
+        except psutil.NoSuchProcess:
+            return False
+
+    def _same_start(self, started: float) -> bool:
+        return abs(self.started - started) < _TOLERANCE_SECONDS
+
+    def __str__(self) -> str:
+        ago = max(0, round(time.time() - self.beat))
+        return f"process {self.pid} on {self.host} (last sign of life {ago} s ago)"
+
+
+@lru_cache(maxsize=1)
+def _own_start() -> float:
+    return psutil.Process().create_time()
+
+
+@lru_cache(maxsize=1)
+def _machine() -> str:
+    parts = [socket.gethostname()]
+    # Linux: the same process number means another process after a reboot, or in a container.
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        try:
+            parts.append(os.readlink(path) if "/ns/" in path else Path(path).read_text().strip())
+        except OSError:
+            continue
+    return " ".join(parts)

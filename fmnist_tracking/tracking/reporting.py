@@ -1,0 +1,49 @@
+"""Keeping a report with the run it is about."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking.recording import adoptable_run, log_metrics
+from fmnist_tracking.tracking.store import Store
+
+
+def log_report(
+    store: Store,
+    run_id: str,
+    files: Sequence[Path],
+    metrics: Mapping[str, float],
+    trial_id: str,
+) -> None:
+    """Keep a report's files with the run it is about, and that the test set was opened.
+
+    The test metrics are logged once: made again, a report gives the same figures, and a
+    second value of a metric would only look like a second measurement.
+
+    Args:
+        store: the store.
+        run_id: the trial or search the report is about.
+        files: what to keep.
+        metrics: test metrics by name; none if the test set was not scored.
+        trial_id: the trial whose model was used; `run_id` itself unless that is a search.
+    """
+    client = store.client
+    for file in files:
+        client.log_artifact(run_id, str(file), names.REPORT_FOLDER)
+    known = client.get_run(run_id).data.metrics
+    if any(known.get(name) != value for name, value in metrics.items()):
+        log_metrics(store, run_id, metrics)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    for opened in {run_id, trial_id}:
+        if names.TEST_OPENED not in client.get_run(opened).data.tags:
+            client.set_tag(opened, names.TEST_OPENED, now)
+
+
+def mark_report_run(store: Store, run_id: str, name: str) -> None:
+    """Say, on the run that `mlflow run` made for a report, which run the report is about."""
+    adopted = adoptable_run(store)
+    if adopted is not None:
+        store.client.update_run(adopted, name=f"{name} of {run_id[:8]}")
+        # No role: it is neither a search nor a trial, and is not to be listed as one.
+        store.client.set_tag(adopted, names.REPORT_OF, run_id)

@@ -1,0 +1,60 @@
+"""The folder of an unfinished search or training, held by one process at a time."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from fmnist_tracking.checkpoints import STATE_VARIABLE, state_dir
+from fmnist_tracking.errors import OutputError, SearchError
+
+_LOCK = "held_by"
+
+
+@contextlib.contextmanager
+def held_folder(store_uri: str, experiment_id: str, fingerprint: str) -> Iterator[Path]:
+    """The folder for the checkpoints of a search or training, while no one else uses it.
+
+    The system lets go of it when this process ends, in whatever way. Left without an error,
+    it is removed if it holds no checkpoint.
+
+    Args:
+        store_uri: of the MLflow store.
+        experiment_id: of the experiment there.
+        fingerprint: of the search or training.
+
+    Raises:
+        OutputError: it cannot be made.
+        SearchError: another process holds it.
+    """
+    identity = "\n".join((store_uri, experiment_id, fingerprint))
+    folder = state_dir() / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("a+")
+    except OSError as error:
+        raise OutputError(
+            f"The folder {folder}, for checkpoints, cannot be written ({error.strerror}). Name "
+            f"another with {STATE_VARIABLE}."
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise SearchError(
+                f"This very search is running already: {lock.read() or 'another process'} holds "
+                "it. Wait for it to end, or stop that process and give this command again."
+            ) from None
+        with contextlib.suppress(OSError):  # a full disk: then the name is not told
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+        yield folder
+        with contextlib.suppress(OSError):
+            if [entry.name for entry in folder.iterdir()] == [_LOCK]:
+                (folder / _LOCK).unlink()
+                folder.rmdir()

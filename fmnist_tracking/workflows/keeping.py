@@ -1,0 +1,140 @@
+"""What happens to trials -> operations on their runs in MLflow, carried out in order."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmnist_tracking import checkpoints
+from fmnist_tracking.results import EpochMetrics
+from fmnist_tracking.workflows.trial import Failed, Trained
+
+if TYPE_CHECKING:
+    from fmnist_tracking.tracking import Recorder, Store, TrialFacts
+
+
+@dataclass
+class _Entry:
+    """A trial and its run, known once the recorder has opened it; touched by its thread only."""
+
+    facts: "TrialFacts"
+    folder: Path
+    existing: str | None
+    run_id: str = ""
+    logged: set[int] = field(default_factory=set)
+
+
+class Keeper:
+    """Keeps the runs of trials. It never waits: the recorder does the work in its own thread.
+
+    Args:
+        store: the store.
+        recorder: of that store.
+        experiment_id: where the runs are.
+        examples: raw images, uint8 (n, 28, 28, 1), kept with each model.
+    """
+
+    def __init__(
+        self,
+        store: "Store",
+        recorder: "Recorder",
+        experiment_id: str,
+        examples: NDArray[np.uint8],
+    ) -> None:
+        self._store = store
+        self._recorder = recorder
+        self._experiment_id = experiment_id
+        self._examples = examples
+        self._entries: dict[int, _Entry] = {}
+
+    def begin(self, number: int, facts: "TrialFacts", folder: Path, existing: str | None) -> None:
+        """Open the run of a trial, or go on in the one that was cut off."""
+        from fmnist_tracking import tracking
+
+        entry = self._entries[number] = _Entry(facts, folder, existing)
+
+        def operation(again: bool) -> None:
+            if again and existing is None:
+                entry.existing = tracking.find_trial(self._store, self._experiment_id, facts)
+            entry.run_id = tracking.start_trial(
+                self._store, self._experiment_id, facts, entry.existing
+            )
+            if entry.existing is not None:
+                entry.logged = tracking.logged_steps(self._store, entry.run_id)
+
+        self._recorder.submit(operation)
+
+    def log(self, number: int, epochs: Iterable[EpochMetrics]) -> None:
+        """Log the figures of epochs, those that are not yet logged."""
+        entry, figures = self._entries[number], tuple(epochs)
+        self._recorder.submit(lambda _: self._log(entry, figures))
+
+    def _log(self, entry: _Entry, epochs: Iterable[EpochMetrics]) -> None:
+        from fmnist_tracking import tracking
+
+        new = [epoch for epoch in epochs if epoch.epoch not in entry.logged]
+        if new:
+            tracking.log_epochs(self._store, entry.run_id, new)
+            entry.logged |= {epoch.epoch for epoch in new}
+
+    def note(self, number: int, line: str) -> None:
+        """Write down, with a trial's run, something that happened to it."""
+        from fmnist_tracking import tracking
+
+        entry = self._entries[number]
+        self._recorder.submit(lambda _: tracking.note_interruption(self._store, entry.run_id, line))
+
+    def finish(self, number: int, trained: Trained) -> "Future[None]":
+        """Log what a trial came to, close its run, and remove its checkpoint."""
+        from fmnist_tracking import model, plots, tracking
+
+        entry = self._entries[number]
+
+        def operation(again: bool) -> None:
+            result, name = trained.result, entry.facts.name
+            self._log(entry, result.epochs)
+            title = f"Learning curves of {name} (run {entry.run_id[:8]})"
+            tracking.finish_trial(
+                self._store,
+                entry.run_id,
+                result,
+                model.with_weights(result.config, trained.weights),
+                self._examples,
+                plots.png(plots.learning_curves(result, title)),
+                again=again or entry.existing is not None,
+            )
+            checkpoints.remove(entry.folder)
+
+        return self._recorder.submit(operation)
+
+    def fail(self, number: int, failed: Failed) -> "Future[None]":
+        """Record what ended a trial, and close its run."""
+        from fmnist_tracking import tracking
+
+        entry = self._entries[number]
+        return self._recorder.submit(
+            lambda _: tracking.fail_trial(self._store, entry.run_id, failed.line, failed.trace)
+        )
+
+    def run_id(self, number: int) -> str:
+        """A trial's run, once its operations were carried out."""
+        return self._entries[number].run_id
+
+
+def outage_lines(announce: Callable[[str], None], folder: Path) -> Callable[[str | None], None]:
+    """What to tell a person when the store begins to fail, and when it answers again."""
+
+    def tell(error: str | None) -> None:
+        if error is None:
+            announce("The store answers again; what was kept is written to it.")
+        else:
+            announce(
+                f"{error}. Training goes on; what comes out is kept in {folder} until the store "
+                "answers."
+            )
+
+    return tell

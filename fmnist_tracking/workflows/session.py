@@ -1,0 +1,223 @@
+"""What a search and a single training have in common: workers, data, store, and their end."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fmnist_tracking import fingerprint
+from fmnist_tracking.config import SplitConfig, TrainingConfig
+from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.executors import WorkerPool
+from fmnist_tracking.progress import Progress
+from fmnist_tracking.workflows.keeping import Keeper, outage_lines
+from fmnist_tracking.workflows.trial import TrialTask, prepare_worker
+from fmnist_tracking.workflows.trials import Trials
+
+if TYPE_CHECKING:
+    from fmnist_tracking.data import Dataset
+    from fmnist_tracking.tracking import DataFacts, Recorder, Store
+
+STORE_PATIENCE_VARIABLE = "FMNIST_STORE_PATIENCE"
+_STORE_PATIENCE_SECONDS = 300.0
+# Time to close runs in, once a search was told to stop.
+_CLOSING_SECONDS = 8.0
+# Libraries keep some memory of each trial; a new process gives it back.
+_TRIALS_PER_PROCESS = 25
+# Images kept with each logged model as its input example.
+_EXAMPLES = 2
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a search or a training is asked to do, apart from its points.
+
+    Attributes:
+        split: how the data is split; the same for every point.
+        experiment: name of the MLflow experiment, made if it is not there.
+        workers: trials that run at once; None takes as many as suit this machine.
+        fresh: train all anew, whatever has finished before.
+        tracking_uri: of the MLflow store, None for the usual one.
+        data_dir: where the data is, None for the usual places.
+    """
+
+    split: SplitConfig
+    experiment: str
+    workers: int | None = 1
+    fresh: bool = False
+    tracking_uri: str | None = None
+    data_dir: Path | None = None
+
+
+class Session:
+    """Workers, data and store of one search or training; `open_session` makes it."""
+
+    def __init__(
+        self,
+        request: Request,
+        progress: Progress,
+        announce: Announce,
+        pool: WorkerPool,
+        dataset: "Dataset",
+        store: "Store",
+        experiment_id: str,
+    ) -> None:
+        self.request = request
+        self.pool = pool
+        self.store = store
+        self.experiment_id = experiment_id
+        self.data_facts = data_facts(dataset)
+        self._dataset = dataset
+        self._progress = progress
+        self._announce = announce
+        self._folder: Path | None = None
+        self.recorder: Recorder
+        self.keeper: Keeper
+        self.trials: Trials
+
+    def fingerprint(self, config: TrainingConfig) -> str:
+        """Of one point, on this session's data."""
+        return fingerprint.of_point(config, self.request.split, self._dataset.digest)
+
+    def task(self, number: int, config: TrainingConfig, point: str, folder: Path) -> TrialTask:
+        """What a worker is to do for a point, given its fingerprint and the session's folder."""
+        return TrialTask(
+            number=number,
+            config=config,
+            split=self.request.split,
+            data_dir=self.request.data_dir,
+            data_sha256=self._dataset.digest,
+            fingerprint=point,
+            folder=folder / point[:16],
+        )
+
+    def start(self, run_id: str | None, folder: Path) -> None:
+        """Be ready to run trials.
+
+        Args:
+            run_id: of the search, None for a training of its own.
+            folder: for checkpoints.
+        """
+        from fmnist_tracking import tracking
+
+        def beat() -> None:
+            held = run_id or self.keeper.run_id(1)
+            if held:
+                tracking.renew_lease(self.store, held)
+
+        self._folder = folder
+        self.recorder = tracking.Recorder(
+            self.store,
+            outage_lines(self._progress.say, folder),
+            beat,
+            tracking.BEAT_SECONDS,
+        )
+        examples = self._dataset.train_images[:_EXAMPLES, ..., None]
+        self.keeper = Keeper(self.store, self.recorder, self.experiment_id, examples)
+        self.trials = Trials(self.pool, self.keeper, self._progress)
+
+    def wait_for(self, future: "Future[Any]") -> None:
+        """Wait for one trial, unless the store fails for good."""
+        wait([future, self.recorder.failed], return_when=FIRST_COMPLETED)
+
+    def write_all(self) -> None:
+        """Wait until all is in the store.
+
+        Raises:
+            ConfigError: the time to wait, from the environment, is no number.
+            TrackingError: the store did not answer for too long.
+        """
+        self.recorder.flush(_store_patience())
+
+    def close(self) -> None:
+        """End what `start` started, when all is written."""
+        if self._folder is not None:
+            self.recorder.close(_CLOSING_SECONDS)
+
+    def end(self, status: str) -> None:
+        """End the workers at once, and close the open runs, the search's with this status."""
+        from fmnist_tracking import tracking
+
+        if self._folder is None:  # nothing runs yet
+            self.pool.kill()
+            with contextlib.suppress(Exception):
+                tracking.close_held(self.store, self.experiment_id, status)
+            return
+        self.trials.stop()
+        if self.recorder.failed.done():
+            with contextlib.suppress(Exception):
+                tracking.close_held(self.store, self.experiment_id, status)
+            return
+        self.recorder.submit(lambda _: tracking.close_held(self.store, self.experiment_id, status))
+        if not self.recorder.close(_CLOSING_SECONDS):
+            self._announce(
+                "The store did not answer in time, so that runs stay RUNNING there; the same "
+                "command, or `fmnist-track runs --repair`, puts that right. What it does not "
+                f"have yet is kept in {self._folder}."
+            )
+
+
+@contextlib.contextmanager
+def open_session(
+    request: Request, progress: Progress, workers: int, announce: Announce
+) -> Iterator[Session]:
+    """Start workers, load the data, open the store; left by an exception, close all runs.
+
+    Args:
+        request: what is asked.
+        progress: shows how far the trials have come.
+        workers: trials that run at once.
+        announce: called with lines for a person to read.
+
+    Raises:
+        DataError: the data cannot be had.
+        TrackingError: the store cannot be reached.
+    """
+    _store_patience()
+    sessions: list[Session] = []
+
+    def on_report(worker: int, event: Any) -> None:
+        sessions[0].trials.on_report(worker, event)
+
+    with WorkerPool(workers, on_report, prepare_worker, _TRIALS_PER_PROCESS) as pool:
+        from fmnist_tracking import tracking
+        from fmnist_tracking.data import load_dataset
+
+        dataset = load_dataset(request.data_dir)
+        announce(f"Data: {data_facts(dataset).description}, protocol {request.split.protocol}")
+        with tracking.open_store(request.tracking_uri, create=True) as store:
+            experiment_id = tracking.choose_experiment(store, request.experiment)
+            closed = tracking.close_orphans(store, [experiment_id])
+            if closed:
+                announce(f"Closed as KILLED: {len(closed)} runs whose process was gone.")
+            session = Session(request, progress, announce, pool, dataset, store, experiment_id)
+            sessions.append(session)
+            try:
+                yield session
+                session.close()
+            except BaseException as error:
+                session.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+                raise
+
+
+def data_facts(dataset: "Dataset") -> "DataFacts":
+    """What runs record of their data."""
+    from fmnist_tracking.tracking import DataFacts
+
+    name = "Fashion-MNIST" if dataset.is_fashion_mnist else "not Fashion-MNIST"
+    return DataFacts(sha256=dataset.digest, description=f"{name} ({dataset.source})")
+
+
+def _store_patience() -> float:
+    text = os.environ.get(STORE_PATIENCE_VARIABLE, str(_STORE_PATIENCE_SECONDS))
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(
+            f"Expected {STORE_PATIENCE_VARIABLE} to be a number of seconds, got {text!r}."
+        ) from None

@@ -1,0 +1,155 @@
+"""Trials in worker processes, kept in MLflow: started, retried, resumed, ended."""
+
+import logging
+import time
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from fmnist_tracking import checkpoints
+from fmnist_tracking.events import (
+    EpochEnded,
+    Event,
+    TrialEnded,
+    TrialReused,
+    TrialStarted,
+    WorkerLost,
+)
+from fmnist_tracking.executors import WorkerDied, WorkerPool
+from fmnist_tracking.progress import Progress
+from fmnist_tracking.results import Outcome, TrialResult
+from fmnist_tracking.workflows.keeping import Keeper
+from fmnist_tracking.workflows.trial import Failed, Trained, TrialTask, run_trial
+
+if TYPE_CHECKING:
+    from fmnist_tracking.tracking import OpenTrial, TrialFacts
+
+_log = logging.getLogger(__name__)
+
+
+class Trials:
+    """Runs trials in a pool of workers, and sees to it that each is recorded.
+
+    A trial whose worker process dies goes on from its last checkpoint in a new one. Only if
+    the process dies again before another epoch was trained is the trial given up as FAILED:
+    then it is the trial that kills it.
+
+    Args:
+        pool: where they run; its reports must reach `on_report`.
+        keeper: of their runs.
+        progress: shows how far they have come.
+    """
+
+    def __init__(self, pool: WorkerPool, keeper: Keeper, progress: Progress) -> None:
+        self._pool = pool
+        self._keeper = keeper
+        self._progress = progress
+        self._died_after: dict[int, int] = {}
+        self._recorded: dict[int, Future[None]] = {}
+        self.stopping = False
+
+    def on_report(self, worker: int, event: TrialStarted | EpochEnded) -> None:
+        """Take in what a worker reports."""
+        if isinstance(event, TrialStarted):
+            self._keeper.log(event.number, event.epochs)
+        else:
+            self._keeper.log(event.number, [event.metrics])
+        self._show(event, worker)
+
+    def submit(
+        self, task: TrialTask, facts: "TrialFacts", open_trial: "OpenTrial | None"
+    ) -> Future[Outcome]:
+        """Start a trial, or go on with one that was cut off.
+
+        Args:
+            task: what to run.
+            facts: what its run records.
+            open_trial: its run, if it was begun before.
+        """
+        saved = checkpoints.load(task.folder, task.fingerprint)
+        # A run whose epochs would have to be trained again stays as it is: in it, they would be
+        # logged twice.
+        goes_on = open_trial is not None and (saved is not None or not open_trial.has_steps)
+        self._keeper.begin(
+            task.number, facts, task.folder, open_trial.run_id if goes_on and open_trial else None
+        )
+        if saved is not None:
+            self._keeper.note(
+                task.number,
+                _line(
+                    f"cut off after epoch {len(saved.epochs)}; gone on from there with "
+                    f"{facts.threads} threads"
+                ),
+            )
+        outcome: Future[Outcome] = Future()
+        self._attempt(task, outcome)
+        return outcome
+
+    def reuse(self, number: int, trial: TrialResult) -> Future[Outcome]:
+        """A trial that has finished already, as if it had just been run."""
+        self._show(TrialReused(number=number, run_id=trial.run_id, val_accuracy=trial.val_accuracy))
+        return _done(trial.val_accuracy, trial.best_epoch)
+
+    def stop(self) -> None:
+        """End the workers at once."""
+        self.stopping = True
+        self._pool.kill()
+
+    def _show(self, event: Event, worker: int = 0) -> None:
+        try:
+            self._progress(event, worker)
+        except Exception:  # the trials matter more than what is shown of them
+            _log.debug("Progress cannot be shown", exc_info=True)
+
+    def _attempt(self, task: TrialTask, outcome: Future[Outcome]) -> None:
+        future = self._pool.submit(run_trial, task)
+        future.add_done_callback(partial(self._ended, task, outcome))
+
+    def _ended(self, task: TrialTask, outcome: Future[Outcome], future: Future[Any]) -> None:
+        if self.stopping:
+            return
+        try:
+            self._take_in(task, outcome, future)
+        except Exception as error:
+            outcome.set_exception(error)
+
+    def _take_in(self, task: TrialTask, outcome: Future[Outcome], future: Future[Any]) -> None:
+        try:
+            ended: Trained | Failed = future.result()
+        except WorkerDied as death:
+            saved = checkpoints.load(task.folder, task.fingerprint)
+            after = len(saved.epochs) if saved else 0
+            if self._died_after.get(task.number) != after:
+                self._died_after[task.number] = after
+                self._keeper.note(
+                    task.number, _line(f"worker process died after epoch {after}: {death}")
+                )
+                self._show(WorkerLost(number=task.number, how=str(death)))
+                self._attempt(task, outcome)
+                return
+            line = (
+                f"the worker process died twice after epoch {after} ({death}); perhaps there is "
+                "not enough memory"
+            )
+            ended = Failed(line=line, trace=line)
+        if isinstance(ended, Failed):
+            self._recorded[task.number] = self._keeper.fail(task.number, ended)
+            self._show(TrialEnded(number=task.number, error=ended.line))
+            outcome.set_result(Outcome(error=ended.line))
+            return
+        self._recorded[task.number] = self._keeper.finish(task.number, ended)
+        best = ended.result.best
+        self._show(
+            TrialEnded(number=task.number, val_accuracy=best.val_accuracy, best_epoch=best.epoch)
+        )
+        outcome.set_result(Outcome(val_accuracy=best.val_accuracy, best_epoch=best.epoch))
+
+
+def _line(text: str) -> str:
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}"
+
+
+def _done(val_accuracy: float | None, best_epoch: int | None) -> Future[Outcome]:
+    future: Future[Outcome] = Future()
+    future.set_result(Outcome(val_accuracy=val_accuracy, best_epoch=best_epoch))
+    return future
