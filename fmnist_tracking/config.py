@@ -241,6 +241,18 @@ def multiply_adds(config: TrainingConfig) -> int:
     return first + second + (flat + len(CLASS_NAMES)) * config.hidden_units
 
 
+def model_parameters(config: TrainingConfig) -> int:
+    """Trainable weights of the network: each layer's kernel and its biases."""
+    window = config.kernel_size**2
+    flat = feature_map_sizes(config)["pool2"] ** 2 * config.filters
+    return (
+        (window + 1) * config.filters
+        + (window * config.filters + 1) * config.filters
+        + (flat + 1) * config.hidden_units
+        + (config.hidden_units + 1) * len(CLASS_NAMES)
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
     """A finite grid: for each axis, a field of `TrainingConfig`, the values to try, in order.

@@ -253,11 +253,15 @@ def test_a_killed_worker_ends_the_search_in_a_line(
     assert not is_alive(biggest)
 
 
-@pytest.fixture
-def port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
 
 
 @contextlib.contextmanager

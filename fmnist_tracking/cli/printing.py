@@ -2,8 +2,10 @@
 
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +13,9 @@ from rich.table import Table
 from fmnist_tracking.analysis import best, leaderboard
 from fmnist_tracking.progress import stderr_console
 from fmnist_tracking.results import SearchResult, TrialResult
+
+if TYPE_CHECKING:
+    from fmnist_tracking.workflows.plan import Plan
 
 # Wide enough that no column is cut where the output goes to a file or another program.
 _UNLIMITED = 10_000
@@ -59,6 +64,35 @@ def print_trial(trial: TrialResult, *, as_json: bool) -> None:
     for name, value in asdict(trial.config).items():
         table.add_row(name, f"{value:g}")
     out.print(table)
+
+
+def print_plan(plan: "Plan", *, as_json: bool) -> None:
+    """What a search would do: its points, then the time and disk it would take."""
+    if as_json:
+        print_json(plan.to_json())
+        return
+    table = new_table("point", "trial", "state", "epochs done", "")
+    for number, point in enumerate(plan.points, start=1):
+        table.add_row(
+            str(number),
+            point.name,
+            point.state,
+            f"{point.epochs_done}/{point.epochs}" if point.epochs else "",
+            (point.run_id or "")[:8],
+        )
+    out.print(table)
+    for point in plan.points:
+        if point.reason:
+            out.print(f"refused: {point.name}: {point.reason}", soft_wrap=True)
+    counts = Counter(point.state for point in plan.points)
+    words = ", ".join(f"{count} {state}" for state, count in counts.items())
+    out.print(f"{len(plan.points)} points: {words}; {plan.workers} at once", soft_wrap=True)
+    if plan.seconds is not None:
+        duration = timedelta(seconds=round(plan.seconds))
+        out.print(
+            f"about {duration} (from {plan.based_on}), and {plan.disk_bytes / 1e6:.0f} MB of disk",
+            soft_wrap=True,
+        )
 
 
 def new_table(*columns: str) -> Table:

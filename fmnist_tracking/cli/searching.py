@@ -7,7 +7,7 @@ import typer
 
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
-from fmnist_tracking.cli.printing import print_trial, print_trials, say
+from fmnist_tracking.cli.printing import print_plan, print_trial, print_trials, say
 from fmnist_tracking.config import (
     SearchSpace,
     SplitConfig,
@@ -76,6 +76,7 @@ def search(
     Stopped in whatever way, the same command goes on where it was: what has finished is not
     trained again, what was cut off goes on after its last whole epoch.
     """
+    from fmnist_tracking.workflows.plan import plan
     from fmnist_tracking.workflows.search import Request
     from fmnist_tracking.workflows.search import search as run_search
 
@@ -95,6 +96,9 @@ def search(
         tracking_uri=tracking_uri,
         data_dir=data_dir,
     )
+    if dry_run:
+        print_plan(plan(grid, base, request), as_json=as_json)
+        return
     result = run_search(grid, base, request, announce=say)
     print_trials(result, as_json=as_json)
     failed = len(result.space) - len(result.finished)

@@ -81,6 +81,15 @@ def choose_experiment(store: Store, name: str) -> str:
     return store.experiment_id(name)
 
 
+def existing_experiment(store: Store, name: str) -> str | None:
+    """The id of the experiment that `choose_experiment` would choose, None if it is to be made."""
+    adopted = adoptable_run(store)
+    if adopted is not None:
+        return str(store.client.get_run(adopted).info.experiment_id)
+    found = store.client.get_experiment_by_name(name)
+    return None if found is None else str(found.experiment_id)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchFacts:
     """What a search's run records when it is opened.

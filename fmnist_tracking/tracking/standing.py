@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mlflow.entities import Run
 
+from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.errors import SearchError
 from fmnist_tracking.results import FINISHED, RUNNING, TrialResult
 from fmnist_tracking.tracking import names
@@ -144,6 +145,19 @@ def _finished_runs(store: Store, experiment_id: str, points: set[str]) -> Iterat
         for run in iterate_runs(store, [experiment_id], filter_string):
             if run.data.tags[names.POINT] in points:
                 yield run
+
+
+def like_trials(
+    store: Store, experiment_id: str, split: SplitConfig, threads: int
+) -> list[TrialResult]:
+    """Some finished trials on as many images, with as many threads, the newest first."""
+    filter_string = (
+        f"attributes.status = '{FINISHED}' AND tags.`{names.THREADS}` = '{threads}' "
+        f"AND tags.`{names.PROTOCOL}` = '{split.protocol}' "
+        f"AND params.`{names.SPLIT_PREFIX}limit` = '{split.limit}'"
+    )
+    found = store.client.search_runs([experiment_id], filter_string, max_results=_FEW)
+    return [trial_result(run) for run in found]
 
 
 def logged_steps(store: Store, run_id: str) -> set[int]:

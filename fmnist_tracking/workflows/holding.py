@@ -14,6 +14,12 @@ from fmnist_tracking.errors import OutputError, SearchError
 _LOCK = "held_by"
 
 
+def folder_of(store_uri: str, experiment_id: str, fingerprint: str) -> Path:
+    """The folder of a search or training: the same for the same command."""
+    identity = "\n".join((store_uri, experiment_id, fingerprint))
+    return state_dir() / hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
 @contextlib.contextmanager
 def held_folder(store_uri: str, experiment_id: str, fingerprint: str) -> Iterator[Path]:
     """The folder for the checkpoints of a search or training, while no one else uses it.
@@ -30,8 +36,7 @@ def held_folder(store_uri: str, experiment_id: str, fingerprint: str) -> Iterato
         OutputError: it cannot be made.
         SearchError: another process holds it.
     """
-    identity = "\n".join((store_uri, experiment_id, fingerprint))
-    folder = state_dir() / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    folder = folder_of(store_uri, experiment_id, fingerprint)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK).open("a+")

@@ -12,10 +12,10 @@ from fmnist_tracking.errors import SearchError
 from fmnist_tracking.progress import Progress
 from fmnist_tracking.results import FINISHED, Outcome, SearchResult, TrialResult
 from fmnist_tracking.workflows.holding import held_folder
-from fmnist_tracking.workflows.session import Announce, Request, open_session
+from fmnist_tracking.workflows.session import Announce, Request, best_workers, open_session
 from fmnist_tracking.workflows.trial import trial_name
 
-__all__ = ["Request", "best_workers", "grid_picture", "search", "train"]
+__all__ = ["Request", "grid_picture", "search", "train"]
 
 if TYPE_CHECKING:
     from fmnist_tracking.tracking import Standing, Store
@@ -160,11 +160,6 @@ def grid_picture(result: SearchResult) -> bytes:
 
     title = f"Grid of {len(result.space)} points (search {result.run_id[:8]})"
     return plots.png(plots.grid(effects(result.space, result.finished), title))
-
-
-def best_workers() -> int:
-    """How many trials at once suit this machine: one for each processor core."""
-    return runtime.cores()
 
 
 def train(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tracking import fingerprint
+from fmnist_tracking import fingerprint, runtime
 from fmnist_tracking.config import SplitConfig, TrainingConfig
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.executors import WorkerPool
@@ -52,6 +52,11 @@ class Request:
     fresh: bool = False
     tracking_uri: str | None = None
     data_dir: Path | None = None
+
+
+def best_workers() -> int:
+    """How many trials at once suit this machine: one for each processor core."""
+    return runtime.cores()
 
 
 class Session:

@@ -1,0 +1,232 @@
+"""`fmnist-track search --dry-run`: what a search would do, and how long it would take."""
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fmnist_tracking import checkpoints, fingerprint, runtime
+from fmnist_tracking.config import SearchSpace, TrainingConfig
+from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.estimate import Pace, disk_bytes, time_left, work
+from fmnist_tracking.workflows.holding import folder_of
+from fmnist_tracking.workflows.session import Request, best_workers
+from fmnist_tracking.workflows.trial import trial_name
+
+if TYPE_CHECKING:
+    from fmnist_tracking.data import Dataset
+
+FINISHED, CONTINUES, NEW, REFUSED = "finished", "continues", "new", "refused"
+# Images that a short measurement trains on: about a second of the coursework's middle point.
+_MEASURED_IMAGES = 3_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedPoint:
+    """A point of the grid, and what a search would do with it.
+
+    Attributes:
+        name: for people.
+        state: `finished`, `continues`, `new` or `refused`.
+        run_id: of the finished run.
+        epochs_done: epochs that need not be trained again.
+        epochs: epochs in all.
+        reason: why it is refused.
+    """
+
+    name: str
+    state: str
+    run_id: str | None = None
+    epochs_done: int = 0
+    epochs: int = 0
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a search would do.
+
+    Attributes:
+        points: all of the grid, in its order.
+        workers: trials that would run at once.
+        seconds: how long it would take, about; None where points are refused.
+        based_on: what that was estimated from, for people.
+        disk_bytes: that it would take, about.
+    """
+
+    points: tuple[PlannedPoint, ...]
+    workers: int
+    seconds: float | None
+    based_on: str
+    disk_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that `json` can write."""
+        return dataclasses.asdict(self)
+
+
+def plan(
+    space: SearchSpace,
+    base: TrainingConfig,
+    request: Request,
+) -> Plan:
+    """Say what `search` would do with the same arguments, and do none of it.
+
+    Nothing is written to the store. The time is estimated from the finished trials of the
+    experiment on as many images, or, without any, from a training of a few seconds.
+
+    Args:
+        space: the grid.
+        base: value of each setting that is not an axis of the grid.
+        request: the rest of what is asked.
+
+    Raises:
+        DataError: the data cannot be had.
+        TrackingError: the store cannot be reached.
+    """
+    from fmnist_tracking.data import load_dataset
+
+    dataset = load_dataset(request.data_dir)
+    configs = _configs(space, base)
+    good = [config for config in configs if isinstance(config, TrainingConfig)]
+    prints = {c: fingerprint.of_point(c, request.split, dataset.digest) for c in good}
+    known = _known(request, list(prints.values()))
+    points: list[PlannedPoint] = []
+    to_train: list[tuple[TrainingConfig, int]] = []
+    for config in configs:
+        if isinstance(config, PlannedPoint):
+            points.append(config)
+            continue
+        name, point = trial_name(config, space.varying), prints[config]
+        epochs = config.epochs
+        if point in known.finished:
+            run_id = known.finished[point]
+            points.append(
+                PlannedPoint(
+                    name=name, state=FINISHED, run_id=run_id, epochs_done=epochs, epochs=epochs
+                )
+            )
+            continue
+        done = known.epochs_done(point)
+        state = CONTINUES if done else NEW
+        points.append(PlannedPoint(name=name, state=state, epochs_done=done, epochs=epochs))
+        to_train.append((config, epochs - done))
+    workers = min(request.workers or best_workers(), max(1, len(to_train)))
+    seconds, based_on = 0.0, "nothing is left to train"
+    if to_train:
+        pace, based_on = _pace(request, to_train, dataset, runtime.cores() // workers or 1)
+        waiting = (pace.seconds(config, epochs) for config, epochs in to_train)
+        seconds = time_left((), waiting, workers)
+    return Plan(
+        points=tuple(points),
+        workers=workers,
+        seconds=None if len(good) < len(configs) else seconds,
+        based_on=based_on,
+        disk_bytes=sum(disk_bytes(config) for config, _ in to_train),
+    )
+
+
+def _configs(space: SearchSpace, base: TrainingConfig) -> list[TrainingConfig | PlannedPoint]:
+    """The points of a grid; those that cannot be built say why."""
+    configs: list[TrainingConfig | PlannedPoint] = []
+    for values in itertools.product(*space.axes.values()):
+        chosen = dict(zip(space.axes, values, strict=True))
+        try:
+            configs.append(dataclasses.replace(base, **chosen))  # type: ignore[arg-type]
+        except ConfigError as error:
+            name = " ".join(f"{axis}={value:g}" for axis, value in chosen.items())
+            configs.append(PlannedPoint(name=name, state=REFUSED, reason=str(error)))
+    return configs
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What there is already: run ids of finished points, and the folder of checkpoints."""
+
+    finished: dict[str, str]
+    folder: Path | None
+
+    def epochs_done(self, point: str) -> int:
+        """Epochs of a point that a checkpoint spares."""
+        saved = self.folder and checkpoints.load(self.folder / point[:16], point)
+        return len(saved.epochs) if saved else 0
+
+
+def _known(request: Request, prints: list[str]) -> _Known:
+    from fmnist_tracking import tracking
+
+    if request.fresh or tracking.is_yet_to_be_made(request.tracking_uri):
+        return _Known(finished={}, folder=None)
+    with tracking.open_store(request.tracking_uri) as store:
+        experiment_id = tracking.existing_experiment(store, request.experiment)
+        if experiment_id is None:
+            return _Known(finished={}, folder=None)
+        grid = fingerprint.of_search(prints)
+        searches = tracking.find_searches(store, experiment_id, grid)
+        standing = tracking.find_standing(store, experiment_id, searches, prints)
+        return _Known(
+            finished={point: trial.run_id for point, trial in standing.finished.items()},
+            folder=folder_of(store.uri, experiment_id, grid),
+        )
+
+
+def _pace(
+    request: Request,
+    to_train: list[tuple[TrainingConfig, int]],
+    dataset: "Dataset",
+    threads: int,
+) -> tuple[Pace, str]:
+    """How fast trials are here, and what says so."""
+    from fmnist_tracking import tracking
+
+    pace = Pace()
+    if not tracking.is_yet_to_be_made(request.tracking_uri):
+        with tracking.open_store(request.tracking_uri) as store:
+            experiment_id = tracking.existing_experiment(store, request.experiment)
+            trials = (
+                []
+                if experiment_id is None
+                else tracking.like_trials(store, experiment_id, request.split, threads)
+            )
+        for trial in trials:
+            config = trial.config
+            stopped = (trial.best_epoch or 0) + config.patience
+            epochs = min(config.epochs, stopped) if config.patience else config.epochs
+            pace.trial(config, epochs, trial.train_seconds or 0.0)
+        if trials:
+            return pace, f"{len(trials)} finished trials on as many images"
+    _measure(pace, to_train, dataset, request, threads)
+    return pace, "a short measurement"
+
+
+def _measure(
+    pace: Pace,
+    to_train: list[tuple[TrainingConfig, int]],
+    dataset: "Dataset",
+    request: Request,
+    threads: int,
+) -> None:
+    """Train the point in the middle of the work for two epochs on some of the images."""
+    runtime.load_tensorflow(threads)
+    from fmnist_tracking import training
+    from fmnist_tracking.data import split_dataset
+
+    configs = sorted((config for config, _ in to_train), key=work)
+    config = dataclasses.replace(configs[len(configs) // 2], epochs=2, patience=0)
+    split = split_dataset(dataset, request.split)
+    images = len(split.train_labels)
+    some = min(images, _MEASURED_IMAGES)
+    part = dataclasses.replace(
+        split,
+        train_images=split.train_images[:some],
+        train_labels=split.train_labels[:some],
+        validation_images=split.validation_images[: max(1, some // 5)],
+        validation_labels=split.validation_labels[: max(1, some // 5)],
+    )
+    first, second = training.train(config, part)[0].epochs
+    # Building the graph costs the same for few images and for many.
+    extra = first.epoch_seconds - second.epoch_seconds
+    whole = second.epoch_seconds * images / some
+    pace.epoch(config, 1, whole + max(0.0, extra))
+    pace.epoch(config, 2, whole)

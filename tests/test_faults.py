@@ -1,0 +1,377 @@
+"""A search that is killed, stopped, out of disk or without its store ends as if nothing had been.
+
+Real processes, real signals, the real images, real stores. What "as if nothing had been" means
+is in one place: `assert_as_undisturbed`.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import psutil
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+
+from fmnist_tracking.model import load_model
+from fmnist_tracking.tracking import open_store
+from fmnist_tracking.tracking.standing import EPOCH_METRICS
+from test_end_to_end import free_port, serving
+
+pytestmark = pytest.mark.slow
+
+EPOCHS = 8
+POINTS = 4
+SEARCH = (
+    *("search", "--limit", "600", "--epochs", str(EPOCHS), "--filters", "4,8", "--strides", "2"),
+    *("--kernel-sizes", "3", "--hidden-units", "8", "--repeats", "2", "--workers", "2", "--json"),
+)
+KILLS = 50
+KILLS_A_SEARCH = 17
+SUMMARY = ("best_val_accuracy", "best_epoch", "model_parameters")
+
+
+@dataclass
+class Place:
+    """A folder to search in: its store, its checkpoints, and what the processes said."""
+
+    folder: Path
+    cache: Path
+    uri: str = ""
+    state: str = ""
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+        self.uri = self.uri or f"sqlite:///{self.folder}/mlflow.db"
+        self.state = self.state or f"{self.folder}/state"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    def start(self, **variables: str) -> "subprocess.Popen[str]":
+        with self.log.open("a") as log, self.out.open("w") as out:
+            return subprocess.Popen(
+                [sys.executable, "-m", "fmnist_tracking", *SEARCH],
+                cwd=self.folder,
+                env={
+                    **os.environ,
+                    "FMNIST_CACHE_DIR": str(self.cache),
+                    "FMNIST_STATE_DIR": self.state,
+                    "MLFLOW_TRACKING_URI": self.uri,
+                    **variables,
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def wait_until_said(self, text: str, times: int, process: "subprocess.Popen[str]") -> None:
+        end = time.monotonic() + 120
+        while self.said().count(text) < times:
+            assert process.poll() is None, self.said()
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.05)
+
+
+@dataclass
+class Outcome:
+    """What a search came to, apart from how long it took."""
+
+    figures: dict[tuple[str, ...], dict[str, list[tuple[int, float]]]]
+    weights: dict[tuple[str, ...], list[Any]]
+
+
+def finish(process: "subprocess.Popen[str]", place: Place) -> dict[str, Any]:
+    assert process.wait(timeout=300) == 0, place.said()
+    result: dict[str, Any] = json.loads(place.out.read_text())
+    return result
+
+
+def workers_of(process: "subprocess.Popen[str]") -> list[int]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(process.pid).children()
+        return [c.pid for c in children if "spawn_main" in " ".join(c.cmdline())]
+    return []
+
+
+def point(run: MlflowRun) -> tuple[str, ...]:
+    return tuple(run.data.params[name] for name in ("filters", "seed"))
+
+
+def outcome(place: Place) -> Outcome:
+    """Check that the store is whole, and read what came out."""
+    with open_store(place.uri) as store:
+        client = store.client
+        found = client.get_experiment_by_name("fashion-mnist")
+        assert found is not None
+        runs = list(client.search_runs([found.experiment_id], max_results=1000))
+        searches = [r for r in runs if r.data.tags["fmnist.role"] == "search"]
+        assert [r.info.status for r in searches] == ["FINISHED"]
+        assert "RUNNING" not in {r.info.status for r in runs}
+        trials = [r for r in runs if r.info.status == "FINISHED" and r not in searches]
+        assert Counter(map(point, trials)) == dict.fromkeys(map(point, trials), 1)
+        assert len(trials) == POINTS
+        assert {r.data.tags["mlflow.parentRunId"] for r in runs if r not in searches} == {
+            searches[0].info.run_id
+        }
+        for name in ("finished_points", "best_val_accuracy"):
+            assert len(client.get_metric_history(searches[0].info.run_id, name)) == 1
+        return Outcome(
+            figures={point(trial): figures(client, trial) for trial in trials},
+            weights={point(trial): weights(client, trial, found.experiment_id) for trial in trials},
+        )
+
+
+def figures(client: MlflowClient, trial: MlflowRun) -> dict[str, list[tuple[int, float]]]:
+    read = {}
+    for name in (*EPOCH_METRICS, *SUMMARY):
+        history = client.get_metric_history(trial.info.run_id, name)
+        read[name] = sorted((metric.step, metric.value) for metric in history)
+    for name in EPOCH_METRICS:  # none missing, none doubled
+        assert [step for step, _ in read[name]] == list(range(1, EPOCHS + 1))
+    for name in SUMMARY:
+        assert len(read[name]) == 1
+    del read["epoch_seconds"]
+    return read
+
+
+def weights(client: MlflowClient, trial: MlflowRun, experiment_id: str) -> list[Any]:
+    logged = client.search_logged_models(
+        [experiment_id], filter_string=f"source_run_id = '{trial.info.run_id}'"
+    )
+    assert [str(model.status) for model in logged] == ["READY"]
+    path = mlflow.artifacts.download_artifacts(f"runs:/{trial.info.run_id}/model")
+    return list(load_model(Path(path, "data", "model.keras")).get_weights())
+
+
+def assert_as_undisturbed(place: Place, expected: Outcome) -> None:
+    seen = outcome(place)
+    assert seen.figures == expected.figures
+    for key, arrays in expected.weights.items():
+        for array, other in zip(arrays, seen.weights[key], strict=True):
+            np.testing.assert_array_equal(array, other)
+    kept = [p for p in Path(place.state).rglob("*") if p.is_file() and p.name != "filler"]
+    assert kept == []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Outcome:
+    place = Place(tmp_path_factory.mktemp("undisturbed"), cache)
+    result = finish(place.start(), place)
+    assert result["finished"] == POINTS
+    return outcome(place)
+
+
+def test_killed_at_random_again_and_again(
+    tmp_path: Path, cache: Path, undisturbed: Outcome
+) -> None:
+    killed: Counter[str] = Counter()
+    for seed in range(100):
+        place = Place(tmp_path / f"search{seed}", cache)
+        chance = random.Random(seed)
+        process = place.start()
+        for _ in range(KILLS_A_SEARCH):
+            # Half of the time late enough that trials have begun.
+            time.sleep(chance.uniform(0.0, 4.0) if chance.random() < 0.5 else chance.uniform(4, 9))
+            workers = workers_of(process)
+            if process.poll() is not None:
+                break
+            if workers and chance.random() < 0.5:
+                os.kill(chance.choice(workers), signal.SIGKILL)
+                killed["worker"] += 1
+            else:
+                process.kill()
+                process.wait()
+                killed["driver"] += 1
+                process = place.start()
+        while process.wait(timeout=300) != 0:
+            # A trial whose worker was killed twice in the same epoch was given up; and a process
+            # that has just been killed may still hold the folder for a moment.
+            assert process.returncode == 1, place.said()
+            process = place.start()
+        assert_as_undisturbed(place, undisturbed)
+        if killed.total() >= KILLS:
+            break
+    print(f"{killed} kills in {seed + 1} searches")
+    assert killed.total() >= KILLS
+    assert min(killed["worker"], killed["driver"]) >= 10
+
+
+def test_stopped_by_sigterm_again_and_again(
+    tmp_path: Path, cache: Path, undisturbed: Outcome
+) -> None:
+    place = Place(tmp_path / "search", cache)
+    chance = random.Random(1)
+    for _ in range(5):
+        process = place.start()
+        place.wait_until_said("Search ", place.said().count("Search ") + 1, process)
+        time.sleep(chance.uniform(0.0, 3.0))
+        begin = time.monotonic()
+        process.terminate()
+        process.wait(timeout=60)
+        if process.returncode == 0:
+            break
+        assert process.returncode == 143, place.said()
+        assert time.monotonic() - begin < 10
+        assert f"Go on with: fmnist-track {' '.join(SEARCH)}" in place.said()
+        with open_store(place.uri) as store:
+            open_runs = store.client.search_runs(
+                [store.experiment_id("fashion-mnist")], "attributes.status = 'RUNNING'"
+            )
+        assert list(open_runs) == []
+        assert workers_of(process) == []
+    finish(place.start(), place)
+    assert_as_undisturbed(place, undisturbed)
+
+
+def test_a_killed_worker_disturbs_nobody(tmp_path: Path, cache: Path, undisturbed: Outcome) -> None:
+    place = Place(tmp_path / "search", cache)
+    process = place.start()
+    place.wait_until_said(f"epoch 2/{EPOCHS}", 2, process)
+    victim, other = workers_of(process)
+    os.kill(victim, signal.SIGKILL)
+    place.wait_until_said("its worker process died (killed by signal 9, SIGKILL)", 1, process)
+    assert psutil.pid_exists(other)
+    result = finish(process, place)
+    assert (result["finished"], result["failed"]) == (POINTS, 0)
+    assert_as_undisturbed(place, undisturbed)
+    with open_store(place.uri) as store:
+        notes = [
+            store.client.get_run(trial["run_id"]).data.tags.get("fmnist.interruptions", "")
+            for trial in result["trials"]
+        ]
+    (note,) = filter(None, notes)
+    assert "worker process died after epoch" in note
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small-disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if mounted.returncode != 0:
+        pytest.skip(f"a small disk cannot be mounted: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_killed_with_a_full_disk(
+    tmp_path: Path, cache: Path, small_disk: Path, undisturbed: Outcome
+) -> None:
+    place = Place(tmp_path / "search", cache, state=str(small_disk))
+    filler = small_disk / "filler"
+
+    def fill() -> None:
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"\0" * 4096)
+
+    # Full from the first epoch on: nothing can be kept of the trials that were begun.
+    process = place.start()
+    place.wait_until_said("Search ", 1, process)
+    fill()
+    place.wait_until_said("was not written", 3, process)
+    process.kill()
+    process.wait()
+    # Room for a while, then full again: they go on from an earlier epoch than the last one logged.
+    filler.unlink()
+    process = place.start()
+    place.wait_until_said(f"epoch 2/{EPOCHS}", 2, process)
+    fill()
+    written = place.said().count("was not written")
+    place.wait_until_said("was not written", written + 2, process)
+    process.kill()
+    process.wait()
+    assert finish(place.start(), place)["finished"] == POINTS
+    filler.unlink()
+    assert_as_undisturbed(place, undisturbed)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> tuple[str, Callable[[], Any]]:
+    """A tracking server's address, and what starts it."""
+    home, port = tmp_path / "server", free_port()
+    home.mkdir()
+    command = ("mlflow", "server", "--backend-store-uri", f"sqlite:///{home}/mlflow.db")
+    return f"http://127.0.0.1:{port}", lambda: serving(port, home, *command)
+
+
+def test_a_server_that_goes_and_comes_back(
+    tmp_path: Path, cache: Path, server: tuple[str, Callable[[], Any]], undisturbed: Outcome
+) -> None:
+    address, serve = server
+    place = Place(tmp_path / "search", cache, uri=address)
+    with serve() as first:
+        process = place.start()
+        place.wait_until_said(f"epoch 2/{EPOCHS}", 1, process)
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+    place.wait_until_said("Training goes on", 1, process)
+    place.wait_until_said(f"epoch {EPOCHS}/{EPOCHS}", 3, process)  # trials begun without a store
+    with serve() as second:
+        place.wait_until_said("The store answers again", 1, process)
+        os.killpg(second.pid, signal.SIGSTOP)  # there, but it does not answer
+        time.sleep(3)
+        os.killpg(second.pid, signal.SIGCONT)
+        assert finish(process, place)["finished"] == POINTS
+        assert_as_undisturbed(place, undisturbed)
+
+
+def test_a_server_that_never_comes_back(
+    tmp_path: Path, cache: Path, server: tuple[str, Callable[[], Any]], undisturbed: Outcome
+) -> None:
+    address, serve = server
+    place = Place(tmp_path / "search", cache, uri=address)
+    with serve() as first:
+        process = place.start(FMNIST_STORE_PATIENCE="3")
+        place.wait_until_said(f"epoch 2/{EPOCHS}", 1, process)
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+    assert process.wait(timeout=120) == 1
+    last = place.said().splitlines()[-1]
+    assert "has not answered for 3 seconds" in last
+    assert "Traceback" not in place.said()
+    assert len(list(Path(place.state).rglob("checkpoint.npz"))) == POINTS
+    with serve():
+        before = place.said()
+        assert finish(place.start(), place)["finished"] == POINTS
+        after = place.said().removeprefix(before)
+        assert after.count(f"goes on after epoch {EPOCHS}") == POINTS
+        assert "  loss " not in after  # no epoch was trained again
+        assert_as_undisturbed(place, undisturbed)
+
+
+def test_a_second_driver_is_refused(tmp_path: Path, cache: Path) -> None:
+    place = Place(tmp_path / "search", cache)
+    first = place.start()
+    place.wait_until_said("started", 1, first)
+    second = place.start()
+    assert second.wait(timeout=60) == 1
+    assert f"is running already: process {first.pid} on " in place.said().splitlines()[-1]
+    assert finish(first, place)["finished"] == POINTS
