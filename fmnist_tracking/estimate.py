@@ -4,11 +4,27 @@ import heapq
 from collections.abc import Iterable
 from functools import cache
 
-from fmnist_tracking.config import TrainingConfig, multiply_adds
+from fmnist_tracking.config import TrainingConfig, model_parameters, multiply_adds
 
 # What a step costs beside its arithmetic, in multiply-adds an image: found by timing
 # all 12 points of the coursework's grid at batch size 32 and fitting a line.
 _OVERHEAD_MULTIPLY_ADDS = 1_500_000
+
+
+# Measured on finished trials: the learning curves, the model's own files beside its weights,
+# and the rows of a SQLite store.
+_BYTES_A_TRIAL = 235_000
+_BYTES_AN_EPOCH = 1_200
+_BYTES_A_WEIGHT = 4
+
+
+def disk_bytes(config: TrainingConfig) -> int:
+    """What a finished trial takes on disk, in bytes, about."""
+    return (
+        _BYTES_A_TRIAL
+        + _BYTES_AN_EPOCH * config.epochs
+        + _BYTES_A_WEIGHT * model_parameters(config)
+    )
 
 
 @cache
