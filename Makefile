@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TRACK := $(BIN)/fmnist-track
 
-.PHONY: help quick full test test-fast lint format ui constraints clean
+.PHONY: help quick full test test-fast lint format benchmarks ui constraints clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -32,6 +32,10 @@ lint: .venv/installed-dev  ## Style, types and the layers of the design
 format: .venv/installed-dev  ## Put the code into the common form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+benchmarks: .venv/installed  ## Measure the driver and memory; takes about five minutes
+	$(BIN)/python -m benchmarks.driver
+	$(BIN)/python -m benchmarks.memory
 
 ui: .venv/installed  ## Browse the runs in MLflow's page
 	$(TRACK) ui

@@ -41,6 +41,7 @@ def _clean_environment(
         if name.startswith(CLEAN):
             monkeypatch.delenv(name)
     monkeypatch.setenv("FMNIST_CACHE_DIR", str(cache))
+    monkeypatch.setenv("FMNIST_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
     yield
     import mlflow

@@ -212,9 +212,10 @@ def processes_of(group: int) -> list[int]:
     ("stop", "status", "word"),
     [
         (lambda p: os.killpg(p.pid, signal.SIGINT), 130, "Interrupted"),
-        (lambda p: p.terminate(), 143, "Stopped by SIGTERM"),
+        (lambda p: p.terminate(), 143, "Stopped by a signal"),
+        (lambda p: os.killpg(p.pid, signal.SIGHUP), 143, "Stopped by a signal"),
     ],
-    ids=["ctrl-c", "sigterm"],
+    ids=["ctrl-c", "sigterm", "terminal closed"],
 )
 def test_a_stopped_search_closes_every_run(
     started: "subprocess.Popen[str]",
@@ -228,29 +229,14 @@ def test_a_stopped_search_closes_every_run(
     stop(started)
     out, err = started.communicate(timeout=60)
     assert started.returncode == status, err
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 15
     assert out == ""
-    assert word in err
+    assert f"{word}. Go on with: fmnist-track search --limit 6000" in err
     assert "Traceback" not in err
     runs = runs_of(tmp_path)
     assert len(runs) == 3
     assert {r.info.status for r in runs} == {"KILLED"}
     wait_for(lambda: not processes_of(started.pid), seconds=10)
-
-
-def test_a_killed_worker_ends_the_search_in_a_line(
-    started: "subprocess.Popen[str]", tmp_path: Path
-) -> None:
-    workers = [pid for pid in processes_of(started.pid) if pid != started.pid]
-    biggest = max(workers, key=lambda pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1]))
-    os.kill(biggest, signal.SIGKILL)
-    _, err = started.communicate(timeout=60)
-    assert started.returncode == 1
-    assert "Error: A worker process was killed" in err
-    assert "Traceback" not in err
-    statuses = {r.data.tags["fmnist.role"]: r.info.status for r in runs_of(tmp_path)}
-    assert statuses == {"search": "FAILED", "trial": "KILLED"}
-    assert not is_alive(biggest)
 
 
 def free_port() -> int:
@@ -340,12 +326,91 @@ def test_over_a_tracking_server(tmp_path: Path, port: int, command: Run) -> None
 
 def test_artifacts_that_cannot_be_kept(command: Run, tmp_path: Path) -> None:
     (tmp_path / "mlruns").touch()  # a file where the folder of artifacts should be
-    done = command("train", *QUICK, "--filters", "4", "--strides", "2")
+    train = ("train", *QUICK, "--filters", "4", "--strides", "2")
+    done = command(*train)
     assert done.returncode == 1
-    assert "Error: The training failed (" in done.stderr
+    assert "Error: MLflow failed at " in done.stderr
     assert "Traceback" not in done.stderr
     (run,) = runs_of(tmp_path)
-    assert run.info.status == "FAILED"
+    assert run.info.status == "KILLED"
+    # Nothing is lost: with that put right, what was trained is kept, and not trained again.
+    (tmp_path / "mlruns").unlink()
+    again = command(*train)
+    assert again.returncode == 0, again.stderr
+    assert "goes on after epoch 2" in again.stderr
+    assert "  loss " not in again.stderr
+    (run,) = runs_of(tmp_path)
+    assert run.info.status == "FINISHED"
+
+
+def test_what_has_finished_is_reused(command: Run, tmp_path: Path) -> None:
+    small = ("search", *QUICK, "--strides", "2", "--kernel-sizes", "3", "--json")
+    first = json.loads(command(*small, "--filters", "4").stdout)
+    assert (first["finished"], first["reused"]) == (1, 0)
+
+    more = command(*small, "--filters", "4,8")
+    second = json.loads(more.stdout)
+    assert (second["finished"], second["reused"]) == (2, 1)
+    assert [t["reused"] for t in second["trials"]] == [True, False]
+    assert second["trials"][0]["run_id"] == first["trials"][0]["run_id"]
+    assert "f4 k3 s2 is trained already" in more.stderr
+    assert json.loads(command("runs", "--run-id", "latest", "--json").stdout) == second
+    runs = runs_of(tmp_path)
+    assert len(runs) == 2 + 2  # two searches, two trials
+
+    again = command(*small, "--filters", "4,8")
+    assert "has finished all 2 points before" in again.stderr
+    third = json.loads(again.stdout)
+    assert (third["run_id"], third["reused"]) == (second["run_id"], 2)
+    assert len(runs_of(tmp_path)) == len(runs)
+
+    fresh = json.loads(command(*small, "--filters", "4", "--fresh").stdout)
+    assert (fresh["finished"], fresh["reused"]) == (1, 0)
+    assert fresh["run_id"] != first["run_id"]
+    assert fresh["trials"][0]["val_accuracy"] == first["trials"][0]["val_accuracy"]
+    alone = command("train", *QUICK, "--filters", "4", "--strides", "2", "--json")
+    assert "it is reused" in alone.stderr
+    assert json.loads(alone.stdout)["run_id"] == fresh["trials"][0]["run_id"]
+
+
+def test_a_dry_run_writes_nothing(command: Run, tmp_path: Path) -> None:
+    small = ("search", *QUICK, "--strides", "2", "--filters", "4", "--json")
+    planned = json.loads(command(*small, "--kernel-sizes", "3,4,9", "--dry-run").stdout)
+    assert not (tmp_path / "mlflow.db").exists()
+    assert [p["state"] for p in planned["points"]] == ["new", "new", "refused"]
+    assert "leaves nothing for layer conv2" in planned["points"][2]["reason"]
+    assert planned["seconds"] is None
+    assert command(*small, "--kernel-sizes", "3").returncode == 0
+    before = (tmp_path / "mlflow.db").read_bytes()
+    planned = json.loads(command(*small, "--kernel-sizes", "3,4", "--dry-run").stdout)
+    assert [p["state"] for p in planned["points"]] == ["finished", "new"]
+    assert planned["based_on"] == "1 finished trials on as many images"
+    assert 0 < planned["seconds"] < 60
+    assert (tmp_path / "mlflow.db").read_bytes() == before
+
+
+def test_mlflow_run_goes_on_with_what_another_run_began(
+    command: Run, tmp_path: Path, store: Store
+) -> None:
+    def made() -> str:
+        return str(store.client.create_run(store.experiment_id("mine")).info.run_id)
+
+    first, second = made(), made()
+    failing = ("search", *QUICK, "--filters", "4", "--strides", "2", "--kernel-sizes", "3")
+    failing += ("--hidden-units", "8,1000000000", "--json")
+    # The second point fails here; where it can be trained, only that is left to do.
+    assert command(*failing, MLFLOW_RUN_ID=first).returncode == 1
+    done = command(*failing, MLFLOW_RUN_ID=second)
+    result = json.loads(done.stdout)
+    assert result["run_id"] == second
+    assert "f4 k3 s2 hidden_units=8 is trained already" in done.stderr
+    runs = runs_of(tmp_path, "mine")
+    assert len(children(runs, second)) == 2
+    assert children(runs, first) == []
+    old = next(r for r in runs if r.info.run_id == first)
+    assert old.data.tags["fmnist.continued_by"] == second
+    new = next(r for r in runs if r.info.run_id == second)
+    assert new.data.tags["fmnist.continues"] == first
 
 
 def test_a_stopped_training_is_closed(tmp_path: Path, cache: Path) -> None:

@@ -5,12 +5,13 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import CancelledError, wait
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fmnist_tracking.executors import WorkerPool
+from fmnist_tracking.executors import WorkerDied, WorkerPool
 
 
 def report_twice(number: int, report: Callable[[Any], None]) -> tuple[int, int]:
@@ -48,14 +49,39 @@ def is_alive(pid: int) -> bool:
         return stat.read().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_results_and_reports_come_back_from_another_process() -> None:
-    reports: list[Any] = []
-    with WorkerPool(1, reports.append, prepare_nothing) as pool:
-        futures = [pool.submit(report_twice, number) for number in range(3)]
-        results = [future.result() for future in futures]
-    assert [number for number, _ in results] == [0, 1, 2]
-    assert {pid for _, pid in results}.isdisjoint({os.getpid()})
-    assert reports == [(word, n) for n in range(3) for word in ("begun", "done")]
+class Reports:
+    """What workers reported: the worker's number and the report."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[int, Any]] = []
+
+    def __call__(self, worker: int, report: Any) -> None:
+        self.all.append((worker, report))
+
+    def first(self) -> Any:
+        """The first report, once there is one."""
+        wait_for(lambda: bool(self.all))
+        return self.all[0][1]
+
+
+def own_pid(report: Callable[[Any], None]) -> int:
+    return os.getpid()
+
+
+def wait_for_file(path: Path, report: Callable[[Any], None]) -> int:
+    """End when a file is there."""
+    report(os.getpid())
+    wait_for(path.exists)
+    return os.getpid()
+
+
+def fail(report: Callable[[Any], None]) -> None:
+    raise ValueError("of the task")
+
+
+def exit_with_status(status: int, report: Callable[[Any], None]) -> None:
+    report("about to end")
+    os._exit(status)
 
 
 def report_a_lot(report: Callable[[Any], None]) -> None:
@@ -63,8 +89,56 @@ def report_a_lot(report: Callable[[Any], None]) -> None:
         report("x" * 500 + str(number))
 
 
+def test_results_and_reports_come_back_from_another_process() -> None:
+    reports = Reports()
+    with WorkerPool(1, reports, prepare_nothing) as pool:
+        futures = [pool.submit(report_twice, number) for number in range(3)]
+        results = [future.result() for future in futures]
+    assert [number for number, _ in results] == [0, 1, 2]
+    assert {pid for _, pid in results}.isdisjoint({os.getpid()})
+    assert len({pid for _, pid in results}) == 1
+    assert reports.all == [(0, (word, n)) for n in range(3) for word in ("begun", "done")]
+
+
+def test_each_worker_reports_under_its_number(tmp_path: Path) -> None:
+    reports = Reports()
+    with WorkerPool(2, reports, prepare_nothing) as pool:
+        futures = [pool.submit(wait_for_file, tmp_path / "go") for _ in range(2)]
+        wait_for(lambda: len(reports.all) == 2)
+        (tmp_path / "go").touch()
+        pids = [future.result(timeout=60) for future in futures]
+    assert {worker for worker, _ in reports.all} == {0, 1}
+    assert {pid for _, pid in reports.all} == set(pids)
+
+
+def test_reports_are_passed_on_before_the_task_is_done() -> None:
+    reports = Reports()
+    taken_in: list[int] = []
+
+    def slowly(worker: int, report: Any) -> None:
+        time.sleep(0.0005)
+        reports(worker, report)
+
+    with WorkerPool(1, slowly, prepare_nothing) as pool:
+        future = pool.submit(report_a_lot)
+        future.add_done_callback(lambda _: taken_in.append(len(reports.all)))
+        future.result(timeout=60)
+        died = pool.submit(exit_with_status, 3)
+        died.add_done_callback(lambda _: taken_in.append(len(reports.all)))
+        wait([died], timeout=60)
+    assert taken_in == [2000, 2001]
+
+
+def test_an_error_of_a_task_is_its_future_s_and_the_process_stays() -> None:
+    with WorkerPool(1, Reports(), prepare_nothing) as pool:
+        before = pool.submit(own_pid).result(timeout=60)
+        with pytest.raises(ValueError, match="of the task"):
+            pool.submit(fail).result(timeout=60)
+        assert pool.submit(own_pid).result(timeout=60) == before
+
+
 def test_a_report_that_cannot_be_shown_does_not_hold_up_the_work() -> None:
-    def broken(_: Any) -> None:
+    def broken(worker: int, report: Any) -> None:
         raise SystemExit(1)
 
     with WorkerPool(1, broken, prepare_nothing) as pool:
@@ -74,24 +148,85 @@ def test_a_report_that_cannot_be_shown_does_not_hold_up_the_work() -> None:
 
 
 def test_an_exception_ends_the_workers_at_once() -> None:
-    reports: list[int] = []
+    reports = Reports()
     start = time.monotonic()
-    with pytest.raises(RuntimeError), WorkerPool(1, reports.append, prepare_nothing) as pool:
+    with pytest.raises(RuntimeError), WorkerPool(1, reports, prepare_nothing) as pool:
         pool.submit(sleep_long)
-        wait_for(lambda: bool(reports))
+        reports.first()
         raise RuntimeError
     assert time.monotonic() - start < 120
-    assert not is_alive(reports[0])
+    assert not is_alive(reports.first())
 
 
-def test_a_killed_worker_is_noticed() -> None:
-    reports: list[int] = []
-    with WorkerPool(1, reports.append, prepare_nothing) as pool:
-        future = pool.submit(sleep_long)
-        wait_for(lambda: bool(reports))
-        os.kill(reports[0], signal.SIGKILL)
-        with pytest.raises(BrokenProcessPool):
-            future.result(timeout=60)
+def test_left_normally_the_pool_does_all_that_was_submitted() -> None:
+    with WorkerPool(1, Reports(), prepare_nothing) as pool:
+        futures = [pool.submit(report_twice, number) for number in range(3)]
+    wait(futures, timeout=10)
+    assert [future.done() for future in futures] == [True] * 3
+    assert [future.result()[0] for future in futures] == [0, 1, 2]
+
+
+def test_what_waits_is_cancelled_when_the_workers_are_killed() -> None:
+    reports = Reports()
+    with WorkerPool(1, reports, prepare_nothing) as pool:
+        running, waiting = pool.submit(sleep_long), pool.submit(sleep_long)
+        reports.first()
+        pool.kill()
+        with pytest.raises(WorkerDied):
+            running.result(timeout=60)
+        with pytest.raises(CancelledError):
+            waiting.result(timeout=5)
+
+
+def test_a_killed_worker_costs_its_own_task_only(tmp_path: Path) -> None:
+    reports = Reports()
+    with WorkerPool(2, reports, prepare_nothing) as pool:
+        doomed = pool.submit(sleep_long)
+        killed = reports.first()
+        other = pool.submit(wait_for_file, tmp_path / "go")
+        wait_for(lambda: len(reports.all) == 2)
+        undisturbed = reports.all[1][1]
+        os.kill(killed, signal.SIGKILL)
+        with pytest.raises(WorkerDied, match="killed by signal 9, SIGKILL"):
+            doomed.result(timeout=60)
+        assert not other.done()
+        replaced = pool.submit(own_pid).result(timeout=60)
+        assert replaced not in (killed, undisturbed)
+        (tmp_path / "go").touch()
+        assert other.result(timeout=60) == undisturbed
+    assert not is_alive(replaced)
+
+
+def test_a_worker_s_exit_status_is_told() -> None:
+    with WorkerPool(1, Reports(), prepare_nothing) as pool:
+        with pytest.raises(WorkerDied, match="exit status 7"):
+            pool.submit(exit_with_status, 7).result(timeout=60)
+        assert pool.submit(own_pid).result(timeout=60)
+
+
+def test_a_process_is_replaced_after_its_tasks() -> None:
+    with WorkerPool(1, Reports(), prepare_nothing, tasks_per_process=2) as pool:
+        futures = [pool.submit(own_pid) for _ in range(4)]
+        first, second, third, fourth = (future.result(timeout=120) for future in futures)
+        assert first == second
+        assert third == fourth
+        assert first != third
+        wait_for(lambda: not is_alive(first), seconds=20)
+
+
+def test_workers_leave_signals_to_the_driver(tmp_path: Path) -> None:
+    reports = Reports()
+    with WorkerPool(2, reports, prepare_nothing) as pool:
+        futures = [pool.submit(wait_for_file, tmp_path / "go") for _ in range(2)]
+        wait_for(lambda: len(reports.all) == 2)
+        pids = [pid for _, pid in reports.all]
+        for pid in pids:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                os.kill(pid, number)
+        time.sleep(0.5)
+        (tmp_path / "go").touch()
+        assert {future.result(timeout=60) for future in futures} == set(pids)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
 
 DRIVER = """
@@ -99,13 +234,13 @@ DRIVER = """
     sys.path.insert(0, {tests!r})
     from test_executors import WorkerPool, print_something, prepare_nothing, sleep_long
     if __name__ == "__main__":
-        with WorkerPool(1, lambda pid: print(pid, flush=True), prepare_nothing) as pool:
+        with WorkerPool(1, lambda worker, pid: print(pid, flush=True), prepare_nothing) as pool:
             pool.submit({task}).result()
 """
 
 
 @pytest.fixture
-def script(tmp_path: Any) -> Callable[[str], str]:
+def script(tmp_path: Path) -> Callable[[str], str]:
     def write(task: str) -> str:
         path = tmp_path / "driver.py"
         tests = os.path.dirname(__file__)

@@ -1,19 +1,24 @@
 import math
 import random
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fmnist_tracking import search
 from fmnist_tracking.config import SearchSpace, TrainingConfig, Value
-from fmnist_tracking.results import TrialResult
+from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.results import Outcome
 from fmnist_tracking.search import GridOracle, explore
-from test_results import trial
 
 SPACE = SearchSpace(axes={"filters": (12, 36, 48), "strides": (1, 2), "kernel_size": (3, 4)})
+FAILED = Outcome(error="it failed")
 
 grids = st.fixed_dictionaries(
     {"filters": st.lists(st.integers(1, 64), min_size=1, max_size=4, unique=True)},
@@ -24,105 +29,162 @@ grids = st.fixed_dictionaries(
 )
 
 
-class Slow:
-    """Trials that end when told to, in any order."""
+def endless() -> "Future[None]":
+    """A store that never fails."""
+    return Future()
 
-    def __init__(self) -> None:
+
+def ended(outcome: Outcome) -> "Future[Outcome]":
+    future: Future[Outcome] = Future()
+    future.set_result(outcome)
+    return future
+
+
+class World:
+    """Trials that end while the search waits: some at a time, in any order, well or not."""
+
+    def __init__(self, chance: random.Random, failing: float, finished: float) -> None:
+        self.chance, self.failing, self.finished = chance, failing, finished
         self.points: list[dict[str, Value]] = []
-        self.open: list[tuple[int, Future[TrialResult]]] = []
-        self.most_open = 0
+        self.open: list[Future[Outcome]] = []
+        self.open_at_waits: list[tuple[int, int]] = []
 
-    def run(self, number: int, values: Mapping[str, Value]) -> "Future[TrialResult]":
-        assert number == len(self.points) + 1
+    def outcome(self) -> Outcome:
+        if self.chance.random() < self.failing:
+            return FAILED
+        return Outcome(val_accuracy=self.chance.random(), best_epoch=1)
+
+    def run(self, values: Mapping[str, Value]) -> "Future[Outcome]":
         self.points.append(dict(values))
-        future: Future[TrialResult] = Future()
-        self.open.append((number, future))
-        self.most_open = max(self.most_open, len(self.open))
-        return future
+        if self.chance.random() < self.finished:
+            return ended(self.outcome())
+        self.open.append(Future())
+        return self.open[-1]
+
+    def wait(self, futures: Collection["Future[Any]"], return_when: str) -> Any:
+        """In place of `concurrent.futures.wait`, so that the order is not left to threads."""
+        self.open_at_waits.append((len(self.open), len(self.points)))
+        assert {*self.open} <= {*futures}
+        done = self.chance.sample(self.open, self.chance.randint(1, len(self.open)))
+        for future in done:
+            future.set_result(self.outcome())
+        self.open = [future for future in self.open if not future.done()]
+        return set(done), {*futures} - {*done}
 
 
-@settings(max_examples=60, deadline=None)
-@given(axes=grids, slots=st.integers(1, 6), seed=st.integers(0, 2**16), failing=st.floats(0, 1))
+@settings(max_examples=200, deadline=None)
+@given(
+    axes=grids,
+    slots=st.integers(1, 6),
+    seed=st.integers(0, 2**16),
+    failing=st.floats(0, 1),
+    finished=st.one_of(st.just(0.0), st.floats(0, 1)),
+)
 def test_every_point_once_in_any_order_of_finishing(
-    axes: dict[str, list[float]], slots: int, seed: int, failing: float
+    axes: dict[str, list[float]], slots: int, seed: int, failing: float, finished: float
 ) -> None:
     space = SearchSpace(axes={name: tuple(values) for name, values in axes.items()})
-    chance = random.Random(seed)
-    slow = Slow()
-
-    def run(number: int, values: Mapping[str, Value]) -> "Future[TrialResult]":
-        future = slow.run(number, values)
-        # Once all slots are taken, one trial at random ends, well or not.
-        if len(slow.open) >= slots or number == len(space):
-            while slow.open and (len(slow.open) >= slots or number == len(space)):
-                which, ended = slow.open.pop(chance.randrange(len(slow.open)))
-                score = None if chance.random() < failing else chance.random()
-                ended.set_result(trial(str(which), score))
-        return future
-
-    results = explore(space, run, slots)
-    assert len(results) == len(space)
-    handed_out = {tuple(point[axis] for axis in space.axes) for point in slow.points}
-    assert len(handed_out) == len(slow.points) == math.prod(map(len, axes.values()))
-    assert [r.run_id for r in results] == [str(n) for n in range(1, len(space) + 1)]
-    assert slow.most_open == min(slots, len(space))
+    world = World(random.Random(seed), failing, finished)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "wait", world.wait)
+        explore(space, world.run, slots, endless())
+    handed_out = {tuple(point[axis] for axis in space.axes) for point in world.points}
+    assert len(handed_out) == len(world.points) == math.prod(map(len, axes.values()))
+    assert handed_out == {
+        tuple(getattr(p, axis) for axis in space.axes) for p in space.points(TrainingConfig())
+    }
+    assert world.open == []
+    # It waits only when no slot is free or no point is left, and never has more than its slots.
+    for open_then, handed_out_then in world.open_at_waits:
+        assert open_then == slots or (open_then < slots and handed_out_then == len(space))
 
 
 def test_points_come_in_the_grid_s_order() -> None:
-    slow = Slow()
+    points: list[dict[str, Value]] = []
 
-    def run(number: int, values: Mapping[str, Value]) -> "Future[TrialResult]":
-        future = slow.run(number, values)
-        future.set_result(trial("x", 0.5))
-        return future
+    def run(values: Mapping[str, Value]) -> "Future[Outcome]":
+        points.append(dict(values))
+        return ended(Outcome(val_accuracy=0.5, best_epoch=1))
 
-    explore(SPACE, run, slots=1)
+    explore(SPACE, run, 1, endless())
     expected = [
         {"filters": p.filters, "strides": p.strides, "kernel_size": p.kernel_size}
         for p in SPACE.points(TrainingConfig())
     ]
-    assert slow.points == expected
+    assert points == expected
 
 
 def test_four_workers_are_kept_busy() -> None:
     space = SearchSpace(axes={"filters": tuple(range(1, 41))})
     running, samples = 0, []
 
-    def work(number: int) -> TrialResult:
+    def work() -> Outcome:
         nonlocal running
         running += 1
         samples.append(running)
         time.sleep(0.02)
         running -= 1
-        return trial(str(number), 0.5)
+        return Outcome(val_accuracy=0.5, best_epoch=1)
 
     with ThreadPoolExecutor(8) as threads:
-        explore(space, lambda number, _: threads.submit(work, number), slots=4)
+        explore(space, lambda _: threads.submit(work), 4, endless())
+    assert len(samples) == 40
     # Counted when a trial starts: once the first four have, each finds three others at work.
     assert sum(s >= 3 for s in samples) >= 32
     assert max(samples) <= 4
 
 
-def test_an_error_in_the_store_ends_the_search() -> None:
-    def run(number: int, values: Mapping[str, Value]) -> "Future[TrialResult]":
-        future: Future[TrialResult] = Future()
-        future.set_exception(ConnectionError("the store is gone"))
+def test_an_error_of_the_driver_in_a_trial_ends_the_search() -> None:
+    def run(values: Mapping[str, Value]) -> "Future[Outcome]":
+        future: Future[Outcome] = Future()
+        threading.Timer(0.1, future.set_exception, [ConnectionError("no driver")]).start()
         return future
 
-    with pytest.raises(ConnectionError, match="the store is gone"):
-        explore(SPACE, run, slots=1)
+    with pytest.raises(ConnectionError, match="no driver"):
+        explore(SPACE, run, 1, endless())
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["failed before", "fails while it waits"])
+def test_a_store_that_fails_for_good_ends_the_search(before: bool) -> None:
+    stop = endless()
+    fail: Callable[[], None] = lambda: stop.set_exception(TrackingError("the store is gone"))  # noqa: E731
+    started: list[Mapping[str, Value]] = []
+    timers: list[threading.Timer] = []
+
+    def run(values: Mapping[str, Value]) -> "Future[Outcome]":
+        started.append(values)
+        future: Future[Outcome] = Future()
+        timers.append(threading.Timer(20, future.set_result, [FAILED]))  # far too late
+        if len(started) == 2 and not before:
+            timers.append(threading.Timer(0.1, fail))
+        for timer in timers[-2:]:
+            if not timer.ident:
+                timer.start()
+        return future
+
+    if before:
+        fail()
+    try:
+        with pytest.raises(TrackingError, match="the store is gone"):
+            explore(SPACE, run, 2, stop)
+    finally:
+        for timer in timers:
+            timer.cancel()
+    assert len(started) == 2
 
 
 def test_many_failures_in_a_row_do_not_stop_the_search() -> None:
-    def run(number: int, values: Mapping[str, Value]) -> "Future[TrialResult]":
-        future: Future[TrialResult] = Future()
-        future.set_result(trial(str(number), None, error="it failed"))
-        return future
+    tried: list[Mapping[str, Value]] = []
 
-    assert {r.status for r in explore(SPACE, run, slots=1)} == {"FAILED"}
+    def run(values: Mapping[str, Value]) -> "Future[Outcome]":
+        tried.append(values)
+        return ended(FAILED)
+
+    explore(SPACE, run, 1, endless())
+    assert len(tried) == len(SPACE)
 
 
-def test_the_oracle_writes_nothing(tmp_path: object) -> None:
+def test_the_oracle_writes_nothing(tmp_path: Path) -> None:
     oracle = GridOracle(SPACE)
     oracle.create_trial("slot")
-    assert list(tmp_path.iterdir()) == []  # type: ignore[attr-defined]  # the working folder
+    assert list(tmp_path.iterdir()) == []  # the working folder

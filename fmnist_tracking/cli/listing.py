@@ -14,12 +14,19 @@ from fmnist_tracking.cli.printing import (
     print_trials,
     share,
 )
+from fmnist_tracking.errors import ConfigError
 
 
 @command(example="fmnist-track runs --run-id latest")
 def runs(
     run_id: str | None = typer.Option(
         None, "--run-id", metavar="ID", help="List the trials of this search instead."
+    ),
+    repair: bool = typer.Option(
+        False,
+        "--repair",
+        help="Close, as KILLED, the runs that are still open though their process is gone, and "
+        "list those.",
     ),
     experiment: str | None = options.IN_EXPERIMENT,
     tracking_uri: str | None = options.TRACKING_URI,
@@ -28,6 +35,18 @@ def runs(
     """List searches and single trainings; with --run-id, the trials of one search."""
     from fmnist_tracking.workflows import listing
 
+    if repair:
+        if run_id is not None:
+            raise ConfigError("Expected either --repair or --run-id, got both.")
+        closed = listing.repair(experiment=experiment, tracking_uri=tracking_uri)
+        if as_json:
+            print_json([{"run_id": closed_id, "name": name} for closed_id, name in closed])
+            return
+        for closed_id, name in closed:
+            out.print(f"{closed_id[:8]}  {name}  closed as KILLED", soft_wrap=True)
+        if not closed:
+            out.print("Every open run has a live process; there is nothing to repair.")
+        return
     if run_id is not None:
         result = listing.trials(run_id, experiment=experiment, tracking_uri=tracking_uri)
         print_trials(result, as_json=as_json)

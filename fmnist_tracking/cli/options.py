@@ -80,7 +80,7 @@ def workers_option() -> Any:
         return number
 
     return typer.Option(
-        1,
+        "1",
         "--workers",
         metavar="N|auto",
         parser=parse,

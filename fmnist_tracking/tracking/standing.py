@@ -183,7 +183,7 @@ def require_not_live(run: TrackedRun) -> None:
         )
 
 
-def close_orphans(store: Store, experiments: Iterable[str]) -> list[Run]:
+def close_orphans(store: Store, experiments: Iterable[str]) -> list[TrackedRun]:
     """Close, as KILLED, the open runs of this project whose process is gone.
 
     Args:
@@ -199,7 +199,7 @@ def close_orphans(store: Store, experiments: Iterable[str]) -> list[Run]:
     for run in list(iterate_runs(store, experiments, filter_string)):
         if not _is_live(store, run, live):
             store.client.set_terminated(run.info.run_id, "KILLED")
-            orphans.append(run)
+            orphans.append(as_tracked(run))
     return orphans
 
 

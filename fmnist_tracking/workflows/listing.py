@@ -16,6 +16,24 @@ def runs(*, experiment: str | None = None, tracking_uri: str | None = None) -> l
         return tracking.list_runs(store, experiment)
 
 
+def repair(
+    *, experiment: str | None = None, tracking_uri: str | None = None
+) -> list[tuple[str, str]]:
+    """Close, as KILLED, the open runs whose process is gone.
+
+    Returns:
+        Id and name of each run that was closed.
+
+    Raises:
+        TrackingError: there is no such experiment, or the store cannot be reached.
+    """
+    from fmnist_tracking import tracking
+
+    with tracking.open_store(tracking_uri) as store:
+        closed = tracking.close_orphans(store, tracking.experiment_ids(store, experiment))
+        return [(run.run_id, run.name) for run in closed]
+
+
 def trials(
     reference: str, *, experiment: str | None = None, tracking_uri: str | None = None
 ) -> SearchResult:

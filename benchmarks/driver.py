@@ -1,0 +1,129 @@
+"""What the driver costs, with trials that only wait: `python -m benchmarks.driver`.
+
+Prints how busy it keeps four workers, how long a worker waits for its next point, and how
+long a search of 10,000 points takes to see that all of them are finished.
+"""
+
+import os
+import sqlite3
+import statistics
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+from benchmarks import stubs
+from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.results import SearchResult
+from fmnist_tracking.workflows import search as searching
+from fmnist_tracking.workflows import session, trials
+
+WORKERS = 4
+POINTS = 64
+MANY = 10_000
+REPEATS = 3
+BASE = TrainingConfig(epochs=1)
+REQUEST = session.Request(split=SplitConfig(limit=600), experiment="stubs", workers=WORKERS)
+
+
+def grid(points: int, first: int = 0) -> SearchSpace:
+    """A grid of so many points, which differ in nothing but their seed."""
+    seeds = tuple(range(first, first + points))
+    return SearchSpace(axes={"filters": (4,), "strides": (2,), "hidden_units": (8,), "seed": seeds})
+
+
+def busy(repeat: int) -> None:
+    """Search 64 points with 4 workers, and print how busy these were."""
+    result = searching.search(grid(POINTS, repeat * POINTS), BASE, REQUEST)
+    spans = sorted(_spans(result))
+    wall = max(end for _, end in spans) - min(start for start, _ in spans)
+    concurrency = sum(end - start for start, end in spans) / wall
+    ends = sorted(end for _, end in spans)
+    # Each trial but the first four takes the place of one that has ended: in that order.
+    starts = sorted(start for start, _ in spans)[WORKERS:]
+    waits = [start - end for start, end in zip(starts, ends, strict=False)]
+    print(
+        f"{POINTS} points, {WORKERS} workers, trials of {stubs.SECONDS} s: mean concurrency "
+        f"{concurrency:.2f}, next point after {1000 * statistics.fmean(waits):.1f} ms "
+        f"(longest {1000 * max(waits):.1f} ms)",
+        flush=True,
+    )
+
+
+def _spans(result: SearchResult) -> list[tuple[float, float]]:
+    from fmnist_tracking import tracking
+
+    spans = []
+    with tracking.open_store() as store:
+        for trial in result.trials:
+            (begun,) = store.client.get_metric_history(trial.run_id, "val_loss")
+            spans.append((begun.value, begun.timestamp / 1000))
+    return spans
+
+
+def many() -> None:
+    """Print how long it takes to see that 10,000 points are finished."""
+    one = searching.search(grid(1, 10**6), BASE, REQUEST).trials[0].run_id
+    space = grid(MANY, 2 * 10**6)
+    run_id = _pretend_finished(space, one)
+    for kind in ("a search that was cut off at its very end", "a finished search"):
+        start = time.perf_counter()
+        result = searching.search(space, BASE, REQUEST)
+        seconds = time.perf_counter() - start
+        assert (result.run_id, len(result.finished)) == (run_id, MANY)
+        print(f"{MANY:,} finished points of {kind}: {seconds:.1f} s", flush=True)
+
+
+def _pretend_finished(space: SearchSpace, like: str) -> str:
+    """Copy a finished run, row by row, for each point of a grid; give their search's run id."""
+    from fmnist_tracking import fingerprint, tracking
+    from fmnist_tracking.data import load_dataset
+
+    digest = load_dataset().digest
+    points = space.points(BASE)
+    prints = [fingerprint.of_point(point, REQUEST.split, digest) for point in points]
+    with tracking.open_store() as store:
+        experiment_id = store.experiment_id("stubs")
+        facts = tracking.SearchFacts(
+            name="a large search",
+            space=space,
+            base=BASE,
+            split=REQUEST.split,
+            data=tracking.DataFacts(sha256=digest, description="Fashion-MNIST"),
+            grid=fingerprint.of_search(prints),
+        )
+        run_id = tracking.start_search(store, experiment_id, facts)
+        store.client.set_terminated(run_id, "KILLED")
+    database = sqlite3.connect("mlflow.db")
+    for config, point in zip(points, prints, strict=True):
+        new = {"fmnist.point": point, "mlflow.parentRunId": run_id, "seed": str(config.seed)}
+        child = uuid.uuid4().hex
+        for table in ("runs", "tags", "params", "latest_metrics"):
+            rows = database.execute(f"SELECT * FROM {table} WHERE run_uuid = ?", (like,))
+            names = [column[0] for column in rows.description]
+            for row in rows.fetchall():
+                values = {**dict(zip(names, row, strict=True)), "run_uuid": child}
+                if values.get("key") in new:
+                    values["value"] = new[values["key"]]
+                marks = ", ".join("?" * len(names))
+                database.execute(
+                    f"INSERT INTO {table} VALUES ({marks})", [values[name] for name in names]
+                )
+    database.commit()
+    return run_id
+
+
+def main() -> None:
+    """Measure, in a new folder with a new store."""
+    trials.run_trial = stubs.run_trial  # type: ignore[assignment]
+    session.prepare_worker = stubs.prepare
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        os.environ["FMNIST_STATE_DIR"] = str(Path(folder, "state"))
+        for repeat in range(REPEATS):
+            busy(repeat)
+        many()
+
+
+if __name__ == "__main__":
+    main()
