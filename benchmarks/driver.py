@@ -115,8 +115,8 @@ def _pretend_finished(space: SearchSpace, like: str) -> str:
 
 def main() -> None:
     """Measure, in a new folder with a new store."""
-    trials.run_trial = stubs.run_trial  # type: ignore[assignment]
-    session.prepare_worker = stubs.prepare
+    setattr(trials, "run_trial", stubs.run_trial)  # noqa: B010
+    setattr(session, "prepare_worker", stubs.prepare)  # noqa: B010
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ["FMNIST_STATE_DIR"] = str(Path(folder, "state"))

@@ -4,61 +4,162 @@ import io
 from rich.console import Console
 
 from fmnist_tracking.config import SearchSpace, TrainingConfig
-from fmnist_tracking.progress import EpochDone, Progress, TrialEnded, TrialStarted
-from test_results import epoch, trial
+from fmnist_tracking.events import (
+    EpochEnded,
+    TrialEnded,
+    TrialReused,
+    TrialStarted,
+    WorkerLost,
+)
+from fmnist_tracking.progress import Progress
+from fmnist_tracking.results import EpochMetrics
+from test_results import epoch
 
 POINTS = SearchSpace(axes={"filters": (12, 12 + 1)}).points(TrainingConfig(epochs=2))
+NAMES = ("f12", "f13")
+
+
+def slow_epoch(number: int, val_accuracy: float = 0.5) -> EpochMetrics:
+    return dataclasses.replace(epoch(number, val_accuracy), epoch_seconds=10)
+
+
+class Shown:
+    """A display of some alike points, on a clock that a test sets."""
+
+    def __init__(self, points: int, epochs: int, workers: int = 1, live: bool = False) -> None:
+        self.now = 0.0
+        self.file = io.StringIO()
+        console = Console(file=self.file, force_terminal=live, width=160)
+        self.progress = Progress(
+            (TrainingConfig(epochs=epochs),) * points,
+            "abcdef"[:points],
+            workers,
+            console,
+            lambda: self.now,
+        )
+
+    @property
+    def text(self) -> str:
+        return self.file.getvalue()
+
+    @property
+    def last_line(self) -> str:
+        return self.text.splitlines()[-1]
 
 
 def run_through(progress: Progress) -> None:
     with progress:
-        progress(TrialStarted(number=1, name="f12"))
-        progress(EpochDone(number=1, metrics=epoch(1, 0.61)))
-        progress(EpochDone(number=1, metrics=epoch(2, 0.75)))
-        progress(TrialEnded(number=1, result=trial("a", 0.75, name="f12")))
-        progress(TrialStarted(number=2, name="f13"))
-        progress(EpochDone(number=2, metrics=epoch(1, 0.5)))
-        progress(TrialEnded(number=2, result=trial("b", None, name="f13", error="no memory")))
+        progress(TrialStarted(number=1))
+        progress(EpochEnded(number=1, metrics=epoch(1, 0.61)))
+        progress(EpochEnded(number=1, metrics=epoch(2, 0.75)))
+        progress(TrialEnded(number=1, val_accuracy=0.75, best_epoch=2))
+        progress(TrialStarted(number=2))
+        progress(EpochEnded(number=2, metrics=epoch(1, 0.5)))
+        progress(TrialEnded(number=2, error="no memory"))
 
 
 def test_plain_lines_where_there_is_no_terminal() -> None:
     text = io.StringIO()
-    run_through(Progress(POINTS, console=Console(file=text)))
+    run_through(Progress(POINTS, NAMES, console=Console(file=text)))
     lines = text.getvalue().splitlines()
     assert lines[0] == "[1/2] f12 started"
     assert lines[1].startswith("[1/2] f12  epoch 1/2  loss 1.0000")
     assert "val_accuracy 0.6100  no trial ended yet" in lines[1]
-    assert lines[3] == "[1/2] f12 ended: validation accuracy 0.7500, epoch 3"
+    assert lines[3] == "[1/2] f12 ended: validation accuracy 0.7500, epoch 2"
     assert "best so far 0.7500 (f12)" in lines[5]
     assert lines[6] == "[2/2] f13 ended: FAILED: no memory"
     assert "\x1b" not in text.getvalue()
 
 
 def test_time_left_follows_the_work() -> None:
-    text = io.StringIO()
-    alike = (TrainingConfig(epochs=4),) * 3
-    progress = Progress(alike, console=Console(file=text))
-    progress(TrialStarted(number=1, name="a"))
-    progress(EpochDone(number=1, metrics=dataclasses.replace(epoch(1, 0.5), epoch_seconds=10)))
-    assert "0:01:50 left" in text.getvalue()  # 11 of 12 epochs, 10 seconds each
+    shown = Shown(points=3, epochs=4)
+    progress = shown.progress
+    assert progress.seconds_left is None
+    progress(TrialStarted(number=1))
+    shown.now = 10
+    progress(EpochEnded(number=1, metrics=slow_epoch(1)))
+    assert "0:01:50 left" in shown.last_line  # 11 of 12 epochs, 10 seconds each
+    assert progress.seconds_left == 110
+    shown.now = 15
+    assert progress.seconds_left == 105
     # A trial that stops early takes its remaining epochs with it.
-    progress(TrialEnded(number=1, result=trial("a", 0.5)))
-    progress(TrialStarted(number=2, name="b"))
-    progress(EpochDone(number=2, metrics=dataclasses.replace(epoch(1, 0.5), epoch_seconds=10)))
-    assert "0:01:10 left" in text.getvalue()  # 3 + 4 epochs
+    progress(TrialEnded(number=1, val_accuracy=0.5, best_epoch=1))
+    progress(TrialStarted(number=2))
+    shown.now = 30
+    progress(EpochEnded(number=2, metrics=slow_epoch(1)))
+    # The first trial took 5 seconds beside its epoch, and so will the third.
+    assert "0:01:15 left" in shown.last_line  # 3 + 4 epochs and 5 seconds
 
 
 def test_two_workers_halve_the_time_left() -> None:
-    text = io.StringIO()
-    progress = Progress((TrainingConfig(epochs=4),) * 2, workers=2, console=Console(file=text))
-    progress(TrialStarted(number=1, name="a"))
-    progress(EpochDone(number=1, metrics=dataclasses.replace(epoch(1, 0.5), epoch_seconds=10)))
-    assert "0:00:35 left" in text.getvalue()
+    shown = Shown(points=2, epochs=4, workers=2)
+    shown.progress(TrialStarted(number=1), 0)
+    shown.progress(TrialStarted(number=2), 1)
+    shown.now = 10
+    shown.progress(EpochEnded(number=1, metrics=slow_epoch(1)), 0)
+    shown.progress(EpochEnded(number=2, metrics=slow_epoch(1)), 1)
+    assert "0:00:30 left" in shown.last_line
+
+
+def test_points_that_are_trained_already_take_no_time() -> None:
+    shown = Shown(points=3, epochs=4)
+    shown.progress(TrialReused(number=1, run_id="0123456789abcdef", val_accuracy=0.9))
+    assert shown.last_line == "[1/3] a is trained already: validation accuracy 0.9000, run 01234567"
+    shown.progress(TrialReused(number=2, run_id="fedcba9876543210", val_accuracy=None))
+    shown.progress(TrialStarted(number=3))
+    shown.now = 10
+    shown.progress(EpochEnded(number=3, metrics=slow_epoch(1)))
+    assert "best so far 0.9000 (a), 0:00:30 left" in shown.last_line
+
+
+def test_a_trial_that_goes_on_has_less_left() -> None:
+    shown = Shown(points=1, epochs=4)
+    shown.progress(TrialStarted(number=1, epochs=(epoch(1, 0.5), epoch(2, 0.5))))
+    assert shown.last_line == "[1/1] a goes on after epoch 2"
+    shown.now = 10
+    shown.progress(EpochEnded(number=1, metrics=slow_epoch(3)))
+    assert "epoch 3/4" in shown.last_line
+    assert "0:00:10 left" in shown.last_line
+
+
+def test_a_lost_worker_is_told_and_its_trial_goes_on() -> None:
+    shown = Shown(points=1, epochs=2)
+    shown.progress(TrialStarted(number=1))
+    shown.progress(EpochEnded(number=1, metrics=slow_epoch(1)))
+    shown.progress(WorkerLost(number=1, how="killed by signal 9, SIGKILL"))
+    assert shown.last_line == (
+        "[1/1] a: its worker process died (killed by signal 9, SIGKILL); it goes on in a new one"
+    )
+    shown.progress(TrialStarted(number=1, epochs=(slow_epoch(1),)))
+    shown.progress(EpochEnded(number=1, metrics=slow_epoch(2)))
+    shown.progress(TrialEnded(number=1, val_accuracy=0.5, best_epoch=1))
+    assert shown.last_line == "[1/1] a ended: validation accuracy 0.5000, epoch 1"
+    assert shown.progress.seconds_left == 0
 
 
 def test_a_live_display_on_a_terminal() -> None:
     text = io.StringIO()
-    run_through(Progress(POINTS, console=Console(file=text, force_terminal=True, width=160)))
+    run_through(
+        Progress(POINTS, NAMES, console=Console(file=text, force_terminal=True, width=160))
+    )
     assert "\x1b[" in text.getvalue()
     assert "2 of 2 points ended, 1 failed" in text.getvalue()
     assert "best so far 0.7500 (f12)" in text.getvalue()
+
+
+def test_the_live_display_has_a_row_for_each_worker() -> None:
+    shown = Shown(points=4, epochs=4, workers=3, live=True)
+    with shown.progress as progress:
+        progress(TrialReused(number=1, run_id="0123456789abcdef", val_accuracy=0.9))
+        progress(TrialStarted(number=2), 2)
+        progress(TrialStarted(number=3), 0)
+        shown.now = 10
+        progress(EpochEnded(number=3, metrics=slow_epoch(1, 0.61)), 0)
+    rows = [line.split() for line in shown.text.splitlines()[-6:]]
+    header, first, second, third, _, summary = rows
+    assert [word for word in header if word.isalpha()][-2:] != []
+    assert first[:4] == ["1", "[3/4]", "c", "1/4"]
+    assert first[-3:] == ["0.9000", "0.6100", "0:00:30"]
+    assert second[:2] == ["2", "waiting"]
+    assert third[:4] == ["3", "[2/4]", "b", "0/4"]
+    assert summary[:8] == "1 of 4 points ended, 1 reused ·".split()

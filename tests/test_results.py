@@ -55,6 +55,14 @@ def test_training_result_survives_json() -> None:
     assert TrainingResult.from_json(json.loads(json.dumps(result.to_json()))) == result
 
 
+def test_trial_result_survives_json() -> None:
+    for result in (
+        trial("a", 0.7, config=TrainingConfig(filters=12, dropout=0.1), train_seconds=1.5),
+        trial("b", None, error="it failed", reused=True),
+    ):
+        assert TrialResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+
 def test_epoch_metrics_have_the_contract_s_names() -> None:
     assert list(epoch(1, 0.5).metrics()) == [
         "loss",
@@ -84,11 +92,16 @@ def test_search_json_has_the_contract_s_keys() -> None:
     }
     assert list(content["best"]) == ["run_id", "params", "val_accuracy"]
     assert content["best"]["run_id"] == "c"
-    assert list(content["trials"][0]) == [
+    assert set(content["trials"][0]) == {
         "run_id",
+        "name",
         "status",
         "params",
         "val_accuracy",
         "best_epoch",
-    ]
+        "train_seconds",
+        "model_parameters",
+        "error",
+        "reused",
+    }
     assert result.to_json(None)["best"] is None

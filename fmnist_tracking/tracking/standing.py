@@ -65,7 +65,12 @@ def find_searches(store: Store, experiment_id: str, grid: str) -> list[TrackedRu
 
 
 def find_standing(
-    store: Store, experiment_id: str, searches: Sequence[TrackedRun], points: Sequence[str]
+    store: Store,
+    experiment_id: str,
+    searches: Sequence[TrackedRun],
+    points: Sequence[str],
+    *,
+    fresh: bool = False,
 ) -> Standing:
     """Find what there is of a search that is to be started or continued.
 
@@ -74,7 +79,10 @@ def find_standing(
         experiment_id: of the experiment to look in.
         searches: what `find_searches` found.
         points: the fingerprints of the search's points.
+        fresh: leave all that aside, and train anew.
     """
+    if fresh:
+        return Standing(search=None, searches=(), finished={}, open={})
     unfinished = [
         run
         for run in searches

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from fmnist_tracking import checkpoints
 from fmnist_tracking.checkpoints import STATE_VARIABLE, state_dir
 from fmnist_tracking.errors import OutputError, SearchError
 
@@ -21,7 +22,9 @@ def folder_of(store_uri: str, experiment_id: str, fingerprint: str) -> Path:
 
 
 @contextlib.contextmanager
-def held_folder(store_uri: str, experiment_id: str, fingerprint: str) -> Iterator[Path]:
+def held_folder(
+    store_uri: str, experiment_id: str, fingerprint: str, *, fresh: bool = False
+) -> Iterator[Path]:
     """The folder for the checkpoints of a search or training, while no one else uses it.
 
     The system lets go of it when this process ends, in whatever way. Left without an error,
@@ -31,6 +34,7 @@ def held_folder(store_uri: str, experiment_id: str, fingerprint: str) -> Iterato
         store_uri: of the MLflow store.
         experiment_id: of the experiment there.
         fingerprint: of the search or training.
+        fresh: remove the checkpoints that are there.
 
     Raises:
         OutputError: it cannot be made.
@@ -58,6 +62,10 @@ def held_folder(store_uri: str, experiment_id: str, fingerprint: str) -> Iterato
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")
             lock.flush()
+        if fresh:
+            for entry in folder.iterdir():
+                if entry.is_dir():
+                    checkpoints.remove(entry)
         yield folder
         with contextlib.suppress(OSError):
             if [entry.name for entry in folder.iterdir()] == [_LOCK]:

@@ -58,10 +58,13 @@ def search(
         prints = [session.fingerprint(config) for config in points]
         grid = fingerprint.of_search(prints)
         store, experiment_id = session.store, session.experiment_id
-        with held_folder(store.uri, experiment_id, grid) as folder:
+        with held_folder(store.uri, experiment_id, grid, fresh=request.fresh) as folder:
             adopting = tracking.adoptable_run(store) is not None
-            known = [] if request.fresh else tracking.find_searches(store, experiment_id, grid)
-            if known and known[0].raw.info.status == FINISHED and not adopting:
+            known = tracking.find_searches(store, experiment_id, grid)
+            if known:
+                tracking.require_not_live(known[0])
+            ended = bool(known) and known[0].raw.info.status == FINISHED
+            if ended and not adopting and not request.fresh:
                 session.pool.kill()
                 result = tracking.read_outcome(store, known[0])
                 announce(
@@ -71,9 +74,9 @@ def search(
                 return dataclasses.replace(
                     result, trials=tuple(dataclasses.replace(t, reused=True) for t in result.trials)
                 )
-            standing = tracking.find_standing(store, experiment_id, known, prints)
-            if standing.search is not None:
-                tracking.require_not_live(standing.search)
+            standing = tracking.find_standing(
+                store, experiment_id, known, prints, fresh=request.fresh
+            )
             facts = tracking.SearchFacts(
                 name=f"search of {len(space)} points",
                 space=space,
@@ -186,7 +189,7 @@ def train(
 
         point = session.fingerprint(config)
         store, experiment_id = session.store, session.experiment_id
-        with held_folder(store.uri, experiment_id, point) as folder:
+        with held_folder(store.uri, experiment_id, point, fresh=request.fresh) as folder:
             adopting = tracking.adoptable_run(store) is not None
             finished, open_trial = (
                 (None, None)

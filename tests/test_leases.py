@@ -1,0 +1,103 @@
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from fmnist_tracking.tracking import Lease, names
+
+
+def mine(**changes: object) -> Lease:
+    return dataclasses.replace(Lease.of_this_process(), **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def other() -> Iterator["subprocess.Popen[bytes]"]:
+    """Another process on this machine."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+def held_by(process: "subprocess.Popen[bytes]") -> Lease:
+    return mine(pid=process.pid, started=psutil.Process(process.pid).create_time())
+
+
+def test_this_process_s_lease_is_live_and_mine() -> None:
+    lease = Lease.of_this_process()
+    assert lease.is_live()
+    assert lease.is_mine()
+    assert (lease.pid, lease.host) == (os.getpid(), socket.gethostname())
+    assert abs(lease.beat - time.time()) < 5
+    assert lease.started <= lease.beat
+
+
+def test_another_process_s_lease_is_live_but_not_mine(other: "subprocess.Popen[bytes]") -> None:
+    lease = held_by(other)
+    assert lease.is_live()
+    assert not lease.is_mine()
+    # A process on this machine is looked at: its silence says nothing.
+    assert dataclasses.replace(lease, beat=time.time() - 10_000).is_live()
+
+
+def test_a_dead_process_s_lease_is_not_live(other: "subprocess.Popen[bytes]") -> None:
+    lease = held_by(other)
+    other.kill()
+    deadline = time.monotonic() + 10
+    while lease.is_live():  # dead, though nobody has asked for its exit status yet
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert psutil.Process(other.pid).status() == psutil.STATUS_ZOMBIE
+    other.wait()
+    assert not psutil.pid_exists(other.pid)
+    assert not lease.is_live()
+    assert not lease.is_mine()
+
+
+def test_another_process_with_the_same_number_does_not_count(
+    other: "subprocess.Popen[bytes]",
+) -> None:
+    lease = held_by(other)
+    assert not dataclasses.replace(lease, started=lease.started - 60).is_live()
+    before = mine(started=Lease.of_this_process().started - 60)
+    assert not before.is_live()
+    assert not before.is_mine()
+
+
+@pytest.mark.parametrize(("silent", "live"), [(0, True), (110, True), (130, False)])
+def test_another_machine_s_lease_is_live_until_it_is_silent(silent: float, live: bool) -> None:
+    # Whether there is such a process here must not matter.
+    for pid in (os.getpid(), 2**22 + 1):
+        lease = mine(machine="another boot", pid=pid, beat=time.time() - silent)
+        assert lease.is_live() is live
+        assert not lease.is_mine()
+
+
+def test_a_lease_is_read_back() -> None:
+    lease = Lease.of_this_process()
+    assert Lease.read({names.LEASE: lease.text()}) == lease
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {},
+        {names.LEASE: ""},
+        {names.LEASE: "no json"},
+        {names.LEASE: "[1]"},
+        {names.LEASE: json.dumps({"pid": 1})},
+    ],
+    ids=str,
+)
+def test_a_lease_that_cannot_be_read_is_none(tags: dict[str, str]) -> None:
+    assert Lease.read(tags) is None
+
+
+def test_a_lease_tells_who_holds_it() -> None:
+    lease = mine(host="far", pid=12, beat=time.time() - 30)
+    assert str(lease) == "process 12 on far (last sign of life 30 s ago)"
