@@ -27,9 +27,16 @@ REQUEST = session.Request(split=SplitConfig(limit=600), experiment="stubs", work
 
 
 def grid(points: int, first: int = 0) -> SearchSpace:
-    """A grid of so many points, which differ in nothing but their seed."""
-    seeds = tuple(range(first, first + points))
-    return SearchSpace(axes={"filters": (4,), "strides": (2,), "hidden_units": (8,), "seed": seeds})
+    """A grid of so many points, with at most 100 seeds."""
+    seeds = min(points, 100)
+    return SearchSpace(
+        axes={
+            "filters": (4,),
+            "strides": (2,),
+            "hidden_units": tuple(range(1, points // seeds + 1)),
+            "seed": tuple(range(first, first + seeds)),
+        }
+    )
 
 
 def busy(repeat: int) -> None:
@@ -96,7 +103,12 @@ def _pretend_finished(space: SearchSpace, like: str) -> str:
         store.client.set_terminated(run_id, "KILLED")
     database = sqlite3.connect("mlflow.db")
     for config, point in zip(points, prints, strict=True):
-        new = {"fmnist.point": point, "mlflow.parentRunId": run_id, "seed": str(config.seed)}
+        new = {
+            "fmnist.point": point,
+            "mlflow.parentRunId": run_id,
+            "seed": str(config.seed),
+            "hidden_units": str(config.hidden_units),
+        }
         child = uuid.uuid4().hex
         for table in ("runs", "tags", "params", "latest_metrics"):
             rows = database.execute(f"SELECT * FROM {table} WHERE run_uuid = ?", (like,))

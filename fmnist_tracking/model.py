@@ -47,14 +47,7 @@ def build_model(config: TrainingConfig) -> keras.Model:
 
 
 def with_weights(config: TrainingConfig, weights: Sequence[NDArray[np.float32]]) -> keras.Model:
-    """The network with weights that a training gave, uncompiled.
-
-    What Keras remembers of earlier networks in this thread is forgotten, so that a process
-    that builds many does not grow.
-    """
-    keras.backend.clear_session()
-    # After clear_session, which forgets it: MLflow asks for a prediction of its own.
-    keras.config.disable_interactive_logging()
+    """The network with weights that a training gave, uncompiled."""
     model = build_model(config)
     model.set_weights(list(weights))
     return model

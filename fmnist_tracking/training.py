@@ -127,6 +127,8 @@ def _is_done(config: TrainingConfig, epochs: Sequence[EpochMetrics], best: int) 
 
 def _compiled(config: TrainingConfig) -> keras.Model:
     keras.backend.clear_session()
+    # After clear_session, which forgets it.
+    keras.config.disable_interactive_logging()
     keras.utils.set_random_seed(config.seed)
     model = network.build_model(config)
     model.compile(

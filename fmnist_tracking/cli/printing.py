@@ -41,7 +41,7 @@ def print_trials(result: SearchResult, *, as_json: bool) -> None:
         table.add_row(
             str(place.rank or ""),
             trial.run_id[:8],
-            *(f"{getattr(trial.config, axis):g}" for axis in varying),
+            *(f"{getattr(trial.config, axis):.15g}" for axis in varying),
             trial.status,
             share(trial.val_accuracy),
             str(trial.best_epoch or ""),
@@ -62,7 +62,7 @@ def print_trial(trial: TrialResult, *, as_json: bool) -> None:
     table.add_row("validation accuracy", share(trial.val_accuracy))
     table.add_row("best epoch", str(trial.best_epoch or ""))
     for name, value in asdict(trial.config).items():
-        table.add_row(name, f"{value:g}")
+        table.add_row(name, f"{value:.15g}")
     out.print(table)
 
 

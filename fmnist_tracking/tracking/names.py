@@ -32,6 +32,8 @@ GRID_FILE = "figures/grid.png"
 LEADERBOARD_FILE = "leaderboard.csv"
 SEARCH_FILE = "search.json"
 REUSED_FILE = "reused.json"
+# For an axis with more values than a parameter can hold.
+AXES_FILE = "axes.json"
 TRACEBACK_FILE = "traceback.txt"
 REPORT_FOLDER = "report"
 

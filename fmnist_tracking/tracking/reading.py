@@ -154,13 +154,15 @@ def _summary(store: Store, run: Run, experiments: Mapping[str, str]) -> RunSumma
 
 
 def _space(run: Run) -> SearchSpace:
-    return SearchSpace(
-        axes={
-            key.removeprefix(names.AXIS_PREFIX): tuple(json.loads(value))
-            for key, value in run.data.params.items()
-            if key.startswith(names.AXIS_PREFIX)
-        }
-    )
+    axes = {
+        key.removeprefix(names.AXIS_PREFIX): value
+        for key, value in run.data.params.items()
+        if key.startswith(names.AXIS_PREFIX)
+    }
+    if f"see {names.AXES_FILE}" in axes.values():
+        uri = f"runs:/{run.info.run_id}/{names.AXES_FILE}"
+        return SearchSpace(axes=json.loads(mlflow.artifacts.load_text(uri)))
+    return SearchSpace(axes={axis: tuple(json.loads(value)) for axis, value in axes.items()})
 
 
 def read_search(store: Store, run: TrackedRun) -> SearchResult:

@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types.schema import Schema, TensorSpec
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from numpy.typing import NDArray
 
 from fmnist_tracking.analysis import best, leaderboard
@@ -154,7 +155,12 @@ def start_search(
     Returns:
         The run's id.
     """
-    params = {names.AXIS_PREFIX + axis: json.dumps(v) for axis, v in facts.space.axes.items()}
+    axes = {axis: json.dumps(values) for axis, values in facts.space.axes.items()}
+    too_long = any(len(text) > MAX_PARAM_VAL_LENGTH for text in axes.values())
+    params = {
+        names.AXIS_PREFIX + axis: f"see {names.AXES_FILE}" if too_long else text
+        for axis, text in axes.items()
+    }
     params |= {names.BASE_PREFIX + k: v for k, v in dataclasses.asdict(facts.base).items()}
     params |= {names.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(facts.split).items()}
     tags = {
@@ -165,13 +171,16 @@ def start_search(
     }
     if facts.fresh or (resume and names.FRESH in resume.raw.data.tags):
         tags[names.FRESH] = "true"
-    adopted = adoptable_run(store)
-    if adopted is None:
-        existing = None if resume is None else resume.run_id
-        return _start(store, experiment_id, facts.name, params, tags, existing)
-    if resume is not None:
+    existing = adoptable_run(store)
+    if existing is not None and resume is not None:
         tags[names.CONTINUES] = resume.run_id
-    return _start(store, experiment_id, facts.name, params, tags, adopted)
+    elif resume is not None:
+        existing = resume.run_id
+    run_id = _start(store, experiment_id, facts.name, params, tags, existing)
+    if too_long:
+        content = {axis: list(values) for axis, values in facts.space.axes.items()}
+        store.client.log_dict(run_id, content, names.AXES_FILE)
+    return run_id
 
 
 def move_trials(store: Store, trials: Iterable[str], old: str, new: str) -> None:
@@ -347,13 +356,25 @@ def finish_trial(
         _delete_models(store, run_id)
     # Leaving start_run closes the run as FINISHED.
     with _without_custom_objects(), mlflow.start_run(run_id=run_id):
-        mlflow.tensorflow.log_model(
-            model,
+        _Model.log(
+            artifact_path=None,
             name=names.MODEL,
+            flavor=mlflow.tensorflow,
+            model=model,
             signature=_signature(example, model),
             input_example=example,
             pip_requirements=[f"{name}=={version(name)}" for name in MODEL_REQUIREMENTS],
         )
+
+
+class _Model(mlflow.models.Model):
+    """A model that MLflow does not load again, after saving it, to see whether it can be served.
+
+    That takes longer than all else that is logged of a trial; a test serves one instead.
+    """
+
+    def get_serving_input(self, path: str) -> None:
+        """None to try it with."""
 
 
 def _delete_models(store: Store, run_id: str) -> None:

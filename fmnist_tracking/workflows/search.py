@@ -112,15 +112,15 @@ def search(
                 task = session.task(number, config, point, folder)
                 return session.trials.submit(task, trial, standing.open.get(point))
 
+            if len(standing.finished) < len(points):
+                runtime.load_tensorflow()  # which KerasTuner imports
+                from fmnist_tracking.search import explore
             session.start(run_id, folder)
             with progress:
                 if len(standing.finished) == len(points):
                     for number, point in enumerate(prints, start=1):
                         session.trials.reuse(number, standing.finished[point])
                 else:
-                    runtime.load_tensorflow()  # which KerasTuner imports
-                    from fmnist_tracking.search import explore
-
                     explore(space, submit, workers, session.recorder.failed)
                 session.pool.close()  # so that the last report is shown too
                 session.write_all()

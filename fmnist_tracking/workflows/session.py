@@ -1,7 +1,9 @@
 """What a search and a single training have in common: workers, data, store, and their end."""
 
 import contextlib
+import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ STORE_PATIENCE_VARIABLE = "FMNIST_STORE_PATIENCE"
 _STORE_PATIENCE_SECONDS = 300.0
 # Time to close runs in, once a search was told to stop.
 _CLOSING_SECONDS = 8.0
+_SWITCH_SECONDS = 0.0005
 # Libraries keep some memory of each trial; a new process gives it back.
 _TRIALS_PER_PROCESS = 25
 # Images kept with each logged model as its input example.
@@ -108,7 +111,12 @@ class Session:
             run_id: of the search, None for a training of its own.
             folder: for checkpoints.
         """
-        from fmnist_tracking import tracking
+        runtime.load_tensorflow()
+        from fmnist_tracking import model, plots, tracking  # noqa: F401  # used by the keeper
+
+        # What is loaded by now stays: without this, Python would look through all of it again and
+        # again for something to free, and all threads would wait for a third of a second each time.
+        gc.freeze()
 
         def beat() -> None:
             held = run_id or self.keeper.run_id(1)
@@ -184,6 +192,8 @@ def open_session(
         TrackingError: the store cannot be reached.
     """
     _store_patience()
+    # The recorder's thread computes; the threads that hand out points must not wait for it long.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     sessions: list[Session] = []
 
     def on_report(worker: int, event: Any) -> None:

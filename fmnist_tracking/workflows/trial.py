@@ -60,7 +60,7 @@ def trial_name(config: TrainingConfig, axes: tuple[str, ...] = ()) -> str:
     """A short name for people: "f48 k3 s1", and the other axes of the grid by name."""
     name = f"f{config.filters} k{config.kernel_size} s{config.strides}"
     others = [axis for axis in axes if axis not in ("filters", "kernel_size", "strides")]
-    return " ".join([name, *(f"{axis}={getattr(config, axis):g}" for axis in others)])
+    return " ".join([name, *(f"{axis}={getattr(config, axis):.15g}" for axis in others)])
 
 
 def prepare_worker() -> None:
