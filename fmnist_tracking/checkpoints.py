@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from fmnist_tracking.results import EpochMetrics
 
 STATE_VARIABLE = "FMNIST_STATE_DIR"
 _FILE = "checkpoint.npz"
+# What reading a file may raise whose bytes are not those that were written.
+_DAMAGED = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +83,10 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
 def load(folder: Path, fingerprint: str) -> Checkpoint | None:
     """The folder's checkpoint, None if there is none of that training that can be read."""
     try:
-        with np.load(folder / _FILE, allow_pickle=False) as arrays:
+        with (
+            (folder / _FILE).open("rb") as file,
+            np.load(file, allow_pickle=False) as arrays,
+        ):
             about = json.loads(str(arrays["about"]))
             checkpoint = Checkpoint(
                 fingerprint=about["fingerprint"],
@@ -86,7 +95,7 @@ def load(folder: Path, fingerprint: str) -> Checkpoint | None:
                 variables=_numbered(arrays, "variable"),
                 best_weights=_numbered(arrays, "best"),
             )
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    except _DAMAGED:
         return None
     return checkpoint if checkpoint.fingerprint == fingerprint else None
 

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for_futures
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context, parent_process
@@ -71,6 +72,7 @@ class WorkerPool:
         self._slots = [_Slot(number) for number in range(workers)]
         self._idle = deque(self._slots)
         self._waiting: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._submitted: set[Future[Any]] = set()
         self._readers: dict[Connection, int] = {}
         self._ending = False
         self._ended = threading.Event()
@@ -89,11 +91,14 @@ class WorkerPool:
 
     def close(self) -> None:
         """Wait for what was submitted, end the workers, and pass on all that they reported."""
+        with self._lock:
+            submitted = list(self._submitted)
+        wait_for_futures(submitted)
+        with self._lock:
+            self._ending = True
         for slot in self._slots:
             if slot.executor is not None:
                 slot.executor.shutdown()
-        with self._lock:
-            self._ending = True
         self._ended.set()
         self._listener.join(_JOIN_SECONDS)
 
@@ -121,17 +126,28 @@ class WorkerPool:
             ended in the middle of it.
         """
         outer: Future[Any] = Future()
-        outer.set_running_or_notify_cancel()
         with self._lock:
+            self._submitted.add(outer)
             self._waiting.append((outer, function, args))
+        outer.add_done_callback(self._forget)
         self._hand_out()
         return outer
 
     def _hand_out(self) -> None:
-        with self._lock:
-            while self._idle and self._waiting and not self._ending:
+        while True:
+            with self._lock:
+                if not self._idle or not self._waiting or self._ending:
+                    return
                 slot, (outer, function, args) = self._idle.popleft(), self._waiting.popleft()
-                slot.run(function, args, partial(self._done, slot, outer))
+                if not outer.set_running_or_notify_cancel():
+                    self._idle.append(slot)
+                    continue
+            # Without the lock: a worker that died while it was idle has ended the task already.
+            slot.run(function, args, partial(self._done, slot, outer))
+
+    def _forget(self, outer: "Future[Any]") -> None:
+        with self._lock:
+            self._submitted.discard(outer)
 
     def _done(self, slot: "_Slot", outer: "Future[Any]", inner: "Future[Any]") -> None:
         """The task of a slot has ended: free the slot, then pass on how it ended."""

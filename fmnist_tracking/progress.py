@@ -239,11 +239,12 @@ class Progress:
         counts = [f"{self._ended} of {len(self._points)} points ended"]
         counts += [f"{self._reused} reused"] if self._reused else []
         counts += [f"{self._failed} failed"] if self._failed else []
-        summary = f"{', '.join(counts)}  ·  {self._best_so_far()}  ·  {elapsed} gone, "
         bar = ProgressBar(
             total=max(1, len(self._points)), completed=self._completed(), width=_BAR_WIDTH
         )
-        return Group(table, bar, Text(f"{summary}{self._time_left()} left"))
+        clock = Table.grid(padding=(0, 2))
+        clock.add_row(bar, f"{elapsed} gone, {self._time_left()} left")
+        return Group(table, clock, Text(f"{', '.join(counts)}  ·  {self._best_so_far()}"))
 
     def _cells(self, number: int | None) -> list[str]:
         if number is None:

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, wait
@@ -195,6 +196,35 @@ def test_a_killed_worker_costs_its_own_task_only(tmp_path: Path) -> None:
         (tmp_path / "go").touch()
         assert other.result(timeout=60) == undisturbed
     assert not is_alive(replaced)
+
+
+def two_die_while_a_report_is_taken_in() -> None:
+    taking_in = threading.Event()
+
+    def slowly(worker: int, report: Any) -> None:
+        taking_in.set()
+        time.sleep(2)
+
+    with WorkerPool(2, slowly, prepare_nothing) as pool:
+        idle = pool.submit(own_pid).result()
+        dying = pool.submit(exit_with_status, 3)
+        taking_in.wait()
+        os.kill(idle, signal.SIGKILL)
+        wait_for(lambda: not is_alive(idle))
+        time.sleep(0.5)  # until the pool of that process knows
+        wait([dying, pool.submit(own_pid)])
+        print(repr(dying.exception()))
+
+
+def test_workers_that_die_while_a_report_is_taken_in_do_not_hold_up_the_pool() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); "
+        "import test_executors; test_executors.two_die_while_a_report_is_taken_in()"
+    )
+    done = subprocess.run(  # not in this process, which would hang
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=120
+    )
+    assert done.stdout == "WorkerDied('exit status 3')\n"
 
 
 def test_a_worker_s_exit_status_is_told() -> None:

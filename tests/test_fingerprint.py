@@ -1,13 +1,14 @@
 import dataclasses
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from conftest import SMALL, SMALL_SPLIT
 from fmnist_tracking import fingerprint
-from fmnist_tracking.config import FIELDS, SplitConfig
+from fmnist_tracking.config import FIELDS, SplitConfig, TrainingConfig
 
 
 def test_it_covers_configuration_split_and_data() -> None:
@@ -29,7 +30,7 @@ def test_it_covers_configuration_split_and_data() -> None:
 def test_every_setting_changes_it(field: str) -> None:
     value = getattr(SMALL, field)
     changed = value / 2 if isinstance(value, float) else (1 if value == 2 else value + 1)
-    other = dataclasses.replace(SMALL, **{field: changed})
+    other = TrainingConfig(**{**dataclasses.asdict(SMALL), field: changed})
     assert fingerprint.of_point(other, SMALL_SPLIT, "d") != fingerprint.of_point(
         SMALL, SMALL_SPLIT, "d"
     )
@@ -53,11 +54,10 @@ def test_the_program_changes_it(fact: str, monkeypatch: pytest.MonkeyPatch) -> N
             lambda path: real_bytes(path) + (b"# changed" if path.name == fact else b""),
         )
     else:
-        real_version = fingerprint.version
         monkeypatch.setattr(
             fingerprint,
             "version",
-            lambda name: "0.1" if name == fact else real_version(name),
+            lambda name: "0.1" if name == fact else version(name),
         )
     fingerprint._program.cache_clear()
     try:

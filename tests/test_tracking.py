@@ -15,26 +15,54 @@ from fmnist_tracking import plots, tracking
 from fmnist_tracking.config import FIELDS, SearchSpace, SplitConfig, TrainingConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.model import load_model, predict
+from fmnist_tracking.model import load_model, predict, with_weights
 from fmnist_tracking.results import SearchResult, TrainingResult
-from fmnist_tracking.tracking import DataFacts, Store, names
-from fmnist_tracking.training import train
-from test_results import training
+from fmnist_tracking.tracking import DataFacts, Lease, SearchFacts, Store, TrialFacts, names
+from fmnist_tracking.training import Weights, train
+from test_results import epoch, training
 
 FACTS = DataFacts(sha256="d" * 64, description="Fashion-MNIST (somewhere)")
 SPACE = SearchSpace(axes={"filters": (12, 36), "learning_rate": (0.01, 0.001)})
 
 
-def start_search(store: Store, space: SearchSpace = SPACE, base: TrainingConfig = SMALL) -> str:
-    experiment = tracking.choose_experiment(store, "things")
-    return tracking.start_search(store, experiment, "a search", space, base, SMALL_SPLIT, FACTS)
+def search_facts(**changes: object) -> SearchFacts:
+    fields: dict[str, object] = {
+        "name": "a search",
+        "space": SPACE,
+        "base": SMALL,
+        "split": SMALL_SPLIT,
+        "data": FACTS,
+        "grid": "9" * 64,
+        **changes,
+    }
+    return SearchFacts(**fields)  # type: ignore[arg-type]
 
 
-def start_trial(store: Store, config: TrainingConfig, parent: str | None) -> str:
+def trial_facts(**changes: object) -> TrialFacts:
+    fields: dict[str, object] = {
+        "name": "a trial",
+        "config": SMALL,
+        "split": SMALL_SPLIT,
+        "data": FACTS,
+        "fingerprint": "f" * 64,
+        "threads": 2,
+        "parent": None,
+        **changes,
+    }
+    return TrialFacts(**fields)  # type: ignore[arg-type]
+
+
+def start_search(store: Store, **changes: object) -> str:
     experiment = tracking.choose_experiment(store, "things")
-    return tracking.start_trial(
-        store, experiment, "a trial", config, SMALL_SPLIT, FACTS, "f" * 64, 2, parent
-    )
+    return tracking.start_search(store, experiment, search_facts(**changes))
+
+
+def start_trial(
+    store: Store, config: TrainingConfig, parent: str | None, resume: str | None = None
+) -> str:
+    experiment = tracking.choose_experiment(store, "things")
+    facts = trial_facts(config=config, parent=parent)
+    return tracking.start_trial(store, experiment, facts, resume)
 
 
 def finish_quickly(store: Store, run_id: str, score: float) -> None:
@@ -50,18 +78,18 @@ def search_result(store: Store, run_id: str) -> SearchResult:
 
 
 @pytest.fixture(scope="module")
-def trained(split: DataSplit) -> tuple[TrainingResult, object]:
+def trained(split: DataSplit) -> tuple[TrainingResult, Weights]:
     return train(SMALL, split)
 
 
 def test_a_finished_trial_has_all_that_the_contract_names(
-    store: Store, split: DataSplit, trained: tuple[TrainingResult, object], tmp_path: Path
+    store: Store, split: DataSplit, trained: tuple[TrainingResult, Weights], tmp_path: Path
 ) -> None:
-    result, model = trained
+    result, weights = trained
+    model = with_weights(SMALL, weights)
     parent = start_search(store)
     run_id = start_trial(store, SMALL, parent)
-    for epoch in result.epochs:
-        tracking.log_epoch(store, run_id, epoch)
+    tracking.log_epochs(store, run_id, result.epochs)
     curves = plots.png(plots.learning_curves(result, "curves"))
     import keras_tuner  # registers custom objects, which MLflow would pickle
 
@@ -73,7 +101,11 @@ def test_a_finished_trial_has_all_that_the_contract_names(
     run = store.client.get_run(run_id)
     assert run.info.status == "FINISHED"
     tags = {k: v for k, v in run.data.tags.items() if k.startswith("fmnist.")}
+    lease = Lease.read(tags)
+    assert lease is not None
+    assert lease.is_mine()
     assert tags == {
+        "fmnist.lease": lease.text(),
         "fmnist.role": "trial",
         "fmnist.point": "f" * 64,
         "fmnist.data_sha256": "d" * 64,
@@ -87,8 +119,8 @@ def test_a_finished_trial_has_all_that_the_contract_names(
     }
     for name in ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds"):
         history = store.client.get_metric_history(run_id, name)
-        assert [(m.step, m.value) for m in history] == [
-            (e.epoch, getattr(e, name)) for e in result.epochs
+        assert [(m.step, m.value, m.timestamp) for m in history] == [
+            (e.epoch, getattr(e, name), e.ended_at) for e in result.epochs
         ]
     assert result.summary().items() <= run.data.metrics.items()
     files = {f.path for f in store.client.list_artifacts(run_id)}
@@ -116,17 +148,53 @@ def test_a_finished_trial_has_all_that_the_contract_names(
     np.testing.assert_array_equal(predict(load_model(file), images), predict(model, images))
 
 
+def test_a_trial_that_is_finished_again_has_all_of_it_once(
+    store: Store, split: DataSplit, trained: tuple[TrainingResult, Weights]
+) -> None:
+    result, weights = trained
+    run_id = start_trial(store, SMALL, start_search(store))
+    for again in (False, True):
+        tracking.finish_trial(
+            store,
+            run_id,
+            result,
+            with_weights(SMALL, weights),
+            split.validation_images[:2],
+            b"curves",
+            again=again,
+        )
+    run = store.client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert len(store.client.search_logged_models([run.info.experiment_id])) == 1
+    for name, value in result.summary().items():
+        assert [m.value for m in store.client.get_metric_history(run_id, name)] == [value]
+    images = split.validation_images
+    loaded = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
+    expected = predict(with_weights(SMALL, weights), images)
+    np.testing.assert_allclose(loaded.predict(images), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_epochs_that_are_logged_again_are_there_once(store: Store) -> None:
+    run_id = start_trial(store, SMALL, start_search(store))
+    epochs = [dataclasses.replace(epoch(n, n / 300), ended_at=n * 1000) for n in range(1, 202)]
+    for count in (150, 201):
+        tracking.log_epochs(store, run_id, epochs[:count])
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds"):
+        history = store.client.get_metric_history(run_id, name)
+        assert sorted((m.step, m.value, m.timestamp) for m in history) == [
+            (e.epoch, getattr(e, name), e.ended_at) for e in epochs
+        ]
+    assert tracking.logged_steps(store, run_id) == set(range(1, 202))
+
+
 def test_a_failed_trial_keeps_its_traceback(store: Store) -> None:
     run_id = start_trial(store, SMALL, start_search(store))
-    try:
-        raise ValueError("first line\nsecond line")
-    except ValueError as error:
-        line = tracking.fail_trial(store, run_id, error)
-    assert line == "ValueError: first line"
+    tracking.fail_trial(store, run_id, "ValueError: first line", "Traceback\n  in a function")
     assert store.client.get_run(run_id).info.status == "FAILED"
     text = mlflow.artifacts.load_text(f"runs:/{run_id}/traceback.txt")
-    assert "in test_a_failed_trial_keeps_its_traceback" in text
-    assert tracking.read_trial(tracking.find_run(store, run_id)).error == line
+    assert text == "Traceback\n  in a function"
+    error = tracking.read_trial(tracking.find_run(store, run_id)).error
+    assert error == "ValueError: first line"
 
 
 def test_a_trial_is_failed_even_where_artifacts_cannot_be_kept(
@@ -134,9 +202,47 @@ def test_a_trial_is_failed_even_where_artifacts_cannot_be_kept(
 ) -> None:
     run_id = start_trial(store, SMALL, start_search(store))
     (tmp_path / "mlruns").touch()  # a file where the folder of artifacts should be
-    tracking.fail_trial(store, run_id, OSError("disk full"))
+    tracking.fail_trial(store, run_id, "OSError: disk full", "its traceback")
     run = store.client.get_run(run_id)
     assert (run.info.status, run.data.tags["fmnist.error"]) == ("FAILED", "OSError: disk full")
+
+
+def test_a_trial_that_was_cut_off_goes_on_in_its_run(store: Store) -> None:
+    first, second = start_search(store), start_search(store)
+    run_id = start_trial(store, SMALL, first)
+    tracking.log_epochs(store, run_id, [epoch(1, 0.5)])
+    tracking.fail_trial(store, run_id, "OSError: disk full", "")
+    assert start_trial(store, SMALL, second, resume=run_id) == run_id
+    run = store.client.get_run(run_id)
+    assert run.info.status == "RUNNING"
+    assert names.ERROR not in run.data.tags
+    assert run.data.tags["mlflow.parentRunId"] == second
+    assert tracking.logged_steps(store, run_id) == {1}
+
+
+def test_a_trial_that_this_process_has_opened_is_found(store: Store) -> None:
+    experiment = tracking.choose_experiment(store, "things")
+    parent = start_search(store)
+    facts = trial_facts(parent=parent)
+    assert tracking.find_trial(store, experiment, facts) is None
+    run_id = tracking.start_trial(store, experiment, facts)
+    assert tracking.find_trial(store, experiment, facts) == run_id
+    for other in (trial_facts(parent="0" * 32), trial_facts(parent=parent, fingerprint="0" * 64)):
+        assert tracking.find_trial(store, experiment, other) is None
+    lease = dataclasses.replace(Lease.of_this_process(), machine="another")
+    store.client.set_tag(run_id, names.LEASE, lease.text())
+    assert tracking.find_trial(store, experiment, facts) is None
+    tracking.renew_lease(store, run_id)
+    assert tracking.find_trial(store, experiment, facts) == run_id
+    store.client.set_terminated(run_id, "KILLED")
+    assert tracking.find_trial(store, experiment, facts) is None
+
+
+def test_interruptions_are_noted_once_each(store: Store) -> None:
+    run_id = start_trial(store, SMALL, start_search(store))
+    for line in ("cut off", "died", "cut off", "died"):
+        tracking.note_interruption(store, run_id, line)
+    assert store.client.get_run(run_id).data.tags["fmnist.interruptions"] == "cut off\ndied"
 
 
 def test_a_search_is_read_back_in_the_grid_s_order(store: Store) -> None:
@@ -158,7 +264,7 @@ def test_a_finished_search_has_its_leaderboard(store: Store) -> None:
     trials = [start_trial(store, config, run_id) for config in SPACE.points(SMALL)]
     for trial, score in zip(trials, (0.4, 0.9, 0.2), strict=False):
         finish_quickly(store, trial, score)
-    tracking.fail_trial(store, trials[3], RuntimeError("no memory"))
+    tracking.fail_trial(store, trials[3], "RuntimeError: no memory", "its traceback")
     result = search_result(store, run_id)
     tracking.finish_search(store, result, b"a picture")
 
@@ -181,13 +287,69 @@ def test_a_finished_search_has_its_leaderboard(store: Store) -> None:
     assert content["failed"] == 1
 
 
-def test_open_children_are_closed_with_their_search(store: Store) -> None:
+def test_a_search_that_is_ended_again_is_at_a_later_step(store: Store) -> None:
+    run_id = start_search(store)
+    trials = [start_trial(store, config, run_id) for config in SPACE.points(SMALL)]
+    for trial in trials[:3]:
+        finish_quickly(store, trial, 0.5)
+    tracking.fail_trial(store, trials[3], "RuntimeError: no memory", "")
+    for _ in range(2):  # the same end twice is logged once
+        tracking.finish_search(store, search_result(store, run_id), b"a picture")
+    finish_quickly(store, start_trial(store, SPACE.points(SMALL)[3], run_id), 0.9)
+    tracking.finish_search(store, search_result(store, run_id), b"a picture")
+    run = store.client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["best_val_accuracy"] == 0.9
+    history = store.client.get_metric_history(run_id, "finished_points")
+    assert [(m.step, m.value) for m in history] == [(3, 3), (4, 4)]
+    found = tracking.read_outcome(store, tracking.find_run(store, run_id))
+    assert found == search_result(store, run_id)
+
+
+def test_reused_trials_count_among_a_search_s_own(store: Store) -> None:
+    other, run_id = start_search(store), start_search(store)
+    points = SPACE.points(SMALL)
+    reused = [start_trial(store, config, other) for config in points[:2]]
+    own = [start_trial(store, config, run_id) for config in points[2:]]
+    for trial, score in zip((*reused, *own), (0.1, 0.2, 0.3, 0.4), strict=True):
+        finish_quickly(store, trial, score)
+    tracking.log_reused(store, run_id, reused)
+    result = search_result(store, run_id)
+    assert [t.run_id for t in result.trials] == [*reused, *own]
+    assert [t.reused for t in result.trials] == [True, True, False, False]
+    assert [t.val_accuracy for t in result.trials] == [0.1, 0.2, 0.3, 0.4]
+    assert len(search_result(store, other).trials) == 2
+
+
+def test_of_two_runs_of_a_point_the_finished_one_counts(store: Store) -> None:
+    run_id = start_search(store)
+    config = SPACE.points(SMALL)[0]
+    finished = start_trial(store, config, run_id)
+    finish_quickly(store, finished, 0.5)
+    cut_off = start_trial(store, config, run_id)
+    store.client.set_terminated(cut_off, "KILLED")
+    (trial,) = search_result(store, run_id).trials
+    assert trial.run_id == finished
+
+
+def test_open_runs_of_this_process_are_closed(store: Store) -> None:
     run_id = start_search(store)
     done, running = (start_trial(store, c, run_id) for c in SPACE.points(SMALL)[:2])
     finish_quickly(store, done, 0.5)
-    tracking.close_open_runs(store, run_id, "KILLED")
-    statuses = [store.client.get_run(r).info.status for r in (done, running, run_id)]
-    assert statuses == ["FINISHED", "KILLED", "KILLED"]
+    other = start_search(store)
+    lease = dataclasses.replace(Lease.of_this_process(), machine="another")
+    store.client.set_tag(other, names.LEASE, lease.text())
+    experiment = tracking.choose_experiment(store, "things")
+    foreign = store.client.create_run(experiment).info.run_id
+    tracking.close_held(store, experiment, "FAILED")
+    runs = (done, running, run_id, other, foreign)
+    assert [store.client.get_run(r).info.status for r in runs] == [
+        "FINISHED",
+        "KILLED",
+        "FAILED",
+        "RUNNING",
+        "RUNNING",
+    ]
 
 
 def test_the_run_that_mlflow_run_made_becomes_the_parent(

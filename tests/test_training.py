@@ -14,7 +14,6 @@ from fmnist_tracking.model import predict, with_weights
 from fmnist_tracking.results import EpochMetrics, TrainingResult
 from fmnist_tracking.training import CheckpointPlace, Weights, train
 
-
 # At this learning rate the score goes up and down.
 JUMPY = dataclasses.replace(SMALL, filters=16, strides=1, learning_rate=0.05)
 
@@ -23,7 +22,9 @@ class CutOff(Exception):
     """What ends a training in the middle."""
 
 
-def cut_off_after(last: int, config: TrainingConfig, data: DataSplit, place: CheckpointPlace) -> None:
+def cut_off_after(
+    last: int, config: TrainingConfig, data: DataSplit, place: CheckpointPlace
+) -> None:
     def on_epoch(metrics: EpochMetrics) -> None:
         if metrics.epoch == last:
             raise CutOff

@@ -202,7 +202,7 @@ def close_orphans(store: Store, experiments: Iterable[str]) -> list[TrackedRun]:
         The runs that were closed, as they were.
     """
     orphans = []
-    live: dict[str, bool] = {}
+    live: dict[tuple[str | float, ...], bool] = {}
     filter_string = f"attributes.status = '{RUNNING}' AND tags.`{names.ROLE}` LIKE '%'"
     for run in list(iterate_runs(store, experiments, filter_string)):
         if not _is_live(store, run, live):
@@ -211,7 +211,7 @@ def close_orphans(store: Store, experiments: Iterable[str]) -> list[TrackedRun]:
     return orphans
 
 
-def _is_live(store: Store, run: Run, live: dict[str, bool]) -> bool:
+def _is_live(store: Store, run: Run, live: dict[tuple[str | float, ...], bool]) -> bool:
     """Whether a run's process is there; a search gives signs of life for its trials too."""
     parent = run.data.tags.get(names.PARENT)
     lease = Lease.read(run.data.tags)
@@ -219,16 +219,17 @@ def _is_live(store: Store, run: Run, live: dict[str, bool]) -> bool:
         return False
     if parent is None or lease.is_live():
         return lease.is_live()
-    if parent not in live:
+    key = (parent, lease.machine, lease.pid, lease.started)
+    if key not in live:
         holder = store.client.get_run(parent)
         held = Lease.read(holder.data.tags)
-        live[parent] = (
+        live[key] = (
             holder.info.status == RUNNING
             and held is not None
             and (held.machine, held.pid, held.started) == (lease.machine, lease.pid, lease.started)
             and held.is_live()
         )
-    return live[parent]
+    return live[key]
 
 
 def close_held(store: Store, experiment_id: str, status: str) -> None:
