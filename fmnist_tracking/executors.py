@@ -142,6 +142,11 @@ class WorkerPool:
                 if not outer.set_running_or_notify_cancel():
                     self._idle.append(slot)
                     continue
+            if slot.is_used_up:
+                self._start(slot)
+                with self._lock:
+                    if self._ending:  # killed meanwhile, when there was no process yet to kill
+                        slot.process.kill()
             # Without the lock: a worker that died while it was idle has ended the task already.
             slot.run(function, args, partial(self._done, slot, outer))
 
@@ -159,10 +164,9 @@ class WorkerPool:
         with self._lock:
             slot.tasks += 1
             worn = self._tasks_per_process is not None and slot.tasks >= self._tasks_per_process
-            if (died or worn) and not self._ending:
-                if worn and not died and slot.executor is not None:
-                    slot.executor.shutdown(wait=False)
-                self._start(slot)
+            if worn and not died and slot.executor is not None:
+                slot.executor.shutdown(wait=False)
+            slot.is_used_up = died or worn
             self._idle.append(slot)
         self._hand_out()
         if died:
@@ -220,6 +224,7 @@ class _Slot:
         self.process: Any = None
         self.reader: Connection | None = None
         self.tasks = 0
+        self.is_used_up = False  # its process must be replaced before the next task
 
     def start(self, threads: int, prepare: Callable[[], None]) -> Connection:
         """Start a process, in place of the last one; give the end to read its reports from."""
@@ -235,7 +240,8 @@ class _Slot:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         writer.close()  # the worker has its own: when that is gone, reading comes to an end
         (self.process,) = executor._processes.values()
-        self.executor, self.reader, self.tasks = executor, reader, 0
+        self.executor, self.reader = executor, reader
+        self.tasks, self.is_used_up = 0, False
         return reader
 
     def run(
