@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -365,6 +366,21 @@ def test_a_server_that_never_comes_back(
         assert after.count(f"goes on after epoch {EPOCHS}") == POINTS
         assert "  loss " not in after  # no epoch was trained again
         assert_as_undisturbed(place, undisturbed)
+
+
+def test_a_database_that_is_locked_for_a_while(
+    tmp_path: Path, cache: Path, undisturbed: Outcome
+) -> None:
+    place = Place(tmp_path / "search", cache)
+    process = place.start()
+    place.wait_until_said(f"epoch 2/{EPOCHS}", 1, process)
+    with contextlib.closing(sqlite3.connect(place.folder / "mlflow.db")) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        place.wait_until_said("Training goes on", 1, process)
+        database.rollback()
+    place.wait_until_said("The store answers again", 1, process)
+    assert finish(process, place)["finished"] == POINTS
+    assert_as_undisturbed(place, undisturbed)
 
 
 def test_a_second_driver_is_refused(tmp_path: Path, cache: Path) -> None:
