@@ -12,7 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for_futures
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -80,6 +80,13 @@ class WorkerPool:
 
     def __enter__(self) -> "WorkerPool":
         self._listener.start()
+        # Python's own helper process: killed by the end of a terminal, it would be started again,
+        # and complain of all that it knows nothing of.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        try:
+            resource_tracker.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for slot in self._slots:
             self._start(slot)
         return self
@@ -92,7 +99,7 @@ class WorkerPool:
     def close(self) -> None:
         """Wait for what was submitted, end the workers, and pass on all that they reported."""
         with self._lock:
-            submitted = list(self._submitted)
+            submitted = [] if self._ending else list(self._submitted)
         wait_for_futures(submitted)
         with self._lock:
             self._ending = True
@@ -142,13 +149,19 @@ class WorkerPool:
                 if not outer.set_running_or_notify_cancel():
                     self._idle.append(slot)
                     continue
-            if slot.is_used_up:
-                self._start(slot)
+            try:
+                if slot.is_used_up:
+                    self._start(slot)
+                    with self._lock:
+                        if self._ending:  # killed meanwhile, when there was no process to kill
+                            slot.process.kill()
+                # Without the lock: a worker that died while it was idle has ended it already.
+                slot.run(function, args, partial(self._done, slot, outer))
+            except Exception as error:  # no process can be started, for want of memory, say
+                slot.is_used_up = True
                 with self._lock:
-                    if self._ending:  # killed meanwhile, when there was no process yet to kill
-                        slot.process.kill()
-            # Without the lock: a worker that died while it was idle has ended the task already.
-            slot.run(function, args, partial(self._done, slot, outer))
+                    self._idle.append(slot)
+                outer.set_exception(WorkerDied(f"no process could be started: {error}"))
 
     def _forget(self, outer: "Future[Any]") -> None:
         with self._lock:
@@ -186,7 +199,10 @@ class WorkerPool:
             ending = self._ended.is_set()
             with self._lock:
                 readers = dict(self._readers)
-            ready = wait(list(readers), timeout=_POLL_SECONDS)
+            try:
+                ready = wait(list(readers), timeout=_POLL_SECONDS)
+            except OSError:  # one was closed meanwhile, by the thread that saw its worker die
+                continue
             for reader in ready:
                 assert isinstance(reader, Connection)
                 self._read(reader, readers[reader])
@@ -265,7 +281,7 @@ class _Slot:
             self.process.join()
         code = self.process.exitcode
         if code is not None and code < 0:
-            return f"killed by signal {-code}, {signal.Signals(-code).name}"
+            return f"killed by signal {-code}, {signal.strsignal(-code)}"
         return f"exit status {code}"
 
 

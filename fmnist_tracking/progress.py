@@ -1,5 +1,6 @@
 """Live progress on standard error: a table on a terminal, plain lines elsewhere."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -99,8 +100,9 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         if self._live:
-            self._live.refresh()
-            self._live.stop()
+            with contextlib.suppress(OSError):
+                self._live.refresh()
+                self._live.stop()
 
     def __call__(self, event: Event, worker: int = 0) -> None:
         """Take in one event, of a worker where it comes from one, and show it."""
@@ -116,7 +118,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line for a person, above the table."""
-        self._console.print(line, soft_wrap=True)
+        with contextlib.suppress(OSError):  # a terminal that is gone
+            self._console.print(line, soft_wrap=True)
 
     def _take_in(self, event: Event, worker: int) -> str | None:
         """Update the state; give the line to print, if any."""

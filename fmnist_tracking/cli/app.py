@@ -1,5 +1,6 @@
 """The `fmnist-track` program: its commands, and errors as lines with an exit status."""
 
+import contextlib
 import functools
 import logging
 import os
@@ -16,6 +17,9 @@ from fmnist_tracking.cli.printing import say
 from fmnist_tracking.errors import FmnistTrackingError, Terminated
 
 P = ParamSpec("P")
+
+# Asked now: MLflow removes the variable when it has ended a run.
+_UNDER_MLFLOW_RUN = "MLFLOW_RUN_ID" in os.environ
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -52,7 +56,7 @@ def command(
 
 
 def _how_to_resume() -> str:
-    if "MLFLOW_RUN_ID" in os.environ:
+    if _UNDER_MLFLOW_RUN:
         return " The same `mlflow run` command goes on where this one stopped."
     arguments = [argument for argument in sys.argv[1:] if argument != "--fresh"]
     return f" Go on with: {shlex.join(['fmnist-track', *arguments])}"
@@ -107,7 +111,8 @@ def _stop(number: int, _: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    say("Stopping: closing what is open.")
+    with contextlib.suppress(Exception):  # whatever this interrupts may be printing itself
+        say("Stopping: closing what is open.")
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 

@@ -1,5 +1,6 @@
 """Results to standard output, words for a person to standard error."""
 
+import contextlib
 import json
 import sys
 from collections import Counter
@@ -26,7 +27,8 @@ _err = stderr_console()
 
 def say(line: str) -> None:
     """A line for a person, beside the results."""
-    _err.print(line, soft_wrap=True, markup=False)
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        _err.print(line, soft_wrap=True, markup=False)
 
 
 def print_trials(result: SearchResult, *, as_json: bool) -> None:

@@ -131,17 +131,16 @@ def find_training(
         point: fingerprint of what is trained.
 
     Returns:
-        A finished run of that point, be it a search's trial, and a training of its own that
-        was cut off; each None if there is none.
+        The newest of either: a finished run of that point, be it a search's trial, or a
+        training of its own that was cut off; None for the other, or for both.
     """
     runs = list(iterate_runs(store, [experiment_id], f"tags.`{names.POINT}` = '{point}'"))
-    finished = (trial_result(run) for run in runs if run.info.status == FINISHED)
-    cut_off = (
-        _open_trial(run)
-        for run in runs
-        if run.info.status != FINISHED and names.PARENT not in run.data.tags
-    )
-    return next(finished, None), next(cut_off, None)
+    for run in runs:  # the newest first: what was begun anew since the last one that finished
+        if run.info.status == FINISHED:
+            return trial_result(run), None
+        if names.PARENT not in run.data.tags:
+            return None, _open_trial(run)
+    return None, None
 
 
 def _finished_runs(store: Store, experiment_id: str, points: set[str]) -> Iterator[Run]:

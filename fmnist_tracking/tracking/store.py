@@ -23,8 +23,9 @@ _DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 _SQLITE = "sqlite:///"
 _MLFLOW_SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # MLflow's own way is to wait for minutes in a call; trying again is the recorder's task.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    # Trying again is the recorder's task: MLflow's own way takes minutes a call, and may make two
+    # runs of one.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 _TRY_AGAIN = {408, 409, 429}

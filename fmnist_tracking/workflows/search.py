@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from fmnist_tracking import fingerprint, runtime
+from fmnist_tracking import checkpoints, fingerprint, runtime
 from fmnist_tracking.analysis import effects
 from fmnist_tracking.config import SearchSpace, TrainingConfig, Value
 from fmnist_tracking.errors import SearchError
@@ -88,6 +88,8 @@ def search(
             )
             run_id = tracking.start_search(store, experiment_id, facts, standing.search)
             _take_over(store, standing, run_id)
+            for point in standing.finished:  # cut off between its last step and this
+                checkpoints.remove(folder / point[:16])
             announce(
                 f"Search {run_id} at {store.public_uri}"
                 + (" goes on" if standing.search is not None else "")
@@ -123,8 +125,11 @@ def search(
                 else:
                     explore(space, submit, workers, session.recorder.failed)
                 session.pool.close()  # so that the last report is shown too
+                reading = session.recorder.submit(
+                    lambda _: tracking.read_search(store, tracking.find_run(store, run_id))
+                )
                 session.write_all()
-                result = tracking.read_search(store, tracking.find_run(store, run_id))
+                result = reading.result()
                 _assert_complete(result)
                 picture = grid_picture(result)
                 session.recorder.submit(lambda _: tracking.finish_search(store, result, picture))

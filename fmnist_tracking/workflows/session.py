@@ -123,7 +123,6 @@ class Session:
             if held:
                 tracking.renew_lease(self.store, held)
 
-        self._folder = folder
         self.recorder = tracking.Recorder(
             self.store,
             outage_lines(self._progress.say, folder),
@@ -133,10 +132,13 @@ class Session:
         examples = self._dataset.train_images[:_EXAMPLES, ..., None]
         self.keeper = Keeper(self.store, self.recorder, self.experiment_id, examples)
         self.trials = Trials(self.pool, self.keeper, self._progress)
+        self._folder = folder  # last: it says that there is something to end
 
     def wait_for(self, future: "Future[Any]") -> None:
         """Wait for one trial, unless the store fails for good."""
         wait([future, self.recorder.failed], return_when=FIRST_COMPLETED)
+        if self.recorder.failed.done():
+            self.recorder.failed.result()
 
     def write_all(self) -> None:
         """Wait until all is in the store.
@@ -149,7 +151,13 @@ class Session:
 
     def close(self) -> None:
         """End what `start` started, when all is written."""
+        from fmnist_tracking import tracking
+
         if self._folder is not None:
+            # A server that hung may have made a run twice; what nobody knows of is closed.
+            self.recorder.submit(
+                lambda _: tracking.close_held(self.store, self.experiment_id, "KILLED")
+            )
             self.recorder.close(_CLOSING_SECONDS)
 
     def end(self, status: str) -> None:

@@ -45,6 +45,7 @@ class Trials:
         self._keeper = keeper
         self._progress = progress
         self._died_after: dict[int, int] = {}
+        self._reached: dict[int, int] = {}
         self._recorded: dict[int, Future[None]] = {}
         self.stopping = False
 
@@ -53,6 +54,7 @@ class Trials:
         if isinstance(event, TrialStarted):
             self._keeper.log(event.number, event.epochs)
         else:
+            self._reached[event.number] = event.metrics.epoch
             self._keeper.log(event.number, [event.metrics])
         self._show(event, worker)
 
@@ -118,8 +120,9 @@ class Trials:
             ended: Trained | Failed = future.result()
         except WorkerDied as death:
             saved = checkpoints.load(task.folder, task.fingerprint)
-            after = len(saved.epochs) if saved else 0
-            if self._died_after.get(task.number) != after:
+            # With a full disk there is no checkpoint of what it got through.
+            after = max(len(saved.epochs) if saved else 0, self._reached.get(task.number, 0))
+            if after > self._died_after.get(task.number, -1):
                 self._died_after[task.number] = after
                 self._keeper.note(
                     task.number, _line(f"worker process died after epoch {after}: {death}")
