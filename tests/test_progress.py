@@ -155,7 +155,7 @@ def test_the_live_display_has_a_row_for_each_worker() -> None:
         shown.now = 10
         progress(EpochEnded(number=3, metrics=slow_epoch(1, 0.61)), 0)
     drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.text)
-    *rows, summary = drawn.splitlines()[-4:]
+    *rows, clock, summary = (line.rstrip() for line in drawn.splitlines()[-5:])
     first, second, third = (row.split() for row in rows)
     assert first[:4] == ["1", "[3/4]", "c", "1/4"]
     assert first[-3:] == ["0.9000", "0.6100", "0:00:30"]
@@ -163,4 +163,4 @@ def test_the_live_display_has_a_row_for_each_worker() -> None:
     assert third == ["3", "[2/4]", "b", "0/4"]
     assert "1 of 4 points ended, 1 reused" in summary
     assert "best so far 0.9000 (a)" in summary
-    assert summary.endswith("0:00:40 left")  # the fourth point has yet to begin
+    assert clock.endswith("0:00:10 gone, 0:00:40 left")  # the fourth point has yet to begin
