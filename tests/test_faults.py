@@ -207,7 +207,9 @@ def test_killed_at_random_again_and_again(
                 process.wait()
                 killed["driver"] += 1
                 process = place.start()
-        while process.wait(timeout=300) != 0:
+        for _ in range(20):
+            if process.wait(timeout=300) == 0:
+                break
             # A trial whose worker was killed twice in the same epoch was given up; and a process
             # that has just been killed may still hold the folder for a moment.
             assert process.returncode == 1, place.said()

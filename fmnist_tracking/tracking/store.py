@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,8 @@ def open_store(uri: str | None = None, *, create: bool = False) -> Iterator[Stor
     for name, value in _MLFLOW_SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
+        if create and is_yet_to_be_made(uri):
+            _make_sqlite_store(Path(uri.removeprefix(_SQLITE)))
         mlflow.set_tracking_uri(uri)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)  # creates or upgrades the tables
@@ -121,6 +124,19 @@ def is_passing(error: BaseException) -> bool:
         return status >= 500 or status in _TRY_AGAIN
     # Errors of the network are OSErrors, and so is a full disk.
     return isinstance(error, OSError | SQLAlchemyError) and not isinstance(error, _LASTING)
+
+
+def _make_sqlite_store(path: Path) -> None:
+    """Make a new store elsewhere, then put it in its place in one step.
+
+    MLflow builds its tables one after the other; killed in between, it leaves a file that it
+    can never open again.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
+        new = Path(folder).resolve() / path.name
+        MlflowClient(f"{_SQLITE}{new}").search_experiments(max_results=1)
+        with contextlib.suppress(FileExistsError):  # another process was quicker
+            os.link(new, path)
 
 
 def _require_reachable(uri: str, *, create: bool) -> None:
