@@ -83,7 +83,7 @@ def many() -> None:
 
 def _pretend_finished(space: SearchSpace, like: str) -> str:
     """Copy a finished run, row by row, for each point of a grid; give their search's run id."""
-    from fmnist_tracking import fingerprint, tracking
+    from fmnist_tracking import environment, fingerprint, tracking
     from fmnist_tracking.data import load_dataset
 
     digest = load_dataset().digest
@@ -96,7 +96,8 @@ def _pretend_finished(space: SearchSpace, like: str) -> str:
             space=space,
             base=BASE,
             split=REQUEST.split,
-            data=tracking.DataFacts(sha256=digest, description="Fashion-MNIST"),
+            data=tracking.DataFacts(sha256=digest, name="Fashion-MNIST", source="here"),
+            origin=tracking.Origin(code=environment.code(), environment={}),
             grid=fingerprint.of_search(prints),
         )
         run_id = tracking.start_search(store, experiment_id, facts)

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from fmnist_tracking.config import CLASS_NAMES, TrainingConfig, feature_map_sizes
+from fmnist_tracking.evaluation import score
 from fmnist_tracking.events import EpochEnded, TrialStarted
 from fmnist_tracking.results import EpochMetrics, TrainingResult
 from fmnist_tracking.workflows.trial import Trained, TrialTask
 
 SECONDS = 0.5
+LABELS = np.arange(10, dtype=np.uint8)
 
 
 def prepare() -> None:
@@ -39,6 +41,8 @@ def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained:
         model_parameters=1,
         train_seconds=SECONDS,
         images_per_second=1.0,
+        train_images=500,
+        validation=score(LABELS, LABELS, 1.0, CLASS_NAMES),
     )
     return Trained(result=result, weights=_weights(task.config))
 

@@ -37,6 +37,7 @@ class Checkpoint:
         variables: of the model, the states of its dropout layers' random numbers included,
             then those of the optimizer; each in its own shape and dtype.
         best_weights: the model's weights after the best epoch so far, float32.
+        best_predicted: what they take each validation image for, uint8, shape (m,).
     """
 
     fingerprint: str
@@ -44,6 +45,7 @@ class Checkpoint:
     fit_seconds: float
     variables: tuple[NDArray[np.generic], ...]
     best_weights: tuple[NDArray[np.float32], ...]
+    best_predicted: NDArray[np.uint8]
 
 
 def state_dir() -> Path:
@@ -65,6 +67,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     }
     arrays = {f"variable{i}": array for i, array in enumerate(checkpoint.variables)}
     arrays |= {f"best{i}": array for i, array in enumerate(checkpoint.best_weights)}
+    arrays["predicted"] = checkpoint.best_predicted
     content = io.BytesIO()
     np.savez(content, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +97,7 @@ def load(folder: Path, fingerprint: str) -> Checkpoint | None:
                 fit_seconds=about["fit_seconds"],
                 variables=_numbered(arrays, "variable"),
                 best_weights=_numbered(arrays, "best"),
+                best_predicted=arrays["predicted"],
             )
     except _DAMAGED:
         return None

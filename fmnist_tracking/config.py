@@ -241,6 +241,11 @@ def multiply_adds(config: TrainingConfig) -> int:
     return first + second + (flat + len(CLASS_NAMES)) * config.hidden_units
 
 
+def flops_per_image(config: TrainingConfig) -> int:
+    """Additions and multiplications to classify one image; see `multiply_adds`."""
+    return 2 * multiply_adds(config)
+
+
 def model_parameters(config: TrainingConfig) -> int:
     """Trainable weights of the network: each layer's kernel and its biases."""
     window = config.kernel_size**2

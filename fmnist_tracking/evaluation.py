@@ -4,28 +4,62 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import classification_report, confusion_matrix, log_loss
+from sklearn.metrics import classification_report, confusion_matrix
 
 from fmnist_tracking.results import ClassScores, Evaluation
 
 MACRO = "macro avg"
 WEIGHTED = "weighted avg"
+# As Keras has it: a probability of 0 costs 16 nats rather than infinity.
+_SMALLEST_PROBABILITY = 1e-7
+
+
+def cross_entropy(labels: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> float:
+    """Mean cross-entropy in nats: of minus the logarithm of the true class's probability.
+
+    Args:
+        labels: integers 0..9, shape (n,).
+        probabilities: shape (n, 10); each is taken to be 1e-7 at least, as Keras does.
+    """
+    of_truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.clip(of_truth, _SMALLEST_PROBABILITY, 1)).mean())
+
+
+def share_right(labels: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> float:
+    """Share of images whose predicted class is the true one."""
+    return float(np.mean(predicted == labels))
+
+
+def most_probable(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The class with the highest probability in each row: shape (n, 10) -> uint8 (n,)."""
+    return np.asarray(probabilities.argmax(axis=1), dtype=np.uint8)
 
 
 def evaluate(
     labels: NDArray[np.uint8], probabilities: NDArray[np.float32], class_names: Sequence[str]
 ) -> Evaluation:
-    """Score class probabilities against the true labels.
+    """Score class probabilities, shape (n, 10), against the true labels; see `score`."""
+    loss = cross_entropy(labels, probabilities)
+    return score(labels, most_probable(probabilities), loss, class_names)
+
+
+def score(
+    labels: NDArray[np.uint8],
+    predicted: NDArray[np.uint8],
+    loss: float,
+    class_names: Sequence[str],
+) -> Evaluation:
+    """Score predicted classes against the true labels.
 
     Precision, recall and F1 are scikit-learn's, 0 where a class was never predicted.
 
     Args:
         labels: integers 0..9, shape (n,).
-        probabilities: shape (n, 10).
+        predicted: integers 0..9, shape (n,).
+        loss: the mean cross-entropy of the probabilities behind them, in nats.
         class_names: ten names, in label order.
     """
     numbers = np.arange(len(class_names))
-    predicted = probabilities.argmax(axis=1)
     report = classification_report(
         labels,
         predicted,
@@ -35,12 +69,9 @@ def evaluate(
         zero_division=0.0,
     )
     confusion = confusion_matrix(labels, predicted, labels=numbers)
-    # Rows of float32 probabilities sum to 1 only to within float32; log_loss asks for float64.
-    exact = probabilities.astype(np.float64)
-    exact /= exact.sum(axis=1, keepdims=True)
     return Evaluation(
-        accuracy=float(np.mean(predicted == labels)),
-        loss=float(log_loss(labels, exact, labels=numbers)),
+        accuracy=share_right(labels, predicted),
+        loss=loss,
         classes=tuple(_scores(name, report[name]) for name in class_names),
         macro=_scores(MACRO, report[MACRO]),
         weighted=_scores(WEIGHTED, report[WEIGHTED]),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from fmnist_tracking.results import EpochMetrics
+from fmnist_tracking.results import DatasetPart, EpochMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,10 +13,12 @@ class TrialStarted:
     Attributes:
         number: of the point, 1 for the first.
         epochs: figures of the epochs that were trained before, usually none.
+        data: which images it was given.
     """
 
     number: int
     epochs: tuple[EpochMetrics, ...] = ()
+    data: tuple[DatasetPart, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

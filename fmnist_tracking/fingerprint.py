@@ -12,7 +12,7 @@ from typing import Any
 from fmnist_tracking.config import SplitConfig, TrainingConfig
 
 # Modules whose text is part of it. They are not imported: they would load TensorFlow.
-_CODE = ("training.py", "model.py", "data/split.py")
+_CODE = ("training.py", "model.py", "evaluation.py", "data/split.py")
 _LIBRARIES = ("tensorflow", "keras", "numpy", "scikit-learn")
 
 
@@ -35,6 +35,11 @@ def of_point(config: TrainingConfig, split: SplitConfig, data_digest: str) -> st
         **_program(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def of_code() -> str:
+    """SHA-256, in hex, of the code and the libraries among what `of_point` counts."""
+    return hashlib.sha256(json.dumps(_program(), sort_keys=True).encode()).hexdigest()
 
 
 def of_search(points: Iterable[str]) -> str:

@@ -2,13 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from fmnist_tracking.config import SearchSpace, TrainingConfig
+from fmnist_tracking.config import SearchSpace, TrainingConfig, flops_per_image
 
 FINISHED, RUNNING = "FINISHED", "RUNNING"
+# A training step computes the gradients by the activations and by the weights beside the forward
+# pass, each as costly as that.
+_PASSES_A_STEP = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,7 @@ class EpochMetrics:
         val_accuracy: share of validation images classified rightly after the epoch.
         epoch_seconds: wall-clock seconds for training and validation together.
         ended_at: when the epoch ended, in milliseconds since 1970 (UTC).
+        usage: what the machine did meanwhile, by metric name; see `fmnist_tracking.usage`.
     """
 
     epoch: int
@@ -33,17 +37,85 @@ class EpochMetrics:
     val_accuracy: float
     epoch_seconds: float
     ended_at: int = 0
+    usage: Mapping[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """The figures by metric name."""
         values = dataclasses.asdict(self)
-        del values["epoch"], values["ended_at"]
-        return values
+        del values["epoch"], values["ended_at"], values["usage"]
+        return {**values, **self.usage}
 
 
 def best_epoch(epochs: Sequence[EpochMetrics]) -> EpochMetrics:
     """The epoch with the highest validation accuracy, the earliest of equals."""
     return max(epochs, key=lambda e: (e.val_accuracy, -e.epoch))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """Precision, recall, F1 (shares, 0 to 1) and number of true images of one class."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How well a model classifies a set of labelled images.
+
+    Attributes:
+        accuracy: share classified rightly.
+        loss: mean cross-entropy, in nats.
+        classes: the scores by class, in label order.
+        macro: unweighted mean of the scores over the classes.
+        weighted: mean of the scores weighted by support.
+        confusion: `confusion[t][p]` counts images of true class t classified as class p.
+    """
+
+    accuracy: float
+    loss: float
+    classes: tuple[ClassScores, ...]
+    macro: ClassScores
+    weighted: ClassScores
+    confusion: tuple[tuple[int, ...], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that `json` can write and `from_json` reads back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Evaluation":
+        """The record that `to_json` gave."""
+        return cls(
+            accuracy=content["accuracy"],
+            loss=content["loss"],
+            classes=tuple(ClassScores(**scores) for scores in content["classes"]),
+            macro=ClassScores(**content["macro"]),
+            weighted=ClassScores(**content["weighted"]),
+            confusion=tuple(map(tuple, content["confusion"])),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetPart:
+    """Which images a trial was given, for training or for validation.
+
+    Attributes:
+        role: `training` or `validation`.
+        shape: of the images.
+        images_sha256: of their bytes, in the order of the split.
+        labels_sha256: of their labels' bytes, one each, in the same order.
+        class_counts: images of each class, in label order.
+    """
+
+    role: str
+    shape: tuple[int, ...]
+    images_sha256: str
+    labels_sha256: str
+    class_counts: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +129,8 @@ class TrainingResult:
         train_seconds: wall-clock seconds of all epochs, validation included.
         images_per_second: training images processed in a second of training alone,
             validation excluded.
+        train_images: how many images there were to train on.
+        validation: how the best epoch's weights classify the validation images.
     """
 
     config: TrainingConfig
@@ -64,6 +138,8 @@ class TrainingResult:
     model_parameters: int
     train_seconds: float
     images_per_second: float
+    train_images: int
+    validation: Evaluation
 
     @property
     def best(self) -> EpochMetrics:
@@ -71,13 +147,29 @@ class TrainingResult:
         return best_epoch(self.epochs)
 
     def summary(self) -> dict[str, float]:
-        """The summary metrics of a trial, by the names they have in MLflow."""
+        """The summary metrics of a trial, by the names they have in MLflow.
+
+        `flops_per_image` counts the additions and multiplications of the forward pass of one
+        image, `train_flops` those of all training steps, each taken as three forward passes.
+        """
+        flops = flops_per_image(self.config)
         return {
             "best_val_accuracy": self.best.val_accuracy,
             "best_epoch": self.best.epoch,
             "train_seconds": self.train_seconds,
             "images_per_second": self.images_per_second,
             "model_parameters": self.model_parameters,
+            "flops_per_image": flops,
+            "train_flops": _PASSES_A_STEP * flops * self.train_images * len(self.epochs),
+        }
+
+    def validation_scores(self) -> dict[str, float]:
+        """The best epoch's scores on the validation images, by the names they have in MLflow."""
+        return {
+            "best_val_accuracy": self.validation.accuracy,
+            "best_val_loss": self.validation.loss,
+            "val_macro_f1": self.validation.macro.f1,
+            **{f"val_f1/{scores.name}": scores.f1 for scores in self.validation.classes},
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -92,6 +184,7 @@ class TrainingResult:
                 **content,
                 "config": TrainingConfig(**content["config"]),
                 "epochs": tuple(EpochMetrics(**epoch) for epoch in content["epochs"]),
+                "validation": Evaluation.from_json(content["validation"]),
             }
         )
 
@@ -194,42 +287,6 @@ class SearchResult:
             },
             "trials": [t.to_json() for t in self.trials],
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassScores:
-    """Precision, recall, F1 (shares, 0 to 1) and number of true images of one class."""
-
-    name: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """How well a model classifies a set of labelled images.
-
-    Attributes:
-        accuracy: share classified rightly.
-        loss: mean cross-entropy, in nats.
-        classes: the scores by class, in label order.
-        macro: unweighted mean of the scores over the classes.
-        weighted: mean of the scores weighted by support.
-        confusion: `confusion[t][p]` counts images of true class t classified as class p.
-    """
-
-    accuracy: float
-    loss: float
-    classes: tuple[ClassScores, ...]
-    macro: ClassScores
-    weighted: ClassScores
-    confusion: tuple[tuple[int, ...], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json` can write."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

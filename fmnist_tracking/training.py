@@ -17,7 +17,9 @@ from fmnist_tracking import model as network
 from fmnist_tracking.checkpoints import Checkpoint
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.data import DataSplit
+from fmnist_tracking.evaluation import cross_entropy, most_probable, score, share_right
 from fmnist_tracking.results import EpochMetrics, TrainingResult, best_epoch
+from fmnist_tracking.usage import UsageMeter
 
 # Steps that TensorFlow runs before it returns to Python; the arithmetic is the same.
 STEPS_PER_EXECUTION = 50
@@ -72,12 +74,12 @@ def train(
     """
     model = _compiled(config)
     train_images, train_labels = tf.constant(data.train_images), tf.constant(data.train_labels)
-    validation = tf.data.Dataset.from_tensor_slices(
-        (data.validation_images, data.validation_labels)
-    ).batch(_VALIDATION_BATCH_SIZE)
+    validate = _validator(model, data)
+    meter = UsageMeter()
 
     epochs: list[EpochMetrics] = []
     best_weights: Weights = ()
+    best_predicted = np.empty(0, np.uint8)
     best = 0
     fit_seconds = 0.0
     saved = checkpoints.load(place.folder, place.fingerprint) if place else None
@@ -86,6 +88,7 @@ def train(
             variable.assign(value)
         epochs, fit_seconds = list(saved.epochs), saved.fit_seconds
         best, best_weights = best_epoch(epochs).epoch, saved.best_weights
+        best_predicted = saved.best_predicted
     on_start(tuple(epochs))
     while not _is_done(config, epochs, best):
         epoch = len(epochs) + 1
@@ -93,21 +96,32 @@ def train(
         batches = _shuffled_batches(train_images, train_labels, config, epoch)
         history = model.fit(batches, shuffle=False, verbose=0).history
         fit_seconds += time.perf_counter() - start
-        scores = model.evaluate(validation, verbose=0, return_dict=True)
+        probabilities = validate()
+        predicted = most_probable(probabilities)
         figures = EpochMetrics(
             epoch=epoch,
             loss=float(history["loss"][0]),
             accuracy=_exact_share(history["accuracy"][0], len(data.train_labels)),
-            val_loss=float(scores["loss"]),
-            val_accuracy=_exact_share(scores["accuracy"], len(data.validation_labels)),
+            val_loss=cross_entropy(data.validation_labels, probabilities),
+            val_accuracy=share_right(data.validation_labels, predicted),
             epoch_seconds=time.perf_counter() - start,
             ended_at=int(time.time() * 1000),
+            usage=meter.read(),
         )
         if not epochs or figures.val_accuracy > epochs[best - 1].val_accuracy:
             best, best_weights = epoch, tuple(model.get_weights())
+            best_predicted = predicted
         epochs.append(figures)
         if place is not None:
-            _save(place, model, epochs, fit_seconds, best_weights)
+            checkpoint = Checkpoint(
+                fingerprint=place.fingerprint,
+                epochs=tuple(epochs),
+                fit_seconds=fit_seconds,
+                variables=tuple(v.numpy() for v in _variables(model)),
+                best_weights=best_weights,
+                best_predicted=best_predicted,
+            )
+            _save(checkpoint, place.folder)
         on_epoch(figures)
 
     result = TrainingResult(
@@ -116,6 +130,10 @@ def train(
         model_parameters=model.count_params(),
         train_seconds=sum(e.epoch_seconds for e in epochs),
         images_per_second=len(epochs) * len(data.train_labels) / fit_seconds,
+        train_images=len(data.train_labels),
+        validation=score(
+            data.validation_labels, best_predicted, epochs[best - 1].val_loss, data.class_names
+        ),
     )
     return result, best_weights
 
@@ -148,27 +166,26 @@ def _variables(model: keras.Model) -> list[Any]:
     return [*model.variables, *model.optimizer.variables]
 
 
-def _save(
-    place: CheckpointPlace,
-    model: keras.Model,
-    epochs: Sequence[EpochMetrics],
-    fit_seconds: float,
-    best_weights: Weights,
-) -> None:
-    checkpoint = Checkpoint(
-        fingerprint=place.fingerprint,
-        epochs=tuple(epochs),
-        fit_seconds=fit_seconds,
-        variables=tuple(v.numpy() for v in _variables(model)),
-        best_weights=best_weights,
-    )
+def _validator(model: keras.Model, data: DataSplit) -> Callable[[], NDArray[np.float32]]:
+    """What gives the class probabilities of the validation images, in order."""
+    batches = [
+        tf.constant(data.validation_images[start : start + _VALIDATION_BATCH_SIZE])
+        for start in range(0, len(data.validation_images), _VALIDATION_BATCH_SIZE)
+    ]
+    pixels = tf.TensorSpec((None, *network.INPUT_SHAPE), tf.uint8)
+    # Keras's own `evaluate` and `predict` take longer to trace than this, in each trial.
+    forward = tf.function(lambda images: model(images, training=False), input_signature=[pixels])
+    return lambda: np.concatenate([forward(batch).numpy() for batch in batches])
+
+
+def _save(checkpoint: Checkpoint, folder: Path) -> None:
     try:
-        checkpoints.save(checkpoint, place.folder)
+        checkpoints.save(checkpoint, folder)
     except OSError as error:  # a full disk costs the checkpoint, not the training
         _log.warning(
             "The checkpoint in %s was not written (%s). Training goes on; if it is cut off "
             "now, it repeats from the last one that was.",
-            place.folder,
+            folder,
             error.strerror,
         )
 

@@ -25,6 +25,7 @@ CHECKPOINT = Checkpoint(
         np.array(7, np.int64),
     ),
     best_weights=(np.array([[np.float32(0.1)], [np.nan]]), np.zeros((0,), np.float32)),
+    best_predicted=np.array([9, 0, 3], np.uint8),
 )
 
 
@@ -35,6 +36,7 @@ def assert_same(first: Checkpoint | None, second: Checkpoint) -> None:
         second.epochs,
         second.fit_seconds,
     )
+    np.testing.assert_array_equal(first.best_predicted, second.best_predicted)
     for kind in ("variables", "best_weights"):
         arrays, others = getattr(first, kind), getattr(second, kind)
         assert [(a.dtype, a.shape) for a in arrays] == [(a.dtype, a.shape) for a in others]

@@ -1,7 +1,17 @@
+import dataclasses
 import json
 
-from fmnist_tracking.config import SearchSpace, TrainingConfig
-from fmnist_tracking.results import EpochMetrics, SearchResult, TrainingResult, TrialResult
+import pytest
+
+from fmnist_tracking.config import CLASS_NAMES, SearchSpace, TrainingConfig, flops_per_image
+from fmnist_tracking.results import (
+    ClassScores,
+    EpochMetrics,
+    Evaluation,
+    SearchResult,
+    TrainingResult,
+    TrialResult,
+)
 
 
 def epoch(number: int, val_accuracy: float) -> EpochMetrics:
@@ -15,6 +25,24 @@ def epoch(number: int, val_accuracy: float) -> EpochMetrics:
     )
 
 
+def evaluation(accuracy: float) -> Evaluation:
+    """Of 10 images, one of each class."""
+    classes = tuple(
+        ClassScores(name=name, precision=0.5, recall=0.4, f1=n / 10, support=1)
+        for n, name in enumerate(CLASS_NAMES)
+    )
+    mean = dataclasses.replace(classes[0], name="macro avg", f1=0.45, support=10)
+    confusion = tuple(tuple(int(row == column) for column in range(10)) for row in range(10))
+    return Evaluation(
+        accuracy=accuracy,
+        loss=0.9,
+        classes=classes,
+        macro=mean,
+        weighted=dataclasses.replace(mean, name="weighted avg"),
+        confusion=confusion,
+    )
+
+
 def training(*scores: float) -> TrainingResult:
     return TrainingResult(
         config=TrainingConfig(epochs=len(scores)),
@@ -22,6 +50,8 @@ def training(*scores: float) -> TrainingResult:
         model_parameters=7,
         train_seconds=2.0 * len(scores),
         images_per_second=100.0,
+        train_images=500,
+        validation=evaluation(max(scores)),
     )
 
 
@@ -47,7 +77,30 @@ def test_best_epoch_is_the_earliest_of_the_highest() -> None:
         "train_seconds": 8.0,
         "images_per_second": 100.0,
         "model_parameters": 7,
+        "flops_per_image": flops_per_image(result.config),
+        "train_flops": 3 * flops_per_image(result.config) * 500 * 4,
     }
+    assert 3 * flops_per_image(result.config) == pytest.approx(17.3e6, rel=0.01)
+
+
+def test_validation_scores_by_the_names_they_have_in_mlflow() -> None:
+    scores = training(0.5).validation_scores()
+    assert scores["val_macro_f1"] == 0.45
+    assert scores["val_f1/Ankle boot"] == 0.9
+    assert scores["best_val_accuracy"] == training(0.5).summary()["best_val_accuracy"]
+    assert len(scores) == 13
+
+
+def test_an_epoch_s_metrics_are_its_figures_and_the_machine_s() -> None:
+    figures = dataclasses.replace(epoch(1, 0.5), usage={"system/cpu": 50.0}).metrics()
+    assert sorted(figures) == [
+        "accuracy",
+        "epoch_seconds",
+        "loss",
+        "system/cpu",
+        "val_accuracy",
+        "val_loss",
+    ]
 
 
 def test_training_result_survives_json() -> None:

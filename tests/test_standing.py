@@ -12,7 +12,7 @@ from fmnist_tracking.config import SearchSpace
 from fmnist_tracking.errors import SearchError
 from fmnist_tracking.tracking import Lease, Standing, Store, names
 from test_results import epoch
-from test_tracking import finish_quickly, search_facts, trial_facts
+from test_tracking import SEARCH, TRIAL, finish_quickly
 
 SPACE = SearchSpace(axes={"filters": (1, 2, 3, 4)})
 POINTS = SPACE.points(SMALL)
@@ -44,13 +44,15 @@ def dead() -> Lease:
 
 
 def start_search(store: Store, experiment: str, grid: str = GRID, fresh: bool = False) -> str:
-    facts = search_facts(space=SPACE, grid=grid, fresh=fresh)
+    facts = dataclasses.replace(SEARCH, space=SPACE, grid=grid, fresh=fresh)
     time.sleep(0.002)  # the newest is told by its milliseconds
     return tracking.start_search(store, experiment, facts)
 
 
 def start_trial(store: Store, experiment: str, point: int, parent: str | None) -> str:
-    facts = trial_facts(config=POINTS[point], fingerprint=PRINTS[point], parent=parent)
+    facts = dataclasses.replace(
+        TRIAL, config=POINTS[point], fingerprint=PRINTS[point], parent=parent
+    )
     return tracking.start_trial(store, experiment, facts)
 
 

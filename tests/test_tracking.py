@@ -4,6 +4,7 @@ import io
 import json
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import keras
 import mlflow
@@ -12,56 +13,61 @@ import pytest
 
 from conftest import SMALL, SMALL_SPLIT
 from fmnist_tracking import plots, tracking
-from fmnist_tracking.config import FIELDS, SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.config import CLASS_NAMES, FIELDS, SearchSpace, SplitConfig, TrainingConfig
 from fmnist_tracking.data import DataSplit
+from fmnist_tracking.environment import Code
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.model import load_model, predict, with_weights
 from fmnist_tracking.results import SearchResult, TrainingResult
-from fmnist_tracking.tracking import DataFacts, Lease, SearchFacts, Store, TrialFacts, names
+from fmnist_tracking.tracking import (
+    DataFacts,
+    Lease,
+    Origin,
+    SearchFacts,
+    Store,
+    TrialFacts,
+    names,
+)
 from fmnist_tracking.training import Weights, train
 from test_results import epoch, training
 
-FACTS = DataFacts(sha256="d" * 64, description="Fashion-MNIST (somewhere)")
+FACTS = DataFacts(sha256="d" * 64, name="Fashion-MNIST", source="somewhere")
+CODE = Code(version="1.2", sha256="c" * 64, commit="a" * 40, branch="main", dirty=True)
+ORIGIN = Origin(code=CODE, environment={"python": "CPython 3"})
 SPACE = SearchSpace(axes={"filters": (12, 36), "learning_rate": (0.01, 0.001)})
 
 
-def search_facts(**changes: object) -> SearchFacts:
-    fields: dict[str, object] = {
-        "name": "a search",
-        "space": SPACE,
-        "base": SMALL,
-        "split": SMALL_SPLIT,
-        "data": FACTS,
-        "grid": "9" * 64,
-        **changes,
-    }
-    return SearchFacts(**fields)  # type: ignore[arg-type]
-
-
-def trial_facts(**changes: object) -> TrialFacts:
-    fields: dict[str, object] = {
-        "name": "a trial",
-        "config": SMALL,
-        "split": SMALL_SPLIT,
-        "data": FACTS,
-        "fingerprint": "f" * 64,
-        "threads": 2,
-        "parent": None,
-        **changes,
-    }
-    return TrialFacts(**fields)  # type: ignore[arg-type]
+SEARCH = SearchFacts(
+    name="a search",
+    space=SPACE,
+    base=SMALL,
+    split=SMALL_SPLIT,
+    data=FACTS,
+    origin=ORIGIN,
+    grid="9" * 64,
+)
+TRIAL = TrialFacts(
+    name="a trial",
+    config=SMALL,
+    split=SMALL_SPLIT,
+    data=FACTS,
+    origin=ORIGIN,
+    fingerprint="f" * 64,
+    threads=2,
+    parent=None,
+)
 
 
 def start_search(store: Store, **changes: object) -> str:
     experiment = tracking.choose_experiment(store, "things")
-    return tracking.start_search(store, experiment, search_facts(**changes))
+    return tracking.start_search(store, experiment, dataclasses.replace(SEARCH, **changes))  # type: ignore[arg-type]
 
 
 def start_trial(
     store: Store, config: TrainingConfig, parent: str | None, resume: str | None = None
 ) -> str:
     experiment = tracking.choose_experiment(store, "things")
-    facts = trial_facts(config=config, parent=parent)
+    facts = dataclasses.replace(TRIAL, config=config, parent=parent)
     return tracking.start_trial(store, experiment, facts, resume)
 
 
@@ -71,6 +77,35 @@ def finish_quickly(store: Store, run_id: str, score: float) -> None:
     for name, value in result.summary().items():
         store.client.log_metric(run_id, name, value)
     store.client.set_terminated(run_id, "FINISHED")
+
+
+def finish(
+    store: Store,
+    run_id: str,
+    trained: tuple[TrainingResult, Weights],
+    data: DataSplit,
+    **options: Any,
+) -> None:
+    """A trial's end, the model included."""
+    run = store.client.get_run(run_id)
+    result, weights = trained
+    tracking.finish_trial(
+        store,
+        run.info.experiment_id,
+        run_id,
+        dataclasses.replace(TRIAL, parent=run.data.tags.get(names.PARENT)),
+        result,
+        with_weights(result.config, weights),
+        data.validation_images[:2],
+        plots.png(plots.learning_curves(result, "curves")),
+        data=data.parts(),
+        **options,
+    )
+
+
+def fail(store: Store, run_id: str, line: str, trace: str) -> None:
+    experiment = store.client.get_run(run_id).info.experiment_id
+    tracking.fail_trial(store, experiment, run_id, TRIAL, line, trace)
 
 
 def search_result(store: Store, run_id: str) -> SearchResult:
@@ -90,12 +125,12 @@ def test_a_finished_trial_has_all_that_the_contract_names(
     parent = start_search(store)
     run_id = start_trial(store, SMALL, parent)
     tracking.log_epochs(store, run_id, result.epochs)
-    curves = plots.png(plots.learning_curves(result, "curves"))
+    tracking.log_inputs(store, run_id, FACTS, split.parts())
     import keras_tuner  # registers custom objects, which MLflow would pickle
 
     assert keras_tuner
     assert len(keras.saving.get_custom_objects()) > 0
-    tracking.finish_trial(store, run_id, result, model, split.validation_images[:2], curves)
+    finish(store, run_id, trained, split)
     assert len(keras.saving.get_custom_objects()) > 0
 
     run = store.client.get_run(run_id)
@@ -112,8 +147,12 @@ def test_a_finished_trial_has_all_that_the_contract_names(
         "fmnist.dataset": FACTS.description,
         "fmnist.protocol": "canonical",
         "fmnist.threads": "2",
+        "fmnist.version": "1.2",
+        "fmnist.code_sha256": "c" * 64,
     }
     assert run.data.tags["mlflow.parentRunId"] == parent
+    assert run.data.tags["mlflow.source.git.commit"] == "a" * 40
+    assert run.data.tags["mlflow.source.git.dirty"] == "true"
     assert {k: run.data.params[k] for k in FIELDS} == {
         k: str(v) for k, v in dataclasses.asdict(SMALL).items()
     }
@@ -124,13 +163,55 @@ def test_a_finished_trial_has_all_that_the_contract_names(
         ]
     assert result.summary().items() <= run.data.metrics.items()
     files = {f.path for f in store.client.list_artifacts(run_id)}
-    assert files == {"figures", "history.json"}
+    assert files == {"environment.json", "figures", "history.json", "validation"}
+    environment = mlflow.artifacts.load_text(f"runs:/{run_id}/environment.json")
+    assert json.loads(environment) == {"python": "CPython 3"}
     assert [f.path for f in store.client.list_artifacts(run_id, "figures")] == [
         "figures/learning_curves.png"
     ]
 
+    table = mlflow.artifacts.load_text(f"runs:/{run_id}/validation/classes.csv").splitlines()
+    assert table[0] == "class,precision,recall,f1,support"
+    assert [line.split(",")[0] for line in table[1:]] == [
+        *CLASS_NAMES,
+        "macro avg",
+        "weighted avg",
+    ]
+    confusion = mlflow.artifacts.load_text(f"runs:/{run_id}/validation/confusion_matrix.csv")
+    rows = [line.split(",") for line in confusion.splitlines()]
+    assert rows[0][1:] == [row[0] for row in rows[1:]] == list(CLASS_NAMES)
+    right = sum(int(row[n]) for n, row in enumerate(rows[1:], start=1))
+    assert right == round(result.best.val_accuracy * len(split.validation_labels))
+
+    assert run.inputs is not None
+    inputs = {i.tags[0].value: i.dataset for i in run.inputs.dataset_inputs}
+    assert sorted(inputs) == ["training", "validation"]
+    for part in split.parts():
+        dataset = inputs[part.role]
+        assert dataset.name == f"fashion-mnist-{part.role}"
+        profile = json.loads(dataset.profile or "")
+        assert profile["images_sha256"] == part.images_sha256
+        assert profile["labels_sha256"] == part.labels_sha256
+
     (logged,) = store.client.search_logged_models([run.info.experiment_id])
     assert (logged.name, logged.source_run_id) == ("model", run_id)
+    assert logged.status == "READY"
+    assert logged.params["filters"] == str(SMALL.filters)
+    assert run.outputs is not None
+    assert logged.metrics is not None
+    assert [(o.model_id, o.step) for o in run.outputs.model_outputs] == [
+        (logged.model_id, result.best.epoch)
+    ]
+    of_model = {m.key: m for m in logged.metrics}
+    for name, value in result.validation_scores().items():
+        assert (of_model[name].value, of_model[name].dataset_digest) == (
+            value,
+            inputs["validation"].digest,
+        )
+    assert of_model["model_bytes"].value > 4 * result.model_parameters
+    note = run.data.tags["mlflow.note.content"]
+    assert f"#/experiments/{run.info.experiment_id}/models/{logged.model_id}" in note
+    assert f"#/experiments/{run.info.experiment_id}/runs/{parent}" in note
     images = split.validation_images
     loaded = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
     assert str(loaded.metadata.signature.inputs) == ("[Tensor('uint8', (-1, 28, 28, 1))]")
@@ -154,15 +235,7 @@ def test_a_trial_that_is_finished_again_has_all_of_it_once(
     result, weights = trained
     run_id = start_trial(store, SMALL, start_search(store))
     for again in (False, True):
-        tracking.finish_trial(
-            store,
-            run_id,
-            result,
-            with_weights(SMALL, weights),
-            split.validation_images[:2],
-            b"curves",
-            again=again,
-        )
+        finish(store, run_id, trained, split, again=again)
     run = store.client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert len(store.client.search_logged_models([run.info.experiment_id])) == 1
@@ -189,7 +262,7 @@ def test_epochs_that_are_logged_again_are_there_once(store: Store) -> None:
 
 def test_a_failed_trial_keeps_its_traceback(store: Store) -> None:
     run_id = start_trial(store, SMALL, start_search(store))
-    tracking.fail_trial(store, run_id, "ValueError: first line", "Traceback\n  in a function")
+    fail(store, run_id, "ValueError: first line", "Traceback\n  in a function")
     assert store.client.get_run(run_id).info.status == "FAILED"
     text = mlflow.artifacts.load_text(f"runs:/{run_id}/traceback.txt")
     assert text == "Traceback\n  in a function"
@@ -202,7 +275,7 @@ def test_a_trial_is_failed_even_where_artifacts_cannot_be_kept(
 ) -> None:
     run_id = start_trial(store, SMALL, start_search(store))
     (tmp_path / "mlruns").touch()  # a file where the folder of artifacts should be
-    tracking.fail_trial(store, run_id, "OSError: disk full", "its traceback")
+    fail(store, run_id, "OSError: disk full", "its traceback")
     run = store.client.get_run(run_id)
     assert (run.info.status, run.data.tags["fmnist.error"]) == ("FAILED", "OSError: disk full")
 
@@ -211,7 +284,7 @@ def test_a_trial_that_was_cut_off_goes_on_in_its_run(store: Store) -> None:
     first, second = start_search(store), start_search(store)
     run_id = start_trial(store, SMALL, first)
     tracking.log_epochs(store, run_id, [epoch(1, 0.5)])
-    tracking.fail_trial(store, run_id, "OSError: disk full", "")
+    fail(store, run_id, "OSError: disk full", "")
     assert start_trial(store, SMALL, second, resume=run_id) == run_id
     run = store.client.get_run(run_id)
     assert run.info.status == "RUNNING"
@@ -223,11 +296,14 @@ def test_a_trial_that_was_cut_off_goes_on_in_its_run(store: Store) -> None:
 def test_a_trial_that_this_process_has_opened_is_found(store: Store) -> None:
     experiment = tracking.choose_experiment(store, "things")
     parent = start_search(store)
-    facts = trial_facts(parent=parent)
+    facts = dataclasses.replace(TRIAL, parent=parent)
     assert tracking.find_trial(store, experiment, facts) is None
     run_id = tracking.start_trial(store, experiment, facts)
     assert tracking.find_trial(store, experiment, facts) == run_id
-    for other in (trial_facts(parent="0" * 32), trial_facts(parent=parent, fingerprint="0" * 64)):
+    for other in (
+        dataclasses.replace(facts, parent="0" * 32),
+        dataclasses.replace(facts, fingerprint="0" * 64),
+    ):
         assert tracking.find_trial(store, experiment, other) is None
     lease = dataclasses.replace(Lease.of_this_process(), machine="another")
     store.client.set_tag(run_id, names.LEASE, lease.text())
@@ -264,7 +340,7 @@ def test_a_finished_search_has_its_leaderboard(store: Store) -> None:
     trials = [start_trial(store, config, run_id) for config in SPACE.points(SMALL)]
     for trial, score in zip(trials, (0.4, 0.9, 0.2), strict=False):
         finish_quickly(store, trial, score)
-    tracking.fail_trial(store, trials[3], "RuntimeError: no memory", "its traceback")
+    fail(store, trials[3], "RuntimeError: no memory", "its traceback")
     result = search_result(store, run_id)
     tracking.finish_search(store, result, b"a picture")
 
@@ -273,6 +349,7 @@ def test_a_finished_search_has_its_leaderboard(store: Store) -> None:
     assert run.data.metrics["best_val_accuracy"] == 0.9
     assert run.data.metrics["finished_points"] == 3
     assert {f.path for f in store.client.list_artifacts(run_id)} == {
+        "environment.json",
         "leaderboard.csv",
         "search.json",
         "figures",
@@ -292,7 +369,7 @@ def test_a_search_that_is_ended_again_is_at_a_later_step(store: Store) -> None:
     trials = [start_trial(store, config, run_id) for config in SPACE.points(SMALL)]
     for trial in trials[:3]:
         finish_quickly(store, trial, 0.5)
-    tracking.fail_trial(store, trials[3], "RuntimeError: no memory", "")
+    fail(store, trials[3], "RuntimeError: no memory", "")
     for _ in range(2):  # the same end twice is logged once
         tracking.finish_search(store, search_result(store, run_id), b"a picture")
     finish_quickly(store, start_trial(store, SPACE.points(SMALL)[3], run_id), 0.9)

@@ -35,7 +35,7 @@ def cut_off_after(
 
 def timeless(result: TrainingResult) -> list[EpochMetrics]:
     """The epochs, but for the times that differ from one training to the next."""
-    return [dataclasses.replace(e, epoch_seconds=0, ended_at=0) for e in result.epochs]
+    return [dataclasses.replace(e, epoch_seconds=0, ended_at=0, usage={}) for e in result.epochs]
 
 
 def assert_same_weights(first: Weights, second: Weights) -> None:

@@ -1,14 +1,16 @@
 """Which images are for training, which for validation, which stay sealed for testing."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from fmnist_tracking.config import SplitConfig
+from fmnist_tracking.config import CLASS_NAMES, SplitConfig
 from fmnist_tracking.data.dataset import Dataset
 from fmnist_tracking.data.idx import FILES
+from fmnist_tracking.results import DatasetPart
 
 VALIDATION_SHARE = 1 / 6
 COURSEWORK_TEST_SHARE = 0.2
@@ -23,12 +25,21 @@ class DataSplit:
         train_labels: uint8, shape (n,), 0..9.
         validation_images: uint8, shape (m, 28, 28, 1).
         validation_labels: uint8, shape (m,).
+        class_names: ten names, in label order.
     """
 
     train_images: NDArray[np.uint8]
     train_labels: NDArray[np.uint8]
     validation_images: NDArray[np.uint8]
     validation_labels: NDArray[np.uint8]
+    class_names: tuple[str, ...]
+
+    def parts(self) -> tuple[DatasetPart, DatasetPart]:
+        """What identifies the images for training and those for validation."""
+        return (
+            _part("training", self.train_images, self.train_labels),
+            _part("validation", self.validation_images, self.validation_labels),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +64,7 @@ def split_dataset(dataset: Dataset, config: SplitConfig) -> DataSplit:
         train_labels=labels[train],
         validation_images=images[validation][..., np.newaxis],
         validation_labels=labels[validation],
+        class_names=dataset.class_names,
     )
 
 
@@ -64,6 +76,16 @@ def test_set(dataset: Dataset, config: SplitConfig) -> TestSet:
 
 
 test_set.__test__ = False  # type: ignore[attr-defined]  # nor this
+
+
+def _part(role: str, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> DatasetPart:
+    return DatasetPart(
+        role=role,
+        shape=images.shape,
+        images_sha256=hashlib.sha256(images.tobytes()).hexdigest(),
+        labels_sha256=hashlib.sha256(labels.tobytes()).hexdigest(),
+        class_counts=tuple(np.bincount(labels, minlength=len(CLASS_NAMES)).tolist()),
+    )
 
 
 def _pool(dataset: Dataset) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -1,6 +1,22 @@
 """MLflow: the one place that opens stores, writes runs and reads them back."""
 
+from fmnist_tracking.tracking.inputs import log_inputs
 from fmnist_tracking.tracking.leases import BEAT_SECONDS, Lease
+from fmnist_tracking.tracking.notes import run_address
+from fmnist_tracking.tracking.opening import (
+    DataFacts,
+    Origin,
+    SearchFacts,
+    TrialFacts,
+    adoptable_run,
+    choose_experiment,
+    existing_experiment,
+    find_trial,
+    log_reused,
+    move_trials,
+    start_search,
+    start_trial,
+)
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
     as_tracked,
@@ -16,24 +32,13 @@ from fmnist_tracking.tracking.reading import (
 )
 from fmnist_tracking.tracking.recorder import Recorder
 from fmnist_tracking.tracking.recording import (
-    DataFacts,
-    SearchFacts,
-    TrialFacts,
-    adoptable_run,
-    choose_experiment,
-    existing_experiment,
     fail_trial,
-    find_trial,
     finish_search,
     finish_trial,
     leaderboard_csv,
     log_epochs,
-    log_reused,
-    move_trials,
     note_interruption,
     renew_lease,
-    start_search,
-    start_trial,
 )
 from fmnist_tracking.tracking.reporting import log_report, mark_report_run
 from fmnist_tracking.tracking.standing import (
@@ -55,6 +60,7 @@ __all__ = [
     "DataFacts",
     "Lease",
     "OpenTrial",
+    "Origin",
     "Recorder",
     "SearchFacts",
     "Standing",
@@ -83,6 +89,7 @@ __all__ = [
     "like_trials",
     "list_runs",
     "log_epochs",
+    "log_inputs",
     "log_report",
     "log_reused",
     "logged_steps",
@@ -96,6 +103,7 @@ __all__ = [
     "read_trial",
     "renew_lease",
     "require_not_live",
+    "run_address",
     "start_search",
     "start_trial",
     "tracking_uri",

@@ -10,7 +10,8 @@ ERROR = "fmnist.error"
 TEST_OPENED = "fmnist.test_opened"
 REPORT_OF = "fmnist.report_of"
 
-BEST_RUN = "fmnist.best_run"
+# On a search, its best trial; on a trial, the search it is the best of.
+BEST_RUN, BEST_OF = "fmnist.best_run", "fmnist.best_of"
 # Fingerprint of a whole grid, on its search's run.
 GRID = "fmnist.grid"
 FRESH = "fmnist.fresh"
@@ -19,6 +20,8 @@ INTERRUPTIONS = "fmnist.interruptions"
 REUSED = "fmnist.reused"
 CONTINUES, CONTINUED_BY = "fmnist.continues", "fmnist.continued_by"
 THREADS = "fmnist.threads"
+VERSION = "fmnist.version"
+CODE_SHA256 = "fmnist.code_sha256"
 
 PARENT = "mlflow.parentRunId"
 
@@ -26,8 +29,13 @@ BEST_VAL_ACCURACY = "best_val_accuracy"
 FINISHED_POINTS = "finished_points"
 
 MODEL = "model"
+# Inside a logged model.
+KERAS_FILE = "data/model.keras"
 HISTORY_FILE = "history.json"
+ENVIRONMENT_FILE = "environment.json"
 CURVES_FILE = "figures/learning_curves.png"
+CLASSES_FILE = "validation/classes.csv"
+CONFUSION_FILE = "validation/confusion_matrix.csv"
 GRID_FILE = "figures/grid.png"
 LEADERBOARD_FILE = "leaderboard.csv"
 SEARCH_FILE = "search.json"

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fmnist_tracking.tracking import names
-from fmnist_tracking.tracking.recording import adoptable_run, log_metrics
+from fmnist_tracking.tracking.opening import adoptable_run
+from fmnist_tracking.tracking.recording import log_metrics
 from fmnist_tracking.tracking.store import Store
 
 

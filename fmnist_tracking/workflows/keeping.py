@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_tracking import checkpoints
-from fmnist_tracking.results import EpochMetrics
+from fmnist_tracking.results import DatasetPart, EpochMetrics
 from fmnist_tracking.workflows.trial import Failed, Trained
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class _Entry:
     folder: Path
     existing: str | None
     run_id: str = ""
+    data: tuple[DatasetPart, ...] = ()
     logged: set[int] = field(default_factory=set)
 
 
@@ -50,6 +51,7 @@ class Keeper:
         self._experiment_id = experiment_id
         self._examples = examples
         self._entries: dict[int, _Entry] = {}
+        self._linked: set[str] = set()
 
     def begin(self, number: int, facts: "TrialFacts", folder: Path, existing: str | None) -> None:
         """Open the run of a trial, or go on in the one that was cut off."""
@@ -65,6 +67,22 @@ class Keeper:
             )
             if entry.existing is not None:
                 entry.logged = tracking.logged_steps(self._store, entry.run_id)
+
+        self._recorder.submit(operation)
+
+    def link_data(self, number: int, data: tuple[DatasetPart, ...]) -> None:
+        """Link the run of a trial, and that of its search, with the images that it was given."""
+        from fmnist_tracking import tracking
+
+        entry = self._entries[number]
+        parent = entry.facts.parent
+        runs_too = [parent] if parent and parent not in self._linked else []
+        self._linked.update(runs_too)
+
+        def operation(_: bool) -> None:
+            entry.data = data
+            for run_id in [entry.run_id, *runs_too]:
+                tracking.log_inputs(self._store, run_id, entry.facts.data, data)
 
         self._recorder.submit(operation)
 
@@ -100,11 +118,14 @@ class Keeper:
             title = f"Learning curves of {name} (run {entry.run_id[:8]})"
             tracking.finish_trial(
                 self._store,
+                self._experiment_id,
                 entry.run_id,
+                entry.facts,
                 result,
                 model.with_weights(result.config, trained.weights),
                 self._examples,
                 plots.png(plots.learning_curves(result, title)),
+                data=entry.data,
                 again=again or entry.existing is not None,
             )
             checkpoints.remove(entry.folder)
@@ -117,7 +138,14 @@ class Keeper:
 
         entry = self._entries[number]
         return self._recorder.submit(
-            lambda _: tracking.fail_trial(self._store, entry.run_id, failed.line, failed.trace)
+            lambda _: tracking.fail_trial(
+                self._store,
+                self._experiment_id,
+                entry.run_id,
+                entry.facts,
+                failed.line,
+                failed.trace,
+            )
         )
 
     def run_id(self, number: int) -> str:

@@ -83,6 +83,7 @@ def search(
                 base=base,
                 split=request.split,
                 data=session.data_facts,
+                origin=session.origin,
                 grid=grid,
                 fresh=request.fresh,
             )
@@ -102,15 +103,7 @@ def search(
                 point = prints[number - 1]
                 if point in standing.finished:
                     return session.trials.reuse(number, standing.finished[point])
-                trial = tracking.TrialFacts(
-                    name=names[number - 1],
-                    config=config,
-                    split=request.split,
-                    data=session.data_facts,
-                    fingerprint=point,
-                    threads=session.pool.threads,
-                    parent=run_id,
-                )
+                trial = session.trial_facts(names[number - 1], config, point, run_id)
                 task = session.task(number, config, point, folder)
                 return session.trials.submit(task, trial, standing.open.get(point))
 
@@ -208,15 +201,7 @@ def train(
                     "--fresh trains again."
                 )
                 return dataclasses.replace(finished, reused=True)
-            facts = tracking.TrialFacts(
-                name=name,
-                config=config,
-                split=request.split,
-                data=session.data_facts,
-                fingerprint=point,
-                threads=session.pool.threads,
-                parent=None,
-            )
+            facts = session.trial_facts(name, config, point, None)
             session.start(None, folder)
             with progress:
                 task = session.task(1, config, point, folder)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from fmnist_tracking.workflows.trials import Trials
 
 if TYPE_CHECKING:
     from fmnist_tracking.data import Dataset
-    from fmnist_tracking.tracking import DataFacts, Recorder, Store
+    from fmnist_tracking.tracking import DataFacts, Origin, Recorder, Store, TrialFacts
 
 STORE_PATIENCE_VARIABLE = "FMNIST_STORE_PATIENCE"
 _STORE_PATIENCE_SECONDS = 300.0
@@ -91,6 +92,33 @@ class Session:
     def fingerprint(self, config: TrainingConfig) -> str:
         """Of one point, on this session's data."""
         return fingerprint.of_point(config, self.request.split, self._dataset.digest)
+
+    def trial_facts(
+        self, name: str, config: TrainingConfig, point: str, parent: str | None
+    ) -> "TrialFacts":
+        """What the run of a trial records; see `tracking.TrialFacts`."""
+        from fmnist_tracking import tracking
+
+        return tracking.TrialFacts(
+            name=name,
+            config=config,
+            split=self.request.split,
+            data=self.data_facts,
+            origin=self.origin,
+            fingerprint=point,
+            threads=self.pool.threads,
+            parent=parent,
+        )
+
+    @cached_property
+    def origin(self) -> "Origin":
+        """Which code runs, and on what machine."""
+        from fmnist_tracking import environment, tracking
+
+        runtime.load_tensorflow()  # which knows the GPUs
+        return tracking.Origin(
+            code=environment.code(), environment=environment.describe(self.pool.threads)
+        )
 
     def task(self, number: int, config: TrainingConfig, point: str, folder: Path) -> TrialTask:
         """What a worker is to do for a point, given its fingerprint and the session's folder."""
@@ -233,7 +261,7 @@ def data_facts(dataset: "Dataset") -> "DataFacts":
     from fmnist_tracking.tracking import DataFacts
 
     name = "Fashion-MNIST" if dataset.is_fashion_mnist else "not Fashion-MNIST"
-    return DataFacts(sha256=dataset.digest, description=f"{name} ({dataset.source})")
+    return DataFacts(sha256=dataset.digest, name=name, source=dataset.source)
 
 
 def _store_patience() -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fmnist_tracking.config import SplitConfig, TrainingConfig
 from fmnist_tracking.errors import DataError
 from fmnist_tracking.events import EpochEnded, TrialStarted
-from fmnist_tracking.results import EpochMetrics, TrainingResult
+from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult
 
 if TYPE_CHECKING:
     from fmnist_tracking.data import Dataset, DataSplit
@@ -83,12 +83,12 @@ def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Faile
     """
     from fmnist_tracking import training
 
-    dataset, split = _load(task.data_dir, task.split)
+    dataset, split, parts = _load(task.data_dir, task.split)
     if dataset.digest != task.data_sha256:
         raise DataError(f"The data in {dataset.source} changed while the search was running.")
 
     def on_start(epochs: Sequence[EpochMetrics]) -> None:
-        report(TrialStarted(number=task.number, epochs=tuple(epochs)))
+        report(TrialStarted(number=task.number, epochs=tuple(epochs), data=parts))
 
     try:
         result, weights = training.train(
@@ -105,8 +105,11 @@ def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Faile
 
 
 @lru_cache(maxsize=1)  # a worker runs many trials on the same images
-def _load(data_dir: Path | None, split: SplitConfig) -> "tuple[Dataset, DataSplit]":
+def _load(
+    data_dir: Path | None, split: SplitConfig
+) -> "tuple[Dataset, DataSplit, tuple[DatasetPart, ...]]":
     from fmnist_tracking.data import load_dataset, split_dataset
 
     dataset = load_dataset(data_dir)
-    return dataset, split_dataset(dataset, split)
+    data = split_dataset(dataset, split)
+    return dataset, data, data.parts()

@@ -52,6 +52,7 @@ class Trials:
     def on_report(self, worker: int, event: TrialStarted | EpochEnded) -> None:
         """Take in what a worker reports."""
         if isinstance(event, TrialStarted):
+            self._keeper.link_data(event.number, event.data)
             self._keeper.log(event.number, event.epochs)
         else:
             self._reached[event.number] = event.metrics.epoch

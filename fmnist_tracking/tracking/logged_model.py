@@ -1,0 +1,109 @@
+"""A trained network as one of MLflow's logged models."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import Schema, TensorSpec
+from numpy.typing import NDArray
+
+from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking.store import Store
+
+# What is needed to load and serve a logged model, pinned to what trained it.
+MODEL_REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy")
+
+
+def log_model(
+    store: Store,
+    experiment_id: str,
+    run_id: str,
+    model: Any,
+    example: NDArray[np.uint8],
+    *,
+    params: Mapping[str, Any],
+    step: int,
+) -> tuple[str, int]:
+    """Log a Keras model as the outcome of a run.
+
+    MLflow's own `log_model` does the same in these steps and more: it loads the model again
+    to see whether it can be served, which takes longer than all else (a test serves one
+    instead), and reads back the history of every metric of the run.
+
+    Args:
+        store: the store.
+        experiment_id: of the run's experiment.
+        run_id: the run that trained it.
+        model: the Keras model.
+        example: raw images, uint8 (n, 28, 28, 1), kept with it as its input example.
+        params: kept with it.
+        step: the epoch whose weights it has.
+
+    Returns:
+        The logged model's id, and the bytes of the file with its weights.
+    """
+    client = store.client
+    logged = client.create_logged_model(
+        experiment_id,
+        name=names.MODEL,
+        source_run_id=run_id,
+        params={name: str(value) for name, value in params.items()},
+    )
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
+    about = Model(
+        artifact_path=logged.artifact_location,
+        model_uuid=logged.model_id,
+        model_id=logged.model_id,
+        run_id=run_id,
+    )
+    with tempfile.TemporaryDirectory() as scratch, _without_custom_objects():
+        folder = Path(scratch, names.MODEL)
+        mlflow.tensorflow.save_model(
+            model,
+            str(folder),
+            mlflow_model=about,
+            signature=_signature(example, model),
+            input_example=example,
+            pip_requirements=[f"{name}=={version(name)}" for name in MODEL_REQUIREMENTS],
+        )
+        size = (folder / names.KERAS_FILE).stat().st_size
+        client.log_model_artifacts(logged.model_id, str(folder))
+    client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    return logged.model_id, size
+
+
+def delete_models(store: Store, experiment_id: str, run_id: str) -> None:
+    """Delete what an earlier try, cut off in the middle, left of a trial's model."""
+    for model in store.client.search_logged_models(
+        [experiment_id], filter_string=f"source_run_id = '{run_id}'"
+    ):
+        store.client.delete_logged_model(model.model_id)
+
+
+@contextlib.contextmanager
+def _without_custom_objects() -> Iterator[None]:
+    """Hide the custom Keras objects that other libraries have registered in this process.
+
+    MLflow pickles all of them beside a model, though this network uses none, and unpickles
+    them when the model is loaded; KerasTuner registers some when it is imported.
+    """
+    registered = mlflow.tensorflow.get_global_custom_objects()
+    hidden = dict(registered)
+    registered.clear()
+    try:
+        yield
+    finally:
+        registered.update(hidden)
+
+
+def _signature(example: NDArray[np.uint8], model: Any) -> ModelSignature:
+    pixels = TensorSpec(np.dtype("uint8"), (-1, *example.shape[1:]), name=None)
+    probabilities = TensorSpec(np.dtype("float32"), (-1, *model.output_shape[1:]), name=None)
+    return ModelSignature(Schema([pixels]), Schema([probabilities]))

@@ -1,0 +1,210 @@
+"""The descriptions that MLflow's page shows on a run: what it is, how it came out, what next.
+
+They are Markdown. Links begin with "#/", so that they work wherever the page is served.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from fmnist_tracking.analysis import Effect, Ranked, leaderboard, rank
+from fmnist_tracking.config import FIELDS, SplitConfig, flag
+from fmnist_tracking.results import SearchResult, TrainingResult, TrialResult
+
+_SHOWN = 10
+_HARDEST = 3
+
+
+def run_address(experiment_id: str, run_id: str) -> str:
+    """Where MLflow's page shows a run, from the page's root on."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def search_begun(points: int) -> str:
+    """Of a search that runs."""
+    return (
+        f"A grid search of {points} points. Each is a run below this one, and its curves grow "
+        "while it trains. When all have ended, the ranking is here."
+    )
+
+
+def search_ended(result: SearchResult, effects: Sequence[Effect]) -> str:
+    """Of a search that has ended."""
+    ranked = rank(result.finished)
+    reused = sum(trial.reused for trial in result.trials)
+    unfinished = len(result.space) - len(result.finished)
+    counts = f"{len(result.finished)} of {len(result.space)} points finished"
+    counts += f", {reused} of them in earlier runs" if reused else ""
+    counts += f"; {unfinished} did not" if unfinished else ""
+    parts = [_winner(result, ranked), counts + "."]
+    rows = [
+        (
+            str(place.rank or ""),
+            _link(result.experiment_id, place.trial),
+            _share(place.trial.val_accuracy),
+            *([_share(place.mean)] if _has_repeats(ranked) else []),
+            str(place.trial.best_epoch or ""),
+            _seconds(place.trial.train_seconds),
+        )
+        for place in leaderboard(result.trials)[:_SHOWN]
+    ]
+    mean = ["mean of its seeds"] if _has_repeats(ranked) else []
+    heads = ("rank", "trial", "validation accuracy", *mean, "best epoch", "seconds")
+    parts.append(_table(heads, rows))
+    if len(result.trials) > _SHOWN:
+        parts.append(f"The first {_SHOWN}; all are in the artifact `leaderboard.csv`.")
+    if effects and ranked:
+        parts += ["**What each setting did** (mean validation accuracy)", _effects(effects)]
+    parts.append(
+        "**Next**: the artifact `figures/grid.png` draws this. To compare curves, tick the "
+        "trials in the experiment's table and press *Compare*. "
+        f"`fmnist-track report --run-id {result.run_id[:8]}` scores the best trial on the sealed "
+        "test images."
+    )
+    return "\n\n".join(parts)
+
+
+def _winner(result: SearchResult, ranked: Sequence[Ranked]) -> str:
+    if not ranked:
+        return "**No point has finished.** The trials hold what went wrong, as `traceback.txt`."
+    first = ranked[0]
+    text = (
+        f"**Best: {_link(result.experiment_id, first.trial)}**, validation accuracy "
+        f"{_share(first.trial.val_accuracy)} after epoch {first.trial.best_epoch}"
+    )
+    if first.spread is not None:
+        text += f"; its seeds have {first.mean:.4f} ± {first.spread:.4f}"
+    second = next((place for place in ranked if place.rank == 2), None)
+    if second is not None:
+        text += f", {first.mean - second.mean:.4f} ahead of "
+        text += _link(result.experiment_id, second.trial)
+    return text + "."
+
+
+def _effects(effects: Iterable[Effect]) -> str:
+    rows = []
+    for effect in effects:
+        means = [mean for mean in effect.means if mean is not None]
+        listed = (
+            f"{value:.15g}: {_share(mean)}"
+            for value, mean in zip(effect.values, effect.means, strict=True)
+        )
+        rows.append((f"`{effect.axis}`", ", ".join(listed), f"{max(means) - min(means):.4f}"))
+    return _table(("setting", "by value", "range"), rows)
+
+
+def trial_begun(experiment_id: str, parent: str | None) -> str:
+    """Of a trial that runs."""
+    return f"{_what(experiment_id, parent)} It is training; its curves are under *Model metrics*."
+
+
+def trial_ended(
+    experiment_id: str,
+    parent: str | None,
+    result: TrainingResult,
+    split: SplitConfig,
+    model_id: str,
+    size: int,
+) -> str:
+    """Of a trial that has finished.
+
+    Args:
+        experiment_id: of its experiment.
+        parent: the search's run id, None for a training of its own.
+        result: the outcome.
+        split: how its data was split.
+        model_id: of the logged model.
+        size: of that model's file, in bytes.
+    """
+    best, validation = result.best, result.validation
+    hardest = sorted(validation.classes, key=lambda scores: scores.f1)[:_HARDEST]
+    figures = result.summary()
+    rows = [
+        ("validation accuracy", f"{best.val_accuracy:.4f}, after epoch {best.epoch}"),
+        ("validation loss", f"{best.val_loss:.4f} nats"),
+        ("macro F1", f"{validation.macro.f1:.4f}"),
+        ("hardest classes", ", ".join(f"{s.name} (F1 {s.f1:.2f})" for s in hardest)),
+        (
+            "training",
+            f"{len(result.epochs)} epochs of {result.train_images:,} images in "
+            f"{result.train_seconds:.1f} s, {result.images_per_second:,.0f} images a second",
+        ),
+        (
+            "network",
+            f"{result.model_parameters:,} weights, {size / 1e6:.1f} MB, "
+            f"{figures['flops_per_image'] / 1e6:.1f} MFLOP an image",
+        ),
+    ]
+    parts = [
+        _what(experiment_id, parent),
+        _table(("", ""), rows),
+        f"**Next**: the [model](#/experiments/{experiment_id}/models/{model_id}); under "
+        "*Artifacts*, `figures/learning_curves.png`, the scores of each class in "
+        "`validation/classes.csv` and the confusion matrix beside it; under *Model metrics*, "
+        "the curves.",
+    ]
+    again = _command(result, split)
+    return "\n\n".join([*parts, f"Trained again: `{again}`"] if again else parts)
+
+
+def as_best(note: str, experiment_id: str, search: str, points: int) -> str:
+    """The description of a trial that a search has found best."""
+    mark = f"**★ Best of the {points} points** of"
+    if note.startswith("**★"):
+        note = note.partition("\n\n")[2]
+    return f"{mark} [this search]({run_address(experiment_id, search)}).\n\n{note}"
+
+
+def trial_failed(experiment_id: str, parent: str | None, line: str) -> str:
+    """Of a trial that ended by an error."""
+    return (
+        f"{_what(experiment_id, parent)} **It failed**: {_plain(line)}\n\n"
+        "The artifact `traceback.txt` has the rest."
+    )
+
+
+def _what(experiment_id: str, parent: str | None) -> str:
+    if parent is None:
+        return "One configuration, trained on its own."
+    return f"One point of [a grid search]({run_address(experiment_id, parent)})."
+
+
+def _command(result: TrainingResult, split: SplitConfig) -> str | None:
+    config = result.config
+    if split.seed != config.seed:  # which no option of the command says
+        return None
+    words = ["fmnist-track train"]
+    for name in FIELDS:
+        value = getattr(config, name)
+        if value != FIELDS[name].default:
+            words.append(f"{flag(name)} {value:.15g}")
+    default = SplitConfig()
+    if split.protocol != default.protocol:
+        words.append(f"--protocol {split.protocol}")
+    if split.limit is not None:
+        words.append(f"--limit {split.limit}")
+    return " ".join([*words, "--fresh"])
+
+
+def _link(experiment_id: str, trial: TrialResult) -> str:
+    return f"[{_plain(trial.name)}]({run_address(experiment_id, trial.run_id)})"
+
+
+def _plain(text: str) -> str:
+    """A text that Markdown is to show as it is."""
+    return "".join(f"\\{sign}" if sign in r"\`*_[]<>|#" else sign for sign in text)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _has_repeats(ranked: Sequence[Ranked]) -> bool:
+    return any(place.spread is not None for place in ranked)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

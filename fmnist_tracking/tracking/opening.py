@@ -1,0 +1,307 @@
+"""Opening runs: a search's and its trials', new ones or those that were cut off."""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow.entities import Param, RunTag
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_GIT_BRANCH,
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_GIT_DIRTY,
+    MLFLOW_GIT_REPO_URL,
+    MLFLOW_RUN_NOTE,
+)
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+
+from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.environment import Code
+from fmnist_tracking.results import RUNNING
+from fmnist_tracking.tracking import names, notes
+from fmnist_tracking.tracking.leases import Lease
+from fmnist_tracking.tracking.reading import TrackedRun
+from fmnist_tracking.tracking.store import Store
+
+# As MLflow names a run that nobody named: "bemused-snail-512".
+_GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What runs record of their data.
+
+    Attributes:
+        sha256: `Dataset.digest`.
+        name: of the data set.
+        source: where it was found.
+    """
+
+    sha256: str
+    name: str
+    source: str
+
+    @property
+    def description(self) -> str:
+        """Both, for people."""
+        return f"{self.name} ({self.source})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What runs record of where their numbers come from, beside configuration and data.
+
+    Attributes:
+        code: which code.
+        environment: the rest, as `fmnist_tracking.environment.describe` gives it.
+    """
+
+    code: Code
+    environment: Mapping[str, Any]
+
+
+def adoptable_run(store: Store) -> str | None:
+    """The run that `mlflow run` made for this command, if there is one not yet in use."""
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return None
+    tags = store.client.get_run(run_id).data.tags
+    return None if names.ROLE in tags or names.REPORT_OF in tags else run_id
+
+
+def choose_experiment(store: Store, name: str) -> str:
+    """The id of the experiment to put runs in: the one `mlflow run` chose, else `name`'s."""
+    adopted = adoptable_run(store)
+    if adopted is not None:
+        return str(store.client.get_run(adopted).info.experiment_id)
+    return store.experiment_id(name)
+
+
+def existing_experiment(store: Store, name: str) -> str | None:
+    """The id of the experiment that `choose_experiment` would choose, None if it is to be made."""
+    adopted = adoptable_run(store)
+    if adopted is not None:
+        return str(store.client.get_run(adopted).info.experiment_id)
+    found = store.client.get_experiment_by_name(name)
+    return None if found is None else str(found.experiment_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchFacts:
+    """What a search's run records when it is opened.
+
+    Attributes:
+        name: for people; a name that a person gave to `mlflow run` stays.
+        space: the grid.
+        base: value of each setting that is not an axis.
+        split: how the data is split.
+        data: which data.
+        origin: which code, on what machine.
+        grid: fingerprint of the whole grid.
+        fresh: whether it trains all anew.
+    """
+
+    name: str
+    space: SearchSpace
+    base: TrainingConfig
+    split: SplitConfig
+    data: DataFacts
+    origin: Origin
+    grid: str
+    fresh: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialFacts:
+    """What a trial's run records when it is opened.
+
+    Attributes:
+        name: for people.
+        config: what is trained.
+        split: how its data is split.
+        data: which data.
+        origin: which code, on what machine.
+        fingerprint: of all that determines its numbers.
+        threads: that its arithmetic is done with.
+        parent: the search's run id, None for a training of its own.
+    """
+
+    name: str
+    config: TrainingConfig
+    split: SplitConfig
+    data: DataFacts
+    origin: Origin
+    fingerprint: str
+    threads: int
+    parent: str | None
+
+
+def start_search(
+    store: Store, experiment_id: str, facts: SearchFacts, resume: TrackedRun | None = None
+) -> str:
+    """Open the parent run of a search, held by this process.
+
+    It is the run that `mlflow run` made for this command, if there is one; else the run of
+    the same search that was cut off, if there is one; else a new one. In the first case what
+    the search that was cut off has trained moves to the new run.
+
+    Args:
+        store: the store.
+        experiment_id: of the experiment to put it in.
+        facts: what to record.
+        resume: the search's run that was cut off.
+
+    Returns:
+        The run's id.
+    """
+    axes = {axis: json.dumps(values) for axis, values in facts.space.axes.items()}
+    too_long = any(len(text) > MAX_PARAM_VAL_LENGTH for text in axes.values())
+    params = {
+        names.AXIS_PREFIX + axis: f"see {names.AXES_FILE}" if too_long else text
+        for axis, text in axes.items()
+    }
+    params |= {names.BASE_PREFIX + k: v for k, v in dataclasses.asdict(facts.base).items()}
+    params |= {names.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(facts.split).items()}
+    tags = {
+        names.ROLE: names.SEARCH,
+        names.GRID: facts.grid,
+        names.LEASE: Lease.of_this_process().text(),
+        MLFLOW_RUN_NOTE: notes.search_begun(len(facts.space)),
+        **_origin_tags(facts),
+    }
+    if facts.fresh or (resume and names.FRESH in resume.raw.data.tags):
+        tags[names.FRESH] = "true"
+    existing = adoptable_run(store)
+    if existing is not None and resume is not None:
+        tags[names.CONTINUES] = resume.run_id
+    elif resume is not None:
+        existing = resume.run_id
+    run_id = _start(store, experiment_id, facts, params, tags, existing)
+    if too_long:
+        content = {axis: list(values) for axis, values in facts.space.axes.items()}
+        store.client.log_dict(run_id, content, names.AXES_FILE)
+    return run_id
+
+
+def move_trials(store: Store, trials: Iterable[str], old: str, new: str) -> None:
+    """Make trials the children of a search's new run, and say so in the old one."""
+    for trial in trials:
+        store.client.set_tag(trial, names.PARENT, new)
+    store.client.set_tag(old, names.CONTINUED_BY, new)
+
+
+def log_reused(store: Store, run_id: str, trials: Sequence[str]) -> None:
+    """Keep with a search which finished trials of others it counts among its own."""
+    if trials:
+        store.client.log_text(run_id, json.dumps(trials), names.REUSED_FILE)
+        store.client.set_tag(run_id, names.REUSED, str(len(trials)))
+
+
+def start_trial(
+    store: Store, experiment_id: str, facts: TrialFacts, resume: str | None = None
+) -> str:
+    """Open the run of one trial, held by this process.
+
+    Args:
+        store: the store.
+        experiment_id: of the experiment to put it in.
+        facts: what to record.
+        resume: the trial's run that was cut off, to go on in; None opens a new one.
+
+    Returns:
+        The run's id.
+    """
+    params = {
+        **dataclasses.asdict(facts.config),
+        **{names.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(facts.split).items()},
+    }
+    tags = {
+        names.POINT: facts.fingerprint,
+        names.THREADS: str(facts.threads),
+        names.LEASE: Lease.of_this_process().text(),
+        MLFLOW_RUN_NOTE: notes.trial_begun(experiment_id, facts.parent),
+        **_origin_tags(facts),
+    }
+    if facts.parent is not None:
+        tags |= {names.ROLE: names.TRIAL, names.PARENT: facts.parent}
+        return _start(store, experiment_id, facts, params, tags, resume)
+    tags[names.ROLE] = names.TRAIN
+    adopted = adoptable_run(store)
+    return _start(store, experiment_id, facts, params, tags, adopted or resume)
+
+
+def find_trial(store: Store, experiment_id: str, facts: TrialFacts) -> str | None:
+    """The run of a trial that this process has opened already, None if it has not."""
+    parent = "" if facts.parent is None else f"AND tags.`{names.PARENT}` = '{facts.parent}' "
+    found = store.client.search_runs(
+        [experiment_id],
+        f"tags.`{names.POINT}` = '{facts.fingerprint}' {parent}AND attributes.status = '{RUNNING}'",
+    )
+    mine = (
+        run.info.run_id for run in found if (lease := Lease.read(run.data.tags)) and lease.is_mine()
+    )
+    return next(mine, None)
+
+
+def _origin_tags(facts: SearchFacts | TrialFacts) -> dict[str, str]:
+    code = facts.origin.code
+    tags = {
+        names.DATA_SHA256: facts.data.sha256,
+        names.DATASET: facts.data.description,
+        names.PROTOCOL: facts.split.protocol,
+        names.VERSION: code.version,
+        names.CODE_SHA256: code.sha256,
+    }
+    if code.commit is not None:
+        tags |= {
+            MLFLOW_GIT_COMMIT: code.commit,
+            MLFLOW_GIT_BRANCH: code.branch or "",
+            MLFLOW_GIT_DIRTY: str(code.dirty).lower(),
+        }
+    return tags
+
+
+def _context_tags() -> dict[str, str]:
+    """What MLflow itself would say of this process: who runs it, and which program."""
+    tags = resolve_tags()
+    # Of the folder of the script that was called, which need not be where the code is.
+    git = (MLFLOW_GIT_COMMIT, MLFLOW_GIT_BRANCH, MLFLOW_GIT_REPO_URL)
+    return {name: value for name, value in tags.items() if name not in git}
+
+
+def _start(
+    store: Store,
+    experiment_id: str,
+    facts: SearchFacts | TrialFacts,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    existing: str | None,
+) -> str:
+    client = store.client
+    if existing is None:
+        run = client.create_run(
+            experiment_id, tags={**_context_tags(), **tags}, run_name=facts.name
+        )
+        new_tags: Mapping[str, str] = {}
+    else:
+        run, new_tags = client.get_run(existing), tags
+    run_id = str(run.info.run_id)
+    if existing is not None and _GENERATED_NAME.fullmatch(run.info.run_name or ""):
+        client.update_run(run_id, name=facts.name)
+    # `mlflow run` has logged what the person typed, and MLflow forbids a second spelling.
+    new_params = {k: str(v) for k, v in params.items() if k not in run.data.params}
+    client.log_batch(
+        run_id,
+        params=[Param(k, v) for k, v in new_params.items()],
+        tags=[RunTag(k, v) for k, v in new_tags.items()],
+    )
+    if existing is not None and run.info.status != RUNNING:
+        client.update_run(run_id, status=RUNNING)
+        if names.ERROR in run.data.tags:
+            client.delete_tag(run_id, names.ERROR)
+    client.log_dict(run_id, dict(facts.origin.environment), names.ENVIRONMENT_FILE)
+    return run_id
