@@ -169,7 +169,10 @@ class TrainingResult:
             "best_val_accuracy": self.validation.accuracy,
             "best_val_loss": self.validation.loss,
             "val_macro_f1": self.validation.macro.f1,
-            **{f"val_f1/{scores.name}": scores.f1 for scores in self.validation.classes},
+            **{
+                f"val_f1_{scores.name.lower().replace(' ', '_')}": scores.f1
+                for scores in self.validation.classes
+            },
         }
 
     def to_json(self) -> dict[str, Any]:

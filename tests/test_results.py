@@ -86,7 +86,7 @@ def test_best_epoch_is_the_earliest_of_the_highest() -> None:
 def test_validation_scores_by_the_names_they_have_in_mlflow() -> None:
     scores = training(0.5).validation_scores()
     assert scores["val_macro_f1"] == 0.45
-    assert scores["val_f1/Ankle boot"] == 0.9
+    assert scores["val_f1_ankle_boot"] == 0.9
     assert scores["best_val_accuracy"] == training(0.5).summary()["best_val_accuracy"]
     assert len(scores) == 13
 

@@ -29,6 +29,7 @@ def log_model(
     example: NDArray[np.uint8],
     *,
     params: Mapping[str, Any],
+    tags: Mapping[str, str],
     step: int,
 ) -> tuple[str, int]:
     """Log a Keras model as the outcome of a run.
@@ -44,6 +45,7 @@ def log_model(
         model: the Keras model.
         example: raw images, uint8 (n, 28, 28, 1), kept with it as its input example.
         params: kept with it.
+        tags: kept with it.
         step: the epoch whose weights it has.
 
     Returns:
@@ -55,6 +57,7 @@ def log_model(
         name=names.MODEL,
         source_run_id=run_id,
         params={name: str(value) for name, value in params.items()},
+        tags=dict(tags),
     )
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
     about = Model(

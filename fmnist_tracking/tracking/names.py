@@ -23,6 +23,9 @@ THREADS = "fmnist.threads"
 VERSION = "fmnist.version"
 CODE_SHA256 = "fmnist.code_sha256"
 
+# After the name of a search's best trial, where everyone sees it.
+BEST_MARK = " ★"
+
 PARENT = "mlflow.parentRunId"
 
 BEST_VAL_ACCURACY = "best_val_accuracy"
@@ -50,3 +53,8 @@ REPORT_FOLDER = "report"
 AXIS_PREFIX = "grid."
 BASE_PREFIX = "base."
 SPLIT_PREFIX = "split."
+
+
+def unmarked(name: str) -> str:
+    """A trial's own name, without the mark of the best."""
+    return name.removesuffix(BEST_MARK)

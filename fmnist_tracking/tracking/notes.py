@@ -11,11 +11,14 @@ from fmnist_tracking.results import SearchResult, TrainingResult, TrialResult
 
 _SHOWN = 10
 _HARDEST = 3
+_MARK = "**★ Best"
+# Without it, the page shows what there is for language models beside the run.
+_KIND = "?workflowType=machine_learning"
 
 
 def run_address(experiment_id: str, run_id: str) -> str:
     """Where MLflow's page shows a run, from the page's root on."""
-    return f"#/experiments/{experiment_id}/runs/{run_id}"
+    return f"#/experiments/{experiment_id}/runs/{run_id}{_KIND}"
 
 
 def search_begun(points: int) -> str:
@@ -136,7 +139,7 @@ def trial_ended(
     parts = [
         _what(experiment_id, parent),
         _table(("", ""), rows),
-        f"**Next**: the [model](#/experiments/{experiment_id}/models/{model_id}); under "
+        f"**Next**: the [model](#/experiments/{experiment_id}/models/{model_id}{_KIND}); under "
         "*Artifacts*, `figures/learning_curves.png`, the scores of each class in "
         "`validation/classes.csv` and the confusion matrix beside it; under *Model metrics*, "
         "the curves.",
@@ -145,12 +148,26 @@ def trial_ended(
     return "\n\n".join([*parts, f"Trained again: `{again}`"] if again else parts)
 
 
+def model(experiment_id: str, run_id: str, name: str, image_shape: Sequence[int]) -> str:
+    """Of a logged model."""
+    shape = ", ".join(map(str, image_shape))
+    return (
+        f"The network of the trial [{_plain(name)}]({run_address(experiment_id, run_id)}), with "
+        "the weights of the epoch that did best on the validation images. It takes raw pixels, "
+        f"uint8 of shape (n, {shape}), scales them itself, and gives the probabilities of the "
+        f"ten classes: `mlflow.pyfunc.load_model('runs:/{run_id}/model')`."
+    )
+
+
 def as_best(note: str, experiment_id: str, search: str, points: int) -> str:
     """The description of a trial that a search has found best."""
-    mark = f"**★ Best of the {points} points** of"
-    if note.startswith("**★"):
-        note = note.partition("\n\n")[2]
-    return f"{mark} [this search]({run_address(experiment_id, search)}).\n\n{note}"
+    mark = f"{_MARK} of the {points} points** of"
+    return f"{mark} [this search]({run_address(experiment_id, search)}).\n\n{as_any(note)}"
+
+
+def as_any(note: str) -> str:
+    """The description of a trial that is not, or no longer, a search's best."""
+    return note.partition("\n\n")[2] if note.startswith(_MARK) else note
 
 
 def trial_failed(experiment_id: str, parent: str | None, line: str) -> str:

@@ -256,21 +256,25 @@ def _origin_tags(facts: SearchFacts | TrialFacts) -> dict[str, str]:
         names.VERSION: code.version,
         names.CODE_SHA256: code.sha256,
     }
-    if code.commit is not None:
-        tags |= {
-            MLFLOW_GIT_COMMIT: code.commit,
-            MLFLOW_GIT_BRANCH: code.branch or "",
-            MLFLOW_GIT_DIRTY: str(code.dirty).lower(),
-        }
-    return tags
+    return {**tags, **_git_tags(code)}
 
 
-def _context_tags() -> dict[str, str]:
+def program_tags(code: Code) -> dict[str, str]:
     """What MLflow itself would say of this process: who runs it, and which program."""
-    tags = resolve_tags()
-    # Of the folder of the script that was called, which need not be where the code is.
+    # MLflow's is of the folder of the script that was called, which need not be where the code is.
     git = (MLFLOW_GIT_COMMIT, MLFLOW_GIT_BRANCH, MLFLOW_GIT_REPO_URL)
-    return {name: value for name, value in tags.items() if name not in git}
+    tags = {name: value for name, value in resolve_tags().items() if name not in git}
+    return {**tags, **_git_tags(code)}
+
+
+def _git_tags(code: Code) -> dict[str, str]:
+    if code.commit is None:
+        return {}
+    return {
+        MLFLOW_GIT_COMMIT: code.commit,
+        MLFLOW_GIT_BRANCH: code.branch or "",
+        MLFLOW_GIT_DIRTY: str(code.dirty).lower(),
+    }
 
 
 def _start(
@@ -284,7 +288,9 @@ def _start(
     client = store.client
     if existing is None:
         run = client.create_run(
-            experiment_id, tags={**_context_tags(), **tags}, run_name=facts.name
+            experiment_id,
+            tags={**program_tags(facts.origin.code), **tags},
+            run_name=facts.name,
         )
         new_tags: Mapping[str, str] = {}
     else:

@@ -1,5 +1,6 @@
 """Reading runs back as records."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -70,10 +71,9 @@ def find_run(store: Store, reference: str, experiment: str | None = None) -> Tra
     experiments = experiment_ids(store, experiment)
     if reference in ("latest", "best"):
         roles = [names.SEARCH, names.TRAIN] if reference == "latest" else [names.SEARCH]
-        newest = next(iterate_runs(store, experiments, _role_filter(roles)), None)
-        if newest is None:
+        found = _newest(store, experiments, roles)
+        if found is None:
             raise TrackingError(_nothing_yet(experiment))
-        found = as_tracked(newest)
         return best_trial(store, found) if reference == "best" else found
     if not _RUN_ID.fullmatch(reference):
         raise TrackingError(
@@ -94,6 +94,19 @@ def find_run(store: Store, reference: str, experiment: str | None = None) -> Tra
     return as_tracked(matches[0])
 
 
+def latest_search(store: Store) -> TrackedRun | None:
+    """The newest search of all, None if there is none yet."""
+    return _newest(store, experiment_ids(store, None), [names.SEARCH])
+
+
+def _newest(store: Store, experiments: Iterable[str], roles: Sequence[str]) -> TrackedRun | None:
+    ids, filter_string = list(experiments), _role_filter(roles)
+    if not ids:
+        return None
+    found = store.client.search_runs(ids, filter_string, max_results=1, order_by=_NEWEST_FIRST)
+    return as_tracked(found[0]) if found else None
+
+
 def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
     """The best trial of a search; a trial is its own.
 
@@ -102,6 +115,11 @@ def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
     """
     if run.role != names.SEARCH:
         return run
+    if run.raw.info.status == FINISHED and names.BEST_RUN in run.raw.data.tags:
+        with contextlib.suppress(MlflowException):  # it was deleted
+            found = store.client.get_run(run.raw.data.tags[names.BEST_RUN])
+            if found.info.lifecycle_stage == "active":
+                return as_tracked(found)
     winner = best(read_search(store, run).finished)
     if winner is None:
         raise TrackingError(
@@ -168,9 +186,15 @@ def _space(run: Run) -> SearchSpace:
 def read_search(store: Store, run: TrackedRun) -> SearchResult:
     """A search and its trials, in the grid's order.
 
+    Of a finished search it is what was written when it ended, where that can be read: one file,
+    however many trials there are.
+
     Raises:
         TrackingError: the parameters of a run are not those of this version.
     """
+    if run.raw.info.status == FINISHED:
+        with contextlib.suppress(MlflowException, OSError, LookupError, ValueError, ConfigError):
+            return read_outcome(store, run)
     space = _space(run.raw)
     found = [trial_result(r) for r in find_children(store, run.experiment_id, run.run_id)]
     found += _reused(store, run)
@@ -349,7 +373,7 @@ def as_tracked(run: Run) -> TrackedRun:
         run_id=run.info.run_id,
         experiment_id=run.info.experiment_id,
         role=role,
-        name=run.info.run_name,
+        name=names.unmarked(run.info.run_name),
         split=SplitConfig(
             protocol=tags.get(names.PROTOCOL),  # type: ignore[arg-type]  # checked by SplitConfig
             seed=int(params.get(names.SPLIT_PREFIX + "seed", 0)),
@@ -369,7 +393,7 @@ def trial_result(run: Run) -> TrialResult:
     metrics = run.data.metrics
     return TrialResult(
         run_id=run.info.run_id,
-        name=run.info.run_name,
+        name=names.unmarked(run.info.run_name),
         status=run.info.status,
         config=_config(run),
         val_accuracy=metrics.get(names.BEST_VAL_ACCURACY),

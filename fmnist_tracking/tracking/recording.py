@@ -30,7 +30,7 @@ from fmnist_tracking.tracking import names, notes
 from fmnist_tracking.tracking.inputs import as_dataset
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.logged_model import delete_models, log_model
-from fmnist_tracking.tracking.opening import TrialFacts
+from fmnist_tracking.tracking.opening import TrialFacts, program_tags
 from fmnist_tracking.tracking.store import Store
 
 _MAX_TAG = 500
@@ -129,6 +129,10 @@ def finish_trial(
         model,
         example,
         params=dataclasses.asdict(facts.config),
+        tags={
+            **program_tags(facts.origin.code),
+            MLFLOW_RUN_NOTE: notes.model(experiment_id, run_id, facts.name, example.shape[1:]),
+        },
         step=result.best.epoch,
     )
     links = {"model_id": model_id}
@@ -198,6 +202,7 @@ def finish_search(store: Store, result: SearchResult, grid: bytes) -> None:
             "model_parameters": winner.model_parameters or 0,
         }
         _mark_best(store, result, winner.run_id)
+        _link_model(store, run_id, winner.run_id)
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
     # A search that is continued ends more than once: each time at a later step.
     known = client.get_run(run_id).data.metrics
@@ -213,11 +218,28 @@ def _mark_best(store: Store, result: SearchResult, winner: str) -> None:
     marked = f"tags.`{names.BEST_OF}` = '{result.run_id}'"
     for run in client.search_runs([experiment_id], marked):
         if run.info.run_id != winner:  # a search that went on has found a better one
+            client.update_run(run.info.run_id, name=names.unmarked(run.info.run_name))
             client.delete_tag(run.info.run_id, names.BEST_OF)
-    note = client.get_run(winner).data.tags.get(MLFLOW_RUN_NOTE, "")
+            note = notes.as_any(run.data.tags.get(MLFLOW_RUN_NOTE, ""))
+            client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, note)
+    best_run = client.get_run(winner)
+    client.update_run(winner, name=names.unmarked(best_run.info.run_name) + names.BEST_MARK)
+    note = best_run.data.tags.get(MLFLOW_RUN_NOTE, "")
     note = notes.as_best(note, experiment_id, result.run_id, len(result.space))
     tags = {names.BEST_OF: result.run_id, MLFLOW_RUN_NOTE: note}
     client.log_batch(winner, tags=[RunTag(name, value) for name, value in tags.items()])
+
+
+def _link_model(store: Store, run_id: str, winner: str) -> None:
+    """Show the best trial's model as the outcome of its search too."""
+    (known, found) = (
+        outputs.model_outputs if (outputs := store.client.get_run(run).outputs) else []
+        for run in (run_id, winner)
+    )
+    ids = {model.model_id for model in known}
+    new = [model for model in found if model.model_id not in ids]
+    if new:
+        store.client.log_outputs(run_id, new)
 
 
 def leaderboard_csv(result: SearchResult) -> str:

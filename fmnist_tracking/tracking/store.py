@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_tracking.errors import TrackingError
@@ -29,6 +31,13 @@ _MLFLOW_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
+_EXPERIMENT_TAGS = {
+    # Without this, MLflow's page opens the experiment as one of language models.
+    "mlflow.experimentKind": "custom_model_development",
+    MLFLOW_RUN_NOTE: "Grid searches on Fashion-MNIST. Each search is a run, its trials are the "
+    "runs below it: press the plus sign before its name. The description of a search ranks them.",
+}
+_EXISTS = ErrorCode.Name(RESOURCE_ALREADY_EXISTS)
 _TRY_AGAIN = {408, 409, 429}
 _LASTING = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
@@ -53,7 +62,12 @@ class Store:
         """
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            return str(self.client.create_experiment(name))
+            try:
+                return str(self.client.create_experiment(name, tags=_EXPERIMENT_TAGS))
+            except MlflowException as error:
+                if error.error_code != _EXISTS:
+                    raise
+                return self.experiment_id(name)  # another process was quicker
         if found.lifecycle_stage != "active":
             raise TrackingError(
                 f"The experiment {name!r} was deleted. Restore it with `mlflow experiments "

@@ -107,9 +107,12 @@ def ui(*, host: str, port: int, tracking_uri: str | None, announce: Callable[[st
     from fmnist_tracking import tracking
 
     with tracking.open_store(tracking_uri) as store:
-        uri = store.uri
+        uri, latest = store.uri, tracking.latest_search(store)
+    path = f"/{tracking.run_address(latest.experiment_id, latest.run_id)}" if latest else ""
     if uri.startswith(("http://", "https://")):
         announce(f"The store is an MLflow server; its page is {store.public_uri}")
+        if latest is not None:
+            announce(f"The latest search: {store.public_uri.rstrip('/')}{path}")
         return
     try:
         socket.create_server((host, port)).close()
@@ -118,8 +121,11 @@ def ui(*, host: str, port: int, tracking_uri: str | None, announce: Callable[[st
             f"Cannot listen on port {port} of {host}: {error}. Choose others with --port, --host."
         ) from None
     announce(f"MLflow's page for {store.public_uri}: http://{host}:{port}  (Ctrl-C stops it)")
+    if latest is not None:
+        announce(f"The latest search: http://{host}:{port}{path}")
     # MLflow's page starts seven processes for jobs that nothing here submits.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of MLflow's own code, once a process
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # a command line is for all to read
     command = [sys.executable, "-m", "mlflow", "ui"]
     # In place of this process, so that signals reach the server, which ends its own children.
