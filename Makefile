@@ -33,15 +33,17 @@ format: .venv/installed-dev  ## Put the code into the common form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmarks: .venv/installed  ## Measure the driver and memory; takes about five minutes
+benchmarks: .venv/installed-benchmarks  ## Measure speed and memory; takes about twenty minutes
 	$(BIN)/python -m benchmarks.driver
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.tracking_cost
+	$(BIN)/python -m benchmarks.against_keras_tuner
 
 ui: .venv/installed  ## Browse the runs in MLflow's page
 	$(TRACK) ui
 
 constraints: .venv/installed-dev  ## Pin the newest versions that fit together
-	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra benchmarks --universal --python-version 3.10 \
 		--upgrade --no-header --no-annotate --quiet --output-file .venv/pins
 	{ head -1 constraints.txt; cat .venv/pins; } > .venv/constraints
 	mv .venv/constraints constraints.txt
@@ -61,4 +63,8 @@ $(BIN)/python:
 
 .venv/installed-dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@ .venv/installed
+
+.venv/installed-benchmarks: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[benchmarks]'
 	touch $@ .venv/installed

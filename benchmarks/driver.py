@@ -63,8 +63,9 @@ def _spans(result: SearchResult) -> list[tuple[float, float]]:
     spans = []
     with tracking.open_store() as store:
         for trial in result.trials:
-            (begun,) = store.client.get_metric_history(trial.run_id, "val_loss")
-            spans.append((begun.value, begun.timestamp / 1000))
+            (epoch,) = store.client.get_metric_history(trial.run_id, "epoch_seconds")
+            end = epoch.timestamp / 1000
+            spans.append((end - epoch.value, end))
     return spans
 
 

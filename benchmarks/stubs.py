@@ -9,11 +9,25 @@ import numpy as np
 from fmnist_tracking.config import CLASS_NAMES, TrainingConfig, feature_map_sizes
 from fmnist_tracking.evaluation import score
 from fmnist_tracking.events import EpochEnded, TrialStarted
-from fmnist_tracking.results import EpochMetrics, TrainingResult
+from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult
 from fmnist_tracking.workflows.trial import Trained, TrialTask
 
+# How long an epoch takes.
 SECONDS = 0.5
+SHORT_SECONDS = 0.05
 LABELS = np.arange(10, dtype=np.uint8)
+DATA = tuple(
+    DatasetPart(
+        role=role,
+        shape=(500, 28, 28, 1),
+        images_sha256="0" * 64,
+        labels_sha256="0" * 64,
+        class_counts=(50,) * 10,
+    )
+    for role in ("training", "validation")
+)
+# As many as a real trial's.
+USAGE = {f"system/figure_{number}": 1.0 for number in range(5)}
 
 
 def prepare() -> None:
@@ -22,24 +36,39 @@ def prepare() -> None:
 
 def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained:
     """Wait, and give a result as a training would."""
-    started = time.time()
-    report(TrialStarted(number=task.number))
-    time.sleep(SECONDS)
-    figures = EpochMetrics(
-        epoch=1,
-        loss=1.0,
-        accuracy=0.5,
-        val_loss=started,  # where the driver finds when it began
-        val_accuracy=0.5 + task.number / 1e6,
-        epoch_seconds=SECONDS,
-        ended_at=int(time.time() * 1000),
-    )
-    report(EpochEnded(number=task.number, metrics=figures))
+    return _wait(task, report, SECONDS)
+
+
+def run_short_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained:
+    """The same with short epochs; yet each is logged before the next one has ended."""
+    return _wait(task, report, SHORT_SECONDS)
+
+
+def _wait(task: TrialTask, report: Callable[[Any], None], seconds: float) -> Trained:
+    report(TrialStarted(number=task.number, data=DATA))
+    epochs = []
+    for epoch in range(1, task.config.epochs + 1):
+        started = time.time()
+        time.sleep(seconds)
+        ended_at = int(time.time() * 1000)
+        epochs.append(
+            EpochMetrics(
+                epoch=epoch,
+                loss=1 / epoch,
+                accuracy=1 - 0.5 / epoch,
+                val_loss=1.2 / epoch,
+                val_accuracy=0.9 - 0.5 / epoch + task.number / 1e6,
+                epoch_seconds=ended_at / 1000 - started,  # so that the start can be told
+                ended_at=ended_at,
+                usage=USAGE,
+            )
+        )
+        report(EpochEnded(number=task.number, metrics=epochs[-1]))
     result = TrainingResult(
         config=task.config,
-        epochs=(figures,),
+        epochs=tuple(epochs),
         model_parameters=1,
-        train_seconds=SECONDS,
+        train_seconds=seconds * len(epochs),
         images_per_second=1.0,
         train_images=500,
         validation=score(LABELS, LABELS, 1.0, CLASS_NAMES),
@@ -59,4 +88,6 @@ def _weights(config: TrainingConfig) -> tuple[Any, ...]:
         (config.hidden_units, len(CLASS_NAMES)),
         (len(CLASS_NAMES),),
     ]
-    return tuple(np.zeros(shape, np.float32) for shape in shapes)
+    # Drawn, so that a file of them is no smaller than one of trained weights.
+    draw = np.random.default_rng(config.seed)
+    return tuple(draw.standard_normal(shape, np.float32) for shape in shapes)

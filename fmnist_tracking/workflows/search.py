@@ -117,10 +117,10 @@ def search(
                         session.trials.reuse(number, standing.finished[point])
                 else:
                     explore(space, submit, workers, session.recorder.failed)
-                session.pool.close()  # so that the last report is shown too
                 reading = session.recorder.submit(
                     lambda _: tracking.read_search(store, tracking.find_run(store, run_id))
                 )
+                session.pool.close()  # so that the last report is shown too
                 session.write_all()
                 result = reading.result()
                 _assert_complete(result)

@@ -1,0 +1,114 @@
+"""The coursework's grid as a user of KerasTuner and MLflow writes it, without this package.
+
+`against_keras_tuner` runs it as a program of its own, in an empty folder:
+
+    python -m benchmarks.stock IMAGES.npz [--autolog]
+
+KerasTuner's `GridSearch` trains the 12 points, one epoch each; what Keras, TensorFlow and
+KerasTuner set by default stays as it is. With `--autolog`, MLflow tracks them by
+`mlflow.tensorflow.autolog()`, whose defaults stay too: of each call of `fit` it logs the
+parameters, the metrics, the data sets, a checkpoint of the best epoch, TensorBoard's files and the
+model.
+
+Autologging alone would make 12 runs that nothing holds together and that do not tell which point
+they are of, because it sees the arguments of `fit` and not KerasTuner's hyperparameters. So the
+search is done within a run, and `HyperModel.fit`, KerasTuner's own place for such things, opens a
+nested run for each trial and logs its hyperparameters: what MLflow's documentation of child runs
+does with other libraries.
+
+Writes `result.json`: how many points were trained, and the best validation accuracy.
+"""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+import keras
+import keras_tuner
+import numpy as np
+
+
+class Grid(keras_tuner.HyperModel):  # type: ignore[misc]
+    """The coursework's network and grid."""
+
+    def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
+        """The network of one point, compiled."""
+        filters = hp.Choice("filters", [12, 36, 48])
+        strides = hp.Choice("strides", [1, 2])
+        kernel_size = hp.Choice("kernel_size", [3, 4])
+        hidden_units = hp.Choice("hidden_units", [64])
+        model = keras.Sequential(
+            [
+                keras.Input((28, 28, 1), dtype="uint8"),
+                keras.layers.Rescaling(1 / 255),
+                keras.layers.Conv2D(filters, kernel_size, strides=strides, activation="relu"),
+                keras.layers.MaxPool2D(2, strides=2),
+                keras.layers.Dropout(0.3),
+                keras.layers.Conv2D(filters, kernel_size, strides=strides, activation="relu"),
+                keras.layers.MaxPool2D(2, strides=2),
+                keras.layers.Dropout(0.3),
+                keras.layers.Flatten(),
+                keras.layers.Dense(hidden_units, activation="relu"),
+                keras.layers.Dense(10, activation="softmax"),
+            ]
+        )
+        model.compile(
+            optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"]
+        )
+        return model
+
+
+class TrackedGrid(Grid):
+    """The same, each trial in an MLflow run of its own."""
+
+    def fit(
+        self, hp: keras_tuner.HyperParameters, model: keras.Model, *args: Any, **kw: Any
+    ) -> Any:
+        """Train one point, in a run under the search's."""
+        import mlflow
+
+        with mlflow.start_run(nested=True):
+            mlflow.log_params(hp.values)
+            return model.fit(*args, **kw)
+
+
+def main() -> None:
+    """Train the 12 points."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("images")
+    parser.add_argument("--autolog", action="store_true")
+    arguments = parser.parse_args()
+    with np.load(arguments.images) as images:
+        train = images["train_images"], images["train_labels"]
+        validation = images["validation_images"], images["validation_labels"]
+    keras.utils.set_random_seed(0)
+    if arguments.autolog:
+        import mlflow
+
+        mlflow.set_experiment("fashion-mnist")
+        mlflow.tensorflow.autolog()
+        with mlflow.start_run(run_name="grid search"):
+            tuner = search(TrackedGrid(), train, validation)
+    else:
+        tuner = search(Grid(), train, validation)
+    trials = [t for t in tuner.oracle.trials.values() if t.status == "COMPLETED"]
+    result = {
+        "points": len({tuple(sorted(t.hyperparameters.values.items())) for t in trials}),
+        "best_val_accuracy": max(t.score for t in trials),
+        # This package sets things in its process when it is imported; none of that here.
+        "is_stock": "fmnist_tracking" not in sys.modules,
+    }
+    with open("result.json", "w", encoding="utf-8") as file:
+        json.dump(result, file)
+
+
+def search(grid: Grid, train: Any, validation: Any) -> keras_tuner.Tuner:
+    """Have KerasTuner train every point of the grid, one epoch each."""
+    tuner = keras_tuner.GridSearch(grid, objective="val_accuracy", directory="keras_tuner")
+    tuner.search(*train, validation_data=validation, epochs=1, batch_size=32)
+    return tuner
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""What it costs to track a trial of 25 epochs, part by part.
+
+    python -m benchmarks.tracking_cost [--tracking-uri URI] [--trials 20]
+
+A real search of the network with 48 filters, kernel size 3 and strides of 1, whose trials wait
+instead of training and give drawn weights (`stubs.py`). All that is done in the store is done by
+the driver's recorder, one operation after the other, each asked for by a method of `Keeper`; the
+seconds of each operation are counted for its trial, and given to the parts of `PARTS` by watching
+which functions it spends them in. So the table holds whatever the sequence of calls becomes.
+
+Without a URI the store is a new SQLite file. At a server, the runs stay in an experiment of their
+own, whose name is printed.
+
+Prints a table in Markdown: milliseconds a trial. The first trial stands by itself, because some
+libraries are loaded on it. While a trial is recorded the next one trains: so these seconds are not
+added to a search, but the processor's time among them is time that the training does not get.
+"""
+
+import argparse
+import contextlib
+import fnmatch
+import functools
+import importlib
+import inspect
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+from urllib.parse import urlsplit
+
+from benchmarks import stubs
+from fmnist_tracking import runtime
+from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.workflows import search as searching
+from fmnist_tracking.workflows import session, trials
+
+EPOCHS = 25
+TRIALS = 20
+REST = ""
+
+# For each method of `Keeper`: part -> the functions whose time it is, by the names below; REST is
+# what the operation does in none of them. The outermost of the named functions counts, except that
+# those of `INNER` are counted by themselves wherever they are called.
+PARTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "begin": {
+        "data sets logged": ("MlflowClient.log_inputs",),
+        "files logged at the start": ("MlflowClient.log_artifact*", "MlflowClient.log_text"),
+        "run opened, with parameters and tags": (REST,),
+    },
+    "log": {f"metrics of {EPOCHS} epochs": (REST,)},
+    "finish": {
+        "summary metrics": ("MlflowClient.log_batch", "MlflowClient.log_metric"),
+        "history and other texts logged": ("MlflowClient.log_dict", "MlflowClient.log_text"),
+        "figures drawn": ("plots.*",),
+        "figures and other files logged": (
+            "MlflowClient.log_artifact",
+            "MlflowClient.log_artifacts",
+            "MlflowClient.log_figure",
+            "MlflowClient.log_image",
+        ),
+        "model built": ("model.with_weights", "model.build_model"),
+        "model saved": ("mlflow.tensorflow.save_model",),
+        "model logged": ("Model.log",),
+        "run closed": ("MlflowClient.set_terminated", "MlflowClient.update_run"),
+        "checkpoint removed": ("checkpoints.remove",),
+        "other, at the end": (REST,),
+    },
+    "note": {"notes": (REST,)},
+    "fail": {"failures": (REST,)},
+}
+INNER = ("data sets logged", "files logged at the start", "model saved")
+# Where the functions are.
+OWNERS = {
+    "MlflowClient": "mlflow:MlflowClient",
+    "Model": "mlflow.models:Model",
+    "mlflow.tensorflow": "mlflow.tensorflow",
+    "plots": "fmnist_tracking.plots",
+    "model": "fmnist_tracking.model",
+    "checkpoints": "fmnist_tracking.checkpoints",
+}
+
+Function = Callable[..., Any]
+
+
+class Meter:
+    """Counts the seconds of each trial by part, in whatever thread they are spent.
+
+    Attributes:
+        seconds: by trial and part, of the clock.
+        processor: the same, of the processor in that thread.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self.processor: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        # Of each thread: `asking`, the trial and method on whose behalf it calls the recorder;
+        # `trial` and `method` of the operation it carries out, and the open parts of that, each
+        # with the seconds that parts within it have taken.
+        self._thread = threading.local()
+
+    def asked_by(self, name: str, method: Function) -> Function:
+        """A method of `Keeper`, so that what it submits is known to be its own."""
+
+        @functools.wraps(method)
+        def wrapper(keeper: Any, number: int, *args: Any, **kwargs: Any) -> Any:
+            self._thread.asking = number, name
+            try:
+                return method(keeper, number, *args, **kwargs)
+            finally:
+                self._thread.asking = None
+
+        return wrapper
+
+    def submitting(self, submit: Function) -> Function:
+        """`Recorder.submit`, so that what is submitted is timed when it is carried out."""
+
+        @functools.wraps(submit)
+        def wrapper(recorder: Any, operation: Callable[[bool], Any]) -> Any:
+            asking = getattr(self._thread, "asking", None)
+            if asking is None:  # not of a trial
+                return submit(recorder, operation)
+
+            def timed(again: bool) -> Any:
+                self._thread.trial, self._thread.method = asking
+                self._thread.open = []
+                try:
+                    with self._part(_parts(asking[1])[REST]):
+                        return operation(again)
+                finally:
+                    self._thread.open = []
+
+            return submit(recorder, timed)
+
+        return wrapper
+
+    def watched(self, name: str, function: Function) -> Function:
+        """A function that may be a part of an operation."""
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            parts = getattr(self._thread, "open", [])
+            part = _parts(self._thread.method).get(name) if parts else None
+            if part is None or (len(parts) > 1 and part not in INNER):
+                return function(*args, **kwargs)
+            with self._part(part):
+                return function(*args, **kwargs)
+
+        return wrapper
+
+    @contextlib.contextmanager
+    def _part(self, part: str) -> Iterator[None]:
+        parts, inner = self._thread.open, [0.0, 0.0]
+        parts.append(inner)
+        start = time.perf_counter(), time.thread_time()
+        try:
+            yield
+        finally:
+            taken = time.perf_counter() - start[0], time.thread_time() - start[1]
+            parts.pop()
+            for counted, clock in ((self.seconds, 0), (self.processor, 1)):
+                counted[self._thread.trial][part] += taken[clock] - inner[clock]
+                if parts:
+                    parts[-1][clock] += taken[clock]
+
+
+def _public_functions() -> dict[str, tuple[Any, str]]:
+    """The functions that can be watched: where each is, by its name in `PARTS`."""
+    found = {}
+    for title, place in OWNERS.items():
+        module_name, _, class_name = place.partition(":")
+        module = importlib.import_module(module_name)
+        owner = getattr(module, class_name) if class_name else module
+        for name, value in vars(owner).items():
+            kind = isinstance(value, FunctionType | classmethod) and not name.startswith("_")
+            if kind and value.__module__.startswith(module_name):
+                found[f"{title}.{name}"] = owner, name
+    return found
+
+
+@functools.cache
+def _parts(method: str) -> dict[str, str]:
+    """The part that each function belongs to in the operations of a method of `Keeper`."""
+    parts = {REST: method}  # of a method that PARTS does not name
+    for part, patterns in PARTS.get(method, {}).items():
+        for pattern in patterns:
+            names = [REST] if pattern == REST else fnmatch.filter(_public_functions(), pattern)
+            if not names:
+                sys.exit(f"There is no function {pattern} any more; PARTS needs another name.")
+            parts |= dict.fromkeys(names, part)
+    return parts
+
+
+def install(meter: Meter) -> None:
+    """Have the meter watch `Keeper`, `Recorder` and all functions of `PARTS`."""
+    runtime.load_tensorflow()  # without its notices
+    from fmnist_tracking.tracking import Recorder
+    from fmnist_tracking.workflows.keeping import Keeper
+
+    names = {name for method in PARTS for name in _parts(method)} - {REST}
+    for name in names:
+        owner, attribute = _public_functions()[name]
+        value = inspect.getattr_static(owner, attribute)
+        if isinstance(value, classmethod):
+            setattr(owner, attribute, classmethod(meter.watched(name, value.__func__)))
+        else:
+            setattr(owner, attribute, meter.watched(name, value))
+    for name, method in list(vars(Keeper).items()):
+        if isinstance(method, FunctionType) and list(inspect.signature(method).parameters)[1:2] == [
+            "number"
+        ]:
+            setattr(Keeper, name, meter.asked_by(name, method))
+    setattr(Recorder, "submit", meter.submitting(Recorder.submit))  # noqa: B010
+
+
+def table(meter: Meter) -> str:
+    """The parts in Markdown, in the order of `PARTS`, the first trial apart from the others."""
+    first, *others = sorted(meter.seconds)
+    met = {part for trial in meter.seconds.values() for part in trial}
+    known = [part for parts in PARTS.values() for part in parts if part in met]
+    total = "**total**"
+    for counted in (meter.seconds, meter.processor):
+        for trial in counted.values():
+            trial[total] = sum(trial.values())
+    whole = statistics.median(meter.seconds[trial][total] for trial in others)
+    lines = [
+        f"| part | ms, median of {len(others)} trials | range | share | processor, ms "
+        "| first trial, ms |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for part in (*known, *sorted(met - set(known)), total):
+        of = [1000 * meter.seconds[trial][part] for trial in others]
+        processor = statistics.median(1000 * meter.processor[trial][part] for trial in others)
+        lines.append(
+            f"| {part} | {statistics.median(of):.1f} | {min(of):.1f} to {max(of):.1f} "
+            f"| {statistics.median(of) / 1000 / whole:.0%} | {processor:.1f} "
+            f"| {1000 * meter.seconds[first][part]:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, in a new folder."""
+    parser = argparse.ArgumentParser(description="What tracking a trial costs, part by part.")
+    parser.add_argument("--tracking-uri", help="by default a new SQLite store")
+    parser.add_argument("--trials", type=int, default=TRIALS, help="after the first")
+    options = parser.parse_args()
+    if options.trials < 1:
+        parser.error("--trials must be at least 1")
+    setattr(trials, "run_trial", stubs.run_short_trial)  # noqa: B010
+    setattr(session, "prepare_worker", stubs.prepare)  # noqa: B010
+    experiment = f"tracking-cost-{time.strftime('%Y%m%d-%H%M%S')}"
+    meter = Meter()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        os.environ["FMNIST_STATE_DIR"] = str(Path(folder, "state"))
+        uri = options.tracking_uri or f"sqlite:///{Path(folder, 'mlflow.db')}"
+        install(meter)
+        searching.search(
+            SearchSpace(axes={"seed": tuple(range(options.trials + 1))}),
+            TrainingConfig(epochs=EPOCHS),
+            session.Request(split=SplitConfig(), experiment=experiment, tracking_uri=uri),
+        )
+        os.chdir("/")
+    where = f", experiment {experiment}" if options.tracking_uri else ""
+    print(f"Store: {urlsplit(uri).scheme}{where}\n\n{table(meter)}")
+
+
+if __name__ == "__main__":
+    main()
