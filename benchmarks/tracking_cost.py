@@ -50,36 +50,37 @@ REST = ""
 # those of `INNER` are counted by themselves wherever they are called.
 PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "begin": {
-        "data sets logged": ("MlflowClient.log_inputs",),
-        "files logged at the start": ("MlflowClient.log_artifact*", "MlflowClient.log_text"),
+        "environment logged": ("MlflowClient.log_dict",),
         "run opened, with parameters and tags": (REST,),
     },
+    "link_data": {"data sets linked": (REST,)},
     "log": {f"metrics of {EPOCHS} epochs": (REST,)},
     "finish": {
-        "summary metrics": ("MlflowClient.log_batch", "MlflowClient.log_metric"),
-        "history and other texts logged": ("MlflowClient.log_dict", "MlflowClient.log_text"),
+        "summary metrics and description": ("MlflowClient.log_batch",),
         "figures drawn": ("plots.*",),
-        "figures and other files logged": (
-            "MlflowClient.log_artifact",
+        "figures, history and tables logged": (
+            "MlflowClient.log_dict",
             "MlflowClient.log_artifacts",
-            "MlflowClient.log_figure",
-            "MlflowClient.log_image",
         ),
         "model built": ("model.with_weights", "model.build_model"),
         "model saved": ("mlflow.tensorflow.save_model",),
-        "model logged": ("Model.log",),
-        "run closed": ("MlflowClient.set_terminated", "MlflowClient.update_run"),
+        "model logged": (
+            "MlflowClient.create_logged_model",
+            "MlflowClient.log_outputs",
+            "MlflowClient.log_model_artifacts",
+            "MlflowClient.finalize_logged_model",
+        ),
+        "run closed": ("MlflowClient.set_terminated",),
         "checkpoint removed": ("checkpoints.remove",),
         "other, at the end": (REST,),
     },
     "note": {"notes": (REST,)},
     "fail": {"failures": (REST,)},
 }
-INNER = ("data sets logged", "files logged at the start", "model saved")
+INNER = ("environment logged", "model saved")
 # Where the functions are.
 OWNERS = {
     "MlflowClient": "mlflow:MlflowClient",
-    "Model": "mlflow.models:Model",
     "mlflow.tensorflow": "mlflow.tensorflow",
     "plots": "fmnist_tracking.plots",
     "model": "fmnist_tracking.model",
