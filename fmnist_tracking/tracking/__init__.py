@@ -2,7 +2,6 @@
 
 from fmnist_tracking.tracking.inputs import log_inputs
 from fmnist_tracking.tracking.leases import BEAT_SECONDS, Lease
-from fmnist_tracking.tracking.notes import run_address
 from fmnist_tracking.tracking.opening import (
     DataFacts,
     Origin,
@@ -17,6 +16,7 @@ from fmnist_tracking.tracking.opening import (
     start_search,
     start_trial,
 )
+from fmnist_tracking.tracking.page import run_address, table_address
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
     as_tracked,
@@ -108,5 +108,6 @@ __all__ = [
     "run_address",
     "start_search",
     "start_trial",
+    "table_address",
     "tracking_uri",
 ]

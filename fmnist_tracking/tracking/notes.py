@@ -8,17 +8,11 @@ from collections.abc import Iterable, Sequence
 from fmnist_tracking.analysis import Effect, Ranked, leaderboard, rank
 from fmnist_tracking.config import FIELDS, SplitConfig, flag
 from fmnist_tracking.results import SearchResult, TrainingResult, TrialResult
+from fmnist_tracking.tracking.page import model_address, run_address, table_address
 
 _SHOWN = 10
 _HARDEST = 3
 _MARK = "**★ Best"
-# Without it, the page shows what there is for language models beside the run.
-_KIND = "?workflowType=machine_learning"
-
-
-def run_address(experiment_id: str, run_id: str) -> str:
-    """Where MLflow's page shows a run, from the page's root on."""
-    return f"#/experiments/{experiment_id}/runs/{run_id}{_KIND}"
 
 
 def search_begun(points: int) -> str:
@@ -57,8 +51,9 @@ def search_ended(result: SearchResult, effects: Sequence[Effect]) -> str:
     if effects and ranked:
         parts += ["**What each setting did** (mean validation accuracy)", _effects(effects)]
     parts.append(
-        "**Next**: the artifact `figures/grid.png` draws this. To compare curves, tick the "
-        "trials in the experiment's table and press *Compare*. "
+        "**Next**: the artifact `figures/grid.png` draws this. To compare curves, open "
+        f"[the table of runs]({table_address(result.experiment_id)}), press the plus sign before "
+        "the search, tick trials and press *Compare*. "
         f"`fmnist-track report --run-id {result.run_id[:8]}` scores the best trial on the sealed "
         "test images."
     )
@@ -139,7 +134,7 @@ def trial_ended(
     parts = [
         _what(experiment_id, parent),
         _table(("", ""), rows),
-        f"**Next**: the [model](#/experiments/{experiment_id}/models/{model_id}{_KIND}); under "
+        f"**Next**: the [model]({model_address(experiment_id, model_id)}); under "
         "*Artifacts*, `figures/learning_curves.png`, the scores of each class in "
         "`validation/classes.csv` and the confusion matrix beside it; under *Model metrics*, "
         "the curves.",

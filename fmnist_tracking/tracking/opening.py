@@ -24,6 +24,7 @@ from fmnist_tracking.environment import Code
 from fmnist_tracking.results import RUNNING
 from fmnist_tracking.tracking import names, notes
 from fmnist_tracking.tracking.leases import Lease
+from fmnist_tracking.tracking.page import offer_table
 from fmnist_tracking.tracking.reading import TrackedRun
 from fmnist_tracking.tracking.store import Store
 
@@ -180,6 +181,7 @@ def start_search(
         tags[names.CONTINUES] = resume.run_id
     elif resume is not None:
         existing = resume.run_id
+    offer_table(store, experiment_id)
     run_id = _start(store, experiment_id, facts, params, tags, existing)
     if too_long:
         content = {axis: list(values) for axis, values in facts.space.axes.items()}

@@ -108,21 +108,24 @@ def ui(*, host: str, port: int, tracking_uri: str | None, announce: Callable[[st
 
     with tracking.open_store(tracking_uri) as store:
         uri, latest = store.uri, tracking.latest_search(store)
-    path = f"/{tracking.run_address(latest.experiment_id, latest.run_id)}" if latest else ""
-    if uri.startswith(("http://", "https://")):
-        announce(f"The store is an MLflow server; its page is {store.public_uri}")
-        if latest is not None:
-            announce(f"The latest search: {store.public_uri.rstrip('/')}{path}")
-        return
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot listen on port {port} of {host}: {error}. Choose others with --port, --host."
-        ) from None
-    announce(f"MLflow's page for {store.public_uri}: http://{host}:{port}  (Ctrl-C stops it)")
+    is_server = uri.startswith(("http://", "https://"))
+    page = store.public_uri.rstrip("/") if is_server else f"http://{host}:{port}"
+    if not is_server:
+        try:
+            socket.create_server((host, port)).close()
+        except OSError as error:
+            raise ConfigError(
+                f"Cannot listen on port {port} of {host}: {error}. Choose others with --port, "
+                "--host."
+            ) from None
+    announce(f"MLflow's page for {store.public_uri}: {page}")
     if latest is not None:
-        announce(f"The latest search: http://{host}:{port}{path}")
+        announce(f"All searches: {page}/{tracking.table_address(latest.experiment_id)}")
+        search = tracking.run_address(latest.experiment_id, latest.run_id)
+        announce(f"The latest search: {page}/{search}")
+    if is_server:
+        return
+    announce("Ctrl-C stops it.")
     # MLflow's page starts seven processes for jobs that nothing here submits.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of MLflow's own code, once a process
