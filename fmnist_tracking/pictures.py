@@ -163,7 +163,8 @@ def _made_like_the_data_set(
     if over.max() != _BITS_8:
         steps.append("contrast stretched")
     height, width = over.shape
-    top, left = (IMAGE_SIZE - height) // 2, (IMAGE_SIZE - width) // 2
+    # The odd pixel goes above or to the left, as it does in the data set.
+    top, left = (IMAGE_SIZE - height + 1) // 2, (IMAGE_SIZE - width + 1) // 2
     if height != width:
         steps.append("centred")
     pixels = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
