@@ -16,11 +16,13 @@ from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, PromotionError, TrackingError
 from fmnist_tracking.model import build_model, predict
 from fmnist_tracking.tracking import DataFacts, Store
-from fmnist_tracking.workflows.promotion import Promotion, promote
+from fmnist_tracking.workflows.promotion import promote
+from test_cli import Call, call
 from test_imports import loaded_by
 from test_results import training
 from test_tracking import FACTS, SPACE, start_search, trial_facts
 
+__all__ = ["call"]
 NAME = "fashion-mnist"
 
 
@@ -52,7 +54,7 @@ def finished(store: Store, model: Any, split: DataSplit) -> Trials:
 def versions(store: Store, name: str = NAME) -> dict[str, str]:
     """Run ids by version."""
     found = store.client.search_model_versions(f"name = '{name}'")
-    return {str(version.version): version.run_id for version in found}
+    return {str(version.version): str(version.run_id) for version in found}
 
 
 def champion(store: Store) -> str:
@@ -77,7 +79,7 @@ def test_the_first_champion(finished: Trials, store: Store, split: DataSplit, mo
         "fmnist.split_seed": "0",
         "fmnist.split_limit": "600",
     }
-    assert "| validation accuracy | 0.8000 |" in version.description
+    assert "| validation accuracy | 0.8000 |" in str(version.description)
     assert "the test images have no part" in store.client.get_registered_model(NAME).description
     # The logged model leads to the version, by the tag that MLflow's page reads.
     links = json.loads(store.client.get_logged_model(logged.model_id).tags["mlflow.modelVersions"])
@@ -220,7 +222,7 @@ def test_nothing_of_a_run_becomes_markup(finished: Trials, store: Store) -> None
     hostile = "<b>x</b> | [y](z) `w`\n# h"
     data = DataFacts(sha256="d" * 64, description=hostile)
     promote(finished(0.8, name=hostile, data=data))
-    text = store.client.get_model_version(NAME, "1").description
+    text = str(store.client.get_model_version(NAME, "1").description)
     assert "<b>" not in text.replace("\\<", "")
     assert r"\<b\>x\</b\> \| \[y\](z) \`w\` # h" in text
     assert all(line.count(" | ") == 1 for line in text.splitlines() if line.startswith("| data |"))
@@ -234,6 +236,42 @@ def test_promotion_does_without_tensorflow(finished: Trials, tmp_path: Path) -> 
     assert modules.isdisjoint({"tensorflow", "keras", "keras_tuner", "matplotlib"})
 
 
+def test_what_a_person_is_told(finished: Trials, call: Call) -> None:
+    first, second, third = finished(0.8), finished(0.9), finished(0.7)
+
+    def told(*arguments: str) -> tuple[int, str, list[str]]:
+        status, out, err = call("promote", "--run-id", *arguments)
+        return status, out.strip(), err.splitlines()
+
+    one = f"fashion-mnist version 1: validation accuracy 0.8000, run {first[:8]}"
+    two = f"fashion-mnist version 2: validation accuracy 0.9000, run {second[:8]}"
+    serve = "Next: mlflow models serve -m models:/fashion-mnist@champion --env-manager local"
+    assert told(first) == (0, f"champion: {one}", ["There was no champion before.", serve])
+    assert told(second) == (0, f"champion: {two}", [f"The champion before: {one}", serve])
+    already = "It is the champion already; nothing is changed."
+    assert told(second[:8]) == (0, f"champion: {two}", [already, serve])
+    status, out, (line,) = told(third)
+    assert (status, out) == (1, "")
+    worse = (
+        f"The trial {third[:8]}, with a validation accuracy of 0.7000, is worse than the champion, "
+        f"{two}."
+    )
+    assert line == f"Error: {worse} Keep that one, or promote this with --force."
+    status, out, lines = told(first, "--force")
+    assert (status, out) == (0, f"champion: {one}")
+    assert lines[0].startswith("Forced. The trial")
+    assert lines[1:] == [
+        f"The champion before: {two}",
+        "The trial had been registered before; that version is used.",
+        serve,
+    ]
+    status, out, lines = told(third, "--name", "two words", "--tracking-uri", finished.store.uri)
+    assert lines[-1] == (
+        "Next, with MLFLOW_TRACKING_URI set to this store: mlflow models serve -m "
+        "'models:/two words@champion' --env-manager local"
+    )
+
+
 def test_a_promotion_as_json(finished: Trials) -> None:
     first, second = finished(0.8), finished(0.9)
     promote(first)
@@ -242,4 +280,3 @@ def test_a_promotion_as_json(finished: Trials) -> None:
     assert (content["version"], content["changed"], content["registered"]) == ("2", True, True)
     assert content["previous"]["val_accuracy"] == 0.8
     assert content["previous"]["split"] == dataclasses.asdict(SMALL_SPLIT)
-    assert Promotion.__doc__
