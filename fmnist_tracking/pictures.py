@@ -57,19 +57,19 @@ def prepare(path: Path) -> Prepared:
             raise PictureError(f"{shown} is a folder. Name the pictures in it: {shown}/*.png")
         if path.exists() and not path.is_file():
             raise PictureError(f"{shown} is no file. Expected a picture.")
-        content = path.read_bytes()
+        file = path.open("rb")
     except FileNotFoundError:
         raise PictureError(f"There is no file {shown}.") from None
     except OSError as error:
         raise PictureError(f"Cannot read {shown}: {error.strerror}.") from None
     try:
         # Pillow warns of oddities that do no harm, and of pictures that are too large.
-        with warnings.catch_warnings():
+        with file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             Image.init()
             formats = [name for name in Image.ID if name not in _NOT_OPENED]
-            with Image.open(io.BytesIO(content), formats=formats) as image:
+            with Image.open(file, formats=formats) as image:
                 image.load()
                 return prepare_image(image)
     except UnidentifiedImageError:
