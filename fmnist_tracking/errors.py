@@ -29,6 +29,14 @@ class OutputError(FmnistTrackingError):
     """A file or folder that the command must write cannot be written."""
 
 
+class PictureError(FmnistTrackingError):
+    """A person's picture cannot be read, or shows nothing that could be classified."""
+
+
+class PromotionError(FmnistTrackingError):
+    """A model is not to take the champion's place: it is worse, or cannot be compared."""
+
+
 class SearchError(FmnistTrackingError):
     """A search ended without one finished trial for each of its points."""
 

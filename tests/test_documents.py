@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from typer.models import ArgumentInfo
 
 from fmnist_tracking.cli.app import app
 
@@ -24,9 +25,10 @@ NOT_IN_MLPROJECT = {"experiment", "tracking_uri", "as_json", "dry_run", "fresh"}
 
 
 def options(command: str) -> dict[str, Any]:
-    """The options of a command: default by parameter name."""
+    """The options of a command, without its arguments: default by parameter name."""
     parameters = inspect.signature(COMMANDS[command]).parameters
-    return {name: p.default for name, p in parameters.items()}
+    defaults = {name: p.default for name, p in parameters.items()}
+    return {name: d for name, d in defaults.items() if not isinstance(d, ArgumentInfo)}
 
 
 def spelled(option: Any) -> str:

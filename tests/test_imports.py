@@ -6,7 +6,16 @@ import sys
 
 import pytest
 
-HEAVY = ("tensorflow", "keras", "keras_tuner", "mlflow", "matplotlib", "sklearn", "pandas")
+HEAVY = (
+    "tensorflow",
+    "keras",
+    "keras_tuner",
+    "mlflow",
+    "matplotlib",
+    "sklearn",
+    "pandas",
+    "PIL",
+)
 PROBE = """
 import json, sys
 sys.argv = ["fmnist-track", *{arguments!r}]
@@ -26,7 +35,16 @@ def loaded_by(*arguments: str) -> tuple[int, set[str]]:
     return status, set(modules)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["search", "--help"], ["report", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["search", "--help"],
+        ["report", "--help"],
+        ["promote", "--help"],
+        ["predict", "--help"],
+    ],
+)
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert loaded_by(*arguments) == (0, set())
 
@@ -35,8 +53,8 @@ def test_a_wrong_option_is_found_before_anything_heavy_is_loaded() -> None:
     assert loaded_by("search", "--strides", "0") == (2, set())
 
 
-@pytest.mark.parametrize("arguments", [["runs"], ["best"]])
-def test_listing_does_without_tensorflow(arguments: list[str], store: object) -> None:
+@pytest.mark.parametrize("arguments", [["runs"], ["best"], ["promote", "--run-id", "latest"]])
+def test_listing_and_promoting_do_without_tensorflow(arguments: list[str], store: object) -> None:
     status, modules = loaded_by(*arguments)
     assert status == 1  # an empty store; MLflow was asked
     assert "mlflow" in modules

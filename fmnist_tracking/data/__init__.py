@@ -1,6 +1,14 @@
 """The images: found or fetched, verified, cached, and split."""
 
-from fmnist_tracking.data.dataset import Dataset, load_dataset
+from fmnist_tracking.data.dataset import Dataset, class_names, load_dataset
 from fmnist_tracking.data.split import DataSplit, TestSet, split_dataset, test_set
 
-__all__ = ["DataSplit", "Dataset", "TestSet", "load_dataset", "split_dataset", "test_set"]
+__all__ = [
+    "DataSplit",
+    "Dataset",
+    "TestSet",
+    "class_names",
+    "load_dataset",
+    "split_dataset",
+    "test_set",
+]

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,13 +59,25 @@ class Dataset:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Fashion-MNIST's names in label order; for other data the digits."""
-        return CLASS_NAMES if self.is_fashion_mnist else tuple("0123456789")
+        return class_names(self.digest)
 
     @property
     def digest(self) -> str:
         """One SHA-256 for all four files: of their hex digests, joined by newlines."""
-        joined = "\n".join(self.sha256[part] for part in idx.FILES)
-        return hashlib.sha256(joined.encode()).hexdigest()
+        return _digest(self.sha256)
+
+
+def _digest(sha256: Mapping[str, str]) -> str:
+    return hashlib.sha256("\n".join(sha256[part] for part in idx.FILES).encode()).hexdigest()
+
+
+def class_names(digest: str) -> tuple[str, ...]:
+    """The names, in label order, of the classes of the data with this `Dataset.digest`.
+
+    Fashion-MNIST's have names; of other data only the labels are known.
+    """
+    known = digest == _digest(FASHION_MNIST_SHA256)
+    return CLASS_NAMES if known else tuple("0123456789")
 
 
 def load_dataset(data_dir: Path | None = None) -> Dataset:

@@ -28,6 +28,15 @@ BEST_MARK = " ★"
 
 PARENT = "mlflow.parentRunId"
 
+# Of a registered model, which version is in use; and what its versions carry beside `POINT`,
+# `DATA_SHA256`, `DATASET` and `PROTOCOL`.
+CHAMPION = "champion"
+RUN = "fmnist.run_id"
+VAL_ACCURACY = "fmnist.val_accuracy"
+SPLIT_SEED, SPLIT_LIMIT = "fmnist.split_seed", "fmnist.split_limit"
+# MLflow's own, on a logged model: its page lists the versions by it.
+MODEL_VERSIONS = "mlflow.modelVersions"
+
 BEST_VAL_ACCURACY = "best_val_accuracy"
 FINISHED_POINTS = "finished_points"
 

@@ -267,7 +267,7 @@ def read_history(store: Store, run: TrackedRun) -> TrainingResult:
     Raises:
         TrackingError: the trial did not finish, so that it has none.
     """
-    _require_finished(run)
+    require_finished(run)
     uri = f"runs:/{run.run_id}/{names.HISTORY_FILE}"
     return TrainingResult.from_json(json.loads(mlflow.artifacts.load_text(uri)))
 
@@ -278,7 +278,7 @@ def download_model(run: TrackedRun, folder: Path) -> Path:
     Raises:
         TrackingError: the run has no logged model.
     """
-    _require_finished(run)
+    require_finished(run)
     try:
         path = mlflow.artifacts.download_artifacts(
             artifact_uri=f"runs:/{run.run_id}/{names.MODEL}", dst_path=str(folder)
@@ -290,7 +290,12 @@ def download_model(run: TrackedRun, folder: Path) -> Path:
     return Path(path, "data", "model.keras")
 
 
-def _require_finished(run: TrackedRun) -> None:
+def require_finished(run: TrackedRun) -> None:
+    """Refuse a trial that has no model.
+
+    Raises:
+        TrackingError: it did not finish.
+    """
     if run.raw.info.status != FINISHED:
         raise TrackingError(
             f"The trial {run.run_id[:8]} is {run.raw.info.status}, so it has no model. Choose a "

@@ -1,7 +1,6 @@
 """`fmnist-track report`, `activations` and `predictions`: from a run id to figures."""
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -10,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fmnist_tracking import runtime
 from fmnist_tracking.analysis import rank
 from fmnist_tracking.config import DEFAULT_SAMPLE_SEED
-from fmnist_tracking.errors import DataError, OutputError, TrackingError
+from fmnist_tracking.errors import DataError, OutputError
 from fmnist_tracking.results import Evaluation, SearchResult, TrialResult
+from fmnist_tracking.workflows.models import ask_model, fetch_model
+from fmnist_tracking.workflows.output import writable
 from fmnist_tracking.workflows.search import grid_picture
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def report(
 
     with tracking.open_store(tracking_uri) as store:
         run = tracking.find_run(store, reference, experiment)
-        folder = _writable(output_dir or Path("reports", run.run_id[:8]))
+        folder = writable(output_dir or Path("reports", run.run_id[:8]))
         subject = _open(store, run, data_dir)
         history = tracking.read_history(store, subject.trial)
         search = tracking.read_search(store, run) if run.role == "search" else None
@@ -187,7 +187,7 @@ def _part(
 
     with tracking.open_store(tracking_uri) as store:
         run = tracking.find_run(store, reference, experiment)
-        folder = _writable(output_dir or Path("reports", run.run_id[:8]))
+        folder = writable(output_dir or Path("reports", run.run_id[:8]))
         subject = _open(store, run, data_dir)
         if name == "activations":
             pictures = list(reversed(_activation_pictures(subject, seed)))
@@ -211,31 +211,18 @@ def _open(store: "Store", run: "TrackedRun", data_dir: Path | None) -> _Subject:
             f"(SHA-256 {trial.data_sha256[:12]}… against {dataset.digest[:12]}…). Name the right "
             "folder with --data-dir."
         )
-    runtime.load_tensorflow()
-    from fmnist_tracking.model import load_model
-
-    with tempfile.TemporaryDirectory() as scratch:
-        model = load_model(tracking.download_model(trial, Path(scratch)))
     return _Subject(
         run=run,
         trial=trial,
         result=tracking.read_trial(trial),
-        model=model,
+        model=fetch_model(trial),
         dataset=dataset,
         test=test_set(dataset, trial.split),
     )
 
 
 def _predict(subject: _Subject, chosen: Sequence[int]) -> Any:
-    from fmnist_tracking.model import predict
-
-    probabilities = predict(subject.model, subject.test.images[np.asarray(chosen)])
-    if not np.isfinite(probabilities).all():
-        raise TrackingError(
-            f"The model of trial {subject.trial.run_id[:8]} gives no numbers (NaN): its training "
-            "diverged. Choose another trial, and train with a smaller learning rate."
-        )
-    return probabilities
+    return ask_model(subject.model, subject.trial, subject.test.images[np.asarray(chosen)])
 
 
 def _grid_picture(search: SearchResult) -> "Picture":
@@ -361,19 +348,6 @@ def _metrics(subject: _Subject, evaluation: Evaluation, seed: int) -> dict[str, 
         "sample_indices": _samples(subject, seed).tolist(),
         **{k: v for k, v in evaluation.to_json().items() if k not in ("accuracy", "loss")},
     }
-
-
-def _writable(folder: Path) -> Path:
-    """The folder, made if need be, and known to take files before the work begins."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write to the folder {folder}: {error.strerror}. Name another with "
-            "--output-dir."
-        ) from None
-    return folder
 
 
 def _write(folder: Path, texts: dict[str, str], pictures: Sequence["Picture"]) -> tuple[Path, ...]:

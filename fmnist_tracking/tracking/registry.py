@@ -1,0 +1,251 @@
+"""The model registry: versions of a model, and the one that is in use, the champion."""
+
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow.entities import LoggedModel
+from mlflow.entities.logged_model_status import LoggedModelStatus
+from mlflow.exceptions import MlflowException
+
+from fmnist_tracking.config import SplitConfig
+from fmnist_tracking.errors import ConfigError, TrackingError
+from fmnist_tracking.results import TrialResult
+from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking.reading import (
+    TrackedRun,
+    as_tracked,
+    read_trial,
+    require_finished,
+)
+from fmnist_tracking.tracking.store import Store
+
+_ABSENT, _EXISTS = "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"
+_ABOUT_THE_MODEL = (
+    "Classifies images of Fashion-MNIST. Each version is the best epoch of a trial that "
+    f"`fmnist-track promote` chose; the alias `{names.CHAMPION}` is on the one in use. Versions "
+    "are compared by validation accuracy; the test images have no part in it.\n\n"
+    "It takes raw pixels, `uint8` of shape (n, 28, 28, 1), light on black, and gives the "
+    "probabilities of the ten classes, `float32` of shape (n, 10)."
+)
+# What Markdown or HTML would make something of.
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>|~&])")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelVersion:
+    """A version of a registered model, as far as it is known what it is.
+
+    Attributes:
+        name: of the registered model.
+        version: its number.
+        run_id: of the trial it came from.
+        val_accuracy: the trial's, None if neither version nor run says it.
+        data_sha256: `Dataset.digest` of the trial's data, None likewise.
+        split: how that data was split, None likewise.
+        run_exists: whether the trial's run is still there.
+    """
+
+    name: str
+    version: str
+    run_id: str
+    val_accuracy: float | None
+    data_sha256: str | None
+    split: SplitConfig | None
+    run_exists: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that `json` can write."""
+        return dataclasses.asdict(self)
+
+
+def find_champion(store: Store, name: str) -> ModelVersion | None:
+    """The version of a model that is in use, None if there is none."""
+    with _tolerating(_ABSENT):
+        version = store.client.get_registered_model(name).aliases.get(names.CHAMPION)
+        if version is not None:
+            return _version(store, store.client.get_model_version(name, version))
+    return None
+
+
+def find_version(store: Store, name: str, run_id: str) -> ModelVersion | None:
+    """The newest version of a model that was made from a trial, None if there is none."""
+    found = store.client.search_model_versions(f"run_id = '{run_id}'")
+    mine = [version for version in found if version.name == name]
+    if not mine:
+        return None
+    return _version(store, max(mine, key=lambda version: int(version.version)))
+
+
+def register_version(store: Store, name: str, trial: TrackedRun) -> ModelVersion:
+    """Make a trial's logged model a new version of a registered model, itself made if need be.
+
+    Its source is the logged model rather than a path in the run: MLflow's page then leads from
+    the version to the logged model and back, and so to its metrics.
+
+    Raises:
+        TrackingError: the trial did not finish, or has no logged model.
+    """
+    client = store.client
+    result = read_trial(trial)
+    logged = _logged_model(store, trial)
+    if not _is_registered(store, name):
+        with _tolerating(_EXISTS):  # another process was quicker
+            client.create_registered_model(name, description=_ABOUT_THE_MODEL)
+    made = client.create_model_version(
+        name,
+        source=f"models:/{logged.model_id}",
+        run_id=trial.run_id,
+        tags=_tags(trial, result),
+        description=_description(trial, result),
+        model_id=logged.model_id,
+    )
+    _link_back(store, logged.model_id, name, made.version)
+    return _version(store, made)
+
+
+def make_champion(store: Store, version: ModelVersion) -> None:
+    """Let the alias `champion` be this version's."""
+    store.client.set_registered_model_alias(version.name, names.CHAMPION, version.version)
+
+
+def require_model(store: Store, trial: TrackedRun) -> None:
+    """Say that a trial has no model, if it has none.
+
+    Raises:
+        TrackingError: the trial did not finish, or has no logged model.
+    """
+    _logged_model(store, trial)
+
+
+def _logged_model(store: Store, trial: TrackedRun) -> LoggedModel:
+    require_finished(trial)
+    found = [
+        model
+        for model in store.client.search_logged_models(
+            [trial.experiment_id], filter_string=f"source_run_id = '{trial.run_id}'"
+        )
+        if model.name == names.MODEL and model.status == LoggedModelStatus.READY
+    ]
+    if not found:
+        raise TrackingError(
+            f"The trial {trial.run_id[:8]} has no logged model {names.MODEL!r}: it was deleted. "
+            "Choose another trial, or train this one again with --fresh."
+        )
+    return max(found, key=lambda model: model.creation_timestamp)
+
+
+def _is_registered(store: Store, name: str) -> bool:
+    with _tolerating(_ABSENT):
+        store.client.get_registered_model(name)
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def _tolerating(error_code: str) -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != error_code:
+            raise
+
+
+def _link_back(store: Store, model_id: str, name: str, version: str) -> None:
+    """Say on the logged model which version it is, as `mlflow.register_model` does.
+
+    A tracking server has done it by itself.
+    """
+    tags = store.client.get_logged_model(model_id).tags
+    known = json.loads(tags.get(names.MODEL_VERSIONS, "[]"))
+    if not any((v.get("name"), str(v.get("version"))) == (name, str(version)) for v in known):
+        known.append({"name": name, "version": version})
+        store.client.set_logged_model_tags(model_id, {names.MODEL_VERSIONS: json.dumps(known)})
+
+
+def _version(store: Store, raw: Any) -> ModelVersion:
+    """A version by its own tags; one that was registered by other means, by its run."""
+    tags: Mapping[str, str] = raw.tags
+    run = _run(store, raw.run_id)
+    result = None
+    if run is not None and names.VAL_ACCURACY not in tags:
+        with contextlib.suppress(TrackingError, ConfigError):  # a run of another kind
+            tracked = as_tracked(run)
+            result = read_trial(tracked)
+            tags = {**tags, **_tags(tracked, result)}
+    return ModelVersion(
+        name=raw.name,
+        version=str(raw.version),
+        run_id=raw.run_id or tags.get(names.RUN, ""),
+        val_accuracy=_number(tags.get(names.VAL_ACCURACY)),
+        data_sha256=tags.get(names.DATA_SHA256),
+        split=_split(tags),
+        run_exists=run is not None and run.info.lifecycle_stage == "active",
+    )
+
+
+def _run(store: Store, run_id: str | None) -> Any:
+    if run_id:
+        with _tolerating(_ABSENT):
+            return store.client.get_run(run_id)
+    return None
+
+
+def _tags(trial: TrackedRun, result: TrialResult) -> dict[str, str]:
+    """What a version says of itself, so that it can be judged when its run is gone."""
+    tags = {
+        names.RUN: trial.run_id,
+        names.VAL_ACCURACY: str(result.val_accuracy),
+        names.SPLIT_SEED: str(trial.split.seed),
+        names.SPLIT_LIMIT: str(trial.split.limit),
+    }
+    for name in (names.POINT, names.DATA_SHA256, names.DATASET, names.PROTOCOL):
+        if name in trial.raw.data.tags:
+            tags[name] = trial.raw.data.tags[name]
+    return tags
+
+
+def _number(text: str | None) -> float | None:
+    with contextlib.suppress(TypeError, ValueError):
+        return float(text)  # type: ignore[arg-type]
+    return None
+
+
+def _split(tags: Mapping[str, str]) -> SplitConfig | None:
+    with contextlib.suppress(KeyError, ValueError, ConfigError):
+        limit = tags[names.SPLIT_LIMIT]
+        return SplitConfig(
+            protocol=tags[names.PROTOCOL],  # type: ignore[arg-type]  # checked by SplitConfig
+            seed=int(tags[names.SPLIT_SEED]),
+            limit=None if limit == "None" else int(limit),
+        )
+    return None
+
+
+def _description(trial: TrackedRun, result: TrialResult) -> str:
+    settings = ", ".join(f"{k} {v:.15g}" for k, v in dataclasses.asdict(result.config).items())
+    split = trial.split
+    rows = {
+        "validation accuracy": f"{result.val_accuracy or 0:.4f}",
+        "best epoch": f"{result.best_epoch} of {result.config.epochs}",
+        "run": trial.run_id,
+        "settings": settings,
+        "data": trial.raw.data.tags.get(names.DATASET, "unknown"),
+        "data SHA-256": trial.data_sha256,
+        "protocol": f"{split.protocol}, seed {split.seed}, "
+        + ("all images" if split.limit is None else f"{split.limit} images"),
+    }
+    table = "\n".join(f"| {_plain(name)} | {_plain(text)} |" for name, text in rows.items())
+    return (
+        f"The best epoch of the trial {_plain(trial.name)}, chosen by its validation accuracy; "
+        f"the test images had no part in it.\n\n| | |\n|---|---|\n{table}\n"
+    )
+
+
+def _plain(text: str) -> str:
+    """The text such that Markdown shows it as it is."""
+    return _MARKUP.sub(r"\\\1", " ".join(text.split()))

@@ -1,0 +1,162 @@
+"""`fmnist-track predict`: a person's own pictures -> classes."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fmnist_tracking.errors import OutputError, PictureError
+from fmnist_tracking.workflows.models import ask_model, fetch_model
+from fmnist_tracking.workflows.output import writable
+
+if TYPE_CHECKING:
+    from fmnist_tracking.pictures import Prepared
+
+TOP = 3
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_LONGEST_STEM = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """One of the classes that a picture may show: name, label 0 to 9, probability 0 to 1."""
+
+    name: str
+    label: int
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classified:
+    """A picture and what the model takes it for.
+
+    Attributes:
+        path: of the picture.
+        size: width and height it had, in pixels; None if it could not be used.
+        steps: what was done to it before the model saw it.
+        guesses: the most probable classes, the likeliest first.
+        seen: where the 28x28 picture that the model saw was written, if it was.
+        error: why the picture could not be used, in a line.
+    """
+
+    path: Path
+    size: tuple[int, int] | None = None
+    steps: tuple[str, ...] = ()
+    guesses: tuple[Guess, ...] = ()
+    seen: Path | None = None
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that `json` can write."""
+        if self.error is not None:
+            return {"file": str(self.path), "error": self.error}
+        return {
+            "file": str(self.path),
+            "class": self.guesses[0].name,
+            "top": [asdict(guess) for guess in self.guesses],
+            "size": self.size,
+            "steps": self.steps,
+            "seen": self.seen and str(self.seen),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model takes some pictures for: the trial it is of, and the pictures in order."""
+
+    run_id: str
+    pictures: tuple[Classified, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that `json` can write."""
+        return {"run_id": self.run_id, "pictures": [p.to_json() for p in self.pictures]}
+
+
+def predict(
+    reference: str,
+    paths: Sequence[Path],
+    *,
+    output_dir: Path | None = None,
+    experiment: str | None = None,
+    tracking_uri: str | None = None,
+) -> Prediction:
+    """Classify pictures by the model of a trial, or of a search's best one.
+
+    A picture that cannot be used does not keep the others from being classified.
+
+    Args:
+        reference: a run id, the beginning of one, `latest` or `best`.
+        paths: of the pictures.
+        output_dir: where to write the 28x28 pictures that the model sees, None for nowhere.
+        experiment: name of the experiment to look in, None for all.
+        tracking_uri: of the MLflow store, None for the usual one.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        TrackingError: there is no such run, or it has no model.
+    """
+    from fmnist_tracking import tracking
+    from fmnist_tracking.data import class_names
+
+    with tracking.open_store(tracking_uri) as store:
+        trial = tracking.best_trial(store, tracking.find_run(store, reference, experiment))
+        folder = output_dir and writable(output_dir)
+        found = [_prepare(path) for path in paths]
+        usable = [one.pixels for one in found if not isinstance(one, str)]
+        probabilities = iter(
+            ask_model(fetch_model(trial), trial, np.stack(usable)) if usable else ()
+        )
+    names = class_names(trial.data_sha256)
+    taken = {path.resolve() for path in paths}
+    pictures = []
+    for path, one in zip(paths, found, strict=True):
+        if isinstance(one, str):
+            pictures.append(Classified(path=path, error=one))
+            continue
+        pictures.append(
+            Classified(
+                path=path,
+                size=one.size,
+                steps=one.steps,
+                guesses=_guesses(next(probabilities), names),
+                seen=folder and _keep(one, folder, path, taken),
+            )
+        )
+    return Prediction(run_id=trial.run_id, pictures=tuple(pictures))
+
+
+def _prepare(path: Path) -> "Prepared | str":
+    """A picture as the model sees it, or why there is none."""
+    from fmnist_tracking.pictures import prepare
+
+    try:
+        return prepare(path)
+    except PictureError as error:
+        return str(error)
+
+
+def _guesses(probabilities: Any, names: Sequence[str]) -> tuple[Guess, ...]:
+    likeliest = np.argsort(-probabilities, kind="stable")[:TOP]
+    return tuple(
+        Guess(name=names[label], label=int(label), probability=float(probabilities[label]))
+        for label in likeliest
+    )
+
+
+def _keep(prepared: "Prepared", folder: Path, path: Path, taken: set[Path]) -> Path:
+    """Write what the model saw of a picture, over none of the pictures and none of the others."""
+    from fmnist_tracking.pictures import png
+
+    stem = _UNSAFE.sub("_", path.stem)[:_LONGEST_STEM] + "-28x28"
+    candidates = (folder / f"{stem}{f'-{n}' if n > 1 else ''}.png" for n in itertools.count(1))
+    file = next(c for c in candidates if c.resolve() not in taken)
+    taken.add(file.resolve())
+    try:
+        file.write_bytes(png(prepared.pixels))
+    except OSError as error:
+        raise OutputError(f"Cannot write {file}: {error.strerror}.") from None
+    return file
