@@ -104,7 +104,7 @@ def test_a_person_finds_trials_curves_and_model(served: Served, page: Page) -> N
     expect(page.get_by_text("process_memory_megabytes", exact=True)).to_be_visible()
 
     page.get_by_role("tab", name="Overview").click()
-    page.get_by_role("link", name="model", exact=True).first.click()
+    page.locator("a[href*='/models/m-']:not([target])").first.click()
     expect(page.get_by_text("About this logged model")).to_be_visible()
     expect(page.get_by_text("Ready", exact=True)).to_be_visible()
     expect(page.get_by_text("best_val_accuracy", exact=True)).to_be_visible()

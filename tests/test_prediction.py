@@ -1,3 +1,5 @@
+import dataclasses
+
 """A person's pictures, by a model that was really trained and kept."""
 
 import json
@@ -23,7 +25,7 @@ from fmnist_tracking.training import train
 from fmnist_tracking.workflows.prediction import Prediction, predict
 from test_cli import Call, call
 from test_results import training
-from test_tracking import trial_facts
+from test_tracking import TRIAL
 
 __all__ = ["call"]
 CONFIG = TrainingConfig(filters=16, hidden_units=32, epochs=4)
@@ -45,11 +47,14 @@ class Kept:
             self._experiment = store.client.create_experiment("kept", str(folder / "artifacts"))
 
     def keep(self, model: Any, config: TrainingConfig, sha256: str) -> str:
-        facts = trial_facts(config=config, data=DataFacts(sha256=sha256, description="some data"))
+        data = DataFacts(sha256=sha256, name="some data", source="somewhere")
+        facts = dataclasses.replace(TRIAL, config=config, data=data)
         example = np.zeros((1, 28, 28, 1), np.uint8)
         with tracking.open_store(self.uri) as store:
             run_id = tracking.start_trial(store, self._experiment, facts)
-            tracking.finish_trial(store, run_id, training(0.8), model, example, b"png")
+            tracking.finish_trial(
+                store, self._experiment, run_id, facts, training(0.8), model, example, b"png"
+            )
         return run_id
 
 
@@ -201,7 +206,7 @@ def test_a_trial_without_a_model(
     Image.fromarray(dataset.test_images[0]).save(tmp_path / "a.png")
     with tracking.open_store(kept.uri) as store:
         experiment = store.experiment_id("kept")
-        running = tracking.start_trial(store, experiment, trial_facts())
+        running = tracking.start_trial(store, experiment, TRIAL())
     with pytest.raises(TrackingError, match="is RUNNING, so it has no model"):
         ask(tmp_path / "a.png", run_id=running)
 

@@ -20,7 +20,7 @@ from fmnist_tracking.workflows.promotion import promote
 from test_cli import Call, call
 from test_imports import loaded_by
 from test_results import training
-from test_tracking import FACTS, SPACE, start_search, trial_facts
+from test_tracking import FACTS, SPACE, TRIAL, start_search
 
 __all__ = ["call"]
 NAME = "fashion-mnist"
@@ -39,10 +39,12 @@ class Trials:
 
     def __call__(self, score: float, **changes: object) -> str:
         experiment = tracking.choose_experiment(self.store, "things")
-        facts = trial_facts(**changes)
+        facts = dataclasses.replace(TRIAL, **changes)  # type: ignore[arg-type]
         run_id = tracking.start_trial(self.store, experiment, facts)
         result = dataclasses.replace(training(score), config=facts.config)
-        tracking.finish_trial(self.store, run_id, result, self._model, self._example, b"png")
+        tracking.finish_trial(
+            self.store, experiment, run_id, facts, result, self._model, self._example, b"png"
+        )
         return run_id
 
 
@@ -130,7 +132,7 @@ def test_promoted_again_it_is_the_same_version(finished: Trials, store: Store) -
     ("changes", "words"),
     [
         (
-            {"data": DataFacts(sha256="e" * 64, description="not Fashion-MNIST (x)")},
+            {"data": DataFacts(sha256="e" * 64, name="not Fashion-MNIST", source="x")},
             "data eeeeeeeeeeee… against dddddddddddd…",
         ),
         ({"split": SplitConfig(limit=700)}, "limit 700 against 600"),
@@ -196,7 +198,7 @@ def test_a_search_means_its_best_trial(finished: Trials, store: Store) -> None:
 
 def test_what_has_no_model_cannot_be_promoted(finished: Trials, store: Store) -> None:
     experiment = tracking.choose_experiment(store, "things")
-    running = tracking.start_trial(store, experiment, trial_facts())
+    running = tracking.start_trial(store, experiment, TRIAL())
     with pytest.raises(TrackingError, match="is RUNNING, so it has no model"):
         promote(running)
     store.client.set_terminated(running, "FINISHED")
@@ -220,7 +222,7 @@ def test_a_name_with_a_quote(finished: Trials, store: Store) -> None:
 
 def test_nothing_of_a_run_becomes_markup(finished: Trials, store: Store) -> None:
     hostile = "<b>x</b> | [y](z) `w`\n# h"
-    data = DataFacts(sha256="d" * 64, description=hostile)
+    data = DataFacts(sha256="d" * 64, name=hostile, source="x")
     promote(finished(0.8, name=hostile, data=data))
     text = str(store.client.get_model_version(NAME, "1").description)
     assert "<b>" not in text.replace("\\<", "")
