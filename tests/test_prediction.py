@@ -1,7 +1,6 @@
-import dataclasses
-
 """A person's pictures, by a model that was really trained and kept."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -206,7 +205,7 @@ def test_a_trial_without_a_model(
     Image.fromarray(dataset.test_images[0]).save(tmp_path / "a.png")
     with tracking.open_store(kept.uri) as store:
         experiment = store.experiment_id("kept")
-        running = tracking.start_trial(store, experiment, TRIAL())
+        running = tracking.start_trial(store, experiment, TRIAL)
     with pytest.raises(TrackingError, match="is RUNNING, so it has no model"):
         ask(tmp_path / "a.png", run_id=running)
 

@@ -198,7 +198,7 @@ def test_a_search_means_its_best_trial(finished: Trials, store: Store) -> None:
 
 def test_what_has_no_model_cannot_be_promoted(finished: Trials, store: Store) -> None:
     experiment = tracking.choose_experiment(store, "things")
-    running = tracking.start_trial(store, experiment, TRIAL())
+    running = tracking.start_trial(store, experiment, TRIAL)
     with pytest.raises(TrackingError, match="is RUNNING, so it has no model"):
         promote(running)
     store.client.set_terminated(running, "FINISHED")
@@ -226,7 +226,7 @@ def test_nothing_of_a_run_becomes_markup(finished: Trials, store: Store) -> None
     promote(finished(0.8, name=hostile, data=data))
     text = str(store.client.get_model_version(NAME, "1").description)
     assert "<b>" not in text.replace("\\<", "")
-    assert r"\<b\>x\</b\> \| \[y\](z) \`w\` # h" in text
+    assert r"\<b\>x\</b\> \| \[y\](z) \`w\` \# h" in text
     assert all(line.count(" | ") == 1 for line in text.splitlines() if line.startswith("| data |"))
 
 

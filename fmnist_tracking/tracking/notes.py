@@ -3,6 +3,7 @@
 They are Markdown. Links begin with "#/", so that they work wherever the page is served.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 
 from fmnist_tracking.analysis import Effect, Ranked, leaderboard, rank
@@ -13,6 +14,8 @@ from fmnist_tracking.tracking.page import model_address, run_address, table_addr
 _SHOWN = 10
 _HARDEST = 3
 _MARK = "**★ Best"
+# What Markdown or HTML would make something of.
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>|~&#])")
 
 
 def search_begun(points: int) -> str:
@@ -147,7 +150,7 @@ def model(experiment_id: str, run_id: str, name: str, image_shape: Sequence[int]
     """Of a logged model."""
     shape = ", ".join(map(str, image_shape))
     return (
-        f"The network of the trial [{_plain(name)}]({run_address(experiment_id, run_id)}), with "
+        f"The network of the trial [{plain(name)}]({run_address(experiment_id, run_id)}), with "
         "the weights of the epoch that did best on the validation images. It takes raw pixels, "
         f"uint8 of shape (n, {shape}), scales them itself, and gives the probabilities of the "
         f"ten classes: `mlflow.pyfunc.load_model('runs:/{run_id}/model')`."
@@ -168,7 +171,7 @@ def as_any(note: str) -> str:
 def trial_failed(experiment_id: str, parent: str | None, line: str) -> str:
     """Of a trial that ended by an error."""
     return (
-        f"{_what(experiment_id, parent)} **It failed**: {_plain(line)}\n\n"
+        f"{_what(experiment_id, parent)} **It failed**: {plain(line)}\n\n"
         "The artifact `traceback.txt` has the rest."
     )
 
@@ -197,12 +200,12 @@ def _command(result: TrainingResult, split: SplitConfig) -> str | None:
 
 
 def _link(experiment_id: str, trial: TrialResult) -> str:
-    return f"[{_plain(trial.name)}]({run_address(experiment_id, trial.run_id)})"
+    return f"[{plain(trial.name)}]({run_address(experiment_id, trial.run_id)})"
 
 
-def _plain(text: str) -> str:
-    """A text that Markdown is to show as it is."""
-    return "".join(f"\\{sign}" if sign in r"\`*_[]<>|#" else sign for sign in text)
+def plain(text: str) -> str:
+    """The text such that Markdown shows it as it is, on one line."""
+    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

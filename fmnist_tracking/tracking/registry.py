@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.errors import ConfigError, TrackingError
 from fmnist_tracking.results import TrialResult
 from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking.notes import plain
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
     as_tracked,
@@ -32,8 +32,6 @@ _ABOUT_THE_MODEL = (
     "It takes raw pixels, `uint8` of shape (n, 28, 28, 1), light on black, and gives the "
     "probabilities of the ten classes, `float32` of shape (n, 10)."
 )
-# What Markdown or HTML would make something of.
-_MARKUP = re.compile(r"([\\`*_{}\[\]<>|~&])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,13 +237,8 @@ def _description(trial: TrackedRun, result: TrialResult) -> str:
         "protocol": f"{split.protocol}, seed {split.seed}, "
         + ("all images" if split.limit is None else f"{split.limit} images"),
     }
-    table = "\n".join(f"| {_plain(name)} | {_plain(text)} |" for name, text in rows.items())
+    table = "\n".join(f"| {plain(name)} | {plain(text)} |" for name, text in rows.items())
     return (
-        f"The best epoch of the trial {_plain(trial.name)}, chosen by its validation accuracy; "
+        f"The best epoch of the trial {plain(trial.name)}, chosen by its validation accuracy; "
         f"the test images had no part in it.\n\n| | |\n|---|---|\n{table}\n"
     )
-
-
-def _plain(text: str) -> str:
-    """The text such that Markdown shows it as it is."""
-    return _MARKUP.sub(r"\\\1", " ".join(text.split()))

@@ -1,0 +1,87 @@
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fmnist_tracking.analysis import effects
+from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.results import SearchResult
+from fmnist_tracking.tracking import notes
+from test_results import training, trial
+
+SPACE = SearchSpace(axes={"filters": (12, 48), "strides": (1, 2)})
+SCORES = (0.8, 0.7, 0.9, None)
+
+
+def search(**changes: object) -> SearchResult:
+    trials = tuple(
+        trial(f"{n:032x}", score, config=config, name=f"trial_{n}", **changes)
+        for n, (config, score) in enumerate(
+            zip(SPACE.points(TrainingConfig()), SCORES, strict=True), start=1
+        )
+    )
+    return SearchResult(run_id="a" * 32, experiment_id="7", space=SPACE, trials=trials)
+
+
+def ended(result: SearchResult) -> str:
+    return notes.search_ended(result, effects(result.space, result.finished))
+
+
+def test_a_search_s_description_says_who_won_and_by_how_much() -> None:
+    text = ended(search())
+    first = text.splitlines()[0]
+    assert r"[trial\_3](#/experiments/7/runs/" + f"{3:032x}" in first
+    assert "validation accuracy 0.9000 after epoch 3, 0.1000 ahead of" in first
+    assert "3 of 4 points finished; 1 did not." in text
+    rows = [line for line in text.splitlines() if re.match(r"\| \d", line)]
+    assert [re.findall(r"trial\\_(\d)", row) for row in rows] == [["3"], ["1"], ["2"]]
+
+
+def test_a_search_s_description_says_what_each_setting_did() -> None:
+    text = ended(search())
+    # 12 filters: 0.8 and 0.7; 48 filters: 0.9 alone.
+    assert "| `filters` | 12: 0.7500, 48: 0.9000 | 0.1500 |" in text
+
+
+def test_a_search_without_a_finished_point() -> None:
+    result = SearchResult(run_id="a" * 32, experiment_id="7", space=SPACE, trials=())
+    assert ended(result).startswith("**No point has finished.**")
+
+
+def test_repeats_are_told_as_a_mean() -> None:
+    space = SearchSpace(axes={"filters": (12, 48), "seed": (0, 1)})
+    trials = tuple(
+        trial(f"{n:032x}", score, config=config)
+        for n, (config, score) in enumerate(
+            zip(space.points(TrainingConfig()), (0.9, 0.5, 0.8, 0.8), strict=True)
+        )
+    )
+    text = ended(SearchResult(run_id="a" * 32, experiment_id="7", space=space, trials=trials))
+    assert "its seeds have 0.8000 ± 0.0000, 0.1000 ahead of" in text
+    assert "| mean of its seeds |" in text
+
+
+def test_the_command_trains_the_trial_again() -> None:
+    def told(split: SplitConfig) -> str:
+        return notes.trial_ended("7", "b" * 32, training(0.5, 0.6), split, "m-1", 1000)
+
+    assert "`fmnist-track train --epochs 2 --limit 600 --fresh`" in told(SplitConfig(limit=600))
+    assert "--protocol coursework" in told(SplitConfig(protocol="coursework"))
+    # No option of `train` gives the split another seed than the training.
+    assert "fmnist-track train" not in told(SplitConfig(seed=3))
+
+
+def test_the_mark_of_the_best_comes_and_goes() -> None:
+    note = notes.trial_begun("7", None)
+    marked = notes.as_best(note, "7", "b" * 32, 12)
+    assert marked.startswith("**★ Best of the 12 points**")
+    assert notes.as_best(marked, "7", "c" * 32, 4).count("★") == 1
+    assert notes.as_any(marked) == notes.as_any(note) == note
+
+
+@given(st.text())
+def test_nothing_of_a_text_is_markup(text: str) -> None:
+    shown = notes.plain(text)
+    assert "\n" not in shown
+    assert not re.search(r"(?<!\\)(?:\\\\)*[`*_\[\]<>|#]", shown)
+    assert re.sub(r"\\(.)", r"\1", shown) == " ".join(text.split())
