@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TRACK := $(BIN)/fmnist-track
 
-.PHONY: help quick full test test-fast lint format benchmarks ui constraints clean
+.PHONY: help quick full test test-fast lint format benchmarks ui server constraints clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -21,7 +21,7 @@ test: .venv/installed-dev  ## Set up and pass all tests
 	$(BIN)/python -m pytest
 
 test-fast: .venv/installed-dev  ## Set up and pass the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not browser"
+	$(BIN)/python -m pytest -m "not slow and not browser and not service"
 
 lint: .venv/installed-dev  ## Style, types and the layers of the design
 	$(BIN)/ruff check .
@@ -39,6 +39,9 @@ benchmarks: .venv/installed  ## Measure the driver and memory; takes about five 
 
 ui: .venv/installed  ## Browse the runs in MLflow's page
 	$(TRACK) ui
+
+server: .venv/installed-server  ## A tracking server with passwords, on PostgreSQL; see docs/server.md
+	exec $(BIN)/python server/start.py
 
 constraints: .venv/installed-dev  ## Pin the newest versions that fit together
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \
@@ -58,6 +61,10 @@ $(BIN)/python:
 .venv/installed: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	touch $@
+
+.venv/installed-server: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[server]'
+	touch $@ .venv/installed
 
 .venv/installed-dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
