@@ -266,7 +266,8 @@ def _mlflow(
     command += ["--host", options.host, "--port", str(options.port)]
     command += ["--workers", str(options.workers), "--artifacts-destination", str(artifacts)]
     if options.allowed_hosts:
-        command += ["--allowed-hosts", options.allowed_hosts]
+        own = ",".join((f"{LOOPBACK}:*", "localhost:*", options.allowed_hosts))
+        command += ["--allowed-hosts", own]  # a list replaces MLflow's own
     environment = {
         # Not on the command line, which is for all to read.
         "MLFLOW_BACKEND_STORE_URI": runs,
