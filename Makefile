@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TRACK := $(BIN)/fmnist-track
 
-.PHONY: help quick full test test-fast lint format benchmarks ui constraints clean
+.PHONY: help quick full test test-fast lint format benchmarks ui server constraints clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -21,7 +21,7 @@ test: .venv/installed-dev  ## Set up and pass all tests
 	$(BIN)/python -m pytest
 
 test-fast: .venv/installed-dev  ## Set up and pass the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not browser"
+	$(BIN)/python -m pytest -m "not slow and not browser and not service"
 
 lint: .venv/installed-dev  ## Style, types and the layers of the design
 	$(BIN)/ruff check .
@@ -42,6 +42,9 @@ benchmarks: .venv/installed-benchmarks  ## Measure speed and memory; takes about
 ui: .venv/installed  ## Browse the runs in MLflow's page
 	$(TRACK) ui
 
+server: .venv/installed-server  ## A tracking server with passwords, on PostgreSQL; see docs/server.md
+	exec $(BIN)/python server/start.py
+
 constraints: .venv/installed-dev  ## Pin the newest versions that fit together
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra benchmarks --universal --python-version 3.10 \
 		--upgrade --no-header --no-annotate --quiet --output-file .venv/pins
@@ -60,6 +63,10 @@ $(BIN)/python:
 .venv/installed: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	touch $@
+
+.venv/installed-server: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[server]'
+	touch $@ .venv/installed
 
 .venv/installed-dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -52,6 +52,7 @@ class Place:
     cache: Path
     uri: str = ""
     state: str = ""
+    experiment: str = "fashion-mnist"
 
     def __post_init__(self) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -76,6 +77,7 @@ class Place:
                     "FMNIST_CACHE_DIR": str(self.cache),
                     "FMNIST_STATE_DIR": self.state,
                     "MLFLOW_TRACKING_URI": self.uri,
+                    "MLFLOW_EXPERIMENT_NAME": self.experiment,
                     **variables,
                 },
                 stdin=subprocess.DEVNULL,
@@ -125,7 +127,7 @@ def outcome(place: Place) -> Outcome:
     """Check that the store is whole, and read what came out."""
     with open_store(place.uri) as store:
         client = store.client
-        found = client.get_experiment_by_name("fashion-mnist")
+        found = client.get_experiment_by_name(place.experiment)
         assert found is not None
         runs = list(client.search_runs([found.experiment_id], max_results=1000))
         searches = [r for r in runs if r.data.tags["fmnist.role"] == "search"]

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import tenacity
 
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking.store import Store, is_passing, tracking_error
+from fmnist_tracking.tracking.failures import is_passing, tracking_error
+from fmnist_tracking.tracking.store import Store
 
 T = TypeVar("T")
 _LONGEST_PAUSE_SECONDS = 5.0

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 from mlflow import MlflowClient
@@ -18,11 +18,16 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.tracking.failures import opening_error, public_uri, tracking_error
 
 _TIMEOUT_SECONDS = 5
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 # The package that holds a database driver's module, where the names differ.
-_DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+_DRIVERS = {
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+}
 _SQLITE = "sqlite:///"
 _MLFLOW_SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -38,8 +43,6 @@ _EXPERIMENT_TAGS = {
     "runs below it: press the plus sign before its name. The description of a search ranks them.",
 }
 _EXISTS = ErrorCode.Name(RESOURCE_ALREADY_EXISTS)
-_TRY_AGAIN = {408, 409, 429}
-_LASTING = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class Store:
     @property
     def public_uri(self) -> str:
         """The URI to show: without a user's name and password."""
-        return _public(self.uri)
+        return public_uri(self.uri)
 
     def experiment_id(self, name: str) -> str:
         """The id of an experiment, created if there is none of that name.
@@ -99,7 +102,7 @@ def open_store(uri: str | None = None, *, create: bool = False) -> Iterator[Stor
     Raises:
         TrackingError: the store cannot be reached, or fails while it is used.
     """
-    uri = tracking_uri(uri)
+    uri = _with_credentials_aside(tracking_uri(uri))
     _require_reachable(uri, create=create)
     # MLflow and Alembic tell of each table they create, at the level of warnings or above.
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.utils"):
@@ -115,29 +118,29 @@ def open_store(uri: str | None = None, *, create: bool = False) -> Iterator[Stor
         store = Store(uri=uri, client=client)
     except ModuleNotFoundError as error:
         raise TrackingError(
-            f"The MLflow store at {_public(uri)} needs the Python package {error.name}, which is "
-            f"not installed. Install it: pip install {_DRIVERS.get(error.name or '', error.name)}"
+            f"The MLflow store at {public_uri(uri)} needs the Python package {error.name}, which "
+            f"is not installed. Install it: pip install "
+            f"{_DRIVERS.get(error.name or '', error.name)}"
         ) from None
     except (MlflowException, SQLAlchemyError) as error:
-        raise tracking_error(uri, error) from error
+        raise opening_error(uri, error) from error
     try:
         yield store
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise tracking_error(uri, error) from error
 
 
-def tracking_error(uri: str, error: BaseException | None) -> TrackingError:
-    """What went wrong at a store, in a line."""
-    return TrackingError(f"MLflow failed at {_public(uri)}: {_first_line(error)}")
+def _with_credentials_aside(uri: str) -> str:
+    """The address of a server alone; a name and password in it go where MLflow looks for them.
 
-
-def is_passing(error: BaseException) -> bool:
-    """Whether an error may go away by itself: the store out of reach, locked or overloaded."""
-    if isinstance(error, MlflowException):
-        status = int(error.get_http_status_code())  # type: ignore[no-untyped-call]
-        return status >= 500 or status in _TRY_AGAIN
-    # Errors of the network are OSErrors, and so is a full disk.
-    return isinstance(error, OSError | SQLAlchemyError) and not isinstance(error, _LASTING)
+    MLflow would write them into its messages, and they are no part of which store it is.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or "@" not in parts.netloc:
+        return uri
+    for name, value in (("USERNAME", parts.username), ("PASSWORD", parts.password)):
+        os.environ[f"MLFLOW_TRACKING_{name}"] = unquote(value or "")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _make_sqlite_store(path: Path) -> None:
@@ -165,7 +168,7 @@ def _require_reachable(uri: str, *, create: bool) -> None:
             _require_sqlite_file(Path(uri.removeprefix(_SQLITE)), create=create)
     except (OSError, ValueError) as error:
         raise TrackingError(
-            f"The MLflow store at {_public(uri)} cannot be reached ({error}). Start it, or "
+            f"The MLflow store at {public_uri(uri)} cannot be reached ({error}). Start it, or "
             "name another with --tracking-uri or MLFLOW_TRACKING_URI."
         ) from None
 
@@ -187,15 +190,3 @@ def _require_sqlite_file(path: Path, *, create: bool) -> None:
         f"There is no MLflow store {path} yet. Run `fmnist-track search` first, or go to the "
         "folder where you ran it, or name the store with --tracking-uri."
     )
-
-
-def _public(uri: str) -> str:
-    """The URI without a user's name and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]).geturl()
-
-
-def _first_line(error: BaseException | None) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,295 @@
+"""The same on a tracking server for several people: PostgreSQL, proxied artifacts, passwords.
+
+The server is the one that `server/start.py` starts.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+
+from conftest import CLEAN
+from fmnist_tracking.config import FIELDS
+from fmnist_tracking.data import DataSplit
+from fmnist_tracking.tracking import open_store
+from test_end_to_end import REPORT_FILES, free_port, processes_of
+from test_executors import wait_for
+from test_faults import EPOCHS, POINTS, Outcome, Place, assert_as_undisturbed, finish, outcome
+
+pytestmark = pytest.mark.service
+
+START = Path(__file__).parent.parent / "server" / "start.py"
+Track = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A server that answers: where, to whom, and the folder that keeps everything."""
+
+    address: str
+    user: str
+    password: str
+    state: Path
+
+    def variables(self, user: str = "", password: str = "") -> dict[str, str]:
+        return {
+            "MLFLOW_TRACKING_URI": self.address,
+            "MLFLOW_TRACKING_USERNAME": user or self.user,
+            "MLFLOW_TRACKING_PASSWORD": password or self.password,
+        }
+
+    def ask(self, method: str, path: str, **content: str) -> None:
+        """Call MLflow's own API as the administrator."""
+        word = b64encode(f"{self.user}:{self.password}".encode()).decode()
+        request = urllib.request.Request(
+            f"{self.address}/api/2.0/mlflow/{path}",
+            json.dumps(content).encode(),
+            {"Authorization": f"Basic {word}", "Content-Type": "application/json"},
+            method=method,
+        )
+        urllib.request.urlopen(request, timeout=30).close()
+
+    def new_user(self, name: str) -> str:
+        password = secrets.token_urlsafe(12)
+        self.ask("POST", "users/create", username=name, password=password)
+        return password
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    # Not a folder of pytest's: the user that PostgreSQL runs as, under root, may not enter those.
+    state, port = Path(tempfile.mkdtemp(prefix="fmnist-server-")), free_port()
+    process = subprocess.Popen(
+        # One process, so that a new password counts at once.
+        [sys.executable, START, "--state", state, "--port", str(port), "--workers", "1"],
+        env={k: v for k, v in os.environ.items() if not k.startswith(CLEAN)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        said = ""
+        for line in process.stdout:
+            said += line
+            if "Ctrl-C" in line:
+                break
+        if "PostgreSQL is not installed" in said and not os.environ.get("CI"):
+            pytest.skip(said.strip())
+        assert f"MLflow at http://127.0.0.1:{port}" in said, said
+        known = json.loads((state / "secrets.json").read_text())
+        assert known["password"] not in said
+        yield Server(
+            address=f"http://127.0.0.1:{port}",
+            user=known["username"],
+            password=known["password"],
+            state=state,
+        )
+        process.terminate()
+        assert "Stopped." in process.communicate(timeout=60)[0]
+        wait_for(lambda: not processes_of(process.pid), seconds=20)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(timeout=60)
+        if processes_of(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(state)
+
+
+@pytest.fixture
+def as_admin(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test itself speaks to the server."""
+    for name, value in server.variables().items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def track(tmp_path: Path, cache: Path, server: Server) -> Track:
+    """Runs `fmnist-track` on the server, in an empty folder."""
+
+    def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run(
+            [sys.executable, "-m", "fmnist_tracking", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "FMNIST_CACHE_DIR": str(cache)} | server.variables() | variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+        assert server.password not in done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searched:
+    """A search through the server: its folder, what it printed, and what is in the store."""
+
+    place: Place
+    result: dict[str, Any]
+    outcome: Outcome
+
+
+@pytest.fixture(scope="session")
+def searched(server: Server, tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Searched:
+    place = Place(tmp_path_factory.mktemp("searched"), cache, uri=server.address)
+    result = finish(place.start(**server.variables()), place)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.variables().items():
+            patch.setenv(name, value)
+        return Searched(place=place, result=result, outcome=outcome(place))
+
+
+def test_the_password_is_for_the_owner_alone(server: Server) -> None:
+    assert server.password not in ("password", "password1234", "admin")
+    assert len(server.password) >= 20
+    for name in ("secrets.json", "client.env", "auth.ini", "database.uri"):
+        assert stat.S_IMODE((server.state / name).stat().st_mode) == 0o600
+    for log in server.state.glob("*.log"):
+        assert server.password not in log.read_text()
+
+
+@pytest.mark.usefixtures("as_admin")
+def test_a_search_is_recorded_whole(server: Server, searched: Searched, split: DataSplit) -> None:
+    """`outcome` has looked at the runs, every step of every metric, and every model."""
+    assert searched.result["finished"] == POINTS == len(searched.outcome.weights)
+    assert {p.name for p in searched.place.folder.iterdir()} <= {"log", "out", "state"}
+    written = json.dumps(searched.result) + searched.place.said()
+    with open_store(server.address) as store:
+        search = store.client.get_run(searched.result["run_id"])
+        assert search.info.artifact_uri.startswith("mlflow-artifacts:/")
+        kept = {f.path for f in store.client.list_artifacts(search.info.run_id)}
+        assert kept == {"leaderboard.csv", "search.json", "figures"}
+        for told in searched.result["trials"]:
+            trial = store.client.get_run(told["run_id"])
+            assert set(FIELDS) <= set(trial.data.params)
+            kept = {f.path for f in store.client.list_artifacts(trial.info.run_id)}
+            assert {"history.json", "figures"} <= kept
+            model = mlflow.pyfunc.load_model(f"runs:/{told['run_id']}/model")
+            right = model.predict(split.validation_images).argmax(axis=1)
+            accuracy = np.mean(right == split.validation_labels)
+            assert accuracy == trial.data.metrics["best_val_accuracy"]
+            written += json.dumps(trial.to_dictionary())
+        written += json.dumps(search.to_dictionary())
+    artifacts = [p for p in (server.state / "artifacts").rglob("*") if p.is_file()]
+    assert len(artifacts) > 10 * POINTS
+    assert server.password not in written
+    assert not any(server.password.encode() in p.read_bytes() for p in artifacts)
+
+
+@pytest.mark.usefixtures("as_admin")
+def test_what_was_searched_can_be_shown(
+    server: Server, searched: Searched, track: Track, tmp_path: Path
+) -> None:
+    best = searched.result["best"]["run_id"]
+    (listed,) = json.loads(track("runs", "--experiment", "fashion-mnist", "--json").stdout)
+    assert (listed["run_id"], listed["finished"]) == (searched.result["run_id"], POINTS)
+    assert json.loads(track("runs", "--run-id", "latest", "--json").stdout) == searched.result
+    assert json.loads(track("best", "--json").stdout)["run_id"] == best
+    assert "nothing to repair" in track("runs", "--repair").stdout
+    report = track("report", "--run-id", searched.result["run_id"], "--json")
+    assert report.returncode == 0, report.stderr
+    assert json.loads(report.stdout)["trial_run_id"] == best
+    client = mlflow.MlflowClient(server.address)
+    kept = {f.path for f in client.list_artifacts(searched.result["run_id"], "report")}
+    assert {f"report/{name}" for name in REPORT_FILES} <= kept
+    assert track("activations", "--run-id", "best").returncode == 0
+    assert {p.name for p in tmp_path.iterdir()} <= {"reports", "state"}
+
+
+def test_the_database_itself_can_be_read(server: Server, searched: Searched, track: Track) -> None:
+    uri = (server.state / "database.uri").read_text().strip()
+    (listed,) = json.loads(track("runs", "--tracking-uri", uri, "--json").stdout)
+    assert listed["run_id"] == searched.result["run_id"]
+    best = json.loads(track("best", "--tracking-uri", uri, "--json").stdout)
+    assert best["run_id"] == searched.result["best"]["run_id"]
+    # The artifacts are behind the server.
+    report = track("report", "--run-id", "latest", "--tracking-uri", uri)
+    assert report.returncode == 1
+    assert "must be a valid http or https URI" in report.stderr
+    password = json.loads((server.state / "secrets.json").read_text())["database_password"]
+    assert password not in report.stderr
+
+
+@pytest.mark.usefixtures("as_admin")
+def test_two_searches_at_once_of_which_one_is_killed(
+    server: Server, searched: Searched, tmp_path: Path, cache: Path
+) -> None:
+    """Two people, each in an experiment of their own."""
+    mine, theirs = (
+        Place(tmp_path / name, cache, uri=server.address, experiment=name)
+        for name in ("mine", "theirs")
+    )
+    other = server.variables("ada", server.new_user("ada"))
+    mine_running, theirs_running = mine.start(**server.variables()), theirs.start(**other)
+    mine.wait_until_said(f"epoch 2/{EPOCHS}", 2, mine_running)
+    mine_running.kill()
+    mine_running.wait()
+    assert finish(mine.start(**server.variables()), mine)["finished"] == POINTS
+    assert "goes on after epoch" in mine.said()
+    assert finish(theirs_running, theirs)["finished"] == POINTS
+    for place in (mine, theirs):
+        assert_as_undisturbed(place, searched.outcome)
+
+
+def test_a_password_that_is_wrong_or_missing(server: Server, track: Track) -> None:
+    for variables, words in (
+        ({"MLFLOW_TRACKING_PASSWORD": "wrong"}, "does not accept the name 'admin' with the"),
+        (
+            {"MLFLOW_TRACKING_USERNAME": "", "MLFLOW_TRACKING_PASSWORD": ""},
+            "asks for a user name and a password",
+        ),
+    ):
+        done = track("best", **variables)
+        assert done.returncode == 1
+        last = done.stderr.splitlines()[-1]
+        assert words in last
+        assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in last
+        assert "Traceback" not in done.stderr
+
+
+def test_a_password_in_the_address(server: Server, searched: Searched, track: Track) -> None:
+    uri = server.address.replace("//", f"//{server.user}:{server.password}@")
+    nothing = {"MLFLOW_TRACKING_USERNAME": "", "MLFLOW_TRACKING_PASSWORD": ""}
+    run_id = searched.result["run_id"]
+    done = track("runs", "--run-id", run_id, "--tracking-uri", uri, "--json", **nothing)
+    assert json.loads(done.stdout) == searched.result
+
+
+def test_no_permission(server: Server, searched: Searched, track: Track) -> None:
+    own = server.variables("eve", server.new_user("eve"))
+    assert track("runs", **own).returncode == 0  # to look is allowed
+    done = track("train", "--limit", "600", "--epochs", "1", "--filters", "16", **own)
+    assert done.returncode == 1
+    assert "does not let the user 'eve' do this (403)" in done.stderr.splitlines()[-1]
+    assert "--experiment NAME" in done.stderr.splitlines()[-1]
+
+
+def test_a_password_that_is_changed_meanwhile(server: Server, tmp_path: Path, cache: Path) -> None:
+    place = Place(tmp_path / "search", cache, uri=server.address, experiment="changed")
+    process = place.start(**server.variables("bob", server.new_user("bob")))
+    place.wait_until_said(f"epoch 2/{EPOCHS}", 1, process)
+    server.ask("PATCH", "users/update-password", username="bob", password="a new long one")
+    assert process.wait(timeout=60) == 1
+    assert "does not accept the name 'bob'" in place.said().splitlines()[-1]
+    assert list(Path(place.state).rglob("checkpoint.npz"))  # to go on from, with the new one
