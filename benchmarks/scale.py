@@ -60,7 +60,7 @@ def fill(uri: str, database: str) -> None:
         uri: of the store, which MLFLOW_TRACKING_URI names too.
         database: where that store keeps its tables.
     """
-    from fmnist_tracking import fingerprint, tracking
+    from fmnist_tracking import environment, fingerprint, tracking
     from fmnist_tracking.data import load_dataset
     from fmnist_tracking.workflows.search import grid_picture
 
@@ -81,7 +81,8 @@ def fill(uri: str, database: str) -> None:
             space=SPACE,
             base=BASE,
             split=SPLIT,
-            data=tracking.DataFacts(sha256=digest, description="Fashion-MNIST"),
+            data=tracking.DataFacts(sha256=digest, name="Fashion-MNIST", source="here"),
+            origin=tracking.Origin(code=environment.code(), environment={}),
             grid=fingerprint.of_search(prints),
         )
         run_id = tracking.start_search(store, experiment_id, facts)

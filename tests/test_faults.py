@@ -27,7 +27,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
 from fmnist_tracking.model import load_model
-from fmnist_tracking.tracking import open_store
+from fmnist_tracking.tracking import logged_steps, open_store
 from fmnist_tracking.tracking.standing import EPOCH_METRICS
 from test_end_to_end import free_port, serving
 
@@ -67,10 +67,10 @@ class Place:
     def log(self) -> Path:
         return self.folder / "log"
 
-    def start(self, **variables: str) -> "subprocess.Popen[str]":
+    def start(self, *options: str, **variables: str) -> "subprocess.Popen[str]":
         with self.log.open("a") as log, self.out.open("w") as out:
             return subprocess.Popen(
-                [sys.executable, "-m", "fmnist_tracking", *SEARCH],
+                [sys.executable, "-m", "fmnist_tracking", *SEARCH, *options],
                 cwd=self.folder,
                 env={
                     **os.environ,
@@ -399,3 +399,40 @@ def test_a_second_driver_is_refused(tmp_path: Path, cache: Path) -> None:
         os.killpg(first.pid, signal.SIGCONT)
     assert f"is running already: process {first.pid} on " in place.said()
     assert first.wait(timeout=300) == 0, place.said()
+
+
+def test_two_searches_begin_one_store_at_once(
+    tmp_path: Path, cache: Path, undisturbed: Outcome
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    places = [
+        Place(tmp_path / name, cache, uri=uri, experiment=name) for name in ("first", "second")
+    ]
+    processes = [place.start() for place in places]
+    for place, process in zip(places, processes, strict=True):
+        assert finish(process, place)["finished"] == POINTS
+        assert_as_undisturbed(place, undisturbed)
+        for word in ("lock", "MLflow failed", "Training goes on"):
+            assert word not in place.said()
+
+
+def test_two_searches_share_an_experiment(tmp_path: Path, cache: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    places = [Place(tmp_path / name, cache, uri=uri) for name in ("first", "second")]
+    processes = [
+        place.start("--axis", f"dropout={dropout}")
+        for place, dropout in zip(places, (0.1, 0.2), strict=True)
+    ]
+    results = [finish(process, place) for process, place in zip(processes, places, strict=True)]
+    with open_store(uri) as store:
+        for result, dropout in zip(results, (0.1, 0.2), strict=True):
+            assert (result["finished"], result["reused"]) == (POINTS, 0)
+            assert {trial["params"]["dropout"] for trial in result["trials"]} == {dropout}
+            filter_string = f"tags.`mlflow.parentRunId` = '{result['run_id']}'"
+            found = store.client.search_runs([result["experiment_id"]], filter_string)
+            assert {run.info.run_id for run in found} == {t["run_id"] for t in result["trials"]}
+            for run in found:
+                assert run.info.status == "FINISHED"
+                assert logged_steps(store, run.info.run_id) == set(range(1, EPOCHS + 1))
+    for place in places:
+        assert "MLflow failed" not in place.said()
