@@ -11,7 +11,7 @@ _KIND = "workflowType=machine_learning"
 _VIEW = "fmnist-track"
 _VIEW_TAG = f"mlflow.sharedViewState.{_VIEW}"
 _METRICS = (names.BEST_VAL_ACCURACY, "best_epoch", "val_macro_f1", "train_seconds")
-_PARAMS = ("filters", "kernel_size", "strides", "hidden_units", "learning_rate", "batch_size")
+_PARAMS = ("filters", "kernel_size", "strides", "hidden_units", "learning_rate")
 
 
 def run_address(experiment_id: str, run_id: str) -> str:
