@@ -33,9 +33,10 @@ format: .venv/installed-dev  ## Put the code into the common form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmarks: .venv/installed  ## Measure the driver and memory; takes about five minutes
+benchmarks: .venv/installed-server  ## Measure the driver, memory and large searches; ten minutes
 	$(BIN)/python -m benchmarks.driver
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.scale
 
 ui: .venv/installed  ## Browse the runs in MLflow's page
 	$(TRACK) ui
@@ -68,4 +69,4 @@ $(BIN)/python:
 
 .venv/installed-dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@ .venv/installed
+	touch $@ .venv/installed .venv/installed-server
