@@ -33,10 +33,11 @@ format: .venv/installed-dev  ## Put the code into the common form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmarks: .venv/installed-benchmarks  ## Measure speed and memory; takes about twenty minutes
+benchmarks: .venv/installed-benchmarks  ## Measure speed, memory and large searches; half an hour
 	$(BIN)/python -m benchmarks.driver
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.tracking_cost
+	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.against_keras_tuner
 
 ui: .venv/installed  ## Browse the runs in MLflow's page
@@ -70,8 +71,8 @@ $(BIN)/python:
 
 .venv/installed-dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@ .venv/installed
+	touch $@ .venv/installed .venv/installed-server
 
 .venv/installed-benchmarks: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[benchmarks]'
-	touch $@ .venv/installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[benchmarks,server]'
+	touch $@ .venv/installed .venv/installed-server

@@ -76,10 +76,14 @@ class Place:
 
 def leaderboard(trials: Sequence[TrialResult]) -> tuple[Place, ...]:
     """All trials of a search, the best first and those without a score last."""
-    finished = [t for t in trials if t.status == FINISHED and t.val_accuracy is not None]
+    finished: list[TrialResult] = []
+    others: list[TrialResult] = []
+    for trial in trials:
+        scored = trial.status == FINISHED and trial.val_accuracy is not None
+        (finished if scored else others).append(trial)
     return (
         *(Place(rank=r.rank, mean=r.mean, trial=r.trial) for r in rank(finished)),
-        *(Place(rank=None, mean=None, trial=t) for t in trials if t not in finished),
+        *(Place(rank=None, mean=None, trial=t) for t in others),
     )
 
 

@@ -257,7 +257,8 @@ def _mlflow(
         "default_permission = READ\n"
         f"database_uri = {users}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-        # A password is hashed at each request otherwise, slowly, as it should be.
+        # A password is hashed at each request otherwise, slowly, as it should be: a request then
+        # took 216 ms on two cores, against 56 ms.
         "auth_cache_ttl_seconds = 60\n",
     )
     artifacts = state / "artifacts"
