@@ -37,6 +37,7 @@ REPORT_FILES = {
     "metrics.json",
 }
 QUICK = ("--limit", "600", "--epochs", "2")
+LONGER = ("--limit", "600", "--epochs", "30")
 
 
 def runs_of(tmp_path: Path, experiment: str = "fashion-mnist") -> list[MlflowRun]:
@@ -324,23 +325,56 @@ def test_over_a_tracking_server(tmp_path: Path, port: int, command: Run) -> None
         assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_artifacts_that_cannot_be_kept(command: Run, tmp_path: Path) -> None:
-    (tmp_path / "mlruns").touch()  # a file where the folder of artifacts should be
-    train = ("train", *QUICK, "--filters", "4", "--strides", "2")
-    done = command(*train)
-    assert done.returncode == 1
-    assert "Error: MLflow failed at " in done.stderr
-    assert "Traceback" not in done.stderr
+def losing_artifacts(tmp_path: Path, cache: Path, *words: str, **variables: str) -> str:
+    """Run a command, and take the folder of artifacts away while it trains; give what it said.
+
+    The folder is back afterwards.
+    """
+    artifacts, away = tmp_path / "mlruns", tmp_path / "away"
+    log = tmp_path / "log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fmnist_tracking", *words],
+            cwd=tmp_path,
+            env={**os.environ, "FMNIST_CACHE_DIR": str(cache), **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
+    wait_for(lambda: "epoch 1/" in log.read_text() or process.poll() is not None, seconds=120)
+    runs = 2 if words[0] == "search" else 1
+    wait_for(lambda: len(list(artifacts.rglob("environment.json"))) == runs, seconds=30)
+    artifacts.rename(away)
+    artifacts.touch()  # a file where the folder should be
+    assert process.wait(timeout=120) == 1
+    artifacts.unlink()
+    away.rename(artifacts)
+    return log.read_text()
+
+
+def test_artifacts_that_can_no_longer_be_kept(command: Run, tmp_path: Path, cache: Path) -> None:
+    train = ("train", *LONGER, "--filters", "4", "--strides", "2")
+    said = losing_artifacts(tmp_path, cache, *train)
+    assert "Error: MLflow failed at " in said
+    assert "Traceback" not in said
     (run,) = runs_of(tmp_path)
     assert run.info.status == "KILLED"
     # Nothing is lost: with that put right, what was trained is kept, and not trained again.
-    (tmp_path / "mlruns").unlink()
     again = command(*train)
     assert again.returncode == 0, again.stderr
-    assert "goes on after epoch 2" in again.stderr
+    assert "goes on after epoch 30" in again.stderr
     assert "  loss " not in again.stderr
     (run,) = runs_of(tmp_path)
     assert run.info.status == "FINISHED"
+
+
+def test_artifacts_that_cannot_be_kept_at_all(command: Run, tmp_path: Path) -> None:
+    (tmp_path / "mlruns").touch()  # a file where the folder of artifacts should be
+    done = command("search", *QUICK, "--filters", "4", "--strides", "2")
+    assert done.returncode == 1
+    assert "Error: MLflow failed at " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "started" not in done.stderr  # nothing is trained that could not be kept
 
 
 def test_what_has_finished_is_reused(command: Run, tmp_path: Path) -> None:
@@ -390,21 +424,19 @@ def test_a_dry_run_writes_nothing(command: Run, tmp_path: Path) -> None:
 
 
 def test_mlflow_run_goes_on_with_what_another_run_began(
-    command: Run, tmp_path: Path, store: Store
+    command: Run, tmp_path: Path, cache: Path, store: Store
 ) -> None:
     def made() -> str:
         return str(store.client.create_run(store.experiment_id("mine")).info.run_id)
 
     first, second = made(), made()
-    small = ("search", *QUICK, "--filters", "4", "--strides", "2", "--kernel-sizes", "3", "--json")
-    (tmp_path / "mlruns").touch()  # a file where the folder of artifacts should be
-    assert command(*small, MLFLOW_RUN_ID=first).returncode == 1
+    small = ("search", *LONGER, "--filters", "4", "--strides", "2", "--kernel-sizes", "3", "--json")
+    losing_artifacts(tmp_path, cache, *small, MLFLOW_RUN_ID=first)
     (trial,) = children(runs_of(tmp_path, "mine"), first)
-    (tmp_path / "mlruns").unlink()
     done = command(*small, MLFLOW_RUN_ID=second)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["run_id"] == second
-    assert "f4 k3 s2 goes on after epoch 2" in done.stderr
+    assert "f4 k3 s2 goes on after epoch 30" in done.stderr
     runs = runs_of(tmp_path, "mine")
     assert [r.info.run_id for r in children(runs, second)] == [trial.info.run_id]
     assert children(runs, first) == []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmnist_tracking.errors import OutputError, PictureError
-from fmnist_tracking.workflows.models import ask_model, fetch_model
+from fmnist_tracking.workflows.models import classify, fetched_model, model_process
 from fmnist_tracking.workflows.output import writable
 
 if TYPE_CHECKING:
@@ -99,17 +99,18 @@ def predict(
         OutputError: the folder cannot be written.
         TrackingError: there is no such run, or it has no model.
     """
-    from fmnist_tracking import tracking
-    from fmnist_tracking.data import class_names
+    with model_process() as ask:
+        from fmnist_tracking import tracking
+        from fmnist_tracking.data import class_names
 
-    with tracking.open_store(tracking_uri) as store:
-        trial = tracking.best_trial(store, tracking.find_run(store, reference, experiment))
-        folder = output_dir and writable(output_dir)
-        found = [_prepare(path) for path in paths]
-        usable = [one.pixels for one in found if not isinstance(one, str)]
-        probabilities = iter(
-            ask_model(fetch_model(trial), trial, np.stack(usable)) if usable else ()
-        )
+        with tracking.open_store(tracking_uri) as store:
+            trial = tracking.best_trial(store, tracking.find_run(store, reference, experiment))
+            folder = output_dir and writable(output_dir)
+            found = [_prepare(path) for path in paths]
+            usable = [one.pixels for one in found if not isinstance(one, str)]
+            with fetched_model(trial) as model:
+                answers = ask(classify, model, trial.run_id, np.stack(usable))() if usable else ()
+        probabilities = iter(answers)
     names = class_names(trial.data_sha256)
     taken = {path.resolve() for path in paths}
     pictures = []
