@@ -30,6 +30,7 @@ CLASS_NAMES = (
 IMAGE_SIZE = 28
 POOL_SIZE = 2
 DEFAULT_EXPERIMENT = "fashion-mnist"
+FASHION_MNIST = "Fashion-MNIST"
 DEFAULT_MODEL_NAME = "fashion-mnist"
 DEFAULT_SAMPLE_SEED = 0
 # Images that each protocol has for training and validation together.

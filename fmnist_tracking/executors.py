@@ -105,6 +105,7 @@ class WorkerPool:
             self._ending = True
         for slot in self._slots:
             if slot.executor is not None:
+                slot.process.kill()  # it has nothing left to do; by itself it takes a second to end
                 slot.executor.shutdown()
         self._ended.set()
         self._listener.join(_JOIN_SECONDS)

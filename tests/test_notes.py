@@ -79,6 +79,33 @@ def test_the_mark_of_the_best_comes_and_goes() -> None:
     assert notes.as_any(marked) == notes.as_any(note) == note
 
 
+def test_an_axis_of_many_values_is_told_in_short() -> None:
+    space = SearchSpace(axes={"hidden_units": tuple(range(1, 701))})
+    trials = tuple(
+        trial(f"{n:032x}", n / 1000, config=config)
+        for n, config in enumerate(space.points(TrainingConfig()), start=1)
+    )
+    text = ended(SearchResult(run_id="a" * 32, experiment_id="7", space=space, trials=trials))
+    assert "| 700 values, the best 700: 0.7000 | 0.6990 |" in text
+    assert len(text) < 5000  # MLflow cuts what is longer than 8000
+
+
+def test_no_command_trains_other_data_again() -> None:
+    text = notes.trial_ended(
+        "7", None, training(0.5), SplitConfig(), "m-1", 1000, is_fashion_mnist=False
+    )
+    assert "fmnist-track train" not in text
+
+
+def test_what_a_person_wrote_is_told_from_what_is_written_here() -> None:
+    note, other = notes.trial_begun("7", None), notes.search_begun(12)
+    assert notes.beside(note, {}) == note
+    assert notes.beside(note, {"mlflow.note.content": other}) == note
+    both = notes.beside(note, {"mlflow.note.content": "Mine."})
+    assert both == f"Mine.\n\n---\n\n{note}"
+    assert notes.beside(other, {"mlflow.note.content": both}) == f"Mine.\n\n---\n\n{other}"
+
+
 @given(st.text())
 def test_nothing_of_a_text_is_markup(text: str) -> None:
     shown = notes.plain(text)

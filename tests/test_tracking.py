@@ -3,6 +3,8 @@ import dataclasses
 import io
 import json
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +240,12 @@ def test_a_trial_that_is_finished_again_has_all_of_it_once(
         finish(store, run_id, trained, split, again=again)
     run = store.client.get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert len(store.client.search_logged_models([run.info.experiment_id])) == 1
+    (logged,) = store.client.search_logged_models([run.info.experiment_id])
+    assert run.outputs
+    assert [m.model_id for m in run.outputs.model_outputs] == [logged.model_id]
+    assert [m.value for m in store.client.get_metric_history(run_id, "model_bytes")] == [
+        run.data.metrics["model_bytes"]
+    ]
     for name, value in result.summary().items():
         assert [m.value for m in store.client.get_metric_history(run_id, name)] == [value]
     images = split.validation_images
@@ -379,8 +386,133 @@ def test_a_search_that_is_ended_again_is_at_a_later_step(store: Store) -> None:
     assert run.data.metrics["best_val_accuracy"] == 0.9
     history = store.client.get_metric_history(run_id, "finished_points")
     assert [(m.step, m.value) for m in history] == [(3, 3), (4, 4)]
+    assert marked(store, run.info.experiment_id) == {run.data.tags["fmnist.best_run"]}
     found = tracking.read_outcome(store, tracking.find_run(store, run_id))
     assert found == search_result(store, run_id)
+
+
+def marked(store: Store, experiment_id: str) -> set[str]:
+    """The trials that are marked as the best of a search; whatever marks one, all of it does."""
+    runs = store.client.search_runs([experiment_id])
+    by_name = {r.info.run_id for r in runs if r.info.run_name.endswith("★")}
+    by_tag = {r.info.run_id for r in runs if "fmnist.best_of" in r.data.tags}
+    by_note = {r.info.run_id for r in runs if "★" in r.data.tags.get("mlflow.note.content", "")}
+    assert by_name == by_tag == by_note
+    return by_tag
+
+
+def test_the_best_trial_is_marked_and_read_back_without_the_mark(store: Store) -> None:
+    run_id = start_search(store)
+    trials = [start_trial(store, config, run_id) for config in SPACE.points(SMALL)]
+    for trial, score in zip(trials, (0.4, 0.9, 0.2, 0.1), strict=True):
+        finish_quickly(store, trial, score)
+    result = search_result(store, run_id)
+    for _ in range(2):  # whatever is done again leaves the same
+        tracking.finish_search(store, result, b"a picture")
+    assert marked(store, result.experiment_id) == {trials[1]}
+    assert store.client.get_run(trials[1]).info.run_name == "a trial ★"
+    assert [t.name for t in search_result(store, run_id).trials] == ["a trial"] * 4
+
+
+def test_a_trial_can_be_the_best_of_two_searches(store: Store) -> None:
+    first, second = start_search(store), start_search(store)
+    points = SPACE.points(SMALL)
+    shared = start_trial(store, points[0], first)
+    others = [start_trial(store, config, first) for config in points[1:]]
+    for trial, score in zip((shared, *others), (0.9, 0.1, 0.2, 0.3), strict=True):
+        finish_quickly(store, trial, score)
+    tracking.log_reused(store, second, [shared])
+    for search in (first, second):
+        tracking.finish_search(store, search_result(store, search), b"a picture")
+    finish_quickly(store, start_trial(store, points[1], second), 0.95)
+    result = search_result(store, second)
+    tracking.finish_search(store, result, b"a picture")
+    (better,) = [t.run_id for t in result.trials if t.val_accuracy == 0.95]
+    # It is still the best of the first one.
+    assert marked(store, result.experiment_id) == {shared, better}
+    tags = store.client.get_run(shared).data.tags
+    assert tags["fmnist.best_of"] == first
+
+
+def test_the_mark_goes_along_when_another_run_continues_a_search(store: Store) -> None:
+    old, new = start_search(store), start_search(store)
+    points = SPACE.points(SMALL)
+    trials = [start_trial(store, config, old) for config in points[:2]]
+    for trial, score in zip(trials, (0.5, 0.6), strict=True):
+        finish_quickly(store, trial, score)
+    tracking.finish_search(store, search_result(store, old), b"a picture")  # cut off
+    tracking.move_trials(store, trials, old, new)
+    note = store.client.get_run(trials[1]).data.tags["mlflow.note.content"]
+    assert new in note
+    assert old not in note
+    assert new in store.client.get_run(old).data.tags["mlflow.note.content"]
+    for config, score in zip(points[2:], (0.7, 0.1), strict=True):
+        finish_quickly(store, start_trial(store, config, new), score)
+    result = search_result(store, new)
+    tracking.finish_search(store, result, b"a picture")
+    (best,) = [t.run_id for t in result.trials if t.val_accuracy == 0.7]
+    assert marked(store, result.experiment_id) == {best}
+
+
+def test_what_a_person_wrote_stays(store: Store) -> None:
+    run_id = start_search(store)
+    trials = [start_trial(store, config, run_id) for config in SPACE.points(SMALL)]
+    for trial in trials:
+        finish_quickly(store, trial, 0.5)
+    store.client.set_tag(run_id, "mlflow.note.content", "Mine: look at *this*.")
+    for _ in range(2):
+        tracking.finish_search(store, search_result(store, run_id), b"a picture")
+        note = store.client.get_run(run_id).data.tags["mlflow.note.content"]
+        assert note.startswith("Mine: look at *this*.\n\n---\n\n**Best: ")
+        assert note.count("**Best: ") == 1
+
+
+def test_a_finished_search_has_its_winner_s_model_and_images(
+    store: Store, split: DataSplit, trained: tuple[TrainingResult, Weights]
+) -> None:
+    parent = start_search(store, space=SearchSpace(axes={"filters": (SMALL.filters,)}))
+    run_id = start_trial(store, SMALL, parent)
+    tracking.log_inputs(store, run_id, FACTS, split.parts())
+    finish(store, run_id, trained, split)
+    for _ in range(2):
+        tracking.finish_search(store, search_result(store, parent), b"a picture")
+    ended, trial = store.client.get_run(parent), store.client.get_run(run_id)
+    assert ended.inputs and trial.inputs
+    assert len(ended.inputs.dataset_inputs) == 2
+    assert {i.dataset.digest for i in ended.inputs.dataset_inputs} == {
+        i.dataset.digest for i in trial.inputs.dataset_inputs
+    }
+    assert ended.outputs and trial.outputs
+    assert [m.model_id for m in ended.outputs.model_outputs] == [
+        m.model_id for m in trial.outputs.model_outputs
+    ]
+
+
+def test_images_can_be_linked_by_many_at_once(store: Store, split: DataSplit) -> None:
+    experiment = store.experiment_id("things")
+    runs = [store.client.create_run(experiment).info.run_id for _ in range(8)]
+    together = threading.Barrier(len(runs))
+
+    def link(run_id: str) -> None:
+        for number in range(10):
+            data = dataclasses.replace(FACTS, name=f"data {number}")
+            together.wait()
+            tracking.log_inputs(store, run_id, data, split.parts())
+
+    with ThreadPoolExecutor(len(runs)) as pool:
+        list(pool.map(link, runs))
+    for run_id in runs:
+        inputs = store.client.get_run(run_id).inputs
+        assert inputs
+        assert len(inputs.dataset_inputs) == 10 * 2
+
+
+def test_a_history_of_another_version(store: Store) -> None:
+    run_id = start_trial(store, SMALL, None)
+    finish_quickly(store, run_id, 0.5)
+    store.client.log_dict(run_id, {"config": {}, "epochs": []}, "history.json")
+    with pytest.raises(TrackingError, match="is not one of this version"):
+        tracking.read_history(store, tracking.find_run(store, run_id))
 
 
 def test_reused_trials_count_among_a_search_s_own(store: Store) -> None:

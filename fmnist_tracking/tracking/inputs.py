@@ -3,11 +3,13 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import tenacity
 from mlflow.data.schema import TensorDatasetSchema
 from mlflow.entities import Dataset, DatasetInput, InputTag
+from mlflow.exceptions import MlflowException
 from mlflow.types.schema import Schema, TensorSpec
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
@@ -26,7 +28,27 @@ def log_inputs(store: Store, run_id: str, data: DataFacts, parts: Iterable[Datas
         for part in parts
     ]
     if inputs:
-        store.client.log_inputs(run_id, inputs)
+        link_inputs(store, run_id, inputs)
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception(lambda error: _is_beaten(error)),
+    stop=tenacity.stop_after_attempt(5),
+    wait=tenacity.wait_random(max=0.2),
+    reraise=True,
+)
+def link_inputs(store: Store, run_id: str, inputs: Sequence[DatasetInput]) -> None:
+    """Link a run with data sets.
+
+    MLflow looks whether a data set is known and then adds it, in two steps: of two processes that
+    do so at once, one is told that it is there already. It then finds it.
+    """
+    store.client.log_inputs(run_id, list(inputs))
+
+
+def _is_beaten(error: BaseException) -> bool:
+    words = str(error).lower()
+    return isinstance(error, MlflowException) and ("integrity" in words or "unique" in words)
 
 
 def as_dataset(data: DataFacts, part: DatasetPart) -> Dataset:

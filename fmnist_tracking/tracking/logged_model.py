@@ -9,7 +9,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ def log_model(
     params: Mapping[str, Any],
     tags: Mapping[str, str],
     step: int,
+    again: bool = False,
 ) -> tuple[str, int]:
     """Log a Keras model as the outcome of a run.
 
@@ -47,11 +48,17 @@ def log_model(
         params: kept with it.
         tags: kept with it.
         step: the epoch whose weights it has.
+        again: whether this may have been done before; a model that is there whole then stays.
 
     Returns:
         The logged model's id, and the bytes of the file with its weights.
     """
     client = store.client
+    if again:
+        for known in find_models(store, experiment_id, run_id):
+            if known.status == LoggedModelStatus.READY:
+                return known.model_id, _size(store, known.model_id)
+            client.delete_logged_model(known.model_id)
     logged = client.create_logged_model(
         experiment_id,
         name=names.MODEL,
@@ -59,7 +66,6 @@ def log_model(
         params={name: str(value) for name, value in params.items()},
         tags=dict(tags),
     )
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
     about = Model(
         artifact_path=logged.artifact_location,
         model_uuid=logged.model_id,
@@ -78,16 +84,24 @@ def log_model(
         )
         size = (folder / names.KERAS_FILE).stat().st_size
         client.log_model_artifacts(logged.model_id, str(folder))
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     return logged.model_id, size
 
 
-def delete_models(store: Store, experiment_id: str, run_id: str) -> None:
-    """Delete what an earlier try, cut off in the middle, left of a trial's model."""
-    for model in store.client.search_logged_models(
-        [experiment_id], filter_string=f"source_run_id = '{run_id}'"
-    ):
-        store.client.delete_logged_model(model.model_id)
+def find_models(store: Store, experiment_id: str, run_id: str) -> list[LoggedModel]:
+    """The logged models that came out of a run."""
+    return list(
+        store.client.search_logged_models(
+            [experiment_id], filter_string=f"source_run_id = '{run_id}'"
+        )
+    )
+
+
+def _size(store: Store, model_id: str) -> int:
+    folder, _, _ = names.KERAS_FILE.rpartition("/")
+    files = store.client.list_logged_model_artifacts(model_id, folder)
+    return sum(file.file_size or 0 for file in files if file.path.endswith(names.KERAS_FILE))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,9 @@ They are Markdown. Links begin with "#/", so that they work wherever the page is
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from fmnist_tracking.analysis import Effect, Ranked, leaderboard, rank
 from fmnist_tracking.config import FIELDS, SplitConfig, flag
@@ -14,15 +16,27 @@ from fmnist_tracking.tracking.page import model_address, run_address, table_addr
 _SHOWN = 10
 _HARDEST = 3
 _MARK = "**★ Best"
+# Ends each description, so that one that a person wrote is told from it.
+_SIGNATURE = "\n\n*fmnist-track*"
+_RULE = "\n\n---\n\n"
 # What Markdown or HTML would make something of.
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>|~&#])")
 
 
 def search_begun(points: int) -> str:
     """Of a search that runs."""
-    return (
+    return _signed(
         f"A grid search of {points} points. Each is a run below this one, and its curves grow "
-        "while it trains. When all have ended, the ranking is here."
+        "while it trains. When all have ended, the ranking is here; stopped before, the same "
+        "command goes on with it."
+    )
+
+
+def continued(experiment_id: str, new: str) -> str:
+    """Of a search that went on in another run, which has its trials now."""
+    return _signed(
+        f"This grid search was cut off; [another run]({run_address(experiment_id, new)}) "
+        "continues it and has its trials."
     )
 
 
@@ -60,7 +74,7 @@ def search_ended(result: SearchResult, effects: Sequence[Effect]) -> str:
         f"`fmnist-track report --run-id {result.run_id[:8]}` scores the best trial on the sealed "
         "test images."
     )
-    return "\n\n".join(parts)
+    return _signed("\n\n".join(parts))
 
 
 def _winner(result: SearchResult, ranked: Sequence[Ranked]) -> str:
@@ -84,17 +98,21 @@ def _effects(effects: Iterable[Effect]) -> str:
     rows = []
     for effect in effects:
         means = [mean for mean in effect.means if mean is not None]
-        listed = (
-            f"{value:.15g}: {_share(mean)}"
-            for value, mean in zip(effect.values, effect.means, strict=True)
-        )
+        pairs = zip(effect.values, effect.means, strict=True)
+        listed = [f"{value:.15g}: {_share(mean)}" for value, mean in pairs]
+        if len(listed) > _SHOWN:
+            place = effect.means.index(max(means))
+            listed = [f"{len(listed)} values, the best {listed[place]}"]
         rows.append((f"`{effect.axis}`", ", ".join(listed), f"{max(means) - min(means):.4f}"))
     return _table(("setting", "by value", "range"), rows)
 
 
 def trial_begun(experiment_id: str, parent: str | None) -> str:
     """Of a trial that runs."""
-    return f"{_what(experiment_id, parent)} It is training; its curves are under *Model metrics*."
+    return _signed(
+        f"{_what(experiment_id, parent)} Its curves are under *Model metrics* from the first epoch "
+        "on; its results are here when it has finished."
+    )
 
 
 def trial_ended(
@@ -104,6 +122,8 @@ def trial_ended(
     split: SplitConfig,
     model_id: str,
     size: int,
+    *,
+    is_fashion_mnist: bool = True,
 ) -> str:
     """Of a trial that has finished.
 
@@ -114,6 +134,7 @@ def trial_ended(
         split: how its data was split.
         model_id: of the logged model.
         size: of that model's file, in bytes.
+        is_fashion_mnist: whether it was trained on that; for other data, no command is given.
     """
     best, validation = result.best, result.validation
     hardest = sorted(validation.classes, key=lambda scores: scores.f1)[:_HARDEST]
@@ -142,8 +163,8 @@ def trial_ended(
         "`validation/classes.csv` and the confusion matrix beside it; under *Model metrics*, "
         "the curves.",
     ]
-    again = _command(result, split)
-    return "\n\n".join([*parts, f"Trained again: `{again}`"] if again else parts)
+    again = _command(result, split) if is_fashion_mnist else None
+    return _signed("\n\n".join([*parts, f"Trained again: `{again}`"] if again else parts))
 
 
 def model(experiment_id: str, run_id: str, name: str, image_shape: Sequence[int]) -> str:
@@ -170,10 +191,28 @@ def as_any(note: str) -> str:
 
 def trial_failed(experiment_id: str, parent: str | None, line: str) -> str:
     """Of a trial that ended by an error."""
-    return (
+    return _signed(
         f"{_what(experiment_id, parent)} **It failed**: {plain(line)}\n\n"
         "The artifact `traceback.txt` has the rest."
     )
+
+
+def beside(note: str, tags: Mapping[str, str]) -> str:
+    """A description that leaves what a person has written where it is.
+
+    Args:
+        note: one of this module's.
+        tags: of the run that is to have it.
+    """
+    present = tags.get(MLFLOW_RUN_NOTE, "")
+    kept = present
+    if present.endswith(_SIGNATURE):
+        kept = present.rpartition(_RULE)[0]
+    return f"{kept}{_RULE}{note}" if kept else note
+
+
+def _signed(note: str) -> str:
+    return note + _SIGNATURE
 
 
 def _what(experiment_id: str, parent: str | None) -> str:

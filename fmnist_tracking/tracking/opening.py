@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,10 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_GIT_REPO_URL,
     MLFLOW_RUN_NOTE,
 )
+from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
-from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.config import FASHION_MNIST, SearchSpace, SplitConfig, TrainingConfig
 from fmnist_tracking.environment import Code
 from fmnist_tracking.results import RUNNING
 from fmnist_tracking.tracking import names, notes
@@ -27,9 +27,6 @@ from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.page import offer_table
 from fmnist_tracking.tracking.reading import TrackedRun
 from fmnist_tracking.tracking.store import Store
-
-# As MLflow names a run that nobody named: "bemused-snail-512".
-_GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +47,11 @@ class DataFacts:
     def description(self) -> str:
         """Both, for people."""
         return f"{self.name} ({self.source})"
+
+    @property
+    def is_fashion_mnist(self) -> bool:
+        """Whether it is that, by name."""
+        return self.name == FASHION_MNIST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,9 +193,18 @@ def start_search(
 
 def move_trials(store: Store, trials: Iterable[str], old: str, new: str) -> None:
     """Make trials the children of a search's new run, and say so in the old one."""
+    client = store.client
     for trial in trials:
-        store.client.set_tag(trial, names.PARENT, new)
-    store.client.set_tag(old, names.CONTINUED_BY, new)
+        known = client.get_run(trial).data.tags
+        tags = {names.PARENT: new}
+        for name in (MLFLOW_RUN_NOTE, names.BEST_OF):
+            if old in known.get(name, ""):
+                tags[name] = known[name].replace(old, new)
+        client.log_batch(trial, tags=[RunTag(name, value) for name, value in tags.items()])
+    run = client.get_run(old)
+    note = notes.continued(run.info.experiment_id, new)
+    tags = {names.CONTINUED_BY: new, MLFLOW_RUN_NOTE: notes.beside(note, run.data.tags)}
+    client.log_batch(old, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
 def log_reused(store: Store, run_id: str, trials: Sequence[str]) -> None:
@@ -279,6 +290,17 @@ def _git_tags(code: Code) -> dict[str, str]:
     }
 
 
+def _is_generated(name: str) -> bool:
+    """Whether MLflow chose a run's name because nobody did: "bemused-snail-512"."""
+    parts = name.split("-")
+    return (
+        len(parts) == 3
+        and parts[0] in _GENERATOR_PREDICATES
+        and parts[1] in _GENERATOR_NOUNS
+        and parts[2].isdecimal()
+    )
+
+
 def _start(
     store: Store,
     experiment_id: str,
@@ -296,9 +318,11 @@ def _start(
         )
         new_tags: Mapping[str, str] = {}
     else:
-        run, new_tags = client.get_run(existing), tags
+        run = client.get_run(existing)
+        note = notes.beside(tags[MLFLOW_RUN_NOTE], run.data.tags)
+        new_tags = {**tags, MLFLOW_RUN_NOTE: note}
     run_id = str(run.info.run_id)
-    if existing is not None and _GENERATED_NAME.fullmatch(run.info.run_name or ""):
+    if existing is not None and _is_generated(run.info.run_name or ""):
         client.update_run(run_id, name=facts.name)
     # `mlflow run` has logged what the person typed, and MLflow forbids a second spelling.
     new_params = {k: str(v) for k, v in params.items() if k not in run.data.params}
@@ -307,9 +331,9 @@ def _start(
         params=[Param(k, v) for k, v in new_params.items()],
         tags=[RunTag(k, v) for k, v in new_tags.items()],
     )
+    if names.ERROR in run.data.tags:
+        client.delete_tag(run_id, names.ERROR)
     if existing is not None and run.info.status != RUNNING:
         client.update_run(run_id, status=RUNNING)
-        if names.ERROR in run.data.tags:
-            client.delete_tag(run_id, names.ERROR)
     client.log_dict(run_id, dict(facts.origin.environment), names.ENVIRONMENT_FILE)
     return run_id

@@ -269,7 +269,13 @@ def read_history(store: Store, run: TrackedRun) -> TrainingResult:
     """
     require_finished(run)
     uri = f"runs:/{run.run_id}/{names.HISTORY_FILE}"
-    return TrainingResult.from_json(json.loads(mlflow.artifacts.load_text(uri)))
+    try:
+        return TrainingResult.from_json(json.loads(mlflow.artifacts.load_text(uri)))
+    except (LookupError, TypeError, ValueError, ConfigError):
+        raise TrackingError(
+            f"The record {names.HISTORY_FILE} of run {run.run_id[:8]} is not one of this version: "
+            "it was made by another. Train that point again with --fresh."
+        ) from None
 
 
 def download_model(run: TrackedRun, folder: Path) -> Path:

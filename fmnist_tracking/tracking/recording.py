@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mlflow.entities import Metric, RunTag
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from numpy.typing import NDArray
@@ -25,11 +25,12 @@ from fmnist_tracking.results import (
     Evaluation,
     SearchResult,
     TrainingResult,
+    TrialResult,
 )
 from fmnist_tracking.tracking import names, notes
-from fmnist_tracking.tracking.inputs import as_dataset
+from fmnist_tracking.tracking.inputs import as_dataset, link_inputs
 from fmnist_tracking.tracking.leases import Lease
-from fmnist_tracking.tracking.logged_model import delete_models, log_model
+from fmnist_tracking.tracking.logged_model import find_models, log_model
 from fmnist_tracking.tracking.opening import TrialFacts, program_tags
 from fmnist_tracking.tracking.store import Store
 
@@ -120,8 +121,6 @@ def finish_trial(
     }
     _log_files(store, run_id, files)
     client.log_dict(run_id, result.to_json(), names.HISTORY_FILE)
-    if again:
-        delete_models(store, experiment_id, run_id)
     model_id, size = log_model(
         store,
         experiment_id,
@@ -134,6 +133,7 @@ def finish_trial(
             MLFLOW_RUN_NOTE: notes.model(experiment_id, run_id, facts.name, example.shape[1:]),
         },
         step=result.best.epoch,
+        again=again,
     )
     links = {"model_id": model_id}
     measured_on = {
@@ -150,7 +150,16 @@ def finish_trial(
         Metric(name, float(value), stamp, 0, **links, **(measured_on if name in scores else {}))
         for name, value in {**result.summary(), "model_bytes": size, **scores}.items()
     ]
-    note = notes.trial_ended(experiment_id, facts.parent, result, facts.split, model_id, size)
+    note = notes.trial_ended(
+        experiment_id,
+        facts.parent,
+        result,
+        facts.split,
+        model_id,
+        size,
+        is_fashion_mnist=facts.data.is_fashion_mnist,
+    )
+    note = notes.beside(note, client.get_run(run_id).data.tags)
     client.log_batch(run_id, metrics=metrics, tags=[RunTag(MLFLOW_RUN_NOTE, note)])
     client.set_terminated(run_id, FINISHED)
 
@@ -169,6 +178,7 @@ def fail_trial(
         trace: the traceback, kept as an artifact.
     """
     note = notes.trial_failed(experiment_id, facts.parent, line[:_MAX_TAG])
+    note = notes.beside(note, store.client.get_run(run_id).data.tags)
     tags = [RunTag(names.ERROR, line[:_MAX_TAG]), RunTag(MLFLOW_RUN_NOTE, note)]
     store.client.log_batch(run_id, tags=tags)
     store.client.set_terminated(run_id, "FAILED")
@@ -187,10 +197,12 @@ def finish_search(store: Store, result: SearchResult, grid: bytes) -> None:
     """
     client, run_id = store.client, result.run_id
     winner = best(result.finished)
+    complete = len(result.finished) == len(result.space)
     _log_files(store, run_id, {names.LEADERBOARD_FILE: leaderboard_csv(result).encode()})
     client.log_dict(run_id, result.to_json(winner), names.SEARCH_FILE)
+    known = client.get_run(run_id)
     note = notes.search_ended(result, effects(result.space, result.finished))
-    tags = {MLFLOW_RUN_NOTE: note}
+    tags = {MLFLOW_RUN_NOTE: notes.beside(note, known.data.tags)}
     summary: dict[str, float] = {names.FINISHED_POINTS: len(result.finished)}
     if winner is not None:
         _log_files(store, run_id, {names.GRID_FILE: grid})
@@ -202,44 +214,58 @@ def finish_search(store: Store, result: SearchResult, grid: bytes) -> None:
             "model_parameters": winner.model_parameters or 0,
         }
         _mark_best(store, result, winner.run_id)
-        _link_model(store, run_id, winner.run_id)
+        _link_as_winner(store, known, winner, complete=complete)
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
     # A search that is continued ends more than once: each time at a later step.
-    known = client.get_run(run_id).data.metrics
-    if any(known.get(name) != value for name, value in summary.items()):
+    if any(known.data.metrics.get(name) != value for name, value in summary.items()):
         log_metrics(store, run_id, summary, step=len(result.finished))
-    complete = len(result.finished) == len(result.space)
     client.set_terminated(run_id, FINISHED if complete else "FAILED")
 
 
 def _mark_best(store: Store, result: SearchResult, winner: str) -> None:
-    """Mark the best trial of a search, and none of its others."""
-    client, experiment_id = store.client, result.experiment_id
-    marked = f"tags.`{names.BEST_OF}` = '{result.run_id}'"
-    for run in client.search_runs([experiment_id], marked):
+    """Mark the best trial of a search, and no other of its trials as that search's."""
+    client, experiment_id, search = store.client, result.experiment_id, result.run_id
+    marked = client.search_runs([experiment_id], f"tags.`{names.BEST_OF}` LIKE '%{search}%'")
+    for run in marked:
         if run.info.run_id != winner:  # a search that went on has found a better one
-            client.update_run(run.info.run_id, name=names.unmarked(run.info.run_name))
-            client.delete_tag(run.info.run_id, names.BEST_OF)
-            note = notes.as_any(run.data.tags.get(MLFLOW_RUN_NOTE, ""))
-            client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, note)
-    best_run = client.get_run(winner)
-    client.update_run(winner, name=names.unmarked(best_run.info.run_name) + names.BEST_MARK)
-    note = best_run.data.tags.get(MLFLOW_RUN_NOTE, "")
-    note = notes.as_best(note, experiment_id, result.run_id, len(result.space))
-    tags = {names.BEST_OF: result.run_id, MLFLOW_RUN_NOTE: note}
+            _unmark(store, run, search)
+    run = client.get_run(winner)
+    # A trial may be the best of several searches.
+    best_of = {*run.data.tags.get(names.BEST_OF, "").split(), search}
+    note = run.data.tags.get(MLFLOW_RUN_NOTE, "")
+    tags = {
+        names.BEST_OF: " ".join(sorted(best_of)),
+        MLFLOW_RUN_NOTE: notes.as_best(note, experiment_id, search, len(result.space)),
+    }
     client.log_batch(winner, tags=[RunTag(name, value) for name, value in tags.items()])
+    client.update_run(winner, name=names.unmarked(run.info.run_name) + names.BEST_MARK)
 
 
-def _link_model(store: Store, run_id: str, winner: str) -> None:
-    """Show the best trial's model as the outcome of its search too."""
-    (known, found) = (
-        outputs.model_outputs if (outputs := store.client.get_run(run).outputs) else []
-        for run in (run_id, winner)
-    )
-    ids = {model.model_id for model in known}
-    new = [model for model in found if model.model_id not in ids]
+def _unmark(store: Store, run: Run, search: str) -> None:
+    client, run_id = store.client, run.info.run_id
+    others = [one for one in run.data.tags[names.BEST_OF].split() if one != search]
+    if others:
+        client.set_tag(run_id, names.BEST_OF, " ".join(others))
+        return
+    client.update_run(run_id, name=names.unmarked(run.info.run_name))
+    client.set_tag(run_id, MLFLOW_RUN_NOTE, notes.as_any(run.data.tags.get(MLFLOW_RUN_NOTE, "")))
+    client.delete_tag(run_id, names.BEST_OF)  # last: by this it is found, if this is cut off
+
+
+def _link_as_winner(store: Store, search: Run, winner: TrialResult, *, complete: bool) -> None:
+    """Show the best trial's images, and once it cannot change its model, as the search's too."""
+    client, run_id = store.client, search.info.run_id
+    inputs = client.get_run(winner.run_id).inputs
+    if inputs and inputs.dataset_inputs:
+        link_inputs(store, run_id, inputs.dataset_inputs)
+    known = {model.model_id for model in search.outputs.model_outputs} if search.outputs else set()
+    new = [
+        LoggedModelOutput(model.model_id, winner.best_epoch or 0)
+        for model in find_models(store, search.info.experiment_id, winner.run_id)
+        if complete and model.status == LoggedModelStatus.READY and model.model_id not in known
+    ]
     if new:
-        store.client.log_outputs(run_id, new)
+        client.log_outputs(run_id, new)
 
 
 def leaderboard_csv(result: SearchResult) -> str:

@@ -51,7 +51,6 @@ class Keeper:
         self._experiment_id = experiment_id
         self._examples = examples
         self._entries: dict[int, _Entry] = {}
-        self._linked: set[str] = set()
 
     def begin(self, number: int, facts: "TrialFacts", folder: Path, existing: str | None) -> None:
         """Open the run of a trial, or go on in the one that was cut off."""
@@ -71,18 +70,14 @@ class Keeper:
         self._recorder.submit(operation)
 
     def link_data(self, number: int, data: tuple[DatasetPart, ...]) -> None:
-        """Link the run of a trial, and that of its search, with the images that it was given."""
+        """Link the run of a trial with the images that it was given."""
         from fmnist_tracking import tracking
 
         entry = self._entries[number]
-        parent = entry.facts.parent
-        runs_too = [parent] if parent and parent not in self._linked else []
-        self._linked.update(runs_too)
 
         def operation(_: bool) -> None:
             entry.data = data
-            for run_id in [entry.run_id, *runs_too]:
-                tracking.log_inputs(self._store, run_id, entry.facts.data, data)
+            tracking.log_inputs(self._store, entry.run_id, entry.facts.data, data)
 
         self._recorder.submit(operation)
 

@@ -54,7 +54,6 @@ def model_process() -> Iterator[Ask]:
             return wait
 
         yield ask
-        pool.kill()  # it holds nothing, and takes a second to end by itself
 
 
 def _prepare() -> None:

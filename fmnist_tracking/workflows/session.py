@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tracking import fingerprint, runtime
-from fmnist_tracking.config import SplitConfig, TrainingConfig
+from fmnist_tracking.config import FASHION_MNIST, SplitConfig, TrainingConfig
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.executors import WorkerPool
 from fmnist_tracking.progress import Progress
@@ -260,7 +260,7 @@ def data_facts(dataset: "Dataset") -> "DataFacts":
     """What runs record of their data."""
     from fmnist_tracking.tracking import DataFacts
 
-    name = "Fashion-MNIST" if dataset.is_fashion_mnist else "not Fashion-MNIST"
+    name = FASHION_MNIST if dataset.is_fashion_mnist else f"not {FASHION_MNIST}"
     return DataFacts(sha256=dataset.digest, name=name, source=dataset.source)
 
 
