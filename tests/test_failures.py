@@ -184,7 +184,7 @@ def test_no_permission_for_a_registered_model(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "eve")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with answering(403, "Permission denied") as (port, handler):
-        handler.do_GET = _tell_the_version  # type: ignore[method-assign]
+        monkeypatch.setattr(handler, "do_GET", _tell_the_version)
         uri = f"http://127.0.0.1:{port}"
         with pytest.raises(TrackingError) as caught:
             make_champion(Store(uri=uri, client=MlflowClient(uri)), VERSION)
