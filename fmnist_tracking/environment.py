@@ -1,8 +1,11 @@
 """Which code runs, with which packages, on what machine: for a run to record."""
 
+import contextlib
 import dataclasses
+import logging
 import os
 import platform
+import shlex
 import subprocess
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +17,13 @@ import psutil
 
 from fmnist_tracking import __version__, fingerprint, runtime
 
+_log = logging.getLogger(__name__)
 _GIT_SECONDS = 10
+
+# Why there is no commit, where that is as it should be.
+INSTALLED = "the package is installed, and does not run from a checkout"
+NO_REPOSITORY = "the package lies in no Git repository"
+NOT_OF_IT = "the Git repository around the package does not hold it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +33,10 @@ class Code:
     Attributes:
         version: of this package.
         sha256: of the code and the libraries that determine a trial's numbers.
-        commit: of the Git repository that the code lies in; None where it lies in none.
+        commit: of the Git repository that the code runs from; None where there is none.
         branch: that was checked out.
         dirty: whether a file of this package differs from that commit.
+        no_commit: why there is no commit, in words; None where there is one.
     """
 
     version: str
@@ -34,15 +44,21 @@ class Code:
     commit: str | None = None
     branch: str | None = None
     dirty: bool = False
+    no_commit: str | None = None
 
 
 @lru_cache(maxsize=1)
 def code() -> Code:
     """The code of this very process, as its files are now."""
     sha256 = fingerprint.of_code()
-    package = Path(__file__).parent
+    package = Path(__file__).resolve().parent
+    if package.parent.name in ("site-packages", "dist-packages"):
+        # Below a repository, in its .venv for instance, it is not of it.
+        return Code(version=__version__, sha256=sha256, no_commit=INSTALLED)
+    repository = next((p for p in package.parents if (p / ".git").exists()), None)
+    if repository is None:
+        return Code(version=__version__, sha256=sha256, no_commit=NO_REPOSITORY)
     try:
-        # A package installed below a repository, in its .venv for instance, is not of it.
         _git(package, "ls-files", "--error-unmatch", "__init__.py")
         return Code(
             version=__version__,
@@ -51,14 +67,16 @@ def code() -> Code:
             branch=_git(package, "rev-parse", "--abbrev-ref", "HEAD"),
             dirty=bool(_git(package, "status", "--porcelain", "--", ".")),
         )
-    except (OSError, subprocess.SubprocessError):  # no Git, or no repository
-        return Code(version=__version__, sha256=sha256)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = _why_git_failed(error, repository)
+        return Code(version=__version__, sha256=sha256, no_commit=reason)
 
 
 def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(
         ["git", *arguments],
         cwd=folder,
+        env={**os.environ, "LC_ALL": "C"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -67,8 +85,26 @@ def _git(folder: Path, *arguments: str) -> str:
     ).stdout.strip()
 
 
+def _why_git_failed(error: OSError | subprocess.SubprocessError, repository: Path) -> str:
+    if isinstance(error, OSError):
+        return f"git cannot be run ({error.strerror}). Install it."
+    if not isinstance(error, subprocess.CalledProcessError):
+        return f"git has not answered for {_GIT_SECONDS} seconds. Try `git status` there."
+    if "did not match any file" in error.stderr:
+        return NOT_OF_IT
+    if "safe.directory" in error.stderr:
+        return (
+            f"{repository} is of another user, so git refuses it. Allow it: "
+            f"git config --global --add safe.directory {shlex.quote(str(repository))}"
+        )
+    said = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[0]
+    return f"git fails in {repository} ({said})."
+
+
 def describe(threads: int) -> dict[str, Any]:
     """What a training's numbers and its speed may depend on, beside its configuration.
+
+    It warns if there is a commit that cannot be told.
 
     Args:
         threads: that the arithmetic of each trial is done with.
@@ -77,6 +113,9 @@ def describe(threads: int) -> dict[str, Any]:
         Something that `json` can write: code, Python, machine, settings, determinism and
         the version of every package that is installed.
     """
+    reason = code().no_commit
+    if reason not in (None, INSTALLED, NO_REPOSITORY, NOT_OF_IT):
+        _log.warning("No Git commit is recorded: %s", reason)
     return {
         "code": dataclasses.asdict(code()),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -94,8 +133,19 @@ def describe(threads: int) -> dict[str, Any]:
             "bit_equal": "with the same packages, processor type and number of threads",
             "tensorflow_op_determinism": False,
         },
-        "packages": dict(sorted((found.name, found.version) for found in distributions())),
+        "packages": _packages(),
     }
+
+
+def _packages() -> dict[str, str]:
+    """Version by name."""
+    found = {}
+    for package in distributions():
+        # One that pip was interrupted at has no metadata, and so neither a name nor a version.
+        with contextlib.suppress(FileNotFoundError, KeyError):
+            if package.name and package.version:
+                found[package.name] = package.version
+    return dict(sorted(found.items()))
 
 
 def _processor() -> str:

@@ -25,6 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
 from sqlalchemy import URL, create_engine, text
 from sqlalchemy.exc import OperationalError
 
@@ -110,10 +111,22 @@ def _require_free(host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def _state_folder(folder: Path) -> Iterator[Path]:
-    folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    # PostgreSQL, as a user of its own, has to pass through; all else in it is closed.
-    folder.chmod(0o711 if _database_user() else 0o700)
+    folder = Path(os.path.realpath(folder))
+    choose = "Name a new or an empty folder with --state."
+    try:
+        if not os.path.lexists(folder):
+            folder.mkdir(parents=True)
+            # PostgreSQL, as a user of its own, has to pass through; all else in it is closed.
+            folder.chmod(0o711 if _database_user() else 0o700)
+        present = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise CannotStart(
+            f"The folder {folder} cannot be used: {error.strerror}. {choose}"
+        ) from None
+    if present - {"secrets.json.new"} and "secrets.json" not in present:
+        raise CannotStart(f"{folder} holds other things than a server's. {choose}")
+    if not os.access(folder, os.W_OK):
+        raise CannotStart(f"The folder {folder} cannot be written. {choose}")
     yield folder
 
 
@@ -219,15 +232,39 @@ def _make_cluster(programs: Path, cluster: Path, password: str) -> None:
 
 
 def _require_not_running(cluster: Path) -> None:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        pid = int((cluster / "postmaster.pid").read_text().splitlines()[0])
-        for _ in range(10):  # it may be about to end
-            os.kill(pid, 0)
-            time.sleep(1)
+    for _ in range(10):  # it may be about to end
+        serving = [process.pid for process in psutil.process_iter() if _serves(process, cluster)]
+        if not serving:
+            break
+        time.sleep(1)
+    else:
         raise CannotStart(
-            f"The PostgreSQL of {cluster.parent} is running already, as process {pid}. Use the "
-            f"server it belongs to, or stop it: kill -INT {pid}"
+            f"The PostgreSQL of {cluster.parent} is running already, as process {min(serving)}. "
+            f"Use the server it belongs to, or stop it: kill -INT {min(serving)}"
         )
+    _remove_lock_of_another(cluster)
+
+
+def _serves(process: psutil.Process, cluster: Path) -> bool:
+    """Whether it is a PostgreSQL of this cluster, or what is left of one."""
+    try:
+        if process.name() != "postgres":
+            return False
+        # Its processes all work in the cluster's folder, in whatever way it was started.
+        return str(cluster) in process.cmdline() or process.cwd() == os.path.realpath(cluster)
+    except psutil.Error:  # it has ended, or is another user's
+        return False
+
+
+def _remove_lock_of_another(cluster: Path) -> None:
+    """Remove a lock whose process was killed, and whose number another process has now.
+
+    PostgreSQL would take that one for its own. Other locks of the dead it removes by itself.
+    """
+    lock = cluster / "postmaster.pid"
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        if psutil.pid_exists(int(lock.read_text().splitlines()[0])):
+            lock.unlink()
 
 
 def _make_databases(server: URL) -> None:

@@ -2,13 +2,16 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fmnist_tracking import environment
 from fmnist_tracking.cli import main, searching
 from fmnist_tracking.cli.app import app
 from fmnist_tracking.config import COURSEWORK_GRID
 from fmnist_tracking.tracking import Store
+from fmnist_tracking.workflows import checks
 
 COMMANDS = [info.callback.__name__ for info in app.registered_commands if info.callback]
 
@@ -193,19 +196,32 @@ def test_data_that_is_not_fashion_mnist_is_called_so(call: Call, other_data: Pat
 
 def test_doctor_looks_at_everything(call: Call) -> None:
     status, out, _ = call("doctor", "--json")
-    checks = json.loads(out)
+    found = json.loads(out)
     assert status == 0, out
-    assert [c["name"] for c in checks] == [
+    assert [c["name"] for c in found] == [
         "Python",
         "packages",
+        "code",
         "TensorFlow",
         "data",
         "MLflow store",
         "disk",
     ]
-    assert all(c["ok"] for c in checks)
-    assert checks[4]["seen"].endswith("will be made by the first search")
+    assert all(c["ok"] for c in found)
+    assert found[5]["seen"].endswith("will be made by the first search")
     assert not Path("mlflow.db").exists()
+
+
+def test_doctor_tells_which_code_runs(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(**facts: Any) -> str:
+        found = environment.Code(version="1.2", sha256="c" * 64, **facts)
+        monkeypatch.setattr(environment, "code", lambda: found)
+        return checks._code()
+
+    commit = {"commit": "0123456789abcdef", "branch": "main"}
+    assert told(**commit) == "1.2, Git commit 0123456789ab of main"
+    assert told(**commit, dirty=True).endswith(", from which the files of the package differ")
+    assert told(no_commit="git is away.") == "1.2, no Git commit: git is away."
 
 
 def test_doctor_finds_what_is_wrong(call: Call) -> None:

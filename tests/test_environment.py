@@ -1,4 +1,6 @@
 import json
+import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -30,7 +32,7 @@ def repository(tmp_path: Path) -> Path:
     return folder
 
 
-def code_of(folder: Path) -> dict[str, object]:
+def code_of(folder: Path, **variables: str) -> dict[str, object]:
     """What a process that runs the package of that folder says of its code."""
     program = (
         "import dataclasses, json\n"
@@ -38,7 +40,12 @@ def code_of(folder: Path) -> dict[str, object]:
         "print(json.dumps(dataclasses.asdict(environment.code())))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, check=True, capture_output=True, text=True
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), **variables},
+        check=True,
+        capture_output=True,
+        text=True,
     )
     found: dict[str, object] = json.loads(done.stdout)
     return found
@@ -50,7 +57,7 @@ def test_code_in_a_repository(repository: Path) -> None:
     commit = git(repository, "rev-parse", "HEAD")
     clean = code_of(repository)
     assert (clean["commit"], clean["branch"], clean["dirty"]) == (commit, "trunk", False)
-    assert clean["version"] == fmnist_tracking.__version__
+    assert (clean["version"], clean["no_commit"]) == (fmnist_tracking.__version__, None)
 
     (repository / "notes.txt").write_text("beside the package")
     assert code_of(repository) == clean
@@ -71,6 +78,47 @@ def test_code_that_lies_in_a_repository_without_being_of_it(repository: Path) ->
     git(repository, "commit", "-q", "-m", "not the package")
     found = code_of(repository)
     assert (found["commit"], found["branch"], found["dirty"]) == (None, None, False)
+    assert found["no_commit"] == environment.NOT_OF_IT
+
+
+def test_code_that_lies_in_no_repository(repository: Path, tmp_path: Path) -> None:
+    shutil.rmtree(repository / ".git")
+    assert code_of(repository)["no_commit"] == environment.NO_REPOSITORY
+    installed = repository / "lib" / "site-packages"
+    installed.mkdir(parents=True)
+    (repository / PACKAGE.name).rename(installed / PACKAGE.name)
+    git(repository, "init", "-q")
+    assert code_of(installed)["no_commit"] == environment.INSTALLED
+
+
+def test_why_git_does_not_name_the_commit(repository: Path, tmp_path: Path) -> None:
+    git(repository, "add", ".")
+    git(repository, "commit", "-q", "-m", "all of it")
+    # What Git itself tests with: the repository of another user, as containers mount them.
+    foreign = code_of(repository, GIT_TEST_ASSUME_DIFFERENT_OWNER="1", HOME=str(tmp_path))
+    assert (foreign["commit"], foreign["no_commit"]) == (
+        None,
+        f"{repository} is of another user, so git refuses it. Allow it: "
+        f"git config --global --add safe.directory {repository}",
+    )
+    absent = code_of(repository, PATH=str(tmp_path))
+    assert absent["no_commit"] == "git cannot be run (No such file or directory). Install it."
+
+
+def test_a_commit_that_git_refuses_to_name_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told(reason: str | None) -> list[str]:
+        found = environment.Code(version="1", sha256="c" * 64, no_commit=reason)
+        monkeypatch.setattr(environment, "code", lambda: found)
+        caplog.clear()
+        assert environment.describe(1)["code"]["no_commit"] == reason
+        return [record.getMessage() for record in caplog.records]
+
+    caplog.set_level(logging.INFO)
+    assert told("git refuses. Allow it.") == ["No Git commit is recorded: git refuses. Allow it."]
+    for harmless in (None, environment.NOT_OF_IT, environment.NO_REPOSITORY, environment.INSTALLED):
+        assert told(harmless) == []
 
 
 def test_the_environment_can_be_written_and_says_what_matters() -> None:
@@ -83,3 +131,12 @@ def test_the_environment_can_be_written_and_says_what_matters() -> None:
     for name in ("tensorflow", "keras", "numpy", "mlflow"):
         assert found["packages"][name]
     assert found["code"]["sha256"] == environment.code().sha256
+
+
+def test_a_package_without_metadata_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An installation by pip that was interrupted leaves such a folder."""
+    (tmp_path / "half_there-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert environment.describe(1)["packages"]["numpy"]

@@ -15,15 +15,25 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from fmnist_tracking.cli import app as program
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking import open_store
+from fmnist_tracking.tracking import ModelVersion, Store, make_champion, open_store
 from fmnist_tracking.tracking.failures import is_passing, tracking_error
 
 SECRET = "p@ss word"
 QUOTED = "p%40ss%20word"
+VERSION = ModelVersion(
+    name="fashion-mnist",
+    version="1",
+    run_id="r",
+    val_accuracy=None,
+    data_sha256=None,
+    split=None,
+    run_exists=True,
+)
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -159,6 +169,36 @@ def test_a_password_in_a_message_of_mlflow_s_is_not_shown() -> None:
     assert str(tracking_error(f"https://ann:{QUOTED}@host", error)).endswith(
         "https://***@host: API request to https://***@host/api failed"
     )
+
+
+@pytest.mark.parametrize("uri", ["http://[::1", "postgresql://ann:p@ss@[::1/db"])
+def test_an_address_that_is_none(uri: str) -> None:
+    text = opened(uri)
+    assert text.startswith("Expected --tracking-uri or MLFLOW_TRACKING_URI to be the address of")
+    assert "ann" not in text
+    assert "p@ss" not in text
+
+
+def test_no_permission_for_a_registered_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment of one's own would not help."""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "eve")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with answering(403, "Permission denied") as (port, handler):
+        monkeypatch.setattr(handler, "do_GET", _tell_the_version)
+        uri = f"http://127.0.0.1:{port}"
+        with pytest.raises(TrackingError) as caught:
+            make_champion(Store(uri=uri, client=MlflowClient(uri)), VERSION)
+    assert str(caught.value) == (
+        f"The MLflow server at {uri} does not let the user 'eve' change the registered model "
+        "'fashion-mnist' (403). Ask whoever runs it for the permission EDIT on that model, or "
+        "promote under a name of your own: --name NAME."
+    )
+
+
+def _tell_the_version(answer: Answer) -> None:
+    answer.send_response(200)
+    answer.end_headers()
+    answer.wfile.write(b'{"model_version": {"name": "fashion-mnist", "version": "1"}}')
 
 
 def test_a_password_on_the_command_line_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:

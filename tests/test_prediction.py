@@ -193,6 +193,17 @@ def test_what_the_model_saw_is_written(
     ]
 
 
+def test_a_link_to_itself_costs_no_other_answer(
+    ask: Callable[..., Prediction], dataset: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    Image.fromarray(dataset.test_images[0]).save(tmp_path / "a.png")
+    loop, boot = ask(tmp_path / "loop.png", tmp_path / "a.png", output_dir=tmp_path).pictures
+    assert loop.error is not None
+    assert "\n" not in loop.error
+    assert (boot.error, boot.seen) == (None, tmp_path / "a-28x28.png")
+
+
 def test_a_folder_that_cannot_be_written(ask: Callable[..., Prediction], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"Cannot write to the folder .*/file/folder"):

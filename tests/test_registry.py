@@ -8,6 +8,8 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from conftest import SMALL, SMALL_SPLIT
 from fmnist_tracking import tracking
@@ -126,6 +128,26 @@ def test_promoted_again_it_is_the_same_version(finished: Trials, store: Store) -
     assert (back.changed, back.registered, back.champion.version) == (True, False, "1")
     assert versions(store) == {"1": first, "2": second}
     assert champion(store) == "1"
+
+
+def test_a_promotion_that_failed_half_way_is_made_whole(
+    finished: Trials, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = finished(0.8)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_logged_model_tags", _locked)
+        with pytest.raises(TrackingError, match="database is locked"):
+            promote(run_id)
+    assert versions(store) == {"1": run_id}
+    done = promote(run_id)
+    assert (done.changed, done.registered, versions(store)) == (True, False, {"1": run_id})
+    (logged,) = store.client.search_logged_models([store.client.get_run(run_id).info.experiment_id])
+    links = json.loads(store.client.get_logged_model(logged.model_id).tags["mlflow.modelVersions"])
+    assert [(link["name"], str(link["version"])) for link in links] == [(NAME, "1")]
+
+
+def _locked(*_: object) -> None:
+    raise MlflowException("database is locked")
 
 
 @pytest.mark.parametrize(

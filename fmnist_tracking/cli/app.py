@@ -4,7 +4,6 @@ import contextlib
 import functools
 import logging
 import os
-import re
 import shlex
 import signal
 import sys
@@ -14,6 +13,7 @@ from typing import NoReturn, ParamSpec
 import typer
 
 from fmnist_tracking import __version__
+from fmnist_tracking.addresses import without_user
 from fmnist_tracking.cli.printing import say
 from fmnist_tracking.errors import FmnistTrackingError, Terminated
 
@@ -21,9 +21,6 @@ P = ParamSpec("P")
 
 # Asked now: MLflow removes the variable when it has ended a run.
 _UNDER_MLFLOW_RUN = "MLFLOW_RUN_ID" in os.environ
-
-# A name and a password in the address of a store: not to be shown.
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -62,9 +59,7 @@ def command(
 def _how_to_resume() -> str:
     if _UNDER_MLFLOW_RUN:
         return " The same `mlflow run` command goes on where this one stopped."
-    arguments = [
-        _USERINFO.sub("***", argument) for argument in sys.argv[1:] if argument != "--fresh"
-    ]
+    arguments = [without_user(argument) for argument in sys.argv[1:] if argument != "--fresh"]
     return f" Go on with: {shlex.join(['fmnist-track', *arguments])}"
 
 

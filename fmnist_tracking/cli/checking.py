@@ -41,7 +41,7 @@ def doctor(
     tracking_uri: str | None = options.TRACKING_URI,
     as_json: bool = options.JSON,
 ) -> None:
-    """Check the installation: packages, TensorFlow, data, store and disk."""
+    """Check the installation: packages, code, TensorFlow, data, store and disk."""
     from fmnist_tracking.workflows import checks
 
     found = []

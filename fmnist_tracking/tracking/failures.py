@@ -1,36 +1,26 @@
 """What went wrong at a store: in a line that says what to do, and whether it may pass by itself."""
 
 import re
-from urllib.parse import urlsplit
 
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.utils.credentials import read_mlflow_creds
 from sqlalchemy.exc import SQLAlchemyError
 
+from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
 
 _TRY_AGAIN = {408, 409, 429}
 _LASTING = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 _CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-# A name and a password in an address.
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 # An answer that is not in the form that MLflow gives its errors; its status is caught.
 _FOREIGN = re.compile(r"failed with error code (4\d\d|501) != 200|not in a valid JSON format")
 _NO_ANSWER = re.compile(r"Connection aborted|BadStatusLine|sent to HTTPS port|sent to an HTTPS")
 
 
-def public_uri(uri: str) -> str:
-    """The URI without a user's name and password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]).geturl()
-
-
 def tracking_error(uri: str, error: BaseException | None) -> TrackingError:
     """What went wrong at a store, in a line."""
     status, text = _status(error), str(error)
-    server = f"The MLflow server at {public_uri(uri)}"
+    server = f"The MLflow server at {without_user(uri)}"
     if status == 401:
         user = read_mlflow_creds().username
         return TrackingError(
@@ -52,17 +42,29 @@ def tracking_error(uri: str, error: BaseException | None) -> TrackingError:
         )
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return TrackingError(
-            f"The certificate of {public_uri(uri)} is not trusted "
+            f"The certificate of {without_user(uri)} is not trusted "
             f"({_reason(text, 'certificate verify failed: ')}). Name the server as its "
             "certificate does, and in MLFLOW_TRACKING_SERVER_CERT_PATH the file of the authority "
             "that signed it."
         )
     if "SSLError" in text:
         return TrackingError(
-            f"No TLS connection to {public_uri(uri)} ({_reason(text, '] ')}). If the "
+            f"No TLS connection to {without_user(uri)} ({_reason(text, '] ')}). If the "
             "server speaks plain HTTP, name it with http://"
         )
-    return TrackingError(f"MLflow failed at {public_uri(uri)}: {_first_line(error)}")
+    return TrackingError(f"MLflow failed at {without_user(uri)}: {_first_line(error)}")
+
+
+def registry_error(uri: str, name: str, error: BaseException) -> TrackingError:
+    """What went wrong when a registered model was changed, in a line."""
+    if _status(error) != 403:
+        return tracking_error(uri, error)
+    return TrackingError(
+        f"The MLflow server at {without_user(uri)} does not let the user "
+        f"{read_mlflow_creds().username!r} change the registered model {name!r} (403). Ask "
+        "whoever runs it for the permission EDIT on that model, or promote under a name of your "
+        "own: --name NAME."
+    )
 
 
 def opening_error(uri: str, error: BaseException) -> TrackingError:
@@ -72,12 +74,12 @@ def opening_error(uri: str, error: BaseException) -> TrackingError:
         return known
     if uri.startswith("http://") and _NO_ANSWER.search(text):
         return TrackingError(
-            f"What listens at {public_uri(uri)} closes the connection without an answer to plain "
+            f"What listens at {without_user(uri)} closes the connection without an answer to plain "
             "HTTP. If it speaks TLS, name it with https://"
         )
     if _FOREIGN.search(text) and _status(error) not in (401, 403):
         return TrackingError(
-            f"What answers at {public_uri(uri)} is not an MLflow server. Name one with "
+            f"What answers at {without_user(uri)} is not an MLflow server. Name one with "
             "--tracking-uri or MLFLOW_TRACKING_URI, without a path unless the server has one."
         )
     return known
@@ -112,4 +114,4 @@ def _reason(text: str, after: str) -> str:
 
 def _first_line(error: BaseException | None) -> str:
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return _USERINFO.sub("***", line)
+    return without_user(line)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.errors import ConfigError, TrackingError
 from fmnist_tracking.results import TrialResult
 from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking.failures import registry_error
 from fmnist_tracking.tracking.notes import plain
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
@@ -25,6 +27,7 @@ from fmnist_tracking.tracking.reading import (
 from fmnist_tracking.tracking.store import Store
 
 _ABSENT, _EXISTS = "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"
+_LOGGED_MODEL = re.compile(r"models:/(m-\w+)")
 _ABOUT_THE_MODEL = (
     "Classifies images of Fashion-MNIST. Each version is the best epoch of a trial that "
     f"`fmnist-track promote` chose; the alias `{names.CHAMPION}` is on the one in use. Versions "
@@ -86,7 +89,8 @@ def register_version(store: Store, name: str, trial: TrackedRun) -> ModelVersion
     the version to the logged model and back, and so to its metrics.
 
     Raises:
-        TrackingError: the trial did not finish, or has no logged model.
+        TrackingError: the trial did not finish, or has no logged model; or the registered model
+            is another person's.
     """
     client = store.client
     result = read_trial(trial)
@@ -94,21 +98,27 @@ def register_version(store: Store, name: str, trial: TrackedRun) -> ModelVersion
     if not _is_registered(store, name):
         with _tolerating(_EXISTS):  # another process was quicker
             client.create_registered_model(name, description=_ABOUT_THE_MODEL)
-    made = client.create_model_version(
-        name,
-        source=f"models:/{logged.model_id}",
-        run_id=trial.run_id,
-        tags=_tags(trial, result),
-        description=_description(trial, result),
-        model_id=logged.model_id,
-    )
-    _link_back(store, logged.model_id, name, made.version)
+    with _changing(store, name):
+        made = client.create_model_version(
+            name,
+            source=f"models:/{logged.model_id}",
+            run_id=trial.run_id,
+            tags=_tags(trial, result),
+            description=_description(trial, result),
+            model_id=logged.model_id,
+        )
     return _version(store, made)
 
 
 def make_champion(store: Store, version: ModelVersion) -> None:
-    """Let the alias `champion` be this version's."""
-    store.client.set_registered_model_alias(version.name, names.CHAMPION, version.version)
+    """Let the alias `champion` be this version's, and its logged model lead to it.
+
+    Raises:
+        TrackingError: the registered model is another person's.
+    """
+    _link_back(store, version)
+    with _changing(store, version.name):
+        store.client.set_registered_model_alias(version.name, names.CHAMPION, version.version)
 
 
 def require_model(store: Store, trial: TrackedRun) -> None:
@@ -153,16 +163,30 @@ def _tolerating(error_code: str) -> Iterator[None]:
             raise
 
 
-def _link_back(store: Store, model_id: str, name: str, version: str) -> None:
+@contextlib.contextmanager
+def _changing(store: Store, name: str) -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        raise registry_error(store.uri, name, error) from error
+
+
+def _link_back(store: Store, version: ModelVersion) -> None:
     """Say on the logged model which version it is, as `mlflow.register_model` does.
 
     A tracking server has done it by itself.
     """
-    tags = store.client.get_logged_model(model_id).tags
-    known = json.loads(tags.get(names.MODEL_VERSIONS, "[]"))
-    if not any((v.get("name"), str(v.get("version"))) == (name, str(version)) for v in known):
-        known.append({"name": name, "version": version})
-        store.client.set_logged_model_tags(model_id, {names.MODEL_VERSIONS: json.dumps(known)})
+    client = store.client
+    raw = client.get_model_version(version.name, version.version)
+    found = _LOGGED_MODEL.fullmatch(raw.source or "")
+    if found is None:  # registered by other means
+        return
+    model_id = found[1]
+    known = json.loads(client.get_logged_model(model_id).tags.get(names.MODEL_VERSIONS, "[]"))
+    this = (version.name, version.version)
+    if not any((link.get("name"), str(link.get("version"))) == this for link in known):
+        known.append({"name": version.name, "version": raw.version})
+        client.set_logged_model_tags(model_id, {names.MODEL_VERSIONS: json.dumps(known)})
 
 
 def _version(store: Store, raw: Any) -> ModelVersion:

@@ -17,8 +17,9 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy.exc import SQLAlchemyError
 
+from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking.failures import opening_error, public_uri, tracking_error
+from fmnist_tracking.tracking.failures import opening_error, tracking_error
 
 _TIMEOUT_SECONDS = 5
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -55,7 +56,7 @@ class Store:
     @property
     def public_uri(self) -> str:
         """The URI to show: without a user's name and password."""
-        return public_uri(self.uri)
+        return without_user(self.uri)
 
     def experiment_id(self, name: str) -> str:
         """The id of an experiment, created if there is none of that name.
@@ -118,7 +119,7 @@ def open_store(uri: str | None = None, *, create: bool = False) -> Iterator[Stor
         store = Store(uri=uri, client=client)
     except ModuleNotFoundError as error:
         raise TrackingError(
-            f"The MLflow store at {public_uri(uri)} needs the Python package {error.name}, which "
+            f"The MLflow store at {without_user(uri)} needs the Python package {error.name}, which "
             f"is not installed. Install it: pip install "
             f"{_DRIVERS.get(error.name or '', error.name)}"
         ) from None
@@ -135,7 +136,13 @@ def _with_credentials_aside(uri: str) -> str:
 
     MLflow would write them into its messages, and they are no part of which store it is.
     """
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise TrackingError(
+            "Expected --tracking-uri or MLFLOW_TRACKING_URI to be the address of an MLflow store, "
+            f"got {without_user(uri)!r} ({error}). Example: http://127.0.0.1:5000"
+        ) from None
     if parts.scheme not in ("http", "https") or "@" not in parts.netloc:
         return uri
     for name, value in (("USERNAME", parts.username), ("PASSWORD", parts.password)):
@@ -168,7 +175,7 @@ def _require_reachable(uri: str, *, create: bool) -> None:
             _require_sqlite_file(Path(uri.removeprefix(_SQLITE)), create=create)
     except (OSError, ValueError) as error:
         raise TrackingError(
-            f"The MLflow store at {public_uri(uri)} cannot be reached ({error}). Start it, or "
+            f"The MLflow store at {without_user(uri)} cannot be reached ({error}). Start it, or "
             "name another with --tracking-uri or MLFLOW_TRACKING_URI."
         ) from None
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tracking import runtime
+from fmnist_tracking import environment, runtime
 from fmnist_tracking.errors import ConfigError, FmnistTrackingError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def doctor(*, tracking_uri: str | None = None, data_dir: Path | None = None) -> 
     checks: dict[str, Callable[[], str]] = {
         "Python": lambda: f"{platform.python_version()} at {sys.executable}",
         "packages": lambda: ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
+        "code": _code,
         "TensorFlow": _tensorflow,
         "data": lambda: _data(data_dir),
         "MLflow store": lambda: _store(tracking_uri),
@@ -62,6 +63,14 @@ def doctor(*, tracking_uri: str | None = None, data_dir: Path | None = None) -> 
             yield Check(name=name, ok=False, seen=str(error))
         except Exception as error:  # whatever is wrong with an installation is its finding
             yield Check(name=name, ok=False, seen=f"{type(error).__name__}: {error}")
+
+
+def _code() -> str:
+    code = environment.code()
+    if code.commit is None:
+        return f"{code.version}, no Git commit: {code.no_commit}"
+    differs = ", from which the files of the package differ" if code.dirty else ""
+    return f"{code.version}, Git commit {code.commit[:12]} of {code.branch}{differs}"
 
 
 def _tensorflow() -> str:

@@ -1,6 +1,7 @@
 """`fmnist-track predict`: a person's own pictures -> classes."""
 
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -112,7 +113,7 @@ def predict(
                 answers = ask(classify, model, trial.run_id, np.stack(usable))() if usable else ()
         probabilities = iter(answers)
     names = class_names(trial.data_sha256)
-    taken = {path.resolve() for path in paths}
+    taken = {os.path.realpath(path) for path in paths}
     pictures = []
     for path, one in zip(paths, found, strict=True):
         if isinstance(one, str):
@@ -148,14 +149,14 @@ def _guesses(probabilities: Any, names: Sequence[str]) -> tuple[Guess, ...]:
     )
 
 
-def _keep(prepared: "Prepared", folder: Path, path: Path, taken: set[Path]) -> Path:
+def _keep(prepared: "Prepared", folder: Path, path: Path, taken: set[str]) -> Path:
     """Write what the model saw of a picture, over none of the pictures and none of the others."""
     from fmnist_tracking.pictures import png
 
     stem = _UNSAFE.sub("_", path.stem)[:_LONGEST_STEM] + "-28x28"
     candidates = (folder / f"{stem}{f'-{n}' if n > 1 else ''}.png" for n in itertools.count(1))
-    file = next(c for c in candidates if c.resolve() not in taken)
-    taken.add(file.resolve())
+    file = next(c for c in candidates if os.path.realpath(c) not in taken)
+    taken.add(os.path.realpath(file))
     try:
         file.write_bytes(png(prepared.pixels))
     except OSError as error:
