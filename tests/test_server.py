@@ -70,11 +70,8 @@ class Server:
         return password
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    # Not a folder of pytest's: the user that PostgreSQL runs as, under root, may not enter those.
-    state, port = Path(tempfile.mkdtemp(prefix="fmnist-server-")), free_port()
-    process = subprocess.Popen(
+def launch(state: Path, port: int) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
         # One process, so that a new password counts at once.
         [sys.executable, START, "--state", state, "--port", str(port), "--workers", "1"],
         env={k: v for k, v in os.environ.items() if not k.startswith(CLEAN)},
@@ -84,13 +81,28 @@ def server() -> Iterator[Server]:
         text=True,
         start_new_session=True,
     )
+
+
+def first_words(process: "subprocess.Popen[str]") -> str:
+    """What a server says until it can be used, or has ended."""
     assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if "Ctrl-C" in line:
+            break
+    return said
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    # Not a folder of pytest's: the user that PostgreSQL runs as, under root, may not enter those.
+    folder, port = Path(tempfile.mkdtemp(prefix="fmnist-server-")), free_port()
+    folder.chmod(0o711)
+    state = folder / "state"
+    process = launch(state, port)
     try:
-        said = ""
-        for line in process.stdout:
-            said += line
-            if "Ctrl-C" in line:
-                break
+        said = first_words(process)
         if "PostgreSQL is not installed" in said and not os.environ.get("CI"):
             pytest.skip(said.strip())
         assert f"MLflow at http://127.0.0.1:{port}" in said, said
@@ -111,7 +123,7 @@ def server() -> Iterator[Server]:
             process.wait(timeout=60)
         if processes_of(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
-        shutil.rmtree(state)
+        shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -179,7 +191,7 @@ def test_a_search_is_recorded_whole(server: Server, searched: Searched, split: D
         search = store.client.get_run(searched.result["run_id"])
         assert search.info.artifact_uri.startswith("mlflow-artifacts:/")
         kept = {f.path for f in store.client.list_artifacts(search.info.run_id)}
-        assert kept == {"leaderboard.csv", "search.json", "figures"}
+        assert kept == {"environment.json", "leaderboard.csv", "search.json", "figures"}
         for told in searched.result["trials"]:
             trial = store.client.get_run(told["run_id"])
             assert set(FIELDS) <= set(trial.data.params)
@@ -285,6 +297,23 @@ def test_no_permission(server: Server, searched: Searched, track: Track) -> None
     assert "--experiment NAME" in done.stderr.splitlines()[-1]
 
 
+def test_no_permission_for_a_registered_model(
+    server: Server, searched: Searched, track: Track
+) -> None:
+    own = server.variables("joe", server.new_user("joe"))
+    best = searched.result["best"]["run_id"]
+    other = next(t["run_id"] for t in searched.result["trials"] if t["run_id"] != best)
+    assert track("promote", "--run-id", best).returncode == 0
+    done = track("promote", "--run-id", other, "--force", **own)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "does not let the user 'joe' change the registered model 'fashion-mnist' (403)" in last
+    assert last.endswith("--name NAME.")
+    # The trial is another's, and that does not matter.
+    done = track("promote", "--run-id", other, "--name", "joe-s", **own)
+    assert (done.returncode, done.stdout.split()[:2]) == (0, ["champion:", "joe-s"]), done.stderr
+
+
 def test_a_password_that_is_changed_meanwhile(server: Server, tmp_path: Path, cache: Path) -> None:
     place = Place(tmp_path / "search", cache, uri=server.address, experiment="changed")
     process = place.start(**server.variables("bob", server.new_user("bob")))
@@ -293,3 +322,29 @@ def test_a_password_that_is_changed_meanwhile(server: Server, tmp_path: Path, ca
     assert process.wait(timeout=60) == 1
     assert "does not accept the name 'bob'" in place.said().splitlines()[-1]
     assert list(Path(place.state).rglob("checkpoint.npz"))  # to go on from, with the new one
+
+
+@pytest.mark.usefixtures("server")  # there is a PostgreSQL
+def test_a_crash_whose_lock_names_another_process() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="fmnist-server-"))
+    folder.chmod(0o711)
+    state = folder / "state"
+    lock = state / "postgres" / "postmaster.pid"
+    process = launch(state, free_port())
+    try:
+        assert "MLflow at" in first_words(process)
+        written = lock.read_text().splitlines()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+        wait_for(lambda: not processes_of(process.pid), seconds=20)
+        # This very process has the number now.
+        lock.write_text("\n".join([str(os.getpid()), *written[1:]]) + "\n")
+        process = launch(state, free_port())
+        assert "MLflow at" in first_words(process)
+        process.terminate()
+        assert "Stopped." in process.communicate(timeout=60)[0]
+    finally:
+        if processes_of(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        shutil.rmtree(folder)
