@@ -298,6 +298,7 @@ def _start_worker(
 ) -> None:
     global _report
     _report = writer.send
+    gc.disable()  # until all is imported: none of it is garbage
     # Standard output belongs to the driver's results, whatever a library prints here.
     sys.stdout.flush()
     os.dup2(2, 1)
@@ -306,6 +307,7 @@ def _start_worker(
     prepare()
     # What is loaded by now stays; looking for garbage in it would take a third of a second a trial.
     gc.freeze()
+    gc.enable()
 
 
 def _end_with_parent() -> None:

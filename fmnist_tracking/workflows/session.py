@@ -145,6 +145,7 @@ class Session:
         # What is loaded by now stays: without this, Python would look through all of it again and
         # again for something to free, and all threads would wait for a third of a second each time.
         gc.freeze()
+        gc.enable()  # which the start of the command had put off
 
         def beat() -> None:
             held = run_id or self.keeper.run_id(1)
