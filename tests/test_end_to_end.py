@@ -26,6 +26,8 @@ from fmnist_tracking.data import Dataset, split_dataset, test_set
 from fmnist_tracking.tracking import Store, open_store
 from test_executors import wait_for
 
+pytestmark = pytest.mark.slow
+
 REPORT_FILES = {
     "index.html",
     "learning_curves.png",
@@ -51,7 +53,6 @@ def children(runs: list[MlflowRun], parent: str) -> list[MlflowRun]:
     return [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent]
 
 
-@pytest.mark.slow
 def test_search_then_report(command: Run, tmp_path: Path, dataset: Dataset) -> None:
     searched = command("search", *QUICK, "--json", timeout=500)
     assert searched.returncode == 0, searched.stderr
@@ -469,7 +470,6 @@ def test_a_stopped_training_is_closed(tmp_path: Path, cache: Path) -> None:
     assert run.data.metrics["val_accuracy"] > 0  # what was logged is kept
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("manager", ["local", "uv"])
 def test_mlflow_run_is_the_parent_of_its_trials(tmp_path: Path, cache: Path, manager: str) -> None:
     project = Path(__file__).parent.parent
