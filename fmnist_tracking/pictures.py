@@ -147,6 +147,8 @@ def _made_like_the_data_set(
     thing = _trimmed(grey, background)
     if thing.shape != grey.shape:
         steps.append(f"trimmed to {_by(thing)}")
+    else:
+        steps.append("not trimmed: it fills the picture, or the background is not plain")
     light = _is_light(thing, background)
     scaled = _scaled(thing)
     if scaled.shape != thing.shape:

@@ -403,7 +403,7 @@ def _free_port() -> int:
 
 def _tell(state: Path, address: str) -> None:
     environment = state / "client.env"
-    shown = os.path.relpath(environment)
+    shown = str(environment.resolve())  # for use in another terminal, wherever that is
     print(
         f"MLflow at {address}, user {_secrets(state)['username']}; the password is in {shown}\n"
         f"Use it:  . {shlex.quote(shown)} && fmnist-track search\n"

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gc
+import inspect
 import logging
 import os
 import shlex
@@ -51,10 +52,16 @@ def command(
             except KeyboardInterrupt:
                 _fail("Interrupted." + (_how_to_resume() if resumable else ""), 130)
 
-        app.command(epilog=f"Example: {example}")(run)
+        app.command(help=_paragraphs(function), epilog=f"Example: {example}")(run)
         return run
 
     return register
+
+
+def _paragraphs(function: Callable[..., None]) -> str:
+    """A docstring with each paragraph on one line, for the width of the terminal to break."""
+    text = inspect.getdoc(function) or ""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
 def _how_to_resume() -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import typer
 
+from fmnist_tracking.addresses import without_user
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
 from fmnist_tracking.cli.printing import print_plan, print_trial, print_trials, say
@@ -108,7 +109,11 @@ def search(
             f"the artifact traceback.txt; `fmnist-track runs --run-id {result.run_id[:8]}` lists "
             "them."
         )
-    say(f"Next: fmnist-track report --run-id {result.run_id[:8]}    or: fmnist-track ui")
+    where = _where(tracking_uri)
+    say(
+        f"Next: fmnist-track report --run-id {result.run_id[:8]}{where}    "
+        f"or: fmnist-track ui{where}"
+    )
 
 
 @command(example="fmnist-track train --filters 48 --kernel-size 3 --epochs 5", resumable=True)
@@ -158,7 +163,12 @@ def train(
         announce=say,
     )
     print_trial(result, as_json=as_json)
-    say(f"Next: fmnist-track report --run-id {result.run_id[:8]}")
+    say(f"Next: fmnist-track report --run-id {result.run_id[:8]}{_where(tracking_uri)}")
+
+
+def _where(tracking_uri: str | None) -> str:
+    """The option that leads to the same store, if one was needed."""
+    return f" --tracking-uri {without_user(tracking_uri)}" if tracking_uri else ""
 
 
 def _space(

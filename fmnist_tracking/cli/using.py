@@ -56,7 +56,7 @@ def promote(
     out.print(f"champion: {promotion.describe(done.champion)}", soft_wrap=True)
     where = ", with MLFLOW_TRACKING_URI set to this store" if tracking_uri else ""
     model = shlex.quote(f"models:/{name}@champion")
-    say(f"Next{where}: mlflow models serve -m {model} --env-manager local")
+    say(f"Next{where}: mlflow models serve -m {model} --env-manager local --port 5001")
 
 
 @command(example="fmnist-track predict --run-id best shoe.jpg shirt.png")

@@ -305,7 +305,7 @@ def require_finished(run: TrackedRun) -> None:
     if run.raw.info.status != FINISHED:
         raise TrackingError(
             f"The trial {run.run_id[:8]} is {run.raw.info.status}, so it has no model. Choose a "
-            "FINISHED one; `fmnist-track runs` shows the status of each."
+            "FINISHED one, or `best`; `fmnist-track runs` shows the status of each."
         )
 
 

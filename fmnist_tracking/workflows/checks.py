@@ -124,8 +124,8 @@ def ui(*, host: str, port: int, tracking_uri: str | None, announce: Callable[[st
             socket.create_server((host, port)).close()
         except OSError as error:
             raise ConfigError(
-                f"Cannot listen on port {port} of {host}: {error}. Choose others with --port, "
-                "--host."
+                f"Cannot listen on port {port} of {host}: {error.strerror}. Choose others with "
+                "--port, --host."
             ) from None
     announce(f"MLflow's page for {store.public_uri}: {page}")
     if latest is not None:

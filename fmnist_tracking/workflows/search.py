@@ -78,7 +78,7 @@ def search(
                 store, experiment_id, known, prints, fresh=request.fresh
             )
             facts = tracking.SearchFacts(
-                name=f"search of {len(space)} points",
+                name=f"search of {len(space)} point{'s' if len(space) > 1 else ''}",
                 space=space,
                 base=base,
                 split=request.split,
