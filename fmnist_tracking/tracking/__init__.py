@@ -1,5 +1,12 @@
 """MLflow: the one place that opens stores, writes runs and reads them back."""
 
+from fmnist_tracking.tracking.finding import (
+    best_trial,
+    experiment_ids,
+    find_run,
+    latest_search,
+    list_runs,
+)
 from fmnist_tracking.tracking.inputs import log_inputs
 from fmnist_tracking.tracking.leases import BEAT_SECONDS, Lease
 from fmnist_tracking.tracking.opening import (
@@ -20,12 +27,7 @@ from fmnist_tracking.tracking.page import run_address, table_address
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
     as_tracked,
-    best_trial,
     download_model,
-    experiment_ids,
-    find_run,
-    latest_search,
-    list_runs,
     read_history,
     read_outcome,
     read_search,

@@ -3,8 +3,7 @@
 import contextlib
 import dataclasses
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,10 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from fmnist_tracking.analysis import best
 from fmnist_tracking.config import FIELDS, SearchSpace, SplitConfig, TrainingConfig
 from fmnist_tracking.errors import ConfigError, TrackingError
 from fmnist_tracking.results import (
     FINISHED,
-    RunSummary,
     SearchResult,
     TrainingResult,
     TrialResult,
@@ -27,10 +24,8 @@ from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.store import Store
 
 _PAGE = 1000
-_NAMES_SHOWN = 10
 _IDS_AT_ONCE = 200
-_RUN_ID = re.compile(r"[0-9a-f]{4,32}")
-_NEWEST_FIRST = ["attributes.start_time DESC"]
+NEWEST_FIRST = ["attributes.start_time DESC"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,122 +51,8 @@ class TrackedRun:
     raw: Run
 
 
-def find_run(store: Store, reference: str, experiment: str | None = None) -> TrackedRun:
-    """The run that a person means.
-
-    Args:
-        store: the store.
-        reference: a run id, the beginning of one, `latest` for the newest search or single
-            training, or `best` for the best trial of the newest search.
-        experiment: the name of the experiment to look in; None looks in all of them.
-
-    Raises:
-        TrackingError: there is no such run, more than one, or it is not of this project.
-    """
-    experiments = experiment_ids(store, experiment)
-    if reference in ("latest", "best"):
-        roles = [names.SEARCH, names.TRAIN] if reference == "latest" else [names.SEARCH]
-        found = _newest(store, experiments, roles)
-        if found is None:
-            raise TrackingError(_nothing_yet(experiment))
-        return best_trial(store, found) if reference == "best" else found
-    if not _RUN_ID.fullmatch(reference):
-        raise TrackingError(
-            f"Expected --run-id to be a run id, its first 4 or more characters, `latest` or "
-            f"`best`, got {reference!r}. `fmnist-track runs` lists the ids."
-        )
-    matches = list(iterate_runs(store, experiments, f"attributes.run_id LIKE '{reference}%'"))
-    if not matches:
-        raise TrackingError(
-            f"There is no run {reference} {_where(experiment)}. `fmnist-track runs` lists the "
-            "ids; --tracking-uri names another store."
-        )
-    if len(matches) > 1:
-        raise TrackingError(
-            f"{reference} is the beginning of {len(matches)} run ids: "
-            f"{', '.join(sorted(run.info.run_id for run in matches)[:5])}. Give more of it."
-        )
-    return as_tracked(matches[0])
-
-
-def latest_search(store: Store) -> TrackedRun | None:
-    """The newest search of all, None if there is none yet."""
-    return _newest(store, experiment_ids(store, None), [names.SEARCH])
-
-
-def _newest(store: Store, experiments: Iterable[str], roles: Sequence[str]) -> TrackedRun | None:
-    ids, filter_string = list(experiments), _role_filter(roles)
-    if not ids:
-        return None
-    found = store.client.search_runs(ids, filter_string, max_results=1, order_by=_NEWEST_FIRST)
-    return as_tracked(found[0]) if found else None
-
-
-def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
-    """The best trial of a search; a trial is its own.
-
-    Raises:
-        TrackingError: the search has no finished trial.
-    """
-    if run.role != names.SEARCH:
-        return run
-    if run.raw.info.status == FINISHED and names.BEST_RUN in run.raw.data.tags:
-        with contextlib.suppress(MlflowException):  # it was deleted
-            found = store.client.get_run(run.raw.data.tags[names.BEST_RUN])
-            if found.info.lifecycle_stage == "active":
-                return as_tracked(found)
-    winner = best(read_search(store, run).finished)
-    if winner is None:
-        raise TrackingError(
-            f"The search {run.run_id[:8]} has no finished trial yet. Wait for one, or look at "
-            f"`fmnist-track runs --run-id {run.run_id[:8]}`."
-        )
-    return as_tracked(store.client.get_run(winner.run_id))
-
-
-def list_runs(store: Store, experiment: str | None = None) -> list[RunSummary]:
-    """Every search and every single training, the newest first.
-
-    Raises:
-        TrackingError: there is no such experiment, or nothing in it.
-    """
-    experiments = experiment_ids(store, experiment)
-    filter_string = _role_filter([names.SEARCH, names.TRAIN])
-    found = [
-        _summary(store, r, experiments) for r in iterate_runs(store, experiments, filter_string)
-    ]
-    if not found:
-        raise TrackingError(_nothing_yet(experiment))
-    return found
-
-
-def _summary(store: Store, run: Run, experiments: Mapping[str, str]) -> RunSummary:
-    tracked = as_tracked(run)
-    metrics = run.data.metrics
-    val_accuracy = metrics.get(names.BEST_VAL_ACCURACY)
-    if tracked.role == names.TRAIN:
-        points, finished = 1, int(run.info.status == FINISHED)
-    elif names.FINISHED_POINTS in metrics:
-        points, finished = len(_space(run)), int(metrics[names.FINISHED_POINTS])
-    else:  # still running, or cut off: its trials know
-        search = read_search(store, tracked)
-        points, finished = len(search.space), len(search.finished)
-        winner = best(search.finished)
-        val_accuracy = None if winner is None else winner.val_accuracy
-    return RunSummary(
-        run_id=run.info.run_id,
-        role=tracked.role,
-        name=run.info.run_name,
-        experiment=experiments[run.info.experiment_id],
-        status=run.info.status,
-        started=run.info.start_time,
-        points=points,
-        finished=finished,
-        val_accuracy=val_accuracy,
-    )
-
-
-def _space(run: Run) -> SearchSpace:
+def read_space(run: Run) -> SearchSpace:
+    """The grid of a search's run."""
     axes = {
         key.removeprefix(names.AXIS_PREFIX): value
         for key, value in run.data.params.items()
@@ -195,7 +76,7 @@ def read_search(store: Store, run: TrackedRun) -> SearchResult:
     if run.raw.info.status == FINISHED:
         with contextlib.suppress(MlflowException, OSError, LookupError, ValueError, ConfigError):
             return read_outcome(store, run)
-    space = _space(run.raw)
+    space = read_space(run.raw)
     found = [trial_result(r) for r in find_children(store, run.experiment_id, run.run_id)]
     found += _reused(store, run)
     # One for each point: a finished one rather than one that was cut off, and the newest.
@@ -227,7 +108,7 @@ def read_outcome(store: Store, run: TrackedRun) -> SearchResult:
     return SearchResult(
         run_id=run.run_id,
         experiment_id=run.experiment_id,
-        space=_space(run.raw),
+        space=read_space(run.raw),
         trials=tuple(TrialResult.from_json(trial) for trial in content["trials"]),
     )
 
@@ -317,53 +198,13 @@ def iterate_runs(store: Store, experiments: Iterable[str], filter_string: str) -
             ids,
             filter_string,
             max_results=_PAGE,
-            order_by=_NEWEST_FIRST,
+            order_by=NEWEST_FIRST,
             page_token=token,
         )
         yield from page
         token = page.token
         if not token:
             break
-
-
-def _role_filter(roles: Sequence[str]) -> str:
-    # MLflow's filters know no OR, and no IN for tags; of the three roles, one or two are wanted.
-    if len(roles) == 1:
-        return f"tags.`{names.ROLE}` = '{roles[0]}'"
-    return f"tags.`{names.ROLE}` LIKE '%' AND tags.`{names.ROLE}` != '{names.TRIAL}'"
-
-
-def experiment_ids(store: Store, name: str | None) -> dict[str, str]:
-    """Experiments to look in, all or the one of a name: their names by id.
-
-    Raises:
-        TrackingError: there is none of that name.
-    """
-    if name is not None:
-        found = store.client.get_experiment_by_name(name)
-        if found is None or found.lifecycle_stage != "active":
-            known = [e.name for e in store.client.search_experiments(max_results=_NAMES_SHOWN)]
-            raise TrackingError(
-                f"There is no experiment {name!r} in this store. It has: "
-                f"{', '.join(sorted(known))}{', …' if len(known) == _NAMES_SHOWN else '.'}"
-            )
-        return {found.experiment_id: found.name}
-    experiments: dict[str, str] = {}
-    token = None
-    while True:
-        page = store.client.search_experiments(max_results=_PAGE, page_token=token)
-        experiments |= {e.experiment_id: e.name for e in page}
-        token = page.token
-        if not token:
-            return experiments
-
-
-def _where(experiment: str | None) -> str:
-    return "in this store" if experiment is None else f"in the experiment {experiment!r}"
-
-
-def _nothing_yet(experiment: str | None) -> str:
-    return f"There is no search {_where(experiment)} yet. Run `fmnist-track search` first."
 
 
 def as_tracked(run: Run) -> TrackedRun:
