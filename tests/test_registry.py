@@ -269,7 +269,8 @@ def test_what_a_person_is_told(finished: Trials, call: Call) -> None:
 
     one = f"fashion-mnist version 1: validation accuracy 0.8000, run {first[:8]}"
     two = f"fashion-mnist version 2: validation accuracy 0.9000, run {second[:8]}"
-    serve = "Next: mlflow models serve -m models:/fashion-mnist@champion --env-manager local"
+    model = "models:/fashion-mnist@champion"
+    serve = f"Next: mlflow models serve -m {model} --env-manager local --port 5001"
     assert told(first) == (0, f"champion: {one}", ["There was no champion before.", serve])
     assert told(second) == (0, f"champion: {two}", [f"The champion before: {one}", serve])
     already = "It is the champion already; nothing is changed."
@@ -292,7 +293,7 @@ def test_what_a_person_is_told(finished: Trials, call: Call) -> None:
     status, out, lines = told(third, "--name", "two words", "--tracking-uri", finished.store.uri)
     assert lines[-1] == (
         "Next, with MLFLOW_TRACKING_URI set to this store: mlflow models serve -m "
-        "'models:/two words@champion' --env-manager local"
+        "'models:/two words@champion' --env-manager local --port 5001"
     )
 
 
