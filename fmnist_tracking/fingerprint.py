@@ -12,7 +12,7 @@ from typing import Any
 from fmnist_tracking.config import SplitConfig, TrainingConfig
 
 # Modules whose text is part of it. They are not imported: they would load TensorFlow.
-_CODE = ("training.py", "model.py", "evaluation.py", "data/split.py")
+_CODE = ("training.py", "step.py", "model.py", "evaluation.py", "data/split.py")
 _LIBRARIES = ("tensorflow", "keras", "numpy", "scikit-learn")
 
 

@@ -43,8 +43,9 @@ def load_tensorflow(threads: int | None = None, worker: int = 0) -> None:
     only if the import fails.
 
     Args:
-        threads: for the arithmetic of one process; None leaves it to TensorFlow, which
-            takes all cores.
+        threads: for the training of one process: so many operations at once, each on one
+            thread, which `step` makes use of. None leaves it to TensorFlow, which splits each
+            operation up for all cores.
         worker: number of the process among those that train at once, 0 for the first; each
             gets one of the GPUs, if there are any.
     """
@@ -52,7 +53,7 @@ def load_tensorflow(threads: int | None = None, worker: int = 0) -> None:
         import tensorflow as tf
 
         if threads is not None:
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_intra_op_parallelism_threads(1)
             tf.config.threading.set_inter_op_parallelism_threads(threads)
         gpus = tf.config.list_physical_devices("GPU")
         if gpus:
@@ -61,11 +62,13 @@ def load_tensorflow(threads: int | None = None, worker: int = 0) -> None:
     tf.get_logger().setLevel("ERROR")
 
 
-def threads() -> int:
-    """Threads that TensorFlow's arithmetic uses in this process, once it is loaded."""
+def shards() -> int:
+    """Parts of a batch that a training in this process computes at once; one on a GPU."""
     import tensorflow as tf
 
-    return tf.config.threading.get_intra_op_parallelism_threads() or cores()
+    if tf.config.list_logical_devices("GPU"):
+        return 1
+    return tf.config.threading.get_inter_op_parallelism_threads() or cores()
 
 
 @contextmanager

@@ -1,28 +1,27 @@
 """One configuration -> one result: seeding, the epochs, checkpoints, the best weights."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from fmnist_tracking import checkpoints
+from fmnist_tracking import checkpoints, runtime
 from fmnist_tracking import model as network
 from fmnist_tracking.checkpoints import Checkpoint
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.evaluation import cross_entropy, most_probable, score, share_right
 from fmnist_tracking.results import EpochMetrics, TrainingResult, best_epoch
+from fmnist_tracking.step import TrainingStep, shards
 from fmnist_tracking.usage import UsageMeter
 
-# Steps that TensorFlow runs before it returns to Python; the arithmetic is the same.
-STEPS_PER_EXECUTION = 50
 _VALIDATION_BATCH_SIZE = 1000
 
 OnEpoch = Callable[[EpochMetrics], None]
@@ -55,9 +54,9 @@ def train(
 ) -> tuple[TrainingResult, Weights]:
     """Train one configuration, deterministically for its seed, processor and threads.
 
-    Each epoch's order of images depends on the seed and the epoch's number alone, and a
-    checkpoint holds the states of the optimizer and of the dropout layers: so a training that
-    was cut off and goes on gives the same numbers, to the last bit, as one that was not.
+    Each epoch's order of images and what dropout drops depend on the seed and the epoch's
+    number alone, and a checkpoint holds the state of the optimizer: so a training that was
+    cut off and goes on gives the same numbers, to the last bit, as one that was not.
 
     Args:
         config: what to train.
@@ -72,9 +71,10 @@ def train(
         The result, and the weights of the best epoch: the one with the highest validation
         accuracy, the earliest of equals.
     """
-    model = _compiled(config)
-    train_images, train_labels = tf.constant(data.train_images), tf.constant(data.train_labels)
-    validate = _validator(model, data)
+    prepared = _prepare(config)
+    step, model = prepared.step, prepared.model
+    images, labels = tf.constant(data.train_images), tf.constant(data.train_labels)
+    validate = _validator(prepared, data)
     meter = UsageMeter()
 
     epochs: list[EpochMetrics] = []
@@ -84,7 +84,7 @@ def train(
     fit_seconds = 0.0
     saved = checkpoints.load(place.folder, place.fingerprint) if place else None
     if saved is not None:
-        for variable, value in zip(_variables(model), saved.variables, strict=True):
+        for variable, value in zip(step.variables, saved.variables, strict=True):
             variable.assign(value)
         epochs, fit_seconds = list(saved.epochs), saved.fit_seconds
         best, best_weights = best_epoch(epochs).epoch, saved.best_weights
@@ -93,15 +93,22 @@ def train(
     while not _is_done(config, epochs, best):
         epoch = len(epochs) + 1
         start = time.perf_counter()
-        batches = _shuffled_batches(train_images, train_labels, config, epoch)
-        history = model.fit(batches, shuffle=False, verbose=0).history
+        order = np.random.default_rng([config.seed, epoch]).permutation(len(labels))
+        loss, right = step.run_epoch(
+            images,
+            labels,
+            order,
+            seed=config.seed,
+            epoch=epoch,
+            learning_rate=config.learning_rate,
+        )
         fit_seconds += time.perf_counter() - start
         probabilities = validate()
         predicted = most_probable(probabilities)
         figures = EpochMetrics(
             epoch=epoch,
-            loss=float(history["loss"][0]),
-            accuracy=_exact_share(history["accuracy"][0], len(data.train_labels)),
+            loss=loss,
+            accuracy=right / len(order),
             val_loss=cross_entropy(data.validation_labels, probabilities),
             val_accuracy=share_right(data.validation_labels, predicted),
             epoch_seconds=time.perf_counter() - start,
@@ -117,7 +124,7 @@ def train(
                 fingerprint=place.fingerprint,
                 epochs=tuple(epochs),
                 fit_seconds=fit_seconds,
-                variables=tuple(v.numpy() for v in _variables(model)),
+                variables=tuple(v.numpy() for v in step.variables),
                 best_weights=best_weights,
                 best_predicted=best_predicted,
             )
@@ -143,39 +150,61 @@ def _is_done(config: TrainingConfig, epochs: Sequence[EpochMetrics], best: int) 
     return done >= config.epochs or bool(config.patience and done - best >= config.patience)
 
 
-def _compiled(config: TrainingConfig) -> keras.Model:
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """A network, and the functions that train it and classify with it; traced when first used."""
+
+    model: keras.Model
+    step: TrainingStep
+    classify: Callable[[tf.Tensor], tf.Tensor]
+
+
+# Of the last configuration, without what another training may change: tracing the functions takes
+# a third of a second.
+_last: dict[TrainingConfig, _Prepared] = {}
+
+
+def _prepare(config: TrainingConfig) -> _Prepared:
+    """A network with freshly drawn weights, and what trains it."""
     keras.backend.clear_session()
     # After clear_session, which forgets it.
     keras.config.disable_interactive_logging()
     keras.utils.set_random_seed(config.seed)
     model = network.build_model(config)
-    model.compile(
-        optimizer=keras.optimizers.Adam(config.learning_rate),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-        steps_per_execution=STEPS_PER_EXECUTION,
-        # XLA's convolutions were ten times as slow on a CPU.
-        jit_compile=bool(tf.config.list_physical_devices("GPU")),
-    )
-    model.optimizer.build(model.trainable_variables)
-    return model
+    same = dataclasses.replace(config, seed=0, learning_rate=1.0, epochs=1, patience=0)
+    prepared = _last.get(same)
+    if prepared is None:
+        _last.clear()
+        weights = [weight.value for weight in model.trainable_variables]
+        step = TrainingStep(weights, config, runtime.shards())
+        prepared = _last[same] = _Prepared(model=model, step=step, classify=_classifier(model))
+    else:
+        prepared.step.restart(model.get_weights())
+    return prepared
 
 
-def _variables(model: keras.Model) -> list[Any]:
-    """All that training changes; the model's own include the dropout layers' random states."""
-    return [*model.variables, *model.optimizer.variables]
+def _classifier(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What gives class probabilities; Keras's own `predict` takes longer to trace."""
+    pixels = tf.TensorSpec((None, *network.INPUT_SHAPE), tf.uint8)
+    forward = tf.function(lambda images: model(images, training=False), input_signature=[pixels])
+    number = runtime.shards()
+
+    def classify(images: tf.Tensor) -> tf.Tensor:
+        bounds = shards(tf.shape(images)[0], number)
+        # TensorFlow convolves no empty batch: an empty shard takes an image, for nothing.
+        parts = [forward(images[a : tf.maximum(b, a + 1)])[: b - a] for a, b in bounds]
+        return tf.concat(parts, axis=0)
+
+    return tf.function(classify, input_signature=[pixels], autograph=False)  # type: ignore[no-any-return]
 
 
-def _validator(model: keras.Model, data: DataSplit) -> Callable[[], NDArray[np.float32]]:
+def _validator(prepared: _Prepared, data: DataSplit) -> Callable[[], NDArray[np.float32]]:
     """What gives the class probabilities of the validation images, in order."""
     batches = [
         tf.constant(data.validation_images[start : start + _VALIDATION_BATCH_SIZE])
         for start in range(0, len(data.validation_images), _VALIDATION_BATCH_SIZE)
     ]
-    pixels = tf.TensorSpec((None, *network.INPUT_SHAPE), tf.uint8)
-    # Keras's own `evaluate` and `predict` take longer to trace than this, in each trial.
-    forward = tf.function(lambda images: model(images, training=False), input_signature=[pixels])
-    return lambda: np.concatenate([forward(batch).numpy() for batch in batches])
+    return lambda: np.concatenate([prepared.classify(batch).numpy() for batch in batches])
 
 
 def _save(checkpoint: Checkpoint, folder: Path) -> None:
@@ -188,21 +217,3 @@ def _save(checkpoint: Checkpoint, folder: Path) -> None:
             folder,
             error.strerror,
         )
-
-
-def _shuffled_batches(
-    images: tf.Tensor, labels: tf.Tensor, config: TrainingConfig, epoch: int
-) -> tf.data.Dataset:
-    """The batches of one epoch; images stay uint8 and are gathered batch by batch."""
-    order = np.random.default_rng([config.seed, epoch]).permutation(len(labels))
-    return (
-        tf.data.Dataset.from_tensor_slices(order)
-        .batch(config.batch_size)
-        .map(lambda chosen: (tf.gather(images, chosen), tf.gather(labels, chosen)))
-        .prefetch(tf.data.AUTOTUNE)
-    )
-
-
-def _exact_share(share: float, count: int) -> float:
-    """A share that Keras averaged in float32, as the fraction of whole images it stands for."""
-    return round(share * count) / count

@@ -1,0 +1,334 @@
+"""The training step of the network, written out: Keras's `fit`, without what costs it time.
+
+Keras's own step, for the same network, spends less than half of its time in convolutions. This one
+computes the same: Adam on the mean cross-entropy of a batch, with dropout; only sums are added up
+in another order. `docs/speed.md` has the figures that each of these is here for:
+
+- An epoch is one TensorFlow function: no Python, no callbacks and no queue between two batches.
+- A batch is split in as many shards as there are threads, each with the whole network on one
+  thread, instead of each operation on all threads.
+- Max pooling and ReLU commute. So the gradient of ReLU is taken of the pooled values, a quarter as
+  many; and there one comparison gives the gradient of dropout too: a value that is not above 0
+  after both lets nothing through.
+- A value is dropped if 16 random bits are below a threshold, and what makes up for dropped values
+  is multiplied into the weights of the next layer, which are fewer.
+- Adam is one operation for each weight tensor.
+
+Which values of which image are dropped depends on the seed, the epoch and the image's place in it
+alone, neither on the shards nor on what was trained before. So there is no state of random numbers
+to keep.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from fmnist_tracking.config import POOL_SIZE, TrainingConfig
+
+# Of Adam, as Keras has them; Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980.
+_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
+_PHILOX = 1  # TensorFlow's number of Salmon et al.'s counter-based random numbers
+_VALUES_PER_COUNT = 8  # 16-bit values that Philox draws for one value of its counter
+# Shares of dropped values are rounded to one of so many.
+LEVELS = 2**16
+# With fewer images in a shard, starting its operations takes longer than what they compute.
+_SMALLEST_SHARD = 4
+_POOL = {
+    "ksize": [1, POOL_SIZE, POOL_SIZE, 1],
+    "strides": [1, POOL_SIZE, POOL_SIZE, 1],
+    "padding": "VALID",
+}
+
+Tensors = Sequence[tf.Tensor]
+
+
+class TrainingStep:
+    """The weights of a network in training, the state of Adam, and the function of an epoch.
+
+    Args:
+        weights: kernel and bias of the two convolutions and the two dense layers, in order, as
+            `trainable_variables` of a model from `model.build_model` has them; they are trained
+            in place.
+        config: the network, its dropout and the batch size; seed, learning rate, epochs and
+            patience are not looked at.
+        shards: parts of a batch that are computed at once; fewer where a batch is small.
+        compiled: whether XLA compiles the arithmetic.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[tf.Variable],
+        config: TrainingConfig,
+        shards: int = 1,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        self.weights = tuple(weights)
+        self.moments = tuple(tf.Variable(tf.zeros_like(w)) for w in self.weights for _ in range(2))
+        self.steps = tf.Variable(0, dtype=tf.int64)
+        self._batch_size = config.batch_size
+        self._strides = config.strides
+        self._shards = max(1, min(shards, config.batch_size // _SMALLEST_SHARD))
+        self._dropped = min(round(config.dropout * LEVELS), LEVELS - 1)
+        scale = LEVELS / (LEVELS - self._dropped)
+        # Of the layers behind the two dropouts: the second convolution and the hidden layer.
+        self._scales = (1.0, 1.0, scale, 1.0, scale, 1.0, 1.0, 1.0)
+        self._gradients = tf.function(
+            self._gradients_of_shard, autograph=False, jit_compile=compiled
+        )
+        self._epoch = tf.function(self._epoch_of, autograph=False)
+
+    @property
+    def variables(self) -> tuple[tf.Variable, ...]:
+        """All that training changes: weights, moments, steps."""
+        return (*self.weights, *self.moments, self.steps)
+
+    def restart(self, weights: Sequence[NDArray[np.float32]]) -> None:
+        """Begin a new training, from these weights."""
+        for variable, value in zip(self.weights, weights, strict=True):
+            variable.assign(value)
+        for variable in (*self.moments, self.steps):
+            variable.assign(tf.zeros_like(variable))
+
+    def run_epoch(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        order: NDArray[np.integer[Any]],
+        *,
+        seed: int,
+        epoch: int,
+        learning_rate: float,
+    ) -> tuple[float, int]:
+        """Train one epoch.
+
+        Args:
+            images: uint8, shape (n, 28, 28, 1), 0..255.
+            labels: uint8, shape (n,), 0..9.
+            order: indices of images; each run of `batch_size` of them is a batch, what is left
+                over is a smaller one.
+            seed: of dropout.
+            epoch: its number, which dropout depends on.
+            learning_rate: of Adam.
+
+        Returns:
+            Mean over the images of their cross-entropy in nats, and how many were classified
+            rightly; both as they were when it was their turn, with dropout.
+        """
+        key = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+        loss, right = self._epoch(
+            images,
+            labels,
+            tf.constant(order, tf.int32),
+            tf.constant(key),
+            tf.constant(epoch, tf.uint64),
+            tf.constant(learning_rate, tf.float32),
+        )
+        return float(loss) / len(order), int(right)
+
+    def _epoch_of(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        order: tf.Tensor,
+        key: tf.Tensor,
+        epoch: tf.Tensor,
+        learning_rate: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        count = tf.shape(order)[0]
+
+        def step(first: tf.Tensor, loss: tf.Tensor, right: tf.Tensor) -> Tensors:
+            batch = tf.minimum(self._batch_size, count - first)
+            weights = [
+                w if scale == 1.0 else w * scale
+                for w, scale in zip(self.weights, self._scales, strict=True)
+            ]
+            sums: Tensors = []
+            for start, end in shards(batch, self._shards):
+                # TensorFlow convolves no empty batch: an empty shard takes an image, for nothing.
+                chosen = order[first + start : first + tf.maximum(end, start + 1)]
+                of_shard = self._gradients(
+                    tf.gather(images, chosen),
+                    tf.gather(labels, chosen),
+                    end - start,
+                    first + start,
+                    key,
+                    epoch,
+                    *weights,
+                )
+                sums = [a + b for a, b in zip(sums, of_shard, strict=True)] if sums else of_shard
+            *gradients, shard_loss, shard_right = sums
+            self._update(gradients, 1 / tf.cast(batch, tf.float32), learning_rate)
+            return first + batch, loss + tf.cast(shard_loss, tf.float64), right + shard_right
+
+        start = (0, tf.constant(0.0, tf.float64), 0)
+        _, loss, right = tf.while_loop(
+            lambda first, *_: first < count, step, start, parallel_iterations=1
+        )
+        return loss, right
+
+    def _gradients_of_shard(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        count: tf.Tensor,
+        first: tf.Tensor,
+        key: tf.Tensor,
+        epoch: tf.Tensor,
+        *weights: tf.Tensor,
+    ) -> Tensors:
+        """Gradients of the sum of the first images' losses, that sum, and how many are right."""
+        labels = tf.cast(labels, tf.int32)
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            logits = self._logits(images, first, key, epoch, weights)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            loss = tf.reduce_sum(losses[:count])
+        right = tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)[:count]
+        return [*tape.gradient(loss, weights), loss, tf.reduce_sum(tf.cast(right, tf.int32))]
+
+    def _logits(
+        self,
+        images: tf.Tensor,
+        first: tf.Tensor,
+        key: tf.Tensor,
+        epoch: tf.Tensor,
+        weights: Tensors,
+    ) -> tf.Tensor:
+        kernel_1, bias_1, kernel_2, bias_2, kernel_3, bias_3, kernel_4, bias_4 = weights
+        pixels = tf.cast(images, tf.float32) * (1 / 255)
+        pooled_1 = self._pooled_shape(pixels.shape[1:], kernel_1.shape)
+        pooled_2 = self._pooled_shape(pooled_1, kernel_2.shape)
+        sizes = [math.prod(pooled_1), math.prod(pooled_2)]
+        kept_1, kept_2 = (
+            kept(self._dropped, tf.shape(images)[0], sizes, first, key, epoch)
+            if self._dropped
+            else (None, None)
+        )
+        features = _convolution_block(pixels, kernel_1, bias_1, self._strides, kept_1)
+        features = _convolution_block(features, kernel_2, bias_2, self._strides, kept_2)
+        flat = tf.reshape(features, [-1, sizes[1]])
+        hidden = tf.nn.relu(tf.nn.bias_add(tf.matmul(flat, kernel_3), bias_3))
+        return tf.nn.bias_add(tf.matmul(hidden, kernel_4), bias_4)
+
+    def _pooled_shape(self, shape: Sequence[int], kernel: Sequence[int]) -> tuple[int, int, int]:
+        """Height, width and channels behind a block."""
+        height, width = (
+            ((size - k) // self._strides + 1) // POOL_SIZE
+            for size, k in zip(shape[:2], kernel[:2], strict=True)
+        )
+        return height, width, kernel[3]
+
+    def _update(self, gradients: Tensors, share: tf.Tensor, learning_rate: tf.Tensor) -> None:
+        steps = tf.cast(self.steps.assign_add(1), tf.float32)
+        powers = tf.pow(_BETA_1, steps), tf.pow(_BETA_2, steps)
+        first, second = self.moments[::2], self.moments[1::2]
+        for w, m, v, g, scale in zip(
+            self.weights, first, second, gradients, self._scales, strict=True
+        ):
+            tf.raw_ops.ResourceApplyAdam(
+                var=w.handle,
+                m=m.handle,
+                v=v.handle,
+                beta1_power=powers[0],
+                beta2_power=powers[1],
+                lr=learning_rate,
+                beta1=_BETA_1,
+                beta2=_BETA_2,
+                epsilon=_EPSILON,
+                grad=g * (share * scale),
+            )
+
+
+def shards(count: tf.Tensor, number: int) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """Start and end of each of `number` parts of `count` things, as equal as can be."""
+    bounds = [count * shard // number for shard in range(number + 1)]
+    return list(itertools.pairwise(bounds))
+
+
+def kept(
+    dropped: int,
+    count: tf.Tensor,
+    sizes: Sequence[int],
+    first: tf.Tensor,
+    key: tf.Tensor,
+    epoch: tf.Tensor,
+) -> list[tf.Tensor]:
+    """Which values dropout keeps, for some images in a row.
+
+    Args:
+        dropped: how many of `LEVELS` values are dropped on average.
+        count: of images.
+        sizes: for each dropout layer, how many values an image has there.
+        first: place, in the epoch, of the first of the images.
+        key: uint64, shape (1,); stands for the seed.
+        epoch: uint64.
+
+    Returns:
+        For each layer bool, shape (count, size).
+    """
+    counts = -(-sum(sizes) // _VALUES_PER_COUNT)  # for each image
+    bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[count, counts, _VALUES_PER_COUNT // 2],
+        key=key,
+        counter=tf.stack([tf.cast(first, tf.uint64) * counts, epoch]),
+        alg=_PHILOX,
+        dtype=tf.uint32,
+    )
+    values = tf.reshape(tf.bitcast(bits, tf.uint16), [count, counts * _VALUES_PER_COUNT])
+    keep = values >= tf.constant(dropped, tf.uint16)
+    ends = list(itertools.accumulate(sizes))
+    return [keep[:, end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def _convolution_block(
+    inputs: tf.Tensor,
+    kernel: tf.Tensor,
+    bias: tf.Tensor,
+    strides: int,
+    kept: tf.Tensor | None,
+) -> tf.Tensor:
+    """Convolution, ReLU, max pooling, and 0 for what is not kept, without making up for it."""
+    steps = [1, strides, strides, 1]
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def block(
+        inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor
+    ) -> tuple[tf.Tensor, Callable[[tf.Tensor], Tensors]]:
+        convolved = tf.nn.conv2d(inputs, kernel, steps, "VALID")
+        rectified = tf.nn.relu(tf.nn.bias_add(convolved, bias))
+        pooled = tf.raw_ops.MaxPool(input=rectified, **_POOL)
+        outputs = pooled
+        if kept is not None:
+            outputs = tf.where(tf.reshape(kept, tf.shape(pooled)), pooled, 0.0)
+
+        def gradient(of_outputs: tf.Tensor) -> Tensors:
+            of_pooled = tf.raw_ops.ReluGrad(gradients=of_outputs, features=outputs)
+            of_convolved = tf.raw_ops.MaxPoolGrad(
+                orig_input=rectified, orig_output=pooled, grad=of_pooled, **_POOL
+            )
+            of_inputs = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(inputs),
+                filter=kernel,
+                out_backprop=of_convolved,
+                strides=steps,
+                padding="VALID",
+            )
+            of_kernel = tf.raw_ops.Conv2DBackpropFilter(
+                input=inputs,
+                filter_sizes=kernel.shape,
+                out_backprop=of_convolved,
+                strides=steps,
+                padding="VALID",
+            )
+            return [of_inputs, of_kernel, tf.reduce_sum(of_pooled, [0, 1, 2])]
+
+        return outputs, gradient
+
+    outputs: tf.Tensor = block(inputs, kernel, bias)
+    return outputs
