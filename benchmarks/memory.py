@@ -60,8 +60,8 @@ def main() -> None:
 def _processes(driver: int) -> list[psutil.Process]:
     try:
         parent = psutil.Process(driver)
-        workers = [c for c in parent.children() if "spawn_main" in " ".join(c.cmdline())]
-        return [parent, *workers]
+        servers = [c for c in parent.children() if "forkserver" in " ".join(c.cmdline())]
+        return [parent, *(worker for server in servers for worker in server.children())]
     except psutil.NoSuchProcess:
         return []
 

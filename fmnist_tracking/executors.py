@@ -7,12 +7,13 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for_futures
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context, parent_process, resource_tracker
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -20,6 +21,8 @@ from fmnist_tracking import runtime
 
 _JOIN_SECONDS = 5
 _POLL_SECONDS = 0.1
+_LOOK_SECONDS = 1.0
+_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 # The driver decides what becomes of trials. Ctrl-C and the end of a terminal reach every
 # process of it, and a service manager's SIGTERM every process of the service.
 _LEFT_TO_THE_DRIVER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
@@ -34,16 +37,18 @@ class WorkerDied(Exception):
 
 
 class WorkerPool:
-    """Spawned processes behind `concurrent.futures`, each of which may die alone.
+    """Processes behind `concurrent.futures`, each of which may die alone.
 
     Python's own process pool gives up all its processes when one of them dies. So each
     worker here is such a pool of one process, with a pipe of its own for reports, and is
     replaced when its process has died; the others never notice.
 
-    Spawned, because a process forked from one that has loaded TensorFlow hangs. A worker
-    ends by itself when the process that started it is gone. Use the pool as a context
-    manager: left normally it waits for what was submitted, left by an exception it ends the
-    workers at once.
+    On Linux they are forked from a process that Python starts for it, the fork server, which
+    has imported what they need and done nothing else: to fork one that computes with
+    TensorFlow would make them hang. Elsewhere, they are started anew and import it
+    themselves. A worker ends by itself when the process that started it, or the fork server,
+    is gone. Use the pool as a context manager: left normally it waits for what was submitted,
+    left by an exception it ends the workers at once.
 
     Args:
         workers: number of processes; the cores, and GPUs if there are any, are shared out
@@ -53,6 +58,8 @@ class WorkerPool:
         prepare: run in each worker before its first task; importable by name.
         tasks_per_process: after so many tasks a worker's process is replaced by a new one,
             which gives back memory that libraries have kept; None never does.
+        preload: modules that the fork server imports; they must begin nothing that a forked
+            process would lack, such as a thread.
     """
 
     def __init__(
@@ -61,6 +68,7 @@ class WorkerPool:
         on_report: OnReport,
         prepare: Callable[[], None],
         tasks_per_process: int | None = None,
+        preload: Sequence[str] = (),
     ) -> None:
         self.workers = workers
         self.threads = max(1, runtime.cores() // workers)  # of each worker
@@ -69,8 +77,9 @@ class WorkerPool:
         self._tasks_per_process = tasks_per_process
         self._lock = threading.RLock()
         self._reading = threading.Lock()
+        self._preload = list(preload)
         self._slots = [_Slot(number) for number in range(workers)]
-        self._idle = deque(self._slots)
+        self._idle: deque[_Slot] = deque()
         self._waiting: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
         self._submitted: set[Future[Any]] = set()
         self._readers: dict[Connection, int] = {}
@@ -80,15 +89,16 @@ class WorkerPool:
 
     def __enter__(self) -> "WorkerPool":
         self._listener.start()
-        # Python's own helper process: killed by the end of a terminal, it would be started again,
-        # and complain of all that it knows nothing of.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-        try:
+        # Python's own helper processes. Killed by the end of a terminal, the tracker would be
+        # started again, and complain of all that it knows nothing of.
+        with _signals_held_back({signal.SIGHUP}):
             resource_tracker.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        for slot in self._slots:
-            self._start(slot)
+        if _METHOD == "forkserver":
+            get_context(_METHOD).set_forkserver_preload(self._preload)
+            with _signals_held_back(_LEFT_TO_THE_DRIVER):
+                forkserver.ensure_running()
+        for slot in self._slots:  # in the background: the fork server imports first
+            threading.Thread(target=self._start_first, args=(slot,), daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -141,6 +151,17 @@ class WorkerPool:
         self._hand_out()
         return outer
 
+    def _start_first(self, slot: "_Slot") -> None:
+        """Start the first process of a slot, and have it take what waits."""
+        try:
+            self._start(slot)
+        except Exception:  # tried again, and reported, when there is a task
+            _log.debug("No worker process can be started", exc_info=True)
+            slot.is_used_up = True
+        with self._lock:
+            self._idle.append(slot)
+        self._hand_out()
+
     def _hand_out(self) -> None:
         while True:
             with self._lock:
@@ -153,9 +174,6 @@ class WorkerPool:
             try:
                 if slot.is_used_up:
                     self._start(slot)
-                    with self._lock:
-                        if self._ending:  # killed meanwhile, when there was no process to kill
-                            slot.process.kill()
                 # Without the lock: a worker that died while it was idle has ended it already.
                 slot.run(function, args, partial(self._done, slot, outer))
             except Exception as error:  # no process can be started, for want of memory, say
@@ -194,6 +212,8 @@ class WorkerPool:
         reader = slot.start(self.threads, self._prepare)
         with self._lock:
             self._readers[reader] = slot.number
+            if self._ending:  # meanwhile, when there was no process to kill
+                slot.process.kill()
 
     def _listen(self) -> None:
         while True:
@@ -245,16 +265,13 @@ class _Slot:
 
     def start(self, threads: int, prepare: Callable[[], None]) -> Connection:
         """Start a process, in place of the last one; give the end to read its reports from."""
-        context = get_context("spawn")
+        context = get_context(_METHOD)
         reader, writer = context.Pipe(duplex=False)
         executor = ProcessPoolExecutor(
             1, context, initializer=_start_worker, initargs=(writer, threads, self.number, prepare)
         )
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_DRIVER)
-        try:
+        with _signals_held_back(_LEFT_TO_THE_DRIVER):
             executor.submit(_ready)  # the pool starts its process only when it has a task
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         writer.close()  # the worker has its own: when that is gone, reading comes to an end
         (self.process,) = executor._processes.values()
         self.executor, self.reader = executor, reader
@@ -286,6 +303,16 @@ class _Slot:
         return f"exit status {code}"
 
 
+@contextmanager
+def _signals_held_back(signals: set[signal.Signals]) -> Iterator[None]:
+    """What is started meanwhile never gets them: a process inherits which are blocked."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 _report: Callable[[Any], None] = print
 
 
@@ -302,7 +329,7 @@ def _start_worker(
     # Standard output belongs to the driver's results, whatever a library prints here.
     sys.stdout.flush()
     os.dup2(2, 1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parents, daemon=True).start()
     runtime.load_tensorflow(threads, number)
     prepare()
     # What is loaded by now stays; looking for garbage in it would take a third of a second a trial.
@@ -310,11 +337,13 @@ def _start_worker(
     gc.enable()
 
 
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _end_with_parents() -> None:
+    """End this process when the one that it works for, or the one it was forked from, is gone."""
+    driver, forked_from = parent_process(), os.getppid()
+    assert driver is not None
+    while driver.is_alive() and os.getppid() == forked_from:
+        driver.join(_LOOK_SECONDS)
+    os._exit(1)
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:

@@ -35,12 +35,20 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def load_tensorflow(threads: int | None = None, worker: int = 0) -> None:
-    """Import TensorFlow without its start-up notices.
+def import_tensorflow() -> None:
+    """Import TensorFlow without its start-up notices, and begin nothing with it.
 
     TensorFlow 2.21 writes the notices straight to the process's standard error before its
     own log level takes effect, through the middle of our progress display. They are shown
     only if the import fails.
+    """
+    with _native_stderr_held_back():
+        import tensorflow as tf
+    tf.get_logger().setLevel("ERROR")
+
+
+def load_tensorflow(threads: int | None = None, worker: int = 0) -> None:
+    """Import TensorFlow and make it ready to compute, without its start-up notices.
 
     Args:
         threads: for the training of one process: so many operations at once, each on one
@@ -49,9 +57,10 @@ def load_tensorflow(threads: int | None = None, worker: int = 0) -> None:
         worker: number of the process among those that train at once, 0 for the first; each
             gets one of the GPUs, if there are any.
     """
-    with _native_stderr_held_back():
-        import tensorflow as tf
+    import_tensorflow()
+    import tensorflow as tf
 
+    with _native_stderr_held_back():
         if threads is not None:
             tf.config.threading.set_intra_op_parallelism_threads(1)
             tf.config.threading.set_inter_op_parallelism_threads(threads)
@@ -59,7 +68,6 @@ def load_tensorflow(threads: int | None = None, worker: int = 0) -> None:
         if gpus:
             tf.config.set_visible_devices([gpus[worker % len(gpus)]], "GPU")
         tf.config.list_logical_devices()
-    tf.get_logger().setLevel("ERROR")
 
 
 def shards() -> int:

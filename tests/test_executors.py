@@ -10,8 +10,10 @@ from concurrent.futures import CancelledError, wait
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from fmnist_tracking import executors
 from fmnist_tracking.executors import WorkerDied, WorkerPool
 
 
@@ -90,7 +92,18 @@ def report_a_lot(report: Callable[[Any], None]) -> None:
         report("x" * 500 + str(number))
 
 
-def test_results_and_reports_come_back_from_another_process() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _fork_server() -> None:
+    """The one of this process, which outlives a pool, with TensorFlow imported in it."""
+    with WorkerPool(1, Reports(), prepare_nothing, preload=["fmnist_tracking.workflows.warm"]):
+        pass
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_results_and_reports_come_back_from_another_process(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executors, "_METHOD", method)
     reports = Reports()
     with WorkerPool(1, reports, prepare_nothing) as pool:
         futures = [pool.submit(report_twice, number) for number in range(3)]
@@ -157,6 +170,28 @@ def test_an_exception_ends_the_workers_at_once() -> None:
         raise RuntimeError
     assert time.monotonic() - start < 120
     assert not is_alive(reports.first())
+
+
+def test_workers_end_with_the_process_they_are_forked_from() -> None:
+    reports = Reports()
+    with WorkerPool(1, reports, prepare_nothing) as pool:
+        lost = pool.submit(sleep_long)
+        worker = psutil.Process(reports.first())
+        server = worker.parent()
+        assert server is not None and server.pid != os.getpid()
+        assert "forkserver" in " ".join(server.cmdline())
+        server.kill()
+        with pytest.raises(WorkerDied):
+            lost.result(timeout=60)
+        wait_for(lambda: not is_alive(worker.pid), seconds=10)
+        assert pool.submit(own_pid).result(timeout=60) != worker.pid
+
+
+def test_a_pool_that_is_left_before_its_processes_have_started() -> None:
+    start = time.monotonic()
+    with WorkerPool(2, Reports(), prepare_nothing) as pool:
+        pool.kill()
+    assert time.monotonic() - start < 5
 
 
 def test_left_normally_the_pool_does_all_that_was_submitted() -> None:

@@ -114,8 +114,15 @@ def finish(process: "subprocess.Popen[str]", place: Place) -> dict[str, Any]:
 
 def workers_of(process: "subprocess.Popen[str]") -> list[int]:
     with contextlib.suppress(psutil.NoSuchProcess):
+        return [worker.pid for server in fork_servers(process) for worker in server.children()]
+    return []
+
+
+def fork_servers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The process that a search has its workers forked from, once there is one."""
+    with contextlib.suppress(psutil.NoSuchProcess):
         children = psutil.Process(process.pid).children()
-        return [c.pid for c in children if "spawn_main" in " ".join(c.cmdline())]
+        return [c for c in children if "forkserver" in " ".join(c.cmdline())]
     return []
 
 
@@ -205,7 +212,11 @@ def test_killed_at_random_again_and_again(
             workers = workers_of(process)
             if process.poll() is not None:
                 break
-            if workers and chance.random() < 0.5:
+            if workers and chance.random() < 0.1:
+                for server in fork_servers(process):
+                    server.kill()
+                killed["fork server"] += 1
+            elif workers and chance.random() < 0.5:
                 os.kill(chance.choice(workers), signal.SIGKILL)
                 killed["worker"] += 1
             else:
@@ -237,6 +248,7 @@ def test_stopped_by_sigterm_again_and_again(
         process = place.start()
         place.wait_until_said("Search ", place.said().count("Search ") + 1, process)
         time.sleep(chance.uniform(0.0, 3.0))
+        workers = workers_of(process)
         begin = time.monotonic()
         process.terminate()
         process.wait(timeout=60)
@@ -250,7 +262,8 @@ def test_stopped_by_sigterm_again_and_again(
                 [store.experiment_id("fashion-mnist")], "attributes.status = 'RUNNING'"
             )
         assert list(open_runs) == []
-        assert workers_of(process) == []
+        time.sleep(2)
+        assert not any(psutil.pid_exists(worker) for worker in workers)
     finish(place.start(), place)
     assert_as_undisturbed(place, undisturbed)
 

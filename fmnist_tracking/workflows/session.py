@@ -31,6 +31,7 @@ _CLOSING_SECONDS = 8.0
 _SWITCH_SECONDS = 0.0005
 # Libraries keep some memory of each trial; a new process gives it back.
 _TRIALS_PER_PROCESS = 25
+_PRELOAD = "fmnist_tracking.workflows.warm"
 # Images kept with each logged model as its input example.
 _EXAMPLES = 2
 
@@ -236,7 +237,7 @@ def open_session(
     def on_report(worker: int, event: Any) -> None:
         sessions[0].trials.on_report(worker, event)
 
-    with WorkerPool(workers, on_report, prepare_worker, _TRIALS_PER_PROCESS) as pool:
+    with WorkerPool(workers, on_report, prepare_worker, _TRIALS_PER_PROCESS, [_PRELOAD]) as pool:
         from fmnist_tracking import tracking
         from fmnist_tracking.data import load_dataset
 
