@@ -127,7 +127,7 @@ def describe(threads: int) -> dict[str, Any]:
             "memory_gigabytes": round(psutil.virtual_memory().total / 1e9, 1),
             "gpus": _gpus(),
         },
-        "settings": {name: os.environ.get(name) for name in runtime.DEFAULTS},
+        "settings": runtime.settings(),
         "determinism": {
             "seeded": "weights, dropout and the order of images, by the parameter seed",
             "bit_equal": "with the same packages, processor type and number of threads",

@@ -71,7 +71,7 @@ class WorkerPool:
         preload: Sequence[str] = (),
     ) -> None:
         self.workers = workers
-        self.threads = max(1, runtime.cores() // workers)  # of each worker
+        self.threads = runtime.threads_of(workers)  # of each worker
         self._on_report: OnReport | None = on_report
         self._prepare = prepare
         self._tasks_per_process = tasks_per_process

@@ -131,6 +131,8 @@ class TrainingResult:
             validation excluded.
         train_images: how many images there were to train on.
         validation: how the best epoch's weights classify the validation images.
+        settings: of the process that trained: what `fmnist_tracking.runtime` explains, the
+            parts of a batch that were computed at once, and whether XLA compiled the step.
     """
 
     config: TrainingConfig
@@ -140,6 +142,7 @@ class TrainingResult:
     images_per_second: float
     train_images: int
     validation: Evaluation
+    settings: Mapping[str, str | int | bool | None] = field(default_factory=dict)
 
     @property
     def best(self) -> EpochMetrics:

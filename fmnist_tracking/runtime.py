@@ -1,8 +1,19 @@
-"""Process settings that only take effect before TensorFlow is imported.
+"""Settings of the process that TensorFlow computes in: all in one place, each can be overridden.
 
-They are applied when the package is imported, because that is the one moment which is
-certain to come before any module of it imports TensorFlow. Each is a default: a variable
-that is already set in the environment wins.
+They change how fast a training is, not what it computes, but for the last digits. What is read from
+the environment before TensorFlow is imported is set when the package is imported, because that is
+the one moment which is certain to come before any module of it imports TensorFlow. Each is a
+default: a variable that is already set in the environment wins.
+
+- `TF_ENABLE_ONEDNN_OPTS`: Intel's library of convolutions and matrix products.
+- `TF_FORCE_GPU_ALLOW_GROWTH`: take a GPU's memory as it is needed, so that workers can share one.
+- `FMNIST_THREADS`: of each worker; unset, the cores are shared out among the workers. So many
+  operations are computed at once, each on one thread: `step` gives each thread a part of the batch,
+  which is up to twice as fast as to give each operation all threads.
+- `FMNIST_JIT_COMPILE`: 1 has XLA compile the training step, 0 does not. Unset, it is not compiled
+  on a processor, where that makes it many times as slow; on a GPU, each network is tried both ways.
+
+Keras's `steps_per_execution` has no place here: a whole epoch is one call of TensorFlow.
 """
 
 import os
@@ -11,21 +22,70 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fmnist_tracking.errors import ConfigError
+
 DEFAULTS = {
     "KERAS_BACKEND": "tensorflow",
     # Off by default on processors without AVX-512, where it makes the gradients of the
     # convolutions about 2.5 times as fast.
     "TF_ENABLE_ONEDNN_OPTS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
-    # Several worker processes can share one GPU only if none takes all of its memory.
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
 }
+THREADS_VARIABLE = "FMNIST_THREADS"
+COMPILE_VARIABLE = "FMNIST_JIT_COMPILE"
 
 
 def apply_defaults() -> None:
     """Set each of `DEFAULTS` that the environment does not set already."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def settings() -> dict[str, str | None]:
+    """What the environment says, by the variable's name; None where it says nothing."""
+    return {n: os.environ.get(n) for n in (*DEFAULTS, THREADS_VARIABLE, COMPILE_VARIABLE)}
+
+
+def threads_of(workers: int) -> int:
+    """Threads of each of so many workers.
+
+    Raises:
+        ConfigError: the environment names no number of threads.
+    """
+    text = os.environ.get(THREADS_VARIABLE)
+    if not text:
+        return max(1, cores() // workers)
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ConfigError(
+            f"Expected {THREADS_VARIABLE} to be a whole number of at least 1, got {text!r}."
+        )
+    return int(text)
+
+
+def asked_to_compile() -> bool | None:
+    """Whether XLA is asked to compile the training step; None if nothing is asked.
+
+    Raises:
+        ConfigError: the environment says neither yes nor no.
+    """
+    text = os.environ.get(COMPILE_VARIABLE)
+    if text not in (None, "", "0", "1"):
+        raise ConfigError(f"Expected {COMPILE_VARIABLE} to be 0 or 1, got {text!r}.")
+    return text == "1" if text else None
+
+
+def jit_compile() -> bool | None:
+    """Whether XLA is to compile the training step; None to find out what is faster."""
+    asked = asked_to_compile()
+    return asked if asked is not None or has_gpu() else False
+
+
+def has_gpu() -> bool:
+    """Whether TensorFlow, once it is loaded, computes on a GPU."""
+    import tensorflow as tf
+
+    return bool(tf.config.list_logical_devices("GPU"))
 
 
 def cores() -> int:
@@ -74,7 +134,7 @@ def shards() -> int:
     """Parts of a batch that a training in this process computes at once; one on a GPU."""
     import tensorflow as tf
 
-    if tf.config.list_logical_devices("GPU"):
+    if has_gpu():
         return 1
     return tf.config.threading.get_inter_op_parallelism_threads() or cores()
 

@@ -71,9 +71,10 @@ class TrainingStep:
         self.weights = tuple(weights)
         self.moments = tuple(tf.Variable(tf.zeros_like(w)) for w in self.weights for _ in range(2))
         self.steps = tf.Variable(0, dtype=tf.int64)
+        self.compiled = compiled
         self._batch_size = config.batch_size
         self._strides = config.strides
-        self._shards = max(1, min(shards, config.batch_size // _SMALLEST_SHARD))
+        self.shards = max(1, min(shards, config.batch_size // _SMALLEST_SHARD))
         self._dropped = min(round(config.dropout * LEVELS), LEVELS - 1)
         scale = LEVELS / (LEVELS - self._dropped)
         # Of the layers behind the two dropouts: the second convolution and the hidden layer.
@@ -149,7 +150,7 @@ class TrainingStep:
                 for w, scale in zip(self.weights, self._scales, strict=True)
             ]
             sums: Tensors = []
-            for start, end in shards(batch, self._shards):
+            for start, end in shards(batch, self.shards):
                 # TensorFlow convolves no empty batch: an empty shard takes an image, for nothing.
                 chosen = order[first + start : first + tf.maximum(end, start + 1)]
                 of_shard = self._gradients(

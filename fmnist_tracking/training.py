@@ -23,6 +23,8 @@ from fmnist_tracking.step import TrainingStep, shards
 from fmnist_tracking.usage import UsageMeter
 
 _VALIDATION_BATCH_SIZE = 1000
+_TIMED_STEPS = 50
+_ALIGNMENT = 64  # bytes; TensorFlow's own tensors have it
 
 OnEpoch = Callable[[EpochMetrics], None]
 OnStart = Callable[[Sequence[EpochMetrics]], None]
@@ -71,9 +73,9 @@ def train(
         The result, and the weights of the best epoch: the one with the highest validation
         accuracy, the earliest of equals.
     """
-    prepared = _prepare(config)
+    images, labels = _tensor(data.train_images), _tensor(data.train_labels)
+    prepared = _prepare(config, images, labels)
     step, model = prepared.step, prepared.model
-    images, labels = tf.constant(data.train_images), tf.constant(data.train_labels)
     validate = _validator(prepared, data)
     meter = UsageMeter()
 
@@ -141,6 +143,11 @@ def train(
         validation=score(
             data.validation_labels, best_predicted, epochs[best - 1].val_loss, data.class_names
         ),
+        settings={
+            **runtime.settings(),
+            "shards": step.shards,
+            "jit_compile": step.compiled,
+        },
     )
     return result, best_weights
 
@@ -164,8 +171,8 @@ class _Prepared:
 _last: dict[TrainingConfig, _Prepared] = {}
 
 
-def _prepare(config: TrainingConfig) -> _Prepared:
-    """A network with freshly drawn weights, and what trains it."""
+def _prepare(config: TrainingConfig, images: tf.Tensor, labels: tf.Tensor) -> _Prepared:
+    """A network with freshly drawn weights, and what trains it; the images are for timing."""
     keras.backend.clear_session()
     # After clear_session, which forgets it.
     keras.config.disable_interactive_logging()
@@ -175,12 +182,33 @@ def _prepare(config: TrainingConfig) -> _Prepared:
     prepared = _last.get(same)
     if prepared is None:
         _last.clear()
+        compiled = runtime.jit_compile()
+        if compiled is None:
+            compiled = _is_faster_compiled(model, config, images, labels)
         weights = [weight.value for weight in model.trainable_variables]
-        step = TrainingStep(weights, config, runtime.shards())
+        step = TrainingStep(weights, config, runtime.shards(), compiled=compiled)
         prepared = _last[same] = _Prepared(model=model, step=step, classify=_classifier(model))
     else:
         prepared.step.restart(model.get_weights())
     return prepared
+
+
+def _is_faster_compiled(
+    model: keras.Model, config: TrainingConfig, images: tf.Tensor, labels: tf.Tensor
+) -> bool:
+    """Whether some steps, with copies of the model's weights, take less time compiled by XLA."""
+    order = np.arange(min(_TIMED_STEPS * config.batch_size, len(labels)))
+    seconds = {}
+    for compiled in (False, True):
+        weights = [tf.Variable(weight.value) for weight in model.trainable_variables]
+        step = TrainingStep(weights, config, runtime.shards(), compiled=compiled)
+        for _ in range(2):  # the first time, it is traced and compiled
+            start = time.perf_counter()
+            step.run_epoch(
+                images, labels, order, seed=0, epoch=1, learning_rate=config.learning_rate
+            )
+            seconds[compiled] = time.perf_counter() - start
+    return seconds[True] < seconds[False]
 
 
 def _classifier(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -198,10 +226,17 @@ def _classifier(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     return tf.function(classify, input_signature=[pixels], autograph=False)  # type: ignore[no-any-return]
 
 
+def _tensor(array: NDArray[np.uint8]) -> tf.Tensor:
+    """The array as a tensor; of the same memory, so that processes share it, where that can be."""
+    if array.flags.writeable and array.ctypes.data % _ALIGNMENT == 0:
+        return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+    return tf.constant(array)
+
+
 def _validator(prepared: _Prepared, data: DataSplit) -> Callable[[], NDArray[np.float32]]:
     """What gives the class probabilities of the validation images, in order."""
     batches = [
-        tf.constant(data.validation_images[start : start + _VALIDATION_BATCH_SIZE])
+        _tensor(data.validation_images[start : start + _VALIDATION_BATCH_SIZE])
         for start in range(0, len(data.validation_images), _VALIDATION_BATCH_SIZE)
     ]
     return lambda: np.concatenate([prepared.classify(batch).numpy() for batch in batches])

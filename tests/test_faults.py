@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 EPOCHS = 8
 POINTS = 4
 SEARCH = (
-    *("search", "--limit", "600", "--epochs", str(EPOCHS), "--filters", "4,8", "--strides", "2"),
+    *("search", "--limit", "6000", "--epochs", str(EPOCHS), "--filters", "8,16", "--strides", "1"),
     *("--kernel-sizes", "3", "--hidden-units", "8", "--repeats", "2", "--workers", "2", "--json"),
 )
 KILLS = 50

@@ -1,6 +1,7 @@
 """The images: found or fetched, verified, cached, and split."""
 
 from fmnist_tracking.data.dataset import Dataset, class_names, load_dataset
+from fmnist_tracking.data.shared import shared_split
 from fmnist_tracking.data.split import DataSplit, TestSet, split_dataset, test_set
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "TestSet",
     "class_names",
     "load_dataset",
+    "shared_split",
     "split_dataset",
     "test_set",
 ]

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from fmnist_tracking.config import CLASS_NAMES
-from fmnist_tracking.data import fetch, idx
+from fmnist_tracking.data import arrays, fetch, idx
 from fmnist_tracking.errors import DataError
 
 DATA_DIR_VARIABLE = "FMNIST_DATA_DIR"
@@ -27,8 +26,6 @@ FASHION_MNIST_SHA256 = {
     "t10k-images": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,25 +147,28 @@ def _load_folder(folder: Path, *, require_fashion_mnist: bool) -> Dataset:
     decoded = cache_dir() / "decoded" / _stamp(files)
     dataset = _read_decoded(decoded, source=str(folder))
     if dataset is None:
-        arrays, sha256 = {}, {}
+        content: dict[str, NDArray[np.uint8]] = {}
+        sha256: dict[str, str] = {}
         for part, path in files.items():
-            content = idx.read_bytes(path)
-            sha256[part] = hashlib.sha256(content).hexdigest()
-            arrays[part] = idx.parse(part, content, path)
-        dataset = _dataset(arrays, str(folder), sha256)
-        _write_decoded(decoded, arrays, sha256)
+            decompressed = idx.read_bytes(path)
+            sha256[part] = hashlib.sha256(decompressed).hexdigest()
+            content[part] = idx.parse(part, decompressed, path)
+        dataset = _dataset(content, str(folder), sha256)
+        arrays.write(decoded, content, sha256)
     if require_fashion_mnist:
         for part, path in files.items():
             _require_fashion_mnist(part, dataset.sha256[part], str(path))
     return dataset
 
 
-def _dataset(arrays: dict[str, NDArray[np.uint8]], source: str, sha256: dict[str, str]) -> Dataset:
+def _dataset(
+    content: Mapping[str, NDArray[np.uint8]], source: str, sha256: dict[str, str]
+) -> Dataset:
     return Dataset(
-        train_images=arrays["train-images"],
-        train_labels=arrays["train-labels"],
-        test_images=arrays["t10k-images"],
-        test_labels=arrays["t10k-labels"],
+        train_images=content["train-images"],
+        train_labels=content["train-labels"],
+        test_images=content["t10k-images"],
+        test_labels=content["t10k-labels"],
         source=source,
         sha256=sha256,
     )
@@ -191,24 +191,15 @@ def _stamp(files: dict[str, Path]) -> str:
 
 def _read_decoded(folder: Path, source: str) -> Dataset | None:
     """The arrays decoded earlier, memory-mapped, or None if they are not there or damaged."""
-    try:
-        sha256 = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
-        arrays = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in idx.FILES}
-    except FileNotFoundError:
+    found = arrays.read(folder, idx.FILES, mode="r")
+    if found is None:
         return None
-    except (OSError, ValueError, EOFError):
-        _discard(folder)
-        return None
+    content, sha256 = found
     for part, shape in idx.FILES.items():
-        if arrays[part].shape != shape or _idx_sha256(arrays[part]) != sha256.get(part):
-            _discard(folder)
+        if content[part].shape != shape or _idx_sha256(content[part]) != sha256.get(part):
+            arrays.discard(folder)
             return None
-    return _dataset(arrays, source, sha256)
-
-
-def _discard(folder: Path) -> None:
-    _log.warning("The decoded copy in %s is damaged and is made anew.", folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    return _dataset(content, source, sha256)
 
 
 def _idx_sha256(array: NDArray[np.uint8]) -> str:
@@ -216,25 +207,3 @@ def _idx_sha256(array: NDArray[np.uint8]) -> str:
     digest = hashlib.sha256(idx.header(array.shape))
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
-
-
-def _write_decoded(
-    folder: Path, arrays: dict[str, NDArray[np.uint8]], sha256: dict[str, str]
-) -> None:
-    """Keep the arrays for next time; where that cannot be done, decoding again is no harm."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent))
-    except OSError as error:
-        _log.warning("Cannot keep decoded images in %s: %s.", folder.parent, error.strerror)
-        return
-    try:
-        for part, array in arrays.items():
-            np.save(partial / f"{part}.npy", array)
-        (partial / "sha256.json").write_text(json.dumps(sha256), encoding="utf-8")
-        partial.rename(folder)
-    except OSError as error:
-        if not folder.is_dir():  # another process was not simply faster
-            _log.warning("Cannot keep decoded images in %s: %s.", folder, error.strerror)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -115,7 +115,7 @@ def plan(
     workers = min(request.workers or best_workers(), max(1, len(to_train)))
     seconds, based_on = 0.0, "nothing is left to train"
     if to_train:
-        pace, based_on = _pace(request, to_train, dataset, runtime.cores() // workers or 1)
+        pace, based_on = _pace(request, to_train, dataset, runtime.threads_of(workers))
         waiting = (pace.seconds(config, epochs) for config, epochs in to_train)
         seconds = time_left((), waiting, workers)
     return Plan(

@@ -226,10 +226,12 @@ def open_session(
         announce: called with lines for a person to read.
 
     Raises:
+        ConfigError: a setting of the environment is wrong.
         DataError: the data cannot be had.
         TrackingError: the store cannot be reached.
     """
     _store_patience()
+    runtime.asked_to_compile()
     # The recorder's thread computes; the threads that hand out points must not wait for it long.
     sys.setswitchinterval(_SWITCH_SECONDS)
     sessions: list[Session] = []

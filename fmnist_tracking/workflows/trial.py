@@ -1,19 +1,21 @@
 """One trial: what a worker process runs for each point of a grid."""
 
+import json
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fmnist_tracking import fingerprint
 from fmnist_tracking.config import SplitConfig, TrainingConfig
 from fmnist_tracking.errors import DataError
 from fmnist_tracking.events import EpochEnded, TrialStarted
 from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult
 
 if TYPE_CHECKING:
-    from fmnist_tracking.data import Dataset, DataSplit
+    from fmnist_tracking.data import DataSplit
     from fmnist_tracking.training import Weights
 
 
@@ -83,9 +85,7 @@ def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Faile
     """
     from fmnist_tracking import training
 
-    dataset, split, parts = _load(task.data_dir, task.split)
-    if dataset.digest != task.data_sha256:
-        raise DataError(f"The data in {dataset.source} changed while the search was running.")
+    split, parts = _load(task.data_dir, task.split, task.data_sha256)
 
     def on_start(epochs: Sequence[EpochMetrics]) -> None:
         report(TrialStarted(number=task.number, epochs=tuple(epochs), data=parts))
@@ -106,10 +106,14 @@ def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Faile
 
 @lru_cache(maxsize=1)  # a worker runs many trials on the same images
 def _load(
-    data_dir: Path | None, split: SplitConfig
-) -> "tuple[Dataset, DataSplit, tuple[DatasetPart, ...]]":
-    from fmnist_tracking.data import load_dataset, split_dataset
+    data_dir: Path | None, split: SplitConfig, data_sha256: str
+) -> "tuple[DataSplit, tuple[DatasetPart, DatasetPart]]":
+    from fmnist_tracking.data import load_dataset, shared_split, split_dataset
 
-    dataset = load_dataset(data_dir)
-    data = split_dataset(dataset, split)
-    return dataset, data, data.parts()
+    def make() -> "DataSplit":
+        dataset = load_dataset(data_dir)
+        if dataset.digest != data_sha256:
+            raise DataError(f"The data in {dataset.source} changed while the search was running.")
+        return split_dataset(dataset, split)
+
+    return shared_split(json.dumps([fingerprint.of_code(), data_sha256, asdict(split)]), make)

@@ -1,0 +1,115 @@
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import SMALL
+from fmnist_tracking.data import DataSplit, shared_split
+from fmnist_tracking.data.shared import _KEPT
+from fmnist_tracking.training import train
+
+ARRAYS = ("train_images", "train_labels", "validation_images", "validation_labels")
+
+
+def assert_same(some: DataSplit, other: DataSplit) -> None:
+    for name in ARRAYS:
+        array = getattr(some, name)
+        assert array.dtype == np.uint8
+        np.testing.assert_array_equal(array, getattr(other, name))
+    assert some.class_names == other.class_names
+
+
+def never() -> DataSplit:
+    raise AssertionError("it was there already")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("FMNIST_CACHE_DIR", str(tmp_path / "own-cache"))
+    return tmp_path / "own-cache"
+
+
+def test_made_once_and_mapped_from_then_on(split: DataSplit) -> None:
+    first, parts = shared_split("key", lambda: split)
+    again, parts_again = shared_split("key", never)
+    for found in (first, again):
+        assert_same(found, split)
+        assert all(isinstance(getattr(found, name), np.memmap) for name in ARRAYS)
+    assert parts == parts_again == split.parts()
+
+
+def test_training_on_mapped_images_gives_the_same_and_leaves_them(split: DataSplit) -> None:
+    mapped, _ = shared_split("key", lambda: split)
+    on_mapped, weights_on_mapped = train(SMALL, mapped)
+    plain, weights = train(SMALL, split)
+    assert [e.val_loss for e in on_mapped.epochs] == [e.val_loss for e in plain.epochs]
+    for some, other in zip(weights_on_mapped, weights, strict=True):
+        np.testing.assert_array_equal(some, other)
+    assert_same(shared_split("key", never)[0], split)
+
+
+def test_another_key_is_another_split(split: DataSplit) -> None:
+    other = dataclasses.replace(
+        split, train_images=split.train_images[:9], train_labels=split.train_labels[:9]
+    )
+    shared_split("key", lambda: split)
+    assert_same(shared_split("other key", lambda: other)[0], other)
+    assert_same(shared_split("key", never)[0], split)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(file.read_bytes()[:-1] + b"\x7f"),
+        lambda file: file.write_bytes(file.read_bytes()[:-1]),
+        lambda file: file.write_bytes(b""),
+        lambda file: file.unlink(),
+    ],
+    ids=["a value", "cut short", "empty", "gone"],
+)
+@pytest.mark.parametrize("name", ["train_labels.npy", "validation_images.npy", "about.json"])
+def test_what_is_damaged_is_made_anew(
+    split: DataSplit,
+    own_cache: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], None],
+    name: str,
+) -> None:
+    shared_split("key", lambda: split)
+    (file,) = own_cache.rglob(name)
+    good = file.read_bytes()
+    damage(file)
+    with caplog.at_level(logging.WARNING, "fmnist_tracking"):
+        found, parts = shared_split("key", lambda: split)
+    assert "is damaged and is made anew" in caplog.text
+    assert_same(found, split)
+    assert parts == split.parts()
+    assert file.read_bytes() == good
+
+
+def test_those_used_last_are_kept(split: DataSplit, own_cache: Path) -> None:
+    for number in range(_KEPT):
+        shared_split(f"key {number}", lambda: split)
+        time.sleep(0.02)  # the file system's times tell them apart
+    shared_split("key 0", never)
+    time.sleep(0.02)
+    shared_split("one more", lambda: split)
+    assert len(list((own_cache / "splits").iterdir())) == _KEPT
+    for key in ("key 0", *(f"key {number}" for number in range(2, _KEPT))):
+        shared_split(key, never)
+    with pytest.raises(AssertionError, match="it was there already"):
+        shared_split("key 1", never)
+
+
+def test_a_cache_that_cannot_be_made_is_no_harm(
+    split: DataSplit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FMNIST_CACHE_DIR", str(tmp_path / "file"))
+    found, parts = shared_split("key", lambda: split)
+    assert_same(found, split)
+    assert parts == split.parts()

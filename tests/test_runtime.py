@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+
+from conftest import SMALL, Run
+from fmnist_tracking import runtime, step, training
+from fmnist_tracking.data import DataSplit
+from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.training import train
+
+
+def test_cores_are_shared_out_among_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "cores", lambda: 8)
+    assert [runtime.threads_of(workers) for workers in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]
+    monkeypatch.setenv(runtime.THREADS_VARIABLE, "5")
+    assert [runtime.threads_of(workers) for workers in (1, 8)] == [5, 5]
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "²"])
+def test_threads_that_are_no_number(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(runtime.THREADS_VARIABLE, text)
+    expected = f"Expected FMNIST_THREADS to be a whole number of at least 1, got '{text}'."
+    with pytest.raises(ConfigError) as error:
+        runtime.threads_of(2)
+    assert str(error.value) == expected
+
+
+def test_a_search_refuses_a_wrong_setting_in_one_line(command: Run) -> None:
+    done = command("search", "--limit", "600", FMNIST_THREADS="many")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("Error: Expected FMNIST_THREADS to be")
+    done = command("search", "--limit", "600", FMNIST_JIT_COMPILE="yes")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == (
+        "Error: Expected FMNIST_JIT_COMPILE to be 0 or 1, got 'yes'."
+    )
+
+
+def test_on_a_processor_nothing_is_compiled_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not runtime.has_gpu()
+    assert runtime.jit_compile() is False
+    for text, compiled in (("1", True), ("0", False), ("", False)):
+        monkeypatch.setenv(runtime.COMPILE_VARIABLE, text)
+        assert runtime.jit_compile() is compiled
+
+
+def test_on_a_gpu_what_is_faster_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, split: DataSplit
+) -> None:
+    monkeypatch.setattr(runtime, "has_gpu", lambda: True)
+    assert runtime.jit_compile() is None
+    assert runtime.shards() == 1
+    tried: list[bool] = []
+    run_epoch = step.TrainingStep.run_epoch
+
+    def watched(self: step.TrainingStep, *args: object, **kw: object) -> tuple[float, int]:
+        tried.append(self.compiled)
+        return run_epoch(self, *args, **kw)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(step.TrainingStep, "run_epoch", watched)
+    monkeypatch.setattr(training, "_last", {})
+    result, weights = train(SMALL, split)
+    assert tried[:4] == [False, False, True, True]
+    assert set(tried[4:]) == {result.settings["jit_compile"]}
+    assert len(tried) == 4 + SMALL.epochs
+    monkeypatch.undo()
+    monkeypatch.setattr(training, "_last", {})
+    monkeypatch.setattr(runtime, "shards", lambda: 1)
+    expected, others = train(SMALL, split)  # trying it out has changed no weights
+    assert expected.settings["jit_compile"] is False
+    for some, other in zip(weights, others, strict=True):
+        np.testing.assert_allclose(some, other, rtol=0.01, atol=1e-3)
+
+
+def test_a_result_says_what_it_was_computed_with(
+    monkeypatch: pytest.MonkeyPatch, split: DataSplit
+) -> None:
+    settings = train(SMALL, split)[0].settings
+    assert settings["TF_ENABLE_ONEDNN_OPTS"] == "1"
+    assert settings["jit_compile"] is False
+    assert settings["shards"] == runtime.shards()
+    assert settings[runtime.THREADS_VARIABLE] is None
+    monkeypatch.setenv(runtime.THREADS_VARIABLE, "3")
+    assert train(SMALL, split)[0].settings[runtime.THREADS_VARIABLE] == "3"
