@@ -67,10 +67,10 @@ def workers_option() -> Any:
     """An option for how many trials run at once: a number, or `auto` for what suits here."""
 
     def parse(text: object) -> int | None:
-        if text == "auto":
+        if text in ("auto", ""):
             return None
         try:
-            number = int(str(text)) if text != "" else 1
+            number = int(str(text))
         except ValueError:
             number = 0
         if number < 1:
@@ -80,12 +80,12 @@ def workers_option() -> Any:
         return number
 
     return typer.Option(
-        "1",
+        "auto",
         "--workers",
         metavar="N|auto",
         parser=parse,
         help="Trials that run at once, each in its own process; auto takes as many as suit this "
-        "machine.",
+        "machine: one for each processor core, or fewer where memory is short.",
     )
 
 

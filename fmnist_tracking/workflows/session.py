@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from fmnist_tracking import fingerprint, runtime
 from fmnist_tracking.config import FASHION_MNIST, SplitConfig, TrainingConfig
 from fmnist_tracking.errors import ConfigError
@@ -32,6 +34,8 @@ _SWITCH_SECONDS = 0.0005
 # Libraries keep some memory of each trial; a new process gives it back.
 _TRIALS_PER_PROCESS = 25
 _PRELOAD = "fmnist_tracking.workflows.warm"
+# Of a worker that trains the coursework's largest network, rounded up.
+_WORKER_BYTES = 1e9
 # Images kept with each logged model as its input example.
 _EXAMPLES = 2
 
@@ -53,15 +57,20 @@ class Request:
 
     split: SplitConfig
     experiment: str
-    workers: int | None = 1
+    workers: int | None = None
     fresh: bool = False
     tracking_uri: str | None = None
     data_dir: Path | None = None
 
 
 def best_workers() -> int:
-    """How many trials at once suit this machine: one for each processor core."""
-    return runtime.cores()
+    """How many trials at once suit this machine: one for each processor core, if memory allows.
+
+    `docs/speed.md` has the measurement: a trial gains less from a second core than a second
+    trial does.
+    """
+    fitting = int(psutil.virtual_memory().available / _WORKER_BYTES)
+    return max(1, min(runtime.cores(), fitting))
 
 
 class Session:
