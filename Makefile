@@ -1,6 +1,8 @@
-# Each target sets up what it needs, in the folder .venv.
+# Each target sets up what it needs, in the folder .venv; what this project is measured against has
+# a folder of its own.
 PYTHON ?= python3
 BIN := .venv/bin
+PEERS := .venv-peers/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TRACK := $(BIN)/fmnist-track
 
@@ -33,12 +35,17 @@ format: .venv/installed-dev  ## Put the code into the common form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmarks: .venv/installed-benchmarks  ## Measure speed, memory and large searches; half an hour
+benchmarks: .venv/installed-benchmarks .venv-peers/installed  ## Measure speed, beside others, memory, large searches; hours
+	$(BIN)/python -m benchmarks.training_speed --peers $(PEERS)/python
+	$(BIN)/python -m benchmarks.profile_step
+	$(BIN)/python -m benchmarks.accuracy
+	$(BIN)/python -m benchmarks.start_up
+	$(BIN)/python -m benchmarks.grid_search --size short --peers $(PEERS)/python
+	$(BIN)/python -m benchmarks.grid_search --size long --peers $(PEERS)/python
 	$(BIN)/python -m benchmarks.driver
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.tracking_cost
 	$(BIN)/python -m benchmarks.scale
-	$(BIN)/python -m benchmarks.against_keras_tuner
 
 ui: .venv/installed  ## Browse the runs in MLflow's page
 	$(TRACK) ui
@@ -53,13 +60,13 @@ constraints: .venv/installed-dev  ## Pin the newest versions that fit together
 	mv .venv/constraints constraints.txt
 
 clean:  ## Remove the environment and the tools' caches; runs and reports stay
-	rm -rf .venv .bootstrap build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .bootstrap build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Where python3 comes without venv (Debian splits it off), virtualenv does the same.
-$(BIN)/python:
-	$(PYTHON) -m venv .venv || { rm -rf .venv; \
+$(BIN)/python $(PEERS)/python:
+	$(PYTHON) -m venv $(@:/bin/python=) || { rm -rf $(@:/bin/python=); \
 	$(PYTHON) -m pip install --quiet --target .bootstrap virtualenv && \
-	PYTHONPATH=.bootstrap $(PYTHON) -m virtualenv --quiet .venv; }
+	PYTHONPATH=.bootstrap $(PYTHON) -m virtualenv --quiet $(@:/bin/python=); }
 
 .venv/installed: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable .
@@ -76,3 +83,8 @@ $(BIN)/python:
 .venv/installed-benchmarks: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[benchmarks,server]'
 	touch $@ .venv/installed .venv/installed-server
+
+.venv-peers/installed: $(PEERS)/python benchmarks/peers.txt constraints.txt
+	$(PEERS)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
+		--requirement benchmarks/peers.txt
+	touch $@

@@ -1,21 +1,27 @@
-"""The same 12 points with KerasTuner, with MLflow's autologging, and with this package.
+"""The same 12 points with this package, KerasTuner, Optuna and Ray Tune, from start to end.
 
-    python -m benchmarks.against_keras_tuner [--repeats 3] [--autolog-repeats 1]
+    python -m benchmarks.grid_search [--size short|long] [--repeats 3] [--peers PYTHON]
 
-The coursework's grid, one epoch a point, on the same 2,000 images for training and 400 for
-validation, batches of 32. Each way is a program started anew in an empty folder with a new SQLite
-store, and is timed from its start to its end: imports, the making of the store and the last write
-included. The ways take turns, so that whatever else the machine does hits all of them. Before that,
-libraries are loaded once, so that nobody pays for reading them from the disk.
+The coursework's grid, batches of 32: short is one epoch a point on 2,000 images, long is two
+epochs on all 50,000; validation on 400 and 10,000. Each way is a program started anew in an empty
+folder with a new SQLite store, and is timed from its start to its end: imports, the making of the
+store and the last write included. The ways take turns, so that whatever else the machine does hits
+all of them. Before that, libraries are loaded once, so that nobody pays for reading them from the
+disk.
 
-`stock.py` is the program of the first two ways. It is given the images in a file; this package
-finds, verifies and splits the whole data set each time, from the decoded copy in the user's cache.
-Besides the settings of TensorFlow, this package keeps checkpoints, the learning curves and the best
-epoch's model of each trial, and KerasTuner the best epoch's weights.
+The programs of the other ways are `with_keras_tuner.py`, `with_optuna.py` and `with_ray.py`. They
+are given the images in a file; this package finds and verifies the whole data set each time, from
+the copies in the user's cache. Optuna and Ray Tune are run by the Python of another
+environment, which has them; without `--peers` they are left out.
+
+What each way keeps differs. This package: the metrics of each epoch and of the machine, learning
+curves, scores by class, the best epoch's model, checkpoints. Autologging: metrics, the model, a
+checkpoint, TensorBoard's files. KerasTuner by itself: the best epoch's weights, in its own folder.
+Optuna's callback: the best accuracy. Ray's: the metrics of each epoch.
 
 Prints a table in Markdown; what is going on goes to standard error. Memory is the largest sum of
-the resident memory of a way's processes, looked at twice a second; what two processes share counts
-twice. Needs `pip install '.[benchmarks]'`.
+the resident memory of a way's processes, looked at twice a second; what processes share counts for
+each of them. Needs `pip install '.[benchmarks]'`.
 """
 
 import argparse
@@ -40,13 +46,28 @@ from rich.console import Console
 from rich.status import Status
 
 POINTS = 12
-LIMIT = 2400
 SAMPLE_SECONDS = 0.5
 ROOT = Path(__file__).parent.parent
-SEARCH = ("fmnist_tracking", "search", "--limit", str(LIMIT), "--epochs", "1", "--json")
+SEARCH = ("fmnist_tracking", "search", "--epochs", "EPOCHS", "--json")
 SHOWN = ("python", "tensorflow", "keras", "keras-tuner", "mlflow")
 
 console = Console(stderr=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is trained.
+
+    Attributes:
+        limit: images for training and validation together, None for all.
+        epochs: of each point.
+    """
+
+    limit: int | None
+    epochs: int
+
+
+SIZES = {"short": Size(limit=2400, epochs=1), "long": Size(limit=None, epochs=2)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,28 +76,51 @@ class Way:
 
     Attributes:
         name: for the table.
-        arguments: of `python -m`; IMAGES stands for the file of images.
-        is_tracked: whether it leaves runs and models in MLflow.
+        arguments: of `python -m`; IMAGES stands for the file of images, EPOCHS for their number.
+        runs: how many finished runs it leaves in MLflow.
+        models: how many models.
+        is_peer: whether it needs the other environment.
     """
 
     name: str
     arguments: tuple[str, ...]
-    is_tracked: bool = True
+    runs: int = POINTS
+    models: int = 0
+    is_peer: bool = False
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a search of this package."""
+        return self.arguments[0] == "fmnist_tracking"
 
 
+STOCK = ("benchmarks.with_keras_tuner", "IMAGES", "EPOCHS")
 AUTOLOG = Way(
     name="KerasTuner, `mlflow.tensorflow.autolog()`",
-    arguments=("benchmarks.stock", "IMAGES", "--autolog"),
+    arguments=(*STOCK, "--autolog"),
+    runs=POINTS + 1,
+    models=POINTS,
 )
-UNTRACKED = Way(
-    name="KerasTuner, not tracked", arguments=("benchmarks.stock", "IMAGES"), is_tracked=False
+UNTRACKED = Way(name="KerasTuner, not tracked", arguments=STOCK, runs=0)
+OPTUNA = Way(
+    name="Optuna, `MLflowCallback`",
+    arguments=("benchmarks.with_optuna", "IMAGES", "EPOCHS"),
+    is_peer=True,
 )
-OURS = Way(name="`fmnist-track search`", arguments=SEARCH)
-OURS_AUTO = Way(
-    name="`fmnist-track search --workers auto`", arguments=(*SEARCH, "--workers", "auto")
+RAY = Way(
+    name="Ray Tune, `MLflowLoggerCallback`",
+    arguments=("benchmarks.with_ray", "IMAGES", "EPOCHS"),
+    is_peer=True,
+)
+OURS = Way(name="`fmnist-track search`", arguments=SEARCH, runs=POINTS + 1, models=POINTS)
+OURS_ONE = Way(
+    name="`fmnist-track search --workers 1`",
+    arguments=(*SEARCH, "--workers", "1"),
+    runs=POINTS + 1,
+    models=POINTS,
 )
 # The slow one last: a fault of the others shows before it has taken minutes.
-WAYS = (UNTRACKED, OURS, OURS_AUTO, AUTOLOG)
+WAYS = (OURS, OURS_ONE, UNTRACKED, OPTUNA, RAY, AUTOLOG)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,19 +132,26 @@ class Measured:
     accuracy: float
 
 
-def measure(way: Way, images: Path, environment: Mapping[str, str], status: Status) -> Measured:
+def measure(
+    way: Way, python: str, size: Size, images: Path, environment: Mapping[str, str], status: Status
+) -> Measured:
     """Run a way in an empty folder, and see that it did what it should.
 
     Args:
         way: which.
-        images: the file for `stock`.
+        python: that runs it.
+        size: how much is trained.
+        images: the file for the other ways.
         environment: of the process.
         status: shows the seconds while it runs.
 
     Raises:
         SystemExit: it failed, or did not train all points.
     """
-    arguments = [str(images) if word == "IMAGES" else word for word in way.arguments]
+    words = {"IMAGES": str(images), "EPOCHS": str(size.epochs)}
+    arguments = [words.get(word, word) for word in way.arguments]
+    if way.is_ours and size.limit is not None:
+        arguments += ["--limit", str(size.limit)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         places = {
@@ -113,7 +164,7 @@ def measure(way: Way, images: Path, environment: Mapping[str, str], status: Stat
         ):
             start = time.perf_counter()
             process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
+                [python, "-m", *arguments],
                 cwd=folder,
                 env={**environment, **places},
                 stdout=output,
@@ -163,36 +214,34 @@ def _resident(pid: int) -> int:
 
 def _best_accuracy(way: Way, folder: Path) -> float:
     """The best validation accuracy, when all points are trained and tracked as they should be."""
-    if way.arguments[0] == "benchmarks.stock":
+    if way.is_ours:
+        content = json.loads((folder / "output.txt").read_text())
+        points, accuracy = content["finished"], content["best"]["val_accuracy"]
+    else:
         content = json.loads((folder / "result.json").read_text())
         points, accuracy = content["points"], content["best_val_accuracy"]
         assert content["is_stock"]
-    else:
-        content = json.loads((folder / "output.txt").read_text())
-        points, accuracy = content["finished"], content["best"]["val_accuracy"]
     assert points == POINTS, f"{way.name} trained {points} points"
-    if way.is_tracked:
-        assert _tracked(folder / "mlflow.db") == (POINTS, POINTS), f"{way.name} lacks runs"
+    if way.runs:
+        found = _tracked(folder / "mlflow.db")
+        assert found == (way.runs, way.models), f"{way.name} left {found} runs and models"
     return float(accuracy)
 
 
 def _tracked(store: Path) -> tuple[int, int]:
-    """How many finished child runs a store has, and how many models."""
+    """How many finished runs a store has, and how many models."""
     with closing(sqlite3.connect(store)) as database:
-        (runs,) = database.execute(
-            "SELECT COUNT(*) FROM runs JOIN tags USING (run_uuid) "
-            "WHERE key = 'mlflow.parentRunId' AND status = 'FINISHED'"
-        ).fetchone()
+        (runs,) = database.execute("SELECT COUNT(*) FROM runs WHERE status = 'FINISHED'").fetchone()
         (models,) = database.execute("SELECT COUNT(*) FROM logged_models").fetchone()
     return runs, models
 
 
-def write_images(path: Path) -> None:
+def write_images(path: Path, limit: int | None) -> None:
     """Keep the split that the search uses, for the programs that do not use this package."""
     from fmnist_tracking.config import SplitConfig
     from fmnist_tracking.data import load_dataset, split_dataset
 
-    split = split_dataset(load_dataset(), SplitConfig(limit=LIMIT))
+    split = split_dataset(load_dataset(), SplitConfig(limit=limit))
     import numpy as np
 
     np.savez(
@@ -204,34 +253,35 @@ def write_images(path: Path) -> None:
     )
 
 
+def load(python: str, modules: str, environment: Mapping[str, str]) -> None:
+    """Import libraries once, so that they are in the file system's cache."""
+    subprocess.run(
+        [python, "-c", f"import {modules}"], env=environment, check=True, stderr=subprocess.DEVNULL
+    )
+
+
 def table(measured: Mapping[Way, list[Measured]]) -> str:
-    """The measurements in Markdown, and how the ways compare."""
-    medians = {way: statistics.median(m.seconds for m in of) for way, of in measured.items() if of}
+    """The measurements in Markdown, and how the ways compare with ours in the same turn."""
     lines = [
-        "| way | seconds, median | range | times measured | times `search` | memory (MiB) "
-        "| best validation accuracy |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| way | seconds, median (range) | times measured | times ours, median (range) "
+        "| memory (MiB) | best validation accuracy |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
-    for way in sorted(medians, key=medians.__getitem__, reverse=True):
-        of = measured[way]
-        seconds = [m.seconds for m in of]
-        # A search with two workers trains with other numbers of threads: last digits differ.
+    taken = [(way, of) for way, of in measured.items() if of]
+    for way, of in sorted(taken, key=lambda item: -item[1][0].seconds):
+        ratios = [one.seconds / ours.seconds for one, ours in zip(of, measured[OURS], strict=False)]
+        # Searches with other numbers of threads differ in last digits.
         accuracies = sorted({f"{m.accuracy:.4f}" for m in of})
         lines.append(
-            f"| {way.name} | {medians[way]:.1f} | {min(seconds):.1f} to {max(seconds):.1f} "
-            f"| {len(of)} | {medians[way] / medians[OURS]:.2f} "
-            f"| {max(m.memory for m in of):,.0f} | {', '.join(accuracies)} |"
+            f"| {way.name} | {_range([m.seconds for m in of], 1)} | {len(of)} "
+            f"| {_range(ratios, 2)} | {max(m.memory for m in of):,.0f} | {', '.join(accuracies)} |"
         )
-    if AUTOLOG in medians:
-        ratio = medians[AUTOLOG] / medians[OURS]
-        lines += ["", f"Autologging / `search`: {ratio:.1f}"]
-        ratio = medians[AUTOLOG] / medians[OURS_AUTO]
-        lines += ["", f"Autologging / `search --workers auto`: {ratio:.1f}"]
-    ratio = medians[UNTRACKED] / medians[OURS]
-    lines += ["", f"Not tracked / `search`: {ratio:.2f}"]
-    ratio = medians[UNTRACKED] / medians[OURS_AUTO]
-    lines += ["", f"Not tracked / `search --workers auto`: {ratio:.2f}"]
     return "\n".join(lines)
+
+
+def _range(values: list[float], digits: int) -> str:
+    middle = statistics.median(values)
+    return f"{middle:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def machine() -> str:
@@ -254,28 +304,37 @@ def main() -> None:
     """Measure all ways in turn, and print the table."""
     # Before this package is imported, which sets variables that the others must not have.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    parser = argparse.ArgumentParser(description="KerasTuner, autologging and this package.")
+    parser = argparse.ArgumentParser(description="The same grid search, done in several ways.")
+    parser.add_argument("--size", choices=SIZES, default="short", help="how much is trained")
     parser.add_argument("--repeats", type=int, default=3, help="of each way but autologging")
     parser.add_argument(
         "--autolog-repeats", type=int, default=1, help="of autologging, which takes minutes; or 0"
     )
+    parser.add_argument(
+        "--peers", metavar="PYTHON", help="of the environment with Optuna and Ray Tune"
+    )
     options = parser.parse_args()
+    peers = options.peers and os.path.abspath(options.peers)  # each program has its own folder
+    size = SIZES[options.size]
     if options.repeats < 1:
         parser.error("--repeats must be at least 1")
-    repeats = {way: options.autolog_repeats if way is AUTOLOG else options.repeats for way in WAYS}
+    repeats = {way: options.repeats for way in WAYS}
+    repeats[AUTOLOG] = options.autolog_repeats
+    if peers is None:
+        repeats[OPTUNA] = repeats[RAY] = 0
     measured: dict[Way, list[Measured]] = {way: [] for way in WAYS}
     print(machine(), end="\n\n", flush=True)
     with tempfile.TemporaryDirectory() as folder, console.status("preparing") as status:
         images = Path(folder, "images.npz")
-        write_images(images)
-        warm = "import keras_tuner, matplotlib.figure, mlflow.tensorflow, sklearn.model_selection"
-        subprocess.run(
-            [sys.executable, "-c", warm], env=environment, check=True, stderr=subprocess.DEVNULL
-        )
+        write_images(images, size.limit)
+        load(sys.executable, "keras_tuner, matplotlib.figure, mlflow.tensorflow", environment)
+        if peers is not None:
+            load(peers, "optuna_integration.mlflow, ray.tune, keras", environment)
         for turn in range(max(repeats.values())):
             for way in WAYS:
                 if turn < repeats[way]:
-                    last = measure(way, images, environment, status)
+                    python = peers if way.is_peer else sys.executable
+                    last = measure(way, python, size, images, environment, status)
                     measured[way].append(last)
                     console.print(
                         f"{turn + 1}/{repeats[way]} {way.name}: {last.seconds:.1f} s", markup=False

@@ -1,14 +1,13 @@
 """The coursework's grid as a user of KerasTuner and MLflow writes it, without this package.
 
-`against_keras_tuner` runs it as a program of its own, in an empty folder:
+`grid_search` runs it as a program of its own, in an empty folder:
 
-    python -m benchmarks.stock IMAGES.npz [--autolog]
+    python -m benchmarks.with_keras_tuner IMAGES.npz EPOCHS [--autolog]
 
-KerasTuner's `GridSearch` trains the 12 points, one epoch each; what Keras, TensorFlow and
-KerasTuner set by default stays as it is. With `--autolog`, MLflow tracks them by
-`mlflow.tensorflow.autolog()`, whose defaults stay too: of each call of `fit` it logs the
-parameters, the metrics, the data sets, a checkpoint of the best epoch, TensorBoard's files and the
-model.
+KerasTuner's `GridSearch` trains the 12 points; what Keras, TensorFlow and KerasTuner set by
+default stays as it is. With `--autolog`, MLflow tracks them by `mlflow.tensorflow.autolog()`, whose
+defaults stay too: of each call of `fit` it logs the parameters, the metrics, the data sets, a
+checkpoint of the best epoch, TensorBoard's files and the model.
 
 Autologging alone would make 12 runs that nothing holds together and that do not tell which point
 they are of, because it sees the arguments of `fit` and not KerasTuner's hyperparameters. So the
@@ -26,7 +25,8 @@ from typing import Any
 
 import keras
 import keras_tuner
-import numpy as np
+
+from benchmarks import network
 
 
 class Grid(keras_tuner.HyperModel):  # type: ignore[misc]
@@ -34,29 +34,7 @@ class Grid(keras_tuner.HyperModel):  # type: ignore[misc]
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """The network of one point, compiled."""
-        filters = hp.Choice("filters", [12, 36, 48])
-        strides = hp.Choice("strides", [1, 2])
-        kernel_size = hp.Choice("kernel_size", [3, 4])
-        hidden_units = hp.Choice("hidden_units", [64])
-        model = keras.Sequential(
-            [
-                keras.Input((28, 28, 1), dtype="uint8"),
-                keras.layers.Rescaling(1 / 255),
-                keras.layers.Conv2D(filters, kernel_size, strides=strides, activation="relu"),
-                keras.layers.MaxPool2D(2, strides=2),
-                keras.layers.Dropout(0.3),
-                keras.layers.Conv2D(filters, kernel_size, strides=strides, activation="relu"),
-                keras.layers.MaxPool2D(2, strides=2),
-                keras.layers.Dropout(0.3),
-                keras.layers.Flatten(),
-                keras.layers.Dense(hidden_units, activation="relu"),
-                keras.layers.Dense(10, activation="softmax"),
-            ]
-        )
-        model.compile(
-            optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"]
-        )
-        return model
+        return network.build(**{axis: hp.Choice(axis, of) for axis, of in network.GRID.items()})
 
 
 class TrackedGrid(Grid):
@@ -77,11 +55,9 @@ def main() -> None:
     """Train the 12 points."""
     parser = argparse.ArgumentParser()
     parser.add_argument("images")
+    parser.add_argument("epochs", type=int)
     parser.add_argument("--autolog", action="store_true")
     arguments = parser.parse_args()
-    with np.load(arguments.images) as images:
-        train = images["train_images"], images["train_labels"]
-        validation = images["validation_images"], images["validation_labels"]
     keras.utils.set_random_seed(0)
     if arguments.autolog:
         import mlflow
@@ -89,9 +65,9 @@ def main() -> None:
         mlflow.set_experiment("fashion-mnist")
         mlflow.tensorflow.autolog()
         with mlflow.start_run(run_name="grid search"):
-            tuner = search(TrackedGrid(), train, validation)
+            tuner = search(TrackedGrid(), arguments.images, arguments.epochs)
     else:
-        tuner = search(Grid(), train, validation)
+        tuner = search(Grid(), arguments.images, arguments.epochs)
     trials = [t for t in tuner.oracle.trials.values() if t.status == "COMPLETED"]
     result = {
         "points": len({tuple(sorted(t.hyperparameters.values.items())) for t in trials}),
@@ -103,10 +79,11 @@ def main() -> None:
         json.dump(result, file)
 
 
-def search(grid: Grid, train: Any, validation: Any) -> keras_tuner.Tuner:
-    """Have KerasTuner train every point of the grid, one epoch each."""
+def search(grid: Grid, images: str, epochs: int) -> keras_tuner.Tuner:
+    """Have KerasTuner train every point of the grid."""
+    train, validation = network.images(images)
     tuner = keras_tuner.GridSearch(grid, objective="val_accuracy", directory="keras_tuner")
-    tuner.search(*train, validation_data=validation, epochs=1, batch_size=32)
+    tuner.search(*train, validation_data=validation, epochs=epochs, batch_size=network.BATCH_SIZE)
     return tuner
 
 

@@ -1,0 +1,163 @@
+"""Trains one network for some epochs and prints how many images a second each took, as JSON.
+
+`training_speed` runs it as a program of its own:
+
+    python -m benchmarks.fitting keras|torch|ours IMAGES.npz FILTERS KERNEL STRIDES [THREADS]
+    python -m benchmarks.fitting matrices ''
+
+`keras` is Keras's `fit`; `torch` is PyTorch, channels last; `ours` is this package's training step,
+with THREADS threads. The first epoch, in which things are traced and memory is got, does not count.
+`matrices` multiplies large matrices with TensorFlow instead, and prints GFLOP/s.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+EPOCHS = 3
+BATCH_SIZE = 32
+HIDDEN_UNITS = 64
+SIDE = 2048
+
+
+def main() -> None:
+    """Do what the arguments say."""
+    way, path, *numbers = sys.argv[1:]
+    if way == "matrices":
+        print(json.dumps([matrices()]))
+        return
+    with np.load(path) as content:
+        images, labels = content["train_images"], content["train_labels"]
+    filters, kernel_size, strides, *threads = map(int, numbers)
+    ways: dict[str, Callable[..., Callable[[], object]]] = {
+        "keras": keras_fit,
+        "torch": torch_loop,
+        "ours": our_step,
+    }
+    epoch = ways[way](images, labels, filters, kernel_size, strides, *threads)
+    epoch()
+    rates = []
+    for _ in range(EPOCHS):
+        begin = time.perf_counter()
+        epoch()
+        rates.append(len(labels) / (time.perf_counter() - begin))
+    print(json.dumps(rates))
+
+
+def keras_fit(
+    images: NDArray[np.uint8], labels: NDArray[np.uint8], filters: int, kernel: int, strides: int
+) -> Callable[[], object]:
+    """Keras, as it is."""
+    from benchmarks import network
+
+    model = network.build(filters, strides, kernel, HIDDEN_UNITS)
+    assert "fmnist_tracking" not in sys.modules
+    return lambda: model.fit(images, labels, batch_size=BATCH_SIZE, verbose=0)
+
+
+def our_step(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    filters: int,
+    kernel: int,
+    strides: int,
+    threads: int,
+) -> Callable[[], object]:
+    """This package's training step, as a worker runs it."""
+    from fmnist_tracking import runtime
+
+    runtime.load_tensorflow(threads)
+    import tensorflow as tf
+
+    from fmnist_tracking.config import TrainingConfig
+    from fmnist_tracking.model import build_model
+    from fmnist_tracking.step import TrainingStep
+
+    config = TrainingConfig(
+        filters=filters,
+        kernel_size=kernel,
+        strides=strides,
+        hidden_units=HIDDEN_UNITS,
+        batch_size=BATCH_SIZE,
+    )
+    weights = [weight.value for weight in build_model(config).trainable_variables]
+    step = TrainingStep(weights, config, runtime.shards())
+    tensors = tf.constant(images), tf.constant(labels)
+    orders = np.random.default_rng(0)
+
+    def epoch() -> None:
+        order = orders.permutation(len(labels))
+        step.run_epoch(*tensors, order, seed=0, epoch=1, learning_rate=config.learning_rate)
+
+    return epoch
+
+
+def torch_loop(
+    images: NDArray[np.uint8], labels: NDArray[np.uint8], filters: int, kernel: int, strides: int
+) -> Callable[[], object]:
+    """PyTorch: the same network, its usual training loop, images gathered from one tensor."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, filters, kernel, strides),
+        nn.ReLU(),
+        nn.MaxPool2d(2, 2),
+        nn.Dropout(0.3),
+        nn.Conv2d(filters, filters, kernel, strides),
+        nn.ReLU(),
+        nn.MaxPool2d(2, 2),
+        nn.Dropout(0.3),
+        nn.Flatten(),
+        nn.LazyLinear(HIDDEN_UNITS),
+        nn.ReLU(),
+        nn.Linear(HIDDEN_UNITS, 10),
+    )
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    targets = torch.from_numpy(labels).long()
+    model(pixels[:1] / 255)
+    model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), eps=1e-7)
+    loss = nn.CrossEntropyLoss()
+
+    def epoch() -> None:
+        model.train()
+        right, total = torch.zeros((), dtype=torch.long), torch.zeros(())
+        for chosen in torch.randperm(len(targets)).split(BATCH_SIZE):
+            batch = (pixels[chosen] / 255).contiguous(memory_format=torch.channels_last)
+            optimizer.zero_grad()
+            scores = model(batch)
+            mean = loss(scores, targets[chosen])
+            mean.backward()
+            optimizer.step()
+            total += mean.detach() * len(chosen)
+            right += (scores.argmax(1) == targets[chosen]).sum()
+        total.item(), right.item()
+
+    return epoch
+
+
+def matrices() -> float:
+    """The most GFLOP/s that TensorFlow, with oneDNN, reaches in ten products of large matrices."""
+    import os
+
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
+    import tensorflow as tf
+
+    a, b = (tf.random.normal((SIDE, SIDE)) for _ in range(2))
+    (a @ b).numpy()
+    best = 0.0
+    for _ in range(10):
+        begin = time.perf_counter()
+        (a @ b).numpy()
+        best = max(best, 2 * SIDE**3 / (time.perf_counter() - begin) / 1e9)
+    return best
+
+
+if __name__ == "__main__":
+    main()

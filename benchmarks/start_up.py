@@ -1,0 +1,117 @@
+"""How long each command takes to answer, and a search to begin to train.
+
+    python -m benchmarks.start_up [--repeats 5]
+
+Each command is a process of its own, timed from its start to its end; the commands take turns. The
+store is an SQLite file with one finished search of four points. The time to a search's first
+training step is that until its first epoch of 500 images has ended, which is a little more; it is
+measured in a new, empty folder too, because there MLflow makes its tables first. Libraries are in
+the file system's cache, and the data is decoded, as they are from the second time on.
+
+Prints a table in Markdown.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.grid_search import ROOT, machine
+
+GRID = ("--filters", "4,8", "--kernel-sizes", "3", "--hidden-units", "8")
+SEARCH = ("search", *GRID, "--limit", "600", "--epochs", "1")
+COMMANDS = {
+    "`--help`": ("--help",),
+    "`search --help`": ("search", "--help"),
+    "`runs`": ("runs",),
+    "`best`": ("best",),
+    "`search`, nothing left to train": SEARCH,
+    "`search --dry-run`": (*SEARCH, "--dry-run"),
+    "`data`": ("data",),
+    "`promote`": ("promote", "--run-id", "best", "--force"),
+    "`predictions`": ("predictions", "--run-id", "best"),
+    "`report`": ("report", "--run-id", "latest"),
+}
+FIRST_STEP = "`search`, until a first epoch of 500 images has ended"
+FIRST_STEP_NEW = "the same, in an empty folder"
+
+console = Console(stderr=True)
+
+
+def answered(words: tuple[str, ...], folder: Path) -> float:
+    """Seconds that a command takes."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "fmnist_tracking", *words],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(words)} failed:\n{done.stderr}")
+    return time.perf_counter() - start
+
+
+def begun(folder: Path) -> float:
+    """Seconds until a search, done anew, says that its first trial's first epoch has ended."""
+    start = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, "-m", "fmnist_tracking", *SEARCH, "--fresh"],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        seconds = next(
+            time.perf_counter() - start
+            for line in process.stderr
+            if line.rstrip().endswith("started")
+        )
+        process.stderr.read()
+    if process.returncode:
+        sys.exit("the search failed")
+    return seconds
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Of a command: the usual store, checkpoints in the folder."""
+    usual = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    return {**usual, "PYTHONPATH": str(ROOT), "FMNIST_STATE_DIR": str(folder / "state")}
+
+
+def main() -> None:
+    """Measure all commands in turn, and print the table."""
+    parser = argparse.ArgumentParser(description="How long commands take to answer.")
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    taken: dict[str, list[float]] = {name: [] for name in (*COMMANDS, FIRST_STEP, FIRST_STEP_NEW)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "store")
+        folder.mkdir()
+        answered(SEARCH, folder)
+        for turn in range(repeats):
+            for command, words in COMMANDS.items():
+                taken[command].append(answered(words, folder))
+            taken[FIRST_STEP].append(begun(folder))
+            new = Path(name, f"new{turn}")
+            new.mkdir()
+            taken[FIRST_STEP_NEW].append(begun(new))
+            console.print(f"{turn + 1}/{repeats}", markup=False)
+    print(machine(), end="\n\n")
+    print(f"| command | seconds, median of {repeats} (range) |\n|---|---:|")
+    for command, seconds in taken.items():
+        middle = statistics.median(seconds)
+        print(f"| {command} | {middle:.2f} ({min(seconds):.2f} to {max(seconds):.2f}) |")
+
+
+if __name__ == "__main__":
+    main()
