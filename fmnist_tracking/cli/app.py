@@ -1,5 +1,6 @@
 """The `fmnist-track` program: its commands, and errors as lines with an exit status."""
 
+import atexit
 import contextlib
 import functools
 import gc
@@ -100,8 +101,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
         signal.signal(signal.SIGHUP, _stop)
-    # What is imported stays; to look through it for garbage takes a fifth of a command's start.
+    # What is imported stays; to look through it for garbage takes a fifth of a command's start, and
+    # as much again at its end.
     gc.disable()
+    atexit.register(gc.freeze)
     try:
         status = app(standalone_mode=False)
     except typer.exceptions.TyperException as error:
