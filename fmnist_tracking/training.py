@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def train(
     Args:
         config: what to train.
         data: training and validation images.
-        on_epoch: called after each epoch with its figures, once its checkpoint is written.
+        on_epoch: called after each epoch with its figures, once its checkpoint is written, in
+            a thread of its own; what it raises ends the training, after another epoch at most.
         place: of the checkpoint, written after each epoch and gone on from if there is one;
             None keeps none. It is for the caller to remove.
         on_start: called before the first step with the figures of the epochs that a
@@ -92,46 +94,59 @@ def train(
         best, best_weights = best_epoch(epochs).epoch, saved.best_weights
         best_predicted = saved.best_predicted
     on_start(tuple(epochs))
-    while not _is_done(config, epochs, best):
-        epoch = len(epochs) + 1
-        start = time.perf_counter()
-        order = np.random.default_rng([config.seed, epoch]).permutation(len(labels))
-        loss, right = step.run_epoch(
-            images,
-            labels,
-            order,
-            seed=config.seed,
-            epoch=epoch,
-            learning_rate=config.learning_rate,
-        )
-        fit_seconds += time.perf_counter() - start
-        probabilities = validate()
-        predicted = most_probable(probabilities)
-        figures = EpochMetrics(
-            epoch=epoch,
-            loss=loss,
-            accuracy=right / len(order),
-            val_loss=cross_entropy(data.validation_labels, probabilities),
-            val_accuracy=share_right(data.validation_labels, predicted),
-            epoch_seconds=time.perf_counter() - start,
-            ended_at=int(time.time() * 1000),
-            usage=meter.read(),
-        )
-        if not epochs or figures.val_accuracy > epochs[best - 1].val_accuracy:
-            best, best_weights = epoch, tuple(model.get_weights())
-            best_predicted = predicted
-        epochs.append(figures)
-        if place is not None:
-            checkpoint = Checkpoint(
-                fingerprint=place.fingerprint,
-                epochs=tuple(epochs),
-                fit_seconds=fit_seconds,
-                variables=tuple(v.numpy() for v in step.variables),
-                best_weights=best_weights,
-                best_predicted=best_predicted,
-            )
+
+    def tell(figures: EpochMetrics, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is not None and place is not None:
             _save(checkpoint, place.folder)
         on_epoch(figures)
+
+    # While an epoch's checkpoint is written, the next one is trained.
+    with ThreadPoolExecutor(1) as teller:
+        told: Future[None] | None = None
+        while not _is_done(config, epochs, best):
+            epoch = len(epochs) + 1
+            start = time.perf_counter()
+            order = np.random.default_rng([config.seed, epoch]).permutation(len(labels))
+            loss, right = step.run_epoch(
+                images,
+                labels,
+                order,
+                seed=config.seed,
+                epoch=epoch,
+                learning_rate=config.learning_rate,
+            )
+            fit_seconds += time.perf_counter() - start
+            probabilities = validate()
+            predicted = most_probable(probabilities)
+            figures = EpochMetrics(
+                epoch=epoch,
+                loss=loss,
+                accuracy=right / len(order),
+                val_loss=cross_entropy(data.validation_labels, probabilities),
+                val_accuracy=share_right(data.validation_labels, predicted),
+                epoch_seconds=time.perf_counter() - start,
+                ended_at=int(time.time() * 1000),
+                usage=meter.read(),
+            )
+            if not epochs or figures.val_accuracy > epochs[best - 1].val_accuracy:
+                best, best_weights = epoch, tuple(model.get_weights())
+                best_predicted = predicted
+            epochs.append(figures)
+            checkpoint = None
+            if place is not None:
+                checkpoint = Checkpoint(
+                    fingerprint=place.fingerprint,
+                    epochs=tuple(epochs),
+                    fit_seconds=fit_seconds,
+                    variables=tuple(v.numpy() for v in step.variables),
+                    best_weights=best_weights,
+                    best_predicted=best_predicted,
+                )
+            if told is not None:
+                told.result()
+            told = teller.submit(tell, figures, checkpoint)
+        if told is not None:
+            told.result()
 
     result = TrainingResult(
         config=config,
