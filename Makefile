@@ -40,6 +40,7 @@ benchmarks: .venv/installed-benchmarks .venv-peers/installed  ## Measure speed, 
 	$(BIN)/python -m benchmarks.profile_step
 	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.start_up
+	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.grid_search --size short --peers $(PEERS)/python
 	$(BIN)/python -m benchmarks.grid_search --size long --peers $(PEERS)/python
 	$(BIN)/python -m benchmarks.driver

@@ -133,7 +133,12 @@ class Measured:
 
 
 def measure(
-    way: Way, python: str, size: Size, images: Path, environment: Mapping[str, str], status: Status
+    way: Way,
+    python: str,
+    size: Size,
+    images: Path | None,
+    environment: Mapping[str, str],
+    status: Status,
 ) -> Measured:
     """Run a way in an empty folder, and see that it did what it should.
 
@@ -141,7 +146,7 @@ def measure(
         way: which.
         python: that runs it.
         size: how much is trained.
-        images: the file for the other ways.
+        images: the file for the other ways; a search needs none.
         environment: of the process.
         status: shows the seconds while it runs.
 
