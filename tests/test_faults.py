@@ -33,11 +33,13 @@ from test_end_to_end import free_port, serving
 
 pytestmark = pytest.mark.slow
 
+LIMIT = 6000
 EPOCHS = 8
 POINTS = 4
 SEARCH = (
-    *("search", "--limit", "6000", "--epochs", str(EPOCHS), "--filters", "8,16", "--strides", "1"),
-    *("--kernel-sizes", "3", "--hidden-units", "8", "--repeats", "2", "--workers", "2", "--json"),
+    *("search", "--limit", str(LIMIT), "--epochs", str(EPOCHS), "--filters", "8,16"),
+    *("--strides", "1", "--kernel-sizes", "3", "--hidden-units", "8", "--repeats", "2"),
+    *("--workers", "2", "--json"),
 )
 KILLS = 50
 KILLS_A_SEARCH = 17

@@ -24,12 +24,21 @@ import numpy as np
 import pytest
 
 from conftest import CLEAN
-from fmnist_tracking.config import FIELDS
-from fmnist_tracking.data import DataSplit
+from fmnist_tracking.config import FIELDS, SplitConfig
+from fmnist_tracking.data import Dataset, split_dataset
 from fmnist_tracking.tracking import open_store
 from test_end_to_end import REPORT_FILES, free_port, processes_of
 from test_executors import wait_for
-from test_faults import EPOCHS, POINTS, Outcome, Place, assert_as_undisturbed, finish, outcome
+from test_faults import (
+    EPOCHS,
+    LIMIT,
+    POINTS,
+    Outcome,
+    Place,
+    assert_as_undisturbed,
+    finish,
+    outcome,
+)
 
 pytestmark = pytest.mark.service
 
@@ -182,8 +191,9 @@ def test_the_password_is_for_the_owner_alone(server: Server) -> None:
 
 
 @pytest.mark.usefixtures("as_admin")
-def test_a_search_is_recorded_whole(server: Server, searched: Searched, split: DataSplit) -> None:
+def test_a_search_is_recorded_whole(server: Server, searched: Searched, dataset: Dataset) -> None:
     """`outcome` has looked at the runs, every step of every metric, and every model."""
+    split = split_dataset(dataset, SplitConfig(limit=LIMIT))
     assert searched.result["finished"] == POINTS == len(searched.outcome.weights)
     assert {p.name for p in searched.place.folder.iterdir()} <= {"log", "out", "state"}
     written = json.dumps(searched.result) + searched.place.said()
