@@ -34,8 +34,9 @@ class Checkpoint:
         fingerprint: of what is trained; see `fmnist_tracking.fingerprint`.
         epochs: figures of the epochs so far.
         fit_seconds: wall-clock seconds of training alone, validation excluded.
-        variables: of the model, the states of its dropout layers' random numbers included,
-            then those of the optimizer; each in its own shape and dtype.
+        variables: `step.TrainingStep.variables`: weights, Adam's moments and steps; each in its
+            own shape and dtype.
+        compiled: whether XLA compiled the training step.
         best_weights: the model's weights after the best epoch so far, float32.
         best_predicted: what they take each validation image for, uint8, shape (m,).
     """
@@ -46,6 +47,7 @@ class Checkpoint:
     variables: tuple[NDArray[np.generic], ...]
     best_weights: tuple[NDArray[np.float32], ...]
     best_predicted: NDArray[np.uint8]
+    compiled: bool = False
 
 
 def state_dir() -> Path:
@@ -64,6 +66,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         "fingerprint": checkpoint.fingerprint,
         "epochs": [dataclasses.asdict(epoch) for epoch in checkpoint.epochs],
         "fit_seconds": checkpoint.fit_seconds,
+        "compiled": checkpoint.compiled,
     }
     arrays = {f"variable{i}": array for i, array in enumerate(checkpoint.variables)}
     arrays |= {f"best{i}": array for i, array in enumerate(checkpoint.best_weights)}
@@ -95,6 +98,7 @@ def load(folder: Path, fingerprint: str) -> Checkpoint | None:
                 fingerprint=about["fingerprint"],
                 epochs=tuple(EpochMetrics(**epoch) for epoch in about["epochs"]),
                 fit_seconds=about["fit_seconds"],
+                compiled=about["compiled"],
                 variables=_numbered(arrays, "variable"),
                 best_weights=_numbered(arrays, "best"),
                 best_predicted=arrays["predicted"],

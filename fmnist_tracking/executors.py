@@ -1,5 +1,6 @@
 """Where trials run: worker processes that report back while they work."""
 
+import contextlib
 import gc
 import logging
 import os
@@ -11,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for_futures
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from functools import partial
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -22,6 +22,8 @@ from fmnist_tracking import runtime
 _JOIN_SECONDS = 5
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
+# What Python gives as the exit status of a process whose fork server is gone.
+_UNKNOWN = 255
 _METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 # The driver decides what becomes of trials. Ctrl-C and the end of a terminal reach every
 # process of it, and a service manager's SIGTERM every process of the service.
@@ -44,8 +46,8 @@ class WorkerPool:
     replaced when its process has died; the others never notice.
 
     On Linux they are forked from a process that Python starts for it, the fork server, which
-    has imported what they need and done nothing else: to fork one that computes with
-    TensorFlow would make them hang. Elsewhere, they are started anew and import it
+    has imported what they need and computed nothing: to fork one that has begun to compute
+    with TensorFlow would make them hang. Elsewhere, they are started anew and import it
     themselves. A worker ends by itself when the process that started it, or the fork server,
     is gone. Use the pool as a context manager: left normally it waits for what was submitted,
     left by an exception it ends the workers at once.
@@ -58,8 +60,8 @@ class WorkerPool:
         prepare: run in each worker before its first task; importable by name.
         tasks_per_process: after so many tasks a worker's process is replaced by a new one,
             which gives back memory that libraries have kept; None never does.
-        preload: modules that the fork server imports; they must begin nothing that a forked
-            process would lack, such as a thread.
+        preload: modules that the fork server imports, if it does not run yet for an earlier
+            pool; they must not begin to compute.
     """
 
     def __init__(
@@ -86,6 +88,10 @@ class WorkerPool:
         self._ending = False
         self._ended = threading.Event()
         self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._starters = [
+            threading.Thread(target=self._start_first, args=(slot,), daemon=True)
+            for slot in self._slots
+        ]
 
     def __enter__(self) -> "WorkerPool":
         self._listener.start()
@@ -96,9 +102,9 @@ class WorkerPool:
         if _METHOD == "forkserver":
             get_context(_METHOD).set_forkserver_preload(self._preload)
             with _signals_held_back(_LEFT_TO_THE_DRIVER):
-                forkserver.ensure_running()
-        for slot in self._slots:  # in the background: the fork server imports first
-            threading.Thread(target=self._start_first, args=(slot,), daemon=True).start()
+                _ensure_fork_server()
+        for starter in self._starters:  # in the background: the fork server imports first
+            starter.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -113,6 +119,9 @@ class WorkerPool:
         wait_for_futures(submitted)
         with self._lock:
             self._ending = True
+        self._end_fork_server_that_imports()
+        for starter in self._starters:
+            starter.join(_JOIN_SECONDS)
         for slot in self._slots:
             if slot.executor is not None:
                 slot.process.kill()  # it has nothing left to do; by itself it takes a second to end
@@ -129,8 +138,19 @@ class WorkerPool:
             for slot in self._slots:
                 if slot.process is not None:
                     slot.process.kill()
+        self._end_fork_server_that_imports()
         for outer, _, _ in waiting:
             outer.cancel()
+
+    def _end_fork_server_that_imports(self) -> None:
+        """End the fork server if it is not ready yet: it would go on for some seconds."""
+        if any(slot.process is None for slot in self._slots):
+            server = _fork_server()
+            if server is not None:
+                # A start that is under way may begin another one: that is ready at once, then.
+                get_context(_METHOD).set_forkserver_preload([])
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(server, signal.SIGKILL)
 
     def submit(self, function: Callable[..., Any], *args: Any) -> "Future[Any]":
         """Run `function(*args, report)` in a worker; `report` sends an object back here.
@@ -267,10 +287,14 @@ class _Slot:
         """Start a process, in place of the last one; give the end to read its reports from."""
         context = get_context(_METHOD)
         reader, writer = context.Pipe(duplex=False)
-        executor = ProcessPoolExecutor(
-            1, context, initializer=_start_worker, initargs=(writer, threads, self.number, prepare)
-        )
         with _signals_held_back(_LEFT_TO_THE_DRIVER):
+            if _METHOD == "forkserver":
+                _ensure_fork_server()
+            parent = _fork_server() or os.getpid()
+            arguments = writer, threads, self.number, prepare, parent, dict(os.environ)
+            executor = ProcessPoolExecutor(
+                1, context, initializer=_start_worker, initargs=arguments
+            )
             executor.submit(_ready)  # the pool starts its process only when it has a task
         writer.close()  # the worker has its own: when that is gone, reading comes to an end
         (self.process,) = executor._processes.values()
@@ -298,12 +322,16 @@ class _Slot:
             self.process.kill()
             self.process.join()
         code = self.process.exitcode
+        if code == _UNKNOWN:  # the fork server is gone, and with it who knows how the worker is
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
+            return "the process that it was forked from is gone"
         if code is not None and code < 0:
             return f"killed by signal {-code}, {signal.strsignal(-code)}"
         return f"exit status {code}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _signals_held_back(signals: set[signal.Signals]) -> Iterator[None]:
     """What is started meanwhile never gets them: a process inherits which are blocked."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -320,8 +348,40 @@ def _ready() -> None:
     """Nothing: a first task, for which the pool starts a process."""
 
 
+def _ensure_fork_server() -> None:
+    """Start the fork server, unless it runs; it imports from where this process does.
+
+    Python starts it as `python -c`, which would look in the working folder first.
+    """
+    path = [os.path.abspath(folder) for folder in sys.path]
+    changes = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)}
+    kept = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _fork_server() -> int | None:
+    """The process that workers are forked from, if there is one."""
+    if _METHOD != "forkserver":
+        return None
+    server: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return server
+
+
 def _start_worker(
-    writer: Connection, threads: int, number: int, prepare: Callable[[], None]
+    writer: Connection,
+    threads: int,
+    number: int,
+    prepare: Callable[[], None],
+    parent: int,
+    environment: dict[str, str],
 ) -> None:
     global _report
     _report = writer.send
@@ -329,7 +389,10 @@ def _start_worker(
     # Standard output belongs to the driver's results, whatever a library prints here.
     sys.stdout.flush()
     os.dup2(2, 1)
-    threading.Thread(target=_end_with_parents, daemon=True).start()
+    # The fork server has that of its start; what TensorFlow read at its import stays.
+    os.environ.clear()
+    os.environ.update(environment)
+    threading.Thread(target=_end_with_parents, args=(parent,), daemon=True).start()
     runtime.load_tensorflow(threads, number)
     prepare()
     # What is loaded by now stays; looking for garbage in it would take a third of a second a trial.
@@ -337,11 +400,11 @@ def _start_worker(
     gc.enable()
 
 
-def _end_with_parents() -> None:
+def _end_with_parents(parent: int) -> None:
     """End this process when the one that it works for, or the one it was forked from, is gone."""
-    driver, forked_from = parent_process(), os.getppid()
+    driver = parent_process()
     assert driver is not None
-    while driver.is_alive() and os.getppid() == forked_from:
+    while driver.is_alive() and os.getppid() == parent:
         driver.join(_LOOK_SECONDS)
     os._exit(1)
 

@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from fmnist_tracking.errors import ConfigError
 
@@ -89,10 +90,40 @@ def has_gpu() -> bool:
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux: a container may be given some of them only
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Processor cores that this process may use, in a container too."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
+    quota, _, period = _control_group("cpu.max").partition(" ")
+    if quota.isdigit() and period.isdigit():
+        allowed = min(allowed, max(1, int(quota) // int(period)))
+    return allowed
+
+
+def memory() -> int:
+    """Memory in bytes that this machine, or the container, has in all."""
+    import psutil
+
+    limit = _control_group("memory.max")
+    total = psutil.virtual_memory().total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def gpus() -> int:
+    """NVIDIA's GPUs of this machine, found out without loading TensorFlow."""
+    try:
+        return len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
+    except OSError:
+        return 0
+
+
+def _control_group(name: str) -> str:
+    """What Linux limits the container to; nothing where it does not, or there is none."""
+    try:
+        return Path("/sys/fs/cgroup", name).read_text().strip()
+    except OSError:
+        return ""
 
 
 def import_tensorflow() -> None:
@@ -132,10 +163,13 @@ def load_tensorflow(threads: int | None = None, worker: int = 0) -> None:
 
 def shards() -> int:
     """Parts of a batch that a training in this process computes at once; one on a GPU."""
+    return 1 if has_gpu() else threads()
+
+
+def threads() -> int:
+    """Threads that a training in this process may use, once TensorFlow is loaded."""
     import tensorflow as tf
 
-    if has_gpu():
-        return 1
     return tf.config.threading.get_inter_op_parallelism_threads() or cores()
 
 

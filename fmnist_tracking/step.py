@@ -150,7 +150,7 @@ class TrainingStep:
                 for w, scale in zip(self.weights, self._scales, strict=True)
             ]
             sums: Tensors = []
-            for start, end in shards(batch, self.shards):
+            for start, end in shard_bounds(batch, self.shards):
                 # TensorFlow convolves no empty batch: an empty shard takes an image, for nothing.
                 chosen = order[first + start : first + tf.maximum(end, start + 1)]
                 of_shard = self._gradients(
@@ -246,7 +246,7 @@ class TrainingStep:
             )
 
 
-def shards(count: tf.Tensor, number: int) -> list[tuple[tf.Tensor, tf.Tensor]]:
+def shard_bounds(count: tf.Tensor, number: int) -> list[tuple[tf.Tensor, tf.Tensor]]:
     """Start and end of each of `number` parts of `count` things, as equal as can be."""
     bounds = [count * shard // number for shard in range(number + 1)]
     return list(itertools.pairwise(bounds))

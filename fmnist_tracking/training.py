@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.evaluation import cross_entropy, most_probable, score, share_right
 from fmnist_tracking.results import EpochMetrics, TrainingResult, best_epoch
-from fmnist_tracking.step import TrainingStep, shards
+from fmnist_tracking.step import TrainingStep, shard_bounds
 from fmnist_tracking.usage import UsageMeter
 
 _VALIDATION_BATCH_SIZE = 1000
@@ -76,7 +77,8 @@ def train(
         accuracy, the earliest of equals.
     """
     images, labels = _tensor(data.train_images), _tensor(data.train_labels)
-    prepared = _prepare(config, images, labels)
+    saved = checkpoints.load(place.folder, place.fingerprint) if place else None
+    prepared = _prepare(config, images, labels, saved.compiled if saved else None)
     step, model = prepared.step, prepared.model
     validate = _validator(prepared, data)
     meter = UsageMeter()
@@ -86,7 +88,6 @@ def train(
     best_predicted = np.empty(0, np.uint8)
     best = 0
     fit_seconds = 0.0
-    saved = checkpoints.load(place.folder, place.fingerprint) if place else None
     if saved is not None:
         for variable, value in zip(step.variables, saved.variables, strict=True):
             variable.assign(value)
@@ -141,6 +142,7 @@ def train(
                     variables=tuple(v.numpy() for v in step.variables),
                     best_weights=best_weights,
                     best_predicted=best_predicted,
+                    compiled=step.compiled,
                 )
             if told is not None:
                 told.result()
@@ -159,7 +161,8 @@ def train(
             data.validation_labels, best_predicted, epochs[best - 1].val_loss, data.class_names
         ),
         settings={
-            **runtime.settings(),
+            **{name: os.environ.get(name) for name in runtime.DEFAULTS},
+            "threads": runtime.threads(),
             "shards": step.shards,
             "jit_compile": step.compiled,
         },
@@ -181,28 +184,37 @@ class _Prepared:
     classify: Callable[[tf.Tensor], tf.Tensor]
 
 
-# Of the last configuration, without what another training may change: tracing the functions takes
-# a third of a second.
-_last: dict[TrainingConfig, _Prepared] = {}
+# The last one, by all that its functions depend on: to trace them takes a third of a second.
+_last: dict[tuple[TrainingConfig, int, bool | None], _Prepared] = {}
 
 
-def _prepare(config: TrainingConfig, images: tf.Tensor, labels: tf.Tensor) -> _Prepared:
-    """A network with freshly drawn weights, and what trains it; the images are for timing."""
+def _prepare(
+    config: TrainingConfig, images: tf.Tensor, labels: tf.Tensor, compiled: bool | None
+) -> _Prepared:
+    """A network with freshly drawn weights, and what trains it.
+
+    Args:
+        config: of the network and its training.
+        images: to time steps with, if that is needed.
+        labels: of the images.
+        compiled: whether XLA compiled the step until now; None before the first epoch.
+    """
     keras.backend.clear_session()
     # After clear_session, which forgets it.
     keras.config.disable_interactive_logging()
     keras.utils.set_random_seed(config.seed)
     model = network.build_model(config)
-    same = dataclasses.replace(config, seed=0, learning_rate=1.0, epochs=1, patience=0)
-    prepared = _last.get(same)
+    compiled = runtime.jit_compile() if compiled is None else compiled
+    alike = dataclasses.replace(config, seed=0, learning_rate=1.0, epochs=1, patience=0)
+    key = alike, runtime.shards(), compiled
+    prepared = _last.get(key)
     if prepared is None:
         _last.clear()
-        compiled = runtime.jit_compile()
         if compiled is None:
             compiled = _is_faster_compiled(model, config, images, labels)
         weights = [weight.value for weight in model.trainable_variables]
         step = TrainingStep(weights, config, runtime.shards(), compiled=compiled)
-        prepared = _last[same] = _Prepared(model=model, step=step, classify=_classifier(model))
+        prepared = _last[key] = _Prepared(model=model, step=step, classify=_classifier(model))
     else:
         prepared.step.restart(model.get_weights())
     return prepared
@@ -233,7 +245,7 @@ def _classifier(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     number = runtime.shards()
 
     def classify(images: tf.Tensor) -> tf.Tensor:
-        bounds = shards(tf.shape(images)[0], number)
+        bounds = shard_bounds(tf.shape(images)[0], number)
         # TensorFlow convolves no empty batch: an empty shard takes an image, for nothing.
         parts = [forward(images[a : tf.maximum(b, a + 1)])[: b - a] for a, b in bounds]
         return tf.concat(parts, axis=0)
@@ -243,7 +255,7 @@ def _classifier(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 
 def _tensor(array: NDArray[np.uint8]) -> tf.Tensor:
     """The array as a tensor; of the same memory, so that processes share it, where that can be."""
-    if array.flags.writeable and array.ctypes.data % _ALIGNMENT == 0:
+    if not runtime.has_gpu() and array.flags.writeable and array.ctypes.data % _ALIGNMENT == 0:
         return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
     return tf.constant(array)
 

@@ -32,6 +32,10 @@ def print_something(report: Callable[[Any], None]) -> None:
     print("from a library")
 
 
+def what_is_loaded(report: Callable[[Any], None]) -> None:
+    report("fmnist_tracking.training" in sys.modules)
+
+
 def prepare_nothing() -> None:
     pass
 
@@ -181,17 +185,43 @@ def test_workers_end_with_the_process_they_are_forked_from() -> None:
         assert server is not None and server.pid != os.getpid()
         assert "forkserver" in " ".join(server.cmdline())
         server.kill()
-        with pytest.raises(WorkerDied):
+        with pytest.raises(WorkerDied, match="the process that it was forked from is gone"):
             lost.result(timeout=60)
-        wait_for(lambda: not is_alive(worker.pid), seconds=10)
+        wait_for(lambda: not is_alive(worker.pid), seconds=0.5)
         assert pool.submit(own_pid).result(timeout=60) != worker.pid
 
 
-def test_a_pool_that_is_left_before_its_processes_have_started() -> None:
-    start = time.monotonic()
-    with WorkerPool(2, Reports(), prepare_nothing) as pool:
-        pool.kill()
-    assert time.monotonic() - start < 5
+LEFT_AT_ONCE = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    from test_executors import WorkerPool, prepare_nothing
+    if __name__ == "__main__":
+        with WorkerPool(2, print, prepare_nothing, preload=["imported_slowly"]) as pool:
+            {leave}
+"""
+
+
+@pytest.mark.parametrize("leave", ["pool.kill()", "pass", "raise SystemExit"])
+def test_a_pool_that_is_left_at_once_leaves_nothing(tmp_path: Path, leave: str) -> None:
+    (tmp_path / "imported_slowly.py").write_text("import time; time.sleep(600)")
+    script, tests = tmp_path / "driver.py", os.path.dirname(__file__)
+    script.write_text(textwrap.dedent(LEFT_AT_ONCE).format(tests=tests, leave=leave))
+    done = subprocess.run(  # until its pipes are closed, by all who have them
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_workers_import_what_the_driver_does(tmp_path: Path) -> None:
+    """Not what lies in the working folder, where a file may have the name of a module."""
+    (tmp_path / "random.py").write_text("raise SystemExit('the wrong one')")
+    script, tests = tmp_path / "scripts" / "driver.py", os.path.dirname(__file__)
+    script.parent.mkdir()
+    script.write_text(textwrap.dedent(DRIVER).format(tests=tests, task="what_is_loaded"))
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 def test_left_normally_the_pool_does_all_that_was_submitted() -> None:
@@ -297,9 +327,11 @@ def test_workers_leave_signals_to_the_driver(tmp_path: Path) -> None:
 DRIVER = """
     import sys
     sys.path.insert(0, {tests!r})
-    from test_executors import WorkerPool, print_something, prepare_nothing, sleep_long
+    from test_executors import *
     if __name__ == "__main__":
-        with WorkerPool(1, lambda worker, pid: print(pid, flush=True), prepare_nothing) as pool:
+        preload = ["fmnist_tracking.workflows.warm"]
+        say = lambda worker, report: print(report, flush=True)
+        with WorkerPool(1, say, prepare_nothing, preload=preload) as pool:
             pool.submit({task}).result()
 """
 

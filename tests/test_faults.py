@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from fmnist_tracking.model import load_model
 from fmnist_tracking.tracking import logged_steps, open_store
 from fmnist_tracking.tracking.standing import EPOCH_METRICS
 from test_end_to_end import free_port, serving
+from test_executors import is_alive, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -126,6 +128,10 @@ def fork_servers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
         children = psutil.Process(process.pid).children()
         return [c for c in children if "forkserver" in " ".join(c.cmdline())]
     return []
+
+
+def has_ended(pid: int) -> bool:
+    return not is_alive(pid)
 
 
 def point(run: MlflowRun) -> tuple[str, ...]:
@@ -239,6 +245,7 @@ def test_killed_at_random_again_and_again(
     print(f"{killed} kills in {seed + 1} searches")
     assert killed.total() >= KILLS
     assert min(killed["worker"], killed["driver"]) >= 10
+    assert killed["fork server"] >= 1
 
 
 def test_stopped_by_sigterm_again_and_again(
@@ -250,6 +257,9 @@ def test_stopped_by_sigterm_again_and_again(
         process = place.start()
         place.wait_until_said("Search ", place.said().count("Search ") + 1, process)
         time.sleep(chance.uniform(0.0, 3.0))
+        while not workers_of(process):
+            assert process.poll() is None, place.said()
+            time.sleep(0.05)
         workers = workers_of(process)
         begin = time.monotonic()
         process.terminate()
@@ -264,8 +274,8 @@ def test_stopped_by_sigterm_again_and_again(
                 [store.experiment_id("fashion-mnist")], "attributes.status = 'RUNNING'"
             )
         assert list(open_runs) == []
-        time.sleep(2)
-        assert not any(psutil.pid_exists(worker) for worker in workers)
+        for worker in workers:
+            wait_for(partial(has_ended, worker), seconds=5)
     finish(place.start(), place)
     assert_as_undisturbed(place, undisturbed)
 

@@ -1,3 +1,7 @@
+import dataclasses
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -6,6 +10,7 @@ from fmnist_tracking import runtime, step, training
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.training import train
+from fmnist_tracking.workflows.session import best_workers
 
 
 def test_cores_are_shared_out_among_workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,9 +51,6 @@ def test_on_a_processor_nothing_is_compiled_unless_asked(monkeypatch: pytest.Mon
 def test_on_a_gpu_what_is_faster_is_found_out(
     monkeypatch: pytest.MonkeyPatch, split: DataSplit
 ) -> None:
-    monkeypatch.setattr(runtime, "has_gpu", lambda: True)
-    assert runtime.jit_compile() is None
-    assert runtime.shards() == 1
     tried: list[bool] = []
     run_epoch = step.TrainingStep.run_epoch
 
@@ -56,14 +58,15 @@ def test_on_a_gpu_what_is_faster_is_found_out(
         tried.append(self.compiled)
         return run_epoch(self, *args, **kw)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(step.TrainingStep, "run_epoch", watched)
-    monkeypatch.setattr(training, "_last", {})
-    result, weights = train(SMALL, split)
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "has_gpu", lambda: True)
+        assert runtime.jit_compile() is None
+        assert runtime.shards() == 1
+        patch.setattr(step.TrainingStep, "run_epoch", watched)
+        result, weights = train(SMALL, split)
     assert tried[:4] == [False, False, True, True]
     assert set(tried[4:]) == {result.settings["jit_compile"]}
     assert len(tried) == 4 + SMALL.epochs
-    monkeypatch.undo()
-    monkeypatch.setattr(training, "_last", {})
     monkeypatch.setattr(runtime, "shards", lambda: 1)
     expected, others = train(SMALL, split)  # trying it out has changed no weights
     assert expected.settings["jit_compile"] is False
@@ -78,6 +81,37 @@ def test_a_result_says_what_it_was_computed_with(
     assert settings["TF_ENABLE_ONEDNN_OPTS"] == "1"
     assert settings["jit_compile"] is False
     assert settings["shards"] == runtime.shards()
-    assert settings[runtime.THREADS_VARIABLE] is None
-    monkeypatch.setenv(runtime.THREADS_VARIABLE, "3")
-    assert train(SMALL, split)[0].settings[runtime.THREADS_VARIABLE] == "3"
+    assert settings["threads"] == runtime.threads() == runtime.cores()
+    monkeypatch.setenv(runtime.COMPILE_VARIABLE, "1")
+    assert train(SMALL, split)[0].settings["jit_compile"] is True
+
+
+def test_a_training_goes_on_compiled_as_it_began(
+    monkeypatch: pytest.MonkeyPatch, split: DataSplit, tmp_path: Path
+) -> None:
+    place = training.CheckpointPlace(folder=tmp_path / "here", fingerprint="f" * 64)
+    monkeypatch.setenv(runtime.COMPILE_VARIABLE, "1")
+    train(dataclasses.replace(SMALL, epochs=1), split, place=place)
+    monkeypatch.setenv(runtime.COMPILE_VARIABLE, "0")
+    result, _ = train(SMALL, split, place=place)
+    assert result.settings["jit_compile"] is True
+
+
+def test_what_a_container_is_limited_to_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    limits = {"cpu.max": "250000 100000", "memory.max": "4000000000"}
+    monkeypatch.setattr(runtime, "_control_group", lambda name: limits.get(name, ""))
+    monkeypatch.setattr(runtime, "gpus", lambda: 0)
+    assert (runtime.cores(), runtime.memory(), best_workers()) == (2, 4_000_000_000, 2)
+    limits["cpu.max"] = "max 100000"
+    assert (runtime.cores(), best_workers()) == (64, 3)
+    limits["memory.max"] = "1000000000"
+    assert best_workers() == 1
+    limits["memory.max"] = "max"
+    assert runtime.memory() > 1_000_000_000
+    monkeypatch.setattr(runtime, "memory", lambda: 10**12)
+    assert best_workers() == 64
+    monkeypatch.setattr(runtime, "gpus", lambda: 2)
+    assert best_workers() == 2

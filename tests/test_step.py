@@ -46,7 +46,7 @@ def assert_close(
         np.testing.assert_allclose(some, other, rtol=0.02, atol=2e-4)
 
 
-@pytest.mark.parametrize("shards", [1, 2, 3])
+@pytest.mark.parametrize("shards", [1, 2, 3, 4])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_without_dropout_it_is_what_keras_does(
     split: DataSplit, network: TrainingConfig, shards: int

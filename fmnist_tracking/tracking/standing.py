@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mlflow.entities import Run
 
+from fmnist_tracking import fingerprint
 from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.errors import SearchError
 from fmnist_tracking.results import FINISHED, RUNNING, TrialResult
@@ -157,9 +158,10 @@ def _finished_runs(store: Store, experiment_id: str, points: set[str]) -> Iterat
 def like_trials(
     store: Store, experiment_id: str, split: SplitConfig, threads: int
 ) -> list[TrialResult]:
-    """Some finished trials on as many images, with as many threads, the newest first."""
+    """Some finished trials of this code on as many images and threads, the newest first."""
     filter_string = (
         f"attributes.status = '{FINISHED}' AND tags.`{names.THREADS}` = '{threads}' "
+        f"AND tags.`{names.CODE_SHA256}` = '{fingerprint.of_code()}' "
         f"AND tags.`{names.PROTOCOL}` = '{split.protocol}' "
         f"AND params.`{names.SPLIT_PREFIX}limit` = '{split.limit}'"
     )

@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from fmnist_tracking import fingerprint, runtime
 from fmnist_tracking.config import FASHION_MNIST, SplitConfig, TrainingConfig
 from fmnist_tracking.errors import ConfigError
@@ -34,8 +32,8 @@ _SWITCH_SECONDS = 0.0005
 # Libraries keep some memory of each trial; a new process gives it back.
 _TRIALS_PER_PROCESS = 25
 _PRELOAD = "fmnist_tracking.workflows.warm"
-# Of a worker that trains the coursework's largest network, rounded up.
-_WORKER_BYTES = 1e9
+# Of a worker that trains the coursework's largest network, or of the driver, rounded up.
+_PROCESS_BYTES = 1e9
 # Images kept with each logged model as its input example.
 _EXAMPLES = 2
 
@@ -66,11 +64,11 @@ class Request:
 def best_workers() -> int:
     """How many trials at once suit this machine: one for each processor core, if memory allows.
 
-    `docs/speed.md` has the measurement: a trial gains less from a second core than a second
-    trial does.
+    A trial gains less from a second core than a second trial does. GPUs are not shared. What
+    other programs use at the moment does not count, so that a search goes on as it began.
     """
-    fitting = int(psutil.virtual_memory().available / _WORKER_BYTES)
-    return max(1, min(runtime.cores(), fitting))
+    fitting = int(runtime.memory() / _PROCESS_BYTES) - 1  # the driver is another
+    return max(1, min(runtime.gpus() or runtime.cores(), fitting))
 
 
 class Session:

@@ -1,7 +1,7 @@
 """Imported once by the process that workers are forked from: all that a trial needs.
 
-It imports and computes nothing: what TensorFlow begins, the threads of its first operation for
-instance, a forked process does not have, and waits for.
+It imports and computes nothing: the threads that TensorFlow begins with its first operation are
+what a forked process does not have, and waits for.
 """
 
 import gc
