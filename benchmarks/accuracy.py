@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -80,12 +81,12 @@ def with_this_package(path: str, epochs: int, seed: int) -> float:
     return train(config, data)[0].epochs[-1].val_accuracy
 
 
-def run(way: str, path: Path, epochs: int, seed: int) -> float:
+def run(way: str, path: Path, epochs: int, seed: int, environment: Mapping[str, str]) -> float:
     """One training in a program of its own."""
     words = ["--one", way, "--epochs", str(epochs), "--seed", str(seed), "--path", str(path)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.accuracy", *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment,
         capture_output=True,
         text=True,
     )
@@ -108,13 +109,15 @@ def main() -> None:
         train = with_keras if options.one == KERAS else with_this_package
         print(json.dumps(train(options.path, options.epochs, options.seed)))
         return
+    # Before this package is imported, which sets variables that the other way must not have.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     found: dict[str, list[float]] = {KERAS: [], OURS: []}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "images.npz")
         write_images(path, options.limit)
         for seed in range(options.seeds):
             for way, accuracies in found.items():
-                accuracies.append(run(way, path, options.epochs, seed))
+                accuracies.append(run(way, path, options.epochs, seed, environment))
                 console.print(f"seed {seed}, {way}: {accuracies[-1]:.4f}", markup=False)
     print(machine(), end="\n\n")
     print("| step | validation accuracy by seed | mean | standard deviation |\n|---|---|---:|---:|")

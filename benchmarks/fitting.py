@@ -2,18 +2,23 @@
 
 `training_speed` runs it as a program of its own:
 
-    python -m benchmarks.fitting keras|torch|ours IMAGES.npz FILTERS KERNEL STRIDES [THREADS]
+    python -m benchmarks.fitting keras|torch IMAGES.npz FILTERS KERNEL STRIDES
+    python -m benchmarks.fitting ours IMAGES.npz FILTERS KERNEL STRIDES THREADS [FOLDER COUNT]
     python -m benchmarks.fitting matrices ''
 
 `keras` is Keras's `fit`; `torch` is PyTorch, channels last; `ours` is this package's training step,
 with THREADS threads. The first epoch, in which things are traced and memory is got, does not count.
+With FOLDER, as many as COUNT of these processes wait for each other there before the first epoch
+that counts, and train on until all have been timed.
 `matrices` multiplies large matrices with TensorFlow instead, and prints GFLOP/s.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +32,13 @@ SIDE = 2048
 def main() -> None:
     """Do what the arguments say."""
     way, path, *numbers = sys.argv[1:]
+    others = Others(Path(numbers[4]), int(numbers[5])) if len(numbers) > 4 else None
     if way == "matrices":
         print(json.dumps([matrices()]))
         return
     with np.load(path) as content:
         images, labels = content["train_images"], content["train_labels"]
-    filters, kernel_size, strides, *threads = map(int, numbers)
+    filters, kernel_size, strides, *threads = map(int, numbers[:4])
     ways: dict[str, Callable[..., Callable[[], object]]] = {
         "keras": keras_fit,
         "torch": torch_loop,
@@ -40,12 +46,41 @@ def main() -> None:
     }
     epoch = ways[way](images, labels, filters, kernel_size, strides, *threads)
     epoch()
+    if others is not None:
+        others.say("ready")
+        while not others.have_all_said("ready"):
+            time.sleep(0.001)
     rates = []
     for _ in range(EPOCHS):
         begin = time.perf_counter()
         epoch()
         rates.append(len(labels) / (time.perf_counter() - begin))
+    if others is not None:
+        others.say("timed")
+        while not others.have_all_said("timed"):
+            epoch()
     print(json.dumps(rates))
+
+
+class Others:
+    """The processes that train at the same time, this one among them.
+
+    Args:
+        folder: where each leaves a file for what it says.
+        count: of the processes.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder = folder
+        self.count = count
+
+    def say(self, word: str) -> None:
+        """Tell the others."""
+        (self.folder / f"{word}-{os.getpid()}").touch()
+
+    def have_all_said(self, word: str) -> bool:
+        """Whether all processes have told this."""
+        return len(list(self.folder.glob(f"{word}-*"))) == self.count
 
 
 def keras_fit(
@@ -144,8 +179,6 @@ def torch_loop(
 
 def matrices() -> float:
     """The most GFLOP/s that TensorFlow, with oneDNN, reaches in ten products of large matrices."""
-    import os
-
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
     import tensorflow as tf
 

@@ -1,7 +1,7 @@
 """Memory of the driver and its workers over 100 short trials: `python -m benchmarks.memory`.
 
 Writes a picture, and prints the resident memory of each process after a quarter of the trials
-and at the end.
+and at the end. The pages that workers share with the process they are forked from count for each.
 """
 
 import subprocess

@@ -43,7 +43,7 @@ def build(filters: int, strides: int, kernel_size: int, hidden_units: int) -> ke
 
 
 def images(path: str) -> tuple[Part, Part]:
-    """Images and labels for training and for validation, from a file of `harness.write_images`."""
+    """Training and validation images and labels, from a file of `grid_search.write_images`."""
     with np.load(path) as content:
         train = content["train_images"], content["train_labels"]
         validation = content["validation_images"], content["validation_labels"]

@@ -3,10 +3,10 @@
     python -m benchmarks.profile_step [--steps 200]
 
 The coursework's largest network (48 filters, kernel size 3, strides of 1), batches of 32 of the
-real images, one core, so that the operations follow one another and their times add up.
-TensorFlow's profiler measures each operation; what is left of the wall-clock time lies between
-operations: the executor, the queue of `tf.data`, Python. The profiler itself slows both down a
-little.
+real images, both steps with oneDNN, on one core, so that the operations follow one another and
+their times add up. TensorFlow's profiler measures each operation; what is left of the wall-clock
+time lies between operations: the executor, the queue of `tf.data`, Python. The profiler itself
+slows both down a little.
 
 Prints a table in Markdown.
 """

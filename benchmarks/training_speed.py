@@ -42,18 +42,20 @@ def rates(
     python: str, words: list[str], environment: Mapping[str, str], count: int = 1
 ) -> list[list[float]]:
     """What `fitting` prints, for as many of its processes as are asked for, all at once."""
-    processes = [
-        subprocess.Popen(
-            [python, "-m", "benchmarks.fitting", *words],
-            env=environment,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for _ in range(count)
-    ]
-    printed = [process.communicate()[0] for process in processes]
+    with tempfile.TemporaryDirectory() as folder:
+        together = [folder, str(count)] if count > 1 else []
+        processes = [
+            subprocess.Popen(
+                [python, "-m", "benchmarks.fitting", *words, *together],
+                env=environment,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            for _ in range(count)
+        ]
+        printed = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         sys.exit(f"fitting {' '.join(words)} failed")
     return [json.loads(text) for text in printed]
@@ -109,13 +111,13 @@ def table(measured: Mapping[tuple[int, int, int], list[dict[str, float]]]) -> st
         pairs = [(ONE, KERAS), (ALL, KERAS), (ONE, TORCH), (ONE, LIMIT), (ALL, LIMIT)]
         cells = []
         for some, other in pairs:
-            values = [one[some] / one[other] for one in turns if other in one]
+            values = sorted(one[some] / one[other] for one in turns if other in one)
             form = ".0%" if other == LIMIT else ".2f"
-            middle, ends = (
-                statistics.median(values or [0]),
-                (min(values or [0]), max(values or [0])),
+            cells.append(
+                f"{statistics.median(values):{form}} ({values[0]:{form}} to {values[-1]:{form}})"
+                if values
+                else "-"
             )
-            cells.append(f"{middle:{form}} ({ends[0]:{form}} to {ends[1]:{form}})")
         ratios.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *ratios])
 

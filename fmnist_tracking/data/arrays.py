@@ -28,7 +28,7 @@ def write(folder: Path, arrays: Mapping[str, NDArray[np.uint8]], about: Any) -> 
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=folder.parent))
     except OSError as error:
-        _log.warning("Cannot keep decoded images in %s: %s.", folder.parent, error.strerror)
+        _log.warning("Cannot keep images in %s: %s.", folder.parent, error.strerror)
         return
     try:
         for name, array in arrays.items():
@@ -37,7 +37,7 @@ def write(folder: Path, arrays: Mapping[str, NDArray[np.uint8]], about: Any) -> 
         partial.rename(folder)
     except OSError as error:
         if not folder.is_dir():  # another process was not simply faster
-            _log.warning("Cannot keep decoded images in %s: %s.", folder, error.strerror)
+            _log.warning("Cannot keep images in %s: %s.", folder, error.strerror)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -66,5 +66,5 @@ def read(
 
 def discard(folder: Path) -> None:
     """Remove a folder whose arrays are not what was written."""
-    _log.warning("The decoded copy in %s is damaged and is made anew.", folder)
+    _log.warning("The copy of images in %s is damaged and is made anew.", folder)
     shutil.rmtree(folder, ignore_errors=True)
