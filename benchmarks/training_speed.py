@@ -8,8 +8,9 @@ This package is measured twice: one training on all cores, as `train` and `searc
 it, and as many at once as there are cores, each on one, as `search` does it; then their sum counts.
 
 The limit is what the processor would train if all of it were one large product of matrices: the
-GFLOP/s of such a product, measured in the same turn, by the additions and multiplications of a
-training step, three times those of the forward pass (`config.flops_per_image`).
+GFLOP/s of such a product, measured in each turn, the most of the run, by the additions and
+multiplications of a training step, three times those of the forward pass
+(`config.flops_per_image`).
 
 Prints tables in Markdown; what is going on goes to standard error.
 """
@@ -100,11 +101,12 @@ def table(measured: Mapping[tuple[int, int, int], list[dict[str, float]]]) -> st
         "| one training, share of the limit | one for each core, share of the limit |",
         "|---|---:|---:|---:|---:|---:|",
     ]
+    most = max(one[PRODUCT] for turns in measured.values() for one in turns)
     for point, turns in measured.items():
         filters, kernel_size, strides = point
         config = TrainingConfig(filters=filters, kernel_size=kernel_size, strides=strides)
         for one in turns:
-            one[LIMIT] = one[PRODUCT] * 1e9 / (3 * flops_per_image(config))
+            one[LIMIT] = most * 1e9 / (3 * flops_per_image(config))
         name = f"f{filters} k{kernel_size} s{strides}"
         columns = [statistics.median(one[way] for one in turns) for way in (*ways, LIMIT)]
         lines.append(f"| {name} | {' | '.join(f'{column:,.0f}' for column in columns)} |")
