@@ -95,7 +95,7 @@ class Place:
         return self.log.read_text()
 
     def wait_until_said(self, text: str, times: int, process: "subprocess.Popen[str]") -> None:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while self.said().count(text) < times:
             assert process.poll() is None, self.said()
             assert time.monotonic() < end, self.said()
@@ -418,16 +418,19 @@ def test_a_database_that_is_locked_for_a_while(
 
 def test_a_second_driver_is_refused(tmp_path: Path, cache: Path) -> None:
     place = Place(tmp_path / "search", cache)
-    first = place.start()
-    place.wait_until_said("started", 1, first)
-    os.killpg(first.pid, signal.SIGSTOP)  # so that it is still there when the second one looks
+    long = ("--epochs", "2000")  # so that it is still there when the second one looks
+    first = place.start(*long)
     try:
-        second = place.start()
-        assert second.wait(timeout=60) == 1
+        place.wait_until_said("epoch 1/2000", 1, first)
+        second = place.start(*long)
+        assert second.wait(timeout=120) == 1
+        assert f"is running already: process {first.pid} on " in place.said()
+        assert first.poll() is None
+        first.terminate()
+        assert first.wait(timeout=60) == 143, place.said()
     finally:
-        os.killpg(first.pid, signal.SIGCONT)
-    assert f"is running already: process {first.pid} on " in place.said()
-    assert first.wait(timeout=300) == 0, place.said()
+        first.kill()
+        first.wait()
 
 
 def test_two_searches_begin_one_store_at_once(
