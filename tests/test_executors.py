@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from fmnist_tracking import executors
+from fmnist_tracking import processes
 from fmnist_tracking.executors import WorkerDied, WorkerPool
 
 
@@ -107,7 +107,7 @@ def _fork_server() -> None:
 def test_results_and_reports_come_back_from_another_process(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executors, "_METHOD", method)
+    monkeypatch.setattr(processes, "METHOD", method)
     reports = Reports()
     with WorkerPool(1, reports, prepare_nothing) as pool:
         futures = [pool.submit(report_twice, number) for number in range(3)]
