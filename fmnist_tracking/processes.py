@@ -5,6 +5,7 @@ import gc
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,18 +14,29 @@ from multiprocessing import forkserver, get_context, parent_process, resource_tr
 from multiprocessing.connection import Connection
 from typing import Any
 
+import psutil
+
 from fmnist_tracking import runtime
 
 JOIN_SECONDS = 5
 _LOOK_SECONDS = 1.0
 # What Python gives as the exit status of a process whose fork server is gone.
 _UNKNOWN = 255
-METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+# The fork server listens at a socket in the folder for temporary files, and the kernel takes paths
+# of up to 107 bytes: this much is left for the folder's own.
+_LONGEST_TEMPORARY_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 # The driver decides what becomes of trials. Ctrl-C and the end of a terminal reach every
 # process of it, and a service manager's SIGTERM every process of the service.
 _LEFT_TO_THE_DRIVER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 _starting = threading.Lock()
+
+
+def start_method() -> str:
+    """How `multiprocessing` starts workers: forked ready to work, where that can be."""
+    folder = os.fsencode(tempfile.gettempdir())
+    can_fork = sys.platform == "linux" and len(folder) <= _LONGEST_TEMPORARY_FOLDER
+    return "forkserver" if can_fork else "spawn"
 
 
 def start_helpers(preload: Sequence[str]) -> None:
@@ -37,8 +49,8 @@ def start_helpers(preload: Sequence[str]) -> None:
     # it knows nothing of.
     with _signals_held_back({signal.SIGHUP}):
         resource_tracker.ensure_running()
-    if METHOD == "forkserver":
-        get_context(METHOD).set_forkserver_preload(list(preload))
+    if start_method() == "forkserver":
+        get_context("forkserver").set_forkserver_preload(list(preload))
         with _signals_held_back(_LEFT_TO_THE_DRIVER), _starting:
             _ensure_fork_server()
 
@@ -48,7 +60,7 @@ def end_fork_server() -> None:
     server = _fork_server()
     if server is not None:
         # A start that is under way may begin another one: that is ready at once, then.
-        get_context(METHOD).set_forkserver_preload([])
+        get_context("forkserver").set_forkserver_preload([])
         with contextlib.suppress(ProcessLookupError):
             os.kill(server, signal.SIGKILL)
 
@@ -66,19 +78,22 @@ class WorkerProcess:
         self.process: Any = None
         self.reader: Connection | None = None
         self.tasks = 0
+        self._parent = 0
         self.is_used_up = False  # its process must be replaced before the next task
 
     def start(self, threads: int, prepare: Callable[[], None]) -> Connection:
         """Start a process, in place of the last one; give the end to read its reports from."""
-        context = get_context(METHOD)
+        method = start_method()
+        context = get_context(method)
         reader, writer = context.Pipe(duplex=False)
         with _signals_held_back(_LEFT_TO_THE_DRIVER):
             with _starting:  # the environment is changed for a moment
-                if METHOD == "forkserver":
+                if method == "forkserver":
                     _ensure_fork_server()
                 environment = dict(os.environ)
-            parent = _fork_server() or os.getpid()
-            arguments = writer, threads, self.number, prepare, parent, environment
+            server = _fork_server() if method == "forkserver" else None
+            self._parent = server or os.getpid()
+            arguments = writer, threads, self.number, prepare, self._parent, environment
             executor = ProcessPoolExecutor(
                 1, context, initializer=_start_worker, initargs=arguments
             )
@@ -111,7 +126,7 @@ class WorkerProcess:
             self.process.kill()
             self.process.join()
         code = self.process.exitcode
-        if code == _UNKNOWN:  # the fork server is gone, and with it who knows how the worker is
+        if code == _UNKNOWN and not _is_alive(self._parent):  # who alone knows how the worker is
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGKILL)
             return "the process that it was forked from is gone"
@@ -142,6 +157,9 @@ def _ensure_fork_server() -> None:
 
     Python starts it as `python -c`, which would look in the working folder first.
     """
+    server = _fork_server()
+    if server is not None and _is_alive(server):
+        return  # without changing the environment, which another thread may be reading
     path = [os.path.abspath(folder) for folder in sys.path]
     changes = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)}
     kept = {name: os.environ.get(name) for name in changes}
@@ -158,10 +176,15 @@ def _ensure_fork_server() -> None:
 
 def _fork_server() -> int | None:
     """The process that workers are forked from, if there is one."""
-    if METHOD != "forkserver":
-        return None
     server: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     return server
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _start_worker(

@@ -107,7 +107,7 @@ def _fork_server() -> None:
 def test_results_and_reports_come_back_from_another_process(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "METHOD", method)
+    monkeypatch.setattr(processes, "start_method", lambda: method)
     reports = Reports()
     with WorkerPool(1, reports, prepare_nothing) as pool:
         futures = [pool.submit(report_twice, number) for number in range(3)]
@@ -116,6 +116,27 @@ def test_results_and_reports_come_back_from_another_process(
     assert {pid for _, pid in results}.isdisjoint({os.getpid()})
     assert len({pid for _, pid in results}) == 1
     assert reports.all == [(0, (word, n)) for n in range(3) for word in ("begun", "done")]
+
+
+def test_a_long_name_of_the_temporary_folder(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from test_executors import Reports, prepare_nothing, report_twice\n"
+        "from fmnist_tracking.executors import WorkerPool\n"
+        "if __name__ == '__main__':\n"
+        "    with WorkerPool(1, Reports(), prepare_nothing) as pool:\n"
+        "        print(pool.submit(report_twice, 7).result()[0])\n"
+    )
+    path = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "TMPDIR": str(folder), "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
 
 
 def test_each_worker_reports_under_its_number(tmp_path: Path) -> None:
