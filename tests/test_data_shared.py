@@ -1,5 +1,6 @@
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 
 from conftest import SMALL
 from fmnist_tracking.data import DataSplit, shared_split
-from fmnist_tracking.data.shared import _KEPT
-from fmnist_tracking.training import train
+from fmnist_tracking.data.arrays import PARTIAL
+from fmnist_tracking.data.shared import _KEPT, _WRITING_SECONDS
+from fmnist_tracking.training import _tensor, train
 
 ARRAYS = ("train_images", "train_labels", "validation_images", "validation_labels")
 
@@ -50,6 +52,15 @@ def test_training_on_mapped_images_gives_the_same_and_leaves_them(split: DataSpl
     for some, other in zip(weights_on_mapped, weights, strict=True):
         np.testing.assert_array_equal(some, other)
     assert_same(shared_split("key", never)[0], split)
+
+
+def test_tensorflow_computes_on_the_mapped_memory_itself(split: DataSplit) -> None:
+    mapped, _ = shared_split("key", lambda: split)
+    for name in ARRAYS:
+        array = getattr(mapped, name)
+        tensor = np.frombuffer(memoryview(_tensor(array)), np.uint8)
+        assert tensor.ctypes.data == array.ctypes.data
+        np.testing.assert_array_equal(tensor, array.ravel())
 
 
 def test_another_key_is_another_split(split: DataSplit) -> None:
@@ -103,6 +114,53 @@ def test_those_used_last_are_kept(split: DataSplit, own_cache: Path) -> None:
         shared_split(key, never)
     with pytest.raises(AssertionError, match="it was there already"):
         shared_split("key 1", never)
+
+
+def test_what_was_begun_is_neither_counted_nor_kept_for_ever(
+    split: DataSplit, own_cache: Path
+) -> None:
+    begun, left = (own_cache / "splits" / f"{PARTIAL}{name}" for name in ("begun", "left"))
+    for folder in (begun, left):
+        folder.mkdir(parents=True)
+    long_ago = time.time() - _WRITING_SECONDS - 1
+    os.utime(left, (long_ago, long_ago))
+    for number in range(_KEPT):
+        shared_split(f"key {number}", lambda: split)
+    for number in range(_KEPT):
+        shared_split(f"key {number}", never)
+    assert begun.exists()
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770])
+def test_a_copy_has_the_permissions_of_its_cache(
+    split: DataSplit, own_cache: Path, mode: int
+) -> None:
+    (own_cache / "splits").mkdir(parents=True)
+    (own_cache / "splits").chmod(mode)
+    shared_split("key", lambda: split)
+    (folder,) = (own_cache / "splits").iterdir()
+    assert folder.stat().st_mode & 0o777 == mode
+
+
+def test_what_another_user_may_not_read_is_not_damaged(
+    split: DataSplit,
+    own_cache: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared_split("key", lambda: split)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "fmnist_tracking"):
+        patch.setattr(np, "load", refused)  # root, whom nobody refuses, may run this
+        found, _ = shared_split("key", lambda: split)
+    assert_same(found, split)
+    assert "cannot be read: Permission denied" in caplog.text
+    assert "damaged" not in caplog.text
+    shared_split("key", never)
 
 
 def test_a_cache_that_cannot_be_made_is_no_harm(

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ABOUT = "about.json"
+# A folder that is being written, or was when its process ended.
+PARTIAL = "partial-"
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ def write(folder: Path, arrays: Mapping[str, NDArray[np.uint8]], about: Any) -> 
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent))
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=PARTIAL))
     except OSError as error:
         _log.warning("Cannot keep images in %s: %s.", folder.parent, error.strerror)
         return
@@ -34,6 +36,8 @@ def write(folder: Path, arrays: Mapping[str, NDArray[np.uint8]], about: Any) -> 
         for name, array in arrays.items():
             np.save(partial / f"{name}.npy", array)
         (partial / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        # As other folders are made: a cache may be shared by users, and mkdtemp's are its owner's.
+        partial.chmod(folder.parent.stat().st_mode & 0o777)
         partial.rename(folder)
     except OSError as error:
         if not folder.is_dir():  # another process was not simply faster
@@ -47,7 +51,8 @@ def read(
 ) -> tuple[dict[str, NDArray[np.uint8]], Any] | None:
     """What `write` has kept, or None if it is not there or cannot be read.
 
-    The bytes are not verified. A folder that cannot be read is removed.
+    The bytes are not verified. A folder in which something is missing or cut short is removed; one
+    that this user may not read, or that there is no memory for, stays as it is.
 
     Args:
         folder: which.
@@ -59,8 +64,11 @@ def read(
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         return {name: np.load(folder / f"{name}.npy", mmap_mode=mode) for name in names}, about
-    except (OSError, ValueError, EOFError):
+    except (FileNotFoundError, ValueError, EOFError):
         discard(folder)
+        return None
+    except OSError as error:
+        _log.warning("The copy of images in %s cannot be read: %s.", folder, error.strerror)
         return None
 
 

@@ -15,7 +15,7 @@ from fmnist_tracking.events import EpochEnded, TrialStarted
 from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult
 
 if TYPE_CHECKING:
-    from fmnist_tracking.data import DataSplit
+    from fmnist_tracking.data import Dataset, DataSplit
     from fmnist_tracking.training import Weights
 
 
@@ -108,12 +108,26 @@ def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Faile
 def _load(
     data_dir: Path | None, split: SplitConfig, data_sha256: str
 ) -> "tuple[DataSplit, tuple[DatasetPart, DatasetPart]]":
-    from fmnist_tracking.data import load_dataset, shared_split, split_dataset
+    from fmnist_tracking.data import load_dataset
 
-    def make() -> "DataSplit":
+    def load() -> "Dataset":
         dataset = load_dataset(data_dir)
         if dataset.digest != data_sha256:
             raise DataError(f"The data in {dataset.source} changed while the search was running.")
-        return split_dataset(dataset, split)
+        return dataset
 
-    return shared_split(json.dumps([fingerprint.of_code(), data_sha256, asdict(split)]), make)
+    return _split(load, split, data_sha256)
+
+
+def keep_split(dataset: "Dataset", split: SplitConfig) -> None:
+    """Have the split in the cache, so that the workers need not make it, each for itself."""
+    _split(lambda: dataset, split, dataset.digest)
+
+
+def _split(
+    load: "Callable[[], Dataset]", split: SplitConfig, data_sha256: str
+) -> "tuple[DataSplit, tuple[DatasetPart, DatasetPart]]":
+    from fmnist_tracking.data import shared_split, split_dataset
+
+    key = json.dumps([fingerprint.of_code(), data_sha256, asdict(split)])
+    return shared_split(key, lambda: split_dataset(load(), split))
