@@ -53,9 +53,9 @@ def with_keras(path: str, epochs: int, seed: int) -> float:
 
 def with_this_package(path: str, epochs: int, seed: int) -> float:
     """Validation accuracy after the last epoch of a trial."""
-    from fmnist_tracking import runtime
+    from fmnist_tracking import machine, runtime
 
-    runtime.load_tensorflow(runtime.cores())
+    runtime.load_tensorflow(machine.cores())
     from benchmarks import network
     from fmnist_tracking.config import TrainingConfig
     from fmnist_tracking.data import DataSplit

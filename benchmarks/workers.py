@@ -18,6 +18,7 @@ from rich.console import Console
 
 from benchmarks.grid_search import POINTS, SEARCH, Measured, Size, Way, machine, measure
 from fmnist_tracking import runtime
+from fmnist_tracking.machine import cores
 
 SIZE = Size(limit=24_000, epochs=2)
 
@@ -36,7 +37,7 @@ def main() -> None:
             runs=POINTS + 1,
             models=POINTS,
         )
-        for workers in range(1, 2 * runtime.cores() + 1)
+        for workers in range(1, 2 * cores() + 1)
     }
     taken: dict[int, list[Measured]] = {workers: [] for workers in ways}
     with console.status("searching") as status:

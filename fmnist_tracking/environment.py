@@ -13,9 +13,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from fmnist_tracking import __version__, fingerprint, runtime
+from fmnist_tracking import __version__, fingerprint, machine, runtime
 
 _log = logging.getLogger(__name__)
 _GIT_SECONDS = 10
@@ -122,15 +120,16 @@ def describe(threads: int) -> dict[str, Any]:
         "machine": {
             "system": platform.platform(),
             "processor": _processor(),
-            "cores": runtime.cores(),
+            "cores": machine.cores(),
             "threads": threads,
-            "memory_gigabytes": round(psutil.virtual_memory().total / 1e9, 1),
+            "memory_gigabytes": round(machine.memory() / 1e9, 1),
             "gpus": _gpus(),
         },
         "settings": runtime.settings(),
         "determinism": {
             "seeded": "weights, dropout and the order of images, by the parameter seed",
-            "bit_equal": "with the same packages, processor type and number of threads",
+            "bit_equal": "on a processor, with the same packages, processor type and number of "
+            "threads; not on a GPU",
             "tensorflow_op_determinism": False,
         },
         "packages": _packages(),

@@ -8,12 +8,14 @@ default: a variable that is already set in the environment wins.
 - `TF_ENABLE_ONEDNN_OPTS`: Intel's library of convolutions and matrix products.
 - `TF_FORCE_GPU_ALLOW_GROWTH`: take a GPU's memory as it is needed, so that workers can share one.
 - `FMNIST_THREADS`: of each worker; unset, the cores are shared out among the workers. So many
-  operations are computed at once, each on one thread: `step` gives each thread a part of the batch,
-  which is up to twice as fast as to give each operation all threads.
+  operations are computed at once, each on one thread: `step` gives each thread a part of the batch
+  (of at least four images: a batch of 32 keeps eight threads busy at most), which is up to twice as
+  fast as to give each operation all threads.
 - `FMNIST_JIT_COMPILE`: 1 has XLA compile the training step, 0 does not. Unset, it is not compiled
   on a processor, where that makes it many times as slow; on a GPU, each network is tried both ways.
 
-Keras's `steps_per_execution` has no place here: a whole epoch is one call of TensorFlow.
+Keras's `steps_per_execution` has no place here: a whole epoch is one call of TensorFlow. Nor can
+Keras's backend be chosen, because that call is TensorFlow's.
 """
 
 import os
@@ -21,12 +23,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+from fmnist_tracking import machine
 from fmnist_tracking.errors import ConfigError
 
+_BACKEND = "KERAS_BACKEND"
 DEFAULTS = {
-    "KERAS_BACKEND": "tensorflow",
     # Off by default on processors without AVX-512, where it makes the gradients of the
     # convolutions about 2.5 times as fast.
     "TF_ENABLE_ONEDNN_OPTS": "1",
@@ -38,14 +40,16 @@ COMPILE_VARIABLE = "FMNIST_JIT_COMPILE"
 
 
 def apply_defaults() -> None:
-    """Set each of `DEFAULTS` that the environment does not set already."""
+    """Set each of `DEFAULTS` that the environment does not set already, and Keras's backend."""
+    os.environ[_BACKEND] = "tensorflow"
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
 def settings() -> dict[str, str | None]:
     """What the environment says, by the variable's name; None where it says nothing."""
-    return {n: os.environ.get(n) for n in (*DEFAULTS, THREADS_VARIABLE, COMPILE_VARIABLE)}
+    names = (_BACKEND, *DEFAULTS, THREADS_VARIABLE, COMPILE_VARIABLE)
+    return {name: os.environ.get(name) for name in names}
 
 
 def threads_of(workers: int) -> int:
@@ -56,7 +60,7 @@ def threads_of(workers: int) -> int:
     """
     text = os.environ.get(THREADS_VARIABLE)
     if not text:
-        return max(1, cores() // workers)
+        return max(1, machine.cores() // workers)
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise ConfigError(
             f"Expected {THREADS_VARIABLE} to be a whole number of at least 1, got {text!r}."
@@ -87,43 +91,6 @@ def has_gpu() -> bool:
     import tensorflow as tf
 
     return bool(tf.config.list_logical_devices("GPU"))
-
-
-def cores() -> int:
-    """Processor cores that this process may use, in a container too."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        allowed = len(os.sched_getaffinity(0))
-    else:
-        allowed = os.cpu_count() or 1
-    quota, _, period = _control_group("cpu.max").partition(" ")
-    if quota.isdigit() and period.isdigit():
-        allowed = min(allowed, max(1, int(quota) // int(period)))
-    return allowed
-
-
-def memory() -> int:
-    """Memory in bytes that this machine, or the container, has in all."""
-    import psutil
-
-    limit = _control_group("memory.max")
-    total = psutil.virtual_memory().total
-    return min(total, int(limit)) if limit.isdigit() else total
-
-
-def gpus() -> int:
-    """NVIDIA's GPUs of this machine, found out without loading TensorFlow."""
-    try:
-        return len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
-    except OSError:
-        return 0
-
-
-def _control_group(name: str) -> str:
-    """What Linux limits the container to; nothing where it does not, or there is none."""
-    try:
-        return Path("/sys/fs/cgroup", name).read_text().strip()
-    except OSError:
-        return ""
 
 
 def import_tensorflow() -> None:
@@ -170,7 +137,7 @@ def threads() -> int:
     """Threads that a training in this process may use, once TensorFlow is loaded."""
     import tensorflow as tf
 
-    return tf.config.threading.get_inter_op_parallelism_threads() or cores()
+    return tf.config.threading.get_inter_op_parallelism_threads() or machine.cores()
 
 
 @contextmanager

@@ -1,20 +1,18 @@
 import dataclasses
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from conftest import SMALL, Run
-from fmnist_tracking import runtime, step, training
+from fmnist_tracking import machine, runtime, step, training
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.training import train
-from fmnist_tracking.workflows.session import best_workers
 
 
 def test_cores_are_shared_out_among_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "cores", lambda: 8)
+    monkeypatch.setattr(machine, "cores", lambda: 8)
     assert [runtime.threads_of(workers) for workers in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]
     monkeypatch.setenv(runtime.THREADS_VARIABLE, "5")
     assert [runtime.threads_of(workers) for workers in (1, 8)] == [5, 5]
@@ -81,7 +79,7 @@ def test_a_result_says_what_it_was_computed_with(
     assert settings["TF_ENABLE_ONEDNN_OPTS"] == "1"
     assert settings["jit_compile"] is False
     assert settings["shards"] == runtime.shards()
-    assert settings["threads"] == runtime.threads() == runtime.cores()
+    assert settings["threads"] == runtime.threads() == machine.cores()
     monkeypatch.setenv(runtime.COMPILE_VARIABLE, "1")
     assert train(SMALL, split)[0].settings["jit_compile"] is True
 
@@ -97,21 +95,7 @@ def test_a_training_goes_on_compiled_as_it_began(
     assert result.settings["jit_compile"] is True
 
 
-def test_what_a_container_is_limited_to_counts(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    limits = {"cpu.max": "250000 100000", "memory.max": "4000000000"}
-    monkeypatch.setattr(runtime, "_control_group", lambda name: limits.get(name, ""))
-    monkeypatch.setattr(runtime, "gpus", lambda: 0)
-    assert (runtime.cores(), runtime.memory(), best_workers()) == (2, 4_000_000_000, 2)
-    limits["cpu.max"] = "max 100000"
-    assert (runtime.cores(), best_workers()) == (64, 3)
-    limits["memory.max"] = "1000000000"
-    assert best_workers() == 1
-    limits["memory.max"] = "max"
-    assert runtime.memory() > 1_000_000_000
-    monkeypatch.setattr(runtime, "memory", lambda: 10**12)
-    assert best_workers() == 64
-    monkeypatch.setattr(runtime, "gpus", lambda: 2)
-    assert best_workers() == 2
+def test_keras_computes_with_tensorflow_whatever_it_is_set_to(command: Run) -> None:
+    arguments = ("train", "--limit", "600", "--epochs", "1", "--filters", "4")
+    done = command(*arguments, KERAS_BACKEND="torch")
+    assert done.returncode == 0, done.stderr

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from fmnist_tracking import checkpoints, fingerprint, runtime
+from fmnist_tracking import checkpoints, fingerprint, machine, runtime
 from fmnist_tracking.analysis import effects
 from fmnist_tracking.config import SearchSpace, TrainingConfig, Value
 from fmnist_tracking.errors import SearchError
@@ -48,7 +48,7 @@ def search(
     points = space.points(base)
     names = [trial_name(config, space.varying) for config in points]
     workers = min(request.workers or best_workers(), len(points))
-    cores = runtime.cores()
+    cores = machine.cores()
     if workers > cores:
         announce(f"{workers} workers share {cores} processor cores, and wait for each other.")
     progress = Progress(points, names, workers)

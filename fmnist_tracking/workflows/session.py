@@ -11,13 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tracking import fingerprint, runtime
+from fmnist_tracking import fingerprint, machine, runtime
 from fmnist_tracking.config import FASHION_MNIST, SplitConfig, TrainingConfig
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.executors import WorkerPool
 from fmnist_tracking.progress import Progress
 from fmnist_tracking.workflows.keeping import Keeper, outage_lines
-from fmnist_tracking.workflows.trial import TrialTask, prepare_worker
+from fmnist_tracking.workflows.trial import TrialTask, keep_split, prepare_worker
 from fmnist_tracking.workflows.trials import Trials
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def best_workers() -> int:
     A trial gains less from a second core than a second trial does. GPUs are not shared. What
     other programs use at the moment does not count, so that a search goes on as it began.
     """
-    fitting = int(runtime.memory() / _PROCESS_BYTES) - 1  # the driver is another
-    return max(1, min(runtime.gpus() or runtime.cores(), fitting))
+    fitting = int(machine.memory() / _PROCESS_BYTES) - 1  # the driver is another
+    return max(1, min(machine.gpus() or machine.cores(), fitting))
 
 
 class Session:
@@ -147,6 +147,7 @@ class Session:
             run_id: of the search, None for a training of its own.
             folder: for checkpoints.
         """
+        keep_split(self._dataset, self.request.split)
         runtime.load_tensorflow()
         from fmnist_tracking import model, plots, tracking  # noqa: F401  # used by the keeper
 

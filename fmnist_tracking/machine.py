@@ -1,0 +1,75 @@
+"""What this machine has for a search to use: processor cores, memory, GPUs."""
+
+import ctypes.util
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUP = Path("/proc/self/cgroup")
+_NVIDIA = Path("/proc/driver/nvidia/gpus")
+
+
+def cores() -> int:
+    """Processor cores that this process may use, in a container too."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
+    for limit in _limits("cpu.max"):
+        quota, _, period = limit.partition(" ")
+        if quota.isdigit() and period.isdigit():
+            allowed = min(allowed, max(1, int(quota) // int(period)))
+    return allowed
+
+
+def memory() -> int:
+    """Memory in bytes that this machine, or the container, has in all."""
+    limits = (int(limit) for limit in _limits("memory.max") if limit.isdigit())
+    return min([psutil.virtual_memory().total, *limits])
+
+
+def gpus() -> int:
+    """NVIDIA's GPUs that TensorFlow can compute on, found out without loading it.
+
+    Those that CUDA_VISIBLE_DEVICES hides do not count; without the library cuDNN, which
+    `tensorflow[and-cuda]` installs, none does.
+    """
+    try:
+        count = len(list(_NVIDIA.iterdir()))
+    except OSError:
+        return 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        named = [name.strip() for name in visible.split(",")]
+        hidden = next((at for at, name in enumerate(named) if name in ("", "-1")), len(named))
+        count = min(count, hidden)  # CUDA takes those before the first that is none
+    return count if count and _has_cudnn() else 0
+
+
+def _has_cudnn() -> bool:
+    try:
+        packaged = importlib.util.find_spec("nvidia.cudnn") is not None
+    except ModuleNotFoundError:
+        packaged = False
+    return packaged or ctypes.util.find_library("cudnn") is not None
+
+
+def _limits(name: str) -> Iterator[str]:
+    """What Linux limits this process to: its control group, and each group around that."""
+    try:
+        lines = _OWN_GROUP.read_text().splitlines()
+        own = next(line.removeprefix("0::/") for line in lines if line.startswith("0::/"))
+    except (OSError, StopIteration):  # no Linux, or version 1 of control groups
+        return
+    group = _CONTROL_GROUPS / own
+    for folder in (group, *group.parents):
+        if not folder.is_relative_to(_CONTROL_GROUPS):
+            return
+        try:
+            yield (folder / name).read_text().strip()
+        except OSError:  # the outermost group has no limits
+            continue

@@ -1,0 +1,69 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from fmnist_tracking import machine
+from fmnist_tracking.workflows.session import best_workers
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine of 64 cores without GPUs, and the folder of its control groups."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(machine, "_NVIDIA", tmp_path / "no such folder")
+    monkeypatch.setattr(machine, "_CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(machine, "_OWN_GROUP", tmp_path / "own")
+    (tmp_path / "own").write_text("1:cpu:/elsewhere\n0::/\n")
+    return tmp_path
+
+
+def test_what_a_container_is_limited_to_counts(groups: Path) -> None:
+    (groups / "cpu.max").write_text("250000 100000\n")
+    (groups / "memory.max").write_text("4000000000\n")
+    assert (machine.cores(), machine.memory(), best_workers()) == (2, 4_000_000_000, 2)
+    (groups / "cpu.max").write_text("max 100000\n")
+    assert (machine.cores(), best_workers()) == (64, 3)
+    (groups / "memory.max").write_text("1000000000\n")
+    assert best_workers() == 1
+    (groups / "memory.max").write_text("max\n")
+    assert machine.memory() > 1_000_000_000
+
+
+def test_the_narrowest_of_groups_within_groups_counts(groups: Path) -> None:
+    inner = groups / "job" / "step"
+    inner.mkdir(parents=True)
+    (groups / "own").write_text("0::/job/step\n")
+    (groups / "cpu.max").write_text("800000 100000\n")
+    (groups / "job" / "cpu.max").write_text("300000 100000\n")
+    (inner / "cpu.max").write_text("max 100000\n")
+    assert machine.cores() == 3
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"),
+    [(None, 4), ("0,2", 2), ("3", 1), ("", 0), ("-1", 0), ("1,-1,2", 1), ("0,1,2,3,4,5", 4)],
+)
+def test_gpus_that_are_hidden_do_not_count(
+    groups: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, count: int
+) -> None:
+    for number in range(4):
+        (groups / "gpus" / f"{number}").mkdir(parents=True)
+    monkeypatch.setattr(machine, "_NVIDIA", groups / "gpus")
+    monkeypatch.setattr(machine, "_has_cudnn", lambda: True)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine.gpus() == count
+    monkeypatch.setattr(machine, "memory", lambda: 10**12)
+    assert best_workers() == (count or 64)
+
+
+def test_gpus_that_tensorflow_cannot_compute_on_do_not_count(
+    groups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (groups / "gpus" / "0").mkdir(parents=True)
+    monkeypatch.setattr(machine, "_NVIDIA", groups / "gpus")
+    assert machine.gpus() == 0  # the tests' environment has no cuDNN
+    monkeypatch.setattr(machine, "memory", lambda: 10**12)
+    assert best_workers() == 64
