@@ -49,6 +49,7 @@ POINTS = 12
 SAMPLE_SECONDS = 0.5
 ROOT = Path(__file__).parent.parent
 SEARCH = ("fmnist_tracking", "search", "--epochs", "EPOCHS", "--json")
+SHOWN_PEERS = ("optuna", "ray", "torch")
 SHOWN = ("python", "tensorflow", "keras", "keras-tuner", "mlflow")
 
 console = Console(stderr=True)
@@ -289,11 +290,19 @@ def _range(values: list[float], digits: int) -> str:
     return f"{middle:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def machine() -> str:
-    """What it was measured on, in a line."""
+def machine(peers: str | None = None) -> str:
+    """What it was measured on, in a line; with the versions in the other environment."""
     versions = [platform.python_version(), *(version(name) for name in SHOWN[1:])]
     named = ", ".join(f"{name} {number}" for name, number in zip(SHOWN, versions, strict=True))
-    return f"{psutil.cpu_count()} cores of {_processor()}; {named}"
+    others = ""
+    if peers is not None:
+        code = (
+            "import importlib.metadata as m, sys\n"
+            "print(*(f', {name} {m.version(name)}' for name in sys.argv[1:]), sep='', end='')"
+        )
+        command = [peers, "-c", code, *SHOWN_PEERS]
+        others = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return f"{psutil.cpu_count()} cores of {_processor()}; {named}{others}"
 
 
 def _processor() -> str:
@@ -328,7 +337,7 @@ def main() -> None:
     if peers is None:
         repeats[OPTUNA] = repeats[RAY] = 0
     measured: dict[Way, list[Measured]] = {way: [] for way in WAYS}
-    print(machine(), end="\n\n", flush=True)
+    print(machine(peers), end="\n\n", flush=True)
     with tempfile.TemporaryDirectory() as folder, console.status("preparing") as status:
         images = Path(folder, "images.npz")
         write_images(images, size.limit)

@@ -1,4 +1,4 @@
-"""The coursework's network and grid in plain Keras, without this package.
+"""The coursework's network in plain Keras, without this package.
 
 What is measured against this package is built of it: nothing here may import `fmnist_tracking`,
 which sets variables that TensorFlow reads.
@@ -10,12 +10,6 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-GRID = {
-    "filters": [12, 36, 48],
-    "strides": [1, 2],
-    "kernel_size": [3, 4],
-    "hidden_units": [64],
-}
 BATCH_SIZE = 32
 
 Part: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.uint8]]

@@ -4,20 +4,23 @@
 
 Each command is a process of its own, timed from its start to its end; the commands take turns. The
 store is an SQLite file with one finished search of four points. The time to a search's first
-training step is that until its first epoch of 500 images has ended, which is a little more; it is
-measured in a new, empty folder too, because there MLflow makes its tables first. Libraries are in
-the file system's cache, and the data is decoded, as they are from the second time on.
+training step is that until it says that its first epoch, of 500 images, has ended, which is more;
+it is measured in a new, empty folder too, because there MLflow makes its tables first. Of `ui`, it
+is the time until MLflow's page answers. Libraries are in the file system's cache, and the data is
+decoded, as they are from the second time on.
 
 Prints a table in Markdown.
 """
 
 import argparse
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 from rich.console import Console
@@ -26,6 +29,7 @@ from benchmarks.grid_search import ROOT, machine
 
 GRID = ("--filters", "4,8", "--kernel-sizes", "3", "--hidden-units", "8")
 SEARCH = ("search", *GRID, "--limit", "600", "--epochs", "1")
+TRAIN = ("train", "--filters", "4", "--hidden-units", "8", "--limit", "600", "--epochs", "1")
 COMMANDS = {
     "`--help`": ("--help",),
     "`search --help`": ("search", "--help"),
@@ -33,11 +37,16 @@ COMMANDS = {
     "`best`": ("best",),
     "`search`, nothing left to train": SEARCH,
     "`search --dry-run`": (*SEARCH, "--dry-run"),
+    "`train`, one epoch of 500 images": (*TRAIN, "--fresh"),
     "`data`": ("data",),
+    "`doctor`": ("doctor",),
     "`promote`": ("promote", "--run-id", "best", "--force"),
+    "`activations`": ("activations", "--run-id", "best"),
     "`predictions`": ("predictions", "--run-id", "best"),
+    "`predict`": ("predict", "--run-id", "best", "picture.png"),
     "`report`": ("report", "--run-id", "latest"),
 }
+UI = "`ui`, until MLflow's page answers"
 FIRST_STEP = "`search`, until a first epoch of 500 images has ended"
 FIRST_STEP_NEW = "the same, in an empty folder"
 
@@ -60,26 +69,48 @@ def answered(words: tuple[str, ...], folder: Path) -> float:
 
 
 def begun(folder: Path) -> float:
-    """Seconds until a search, done anew, says that its first trial's first epoch has ended."""
+    """Seconds until a search, done anew, says that the first epoch of a trial has ended."""
     start = time.perf_counter()
-    with subprocess.Popen(
-        [sys.executable, "-m", "fmnist_tracking", *SEARCH, "--fresh"],
+    with started((*SEARCH, "--fresh"), folder) as process:
+        assert process.stderr is not None
+        seconds = None
+        for line in process.stderr:
+            if seconds is None and "  loss " in line:
+                seconds = time.perf_counter() - start
+    if process.returncode or seconds is None:
+        sys.exit("the search failed")
+    return seconds
+
+
+def served(folder: Path) -> float:
+    """Seconds until MLflow's page answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = time.perf_counter()
+    with started(("ui", "--port", str(port)), folder) as process:
+        while process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/"):
+                    seconds = time.perf_counter() - start
+                    process.terminate()
+                    process.communicate()
+                    return seconds
+            except OSError:
+                time.sleep(0.02)
+    sys.exit("no page was served")
+
+
+def started(words: tuple[str, ...], folder: Path) -> "subprocess.Popen[str]":
+    """A command that has begun."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "fmnist_tracking", *words],
         cwd=folder,
         env=environment(folder),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-    ) as process:
-        assert process.stderr is not None
-        seconds = next(
-            time.perf_counter() - start
-            for line in process.stderr
-            if line.rstrip().endswith("started")
-        )
-        process.stderr.read()
-    if process.returncode:
-        sys.exit("the search failed")
-    return seconds
+    )
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -88,19 +119,32 @@ def environment(folder: Path) -> dict[str, str]:
     return {**usual, "PYTHONPATH": str(ROOT), "FMNIST_STATE_DIR": str(folder / "state")}
 
 
+def write_picture(path: Path) -> None:
+    """Save a test image as a person's picture."""
+    from PIL import Image
+
+    from fmnist_tracking.data import load_dataset
+
+    Image.fromarray(load_dataset().test_images[0]).save(path)
+
+
 def main() -> None:
     """Measure all commands in turn, and print the table."""
     parser = argparse.ArgumentParser(description="How long commands take to answer.")
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
-    taken: dict[str, list[float]] = {name: [] for name in (*COMMANDS, FIRST_STEP, FIRST_STEP_NEW)}
+    taken: dict[str, list[float]] = {
+        name: [] for name in (*COMMANDS, UI, FIRST_STEP, FIRST_STEP_NEW)
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "store")
         folder.mkdir()
         answered(SEARCH, folder)
+        write_picture(folder / "picture.png")
         for turn in range(repeats):
             for command, words in COMMANDS.items():
                 taken[command].append(answered(words, folder))
+            taken[UI].append(served(folder))
             taken[FIRST_STEP].append(begun(folder))
             new = Path(name, f"new{turn}")
             new.mkdir()

@@ -30,7 +30,7 @@ from rich.console import Console
 from benchmarks.grid_search import ROOT, machine, write_images
 
 POINTS = ((12, 3, 1), (36, 3, 1), (48, 3, 1), (48, 4, 2))
-KERAS, TORCH, ONE, ALL = "Keras `fit`", "PyTorch", "one training", "one for each core"
+KERAS, TORCH, ONE, ALL = "Keras `fit`", "PyTorch", "one training", "one on each core"
 # What TensorFlow does by itself on a processor without AVX-512.
 KERAS_PLAIN = "Keras `fit`, oneDNN off"
 LIMIT = "limit"
@@ -66,9 +66,9 @@ def turn(
     images: Path, point: tuple[int, int, int], peers: str | None, environment: Mapping[str, str]
 ) -> dict[str, float]:
     """Images a second of each way, one after the other."""
-    from fmnist_tracking import runtime
+    from fmnist_tracking import machine
 
-    path, cores = str(images), runtime.cores()
+    path, cores = str(images), machine.cores()
     numbers = [str(number) for number in point]
     usual = {k: v for k, v in environment.items() if k != "TF_ENABLE_ONEDNN_OPTS"}
     off = {**usual, "TF_ENABLE_ONEDNN_OPTS": "0"}
@@ -97,8 +97,8 @@ def table(measured: Mapping[tuple[int, int, int], list[dict[str, float]]]) -> st
         f"|---|{'---:|' * (len(ways) + 1)}",
     ]
     ratios = [
-        "| point | one training / Keras | one for each core / Keras | one training / PyTorch "
-        "| one training, share of the limit | one for each core, share of the limit |",
+        "| point | one training / Keras | one on each core / Keras | one training / PyTorch "
+        "| one training, share of the limit | one on each core, share of the limit |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     most = max(one[PRODUCT] for turns in measured.values() for one in turns)
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--peers", metavar="PYTHON", help="of the environment with PyTorch")
     options = parser.parse_args()
     peers = options.peers and os.path.abspath(options.peers)  # each program has its own folder
-    print(machine(), end="\n\n", flush=True)
+    print(machine(peers), end="\n\n", flush=True)
     measured: dict[tuple[int, int, int], list[dict[str, float]]] = {p: [] for p in POINTS}
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder, "images.npz")

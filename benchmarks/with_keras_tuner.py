@@ -27,6 +27,7 @@ import keras
 import keras_tuner
 
 from benchmarks import network
+from benchmarks.grid import GRID
 
 
 class Grid(keras_tuner.HyperModel):  # type: ignore[misc]
@@ -34,7 +35,7 @@ class Grid(keras_tuner.HyperModel):  # type: ignore[misc]
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """The network of one point, compiled."""
-        return network.build(**{axis: hp.Choice(axis, of) for axis, of in network.GRID.items()})
+        return network.build(**{axis: hp.Choice(axis, of) for axis, of in GRID.items()})
 
 
 class TrackedGrid(Grid):

@@ -16,6 +16,7 @@ import optuna
 from optuna_integration.mlflow import MLflowCallback
 
 from benchmarks import network
+from benchmarks.grid import GRID
 
 
 def main() -> None:
@@ -24,13 +25,13 @@ def main() -> None:
     keras.utils.set_random_seed(0)
 
     def objective(trial: optuna.Trial) -> float:
-        values = {axis: trial.suggest_categorical(axis, of) for axis, of in network.GRID.items()}
+        values = {axis: trial.suggest_categorical(axis, of) for axis, of in GRID.items()}
         return network.fit(network.build(**values), path, epochs)
 
     study = optuna.create_study(
         study_name="fashion-mnist",
         direction="maximize",
-        sampler=optuna.samplers.GridSampler(network.GRID, seed=0),
+        sampler=optuna.samplers.GridSampler(GRID, seed=0),
     )
     callback = MLflowCallback(tracking_uri="sqlite:///mlflow.db", metric_name="val_accuracy")
     study.optimize(objective, callbacks=[callback])

@@ -17,6 +17,8 @@ from typing import Any
 from ray import tune
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 
+from benchmarks.grid import GRID
+
 
 def train(values: dict[str, Any], path: str, epochs: int) -> None:
     """Train one point, in a process of Ray's."""
@@ -38,18 +40,12 @@ def train(values: dict[str, Any], path: str, epochs: int) -> None:
 def main() -> None:
     """Train the 12 points."""
     path, epochs = sys.argv[1], int(sys.argv[2])
-    grid = {
-        "filters": [12, 36, 48],
-        "strides": [1, 2],
-        "kernel_size": [3, 4],
-        "hidden_units": [64],
-    }
     callback = MLflowLoggerCallback(
         tracking_uri=f"sqlite:///{os.getcwd()}/mlflow.db", experiment_name="fashion-mnist"
     )
     tuner = tune.Tuner(
         tune.with_parameters(train, path=path, epochs=epochs),
-        param_space={axis: tune.grid_search(values) for axis, values in grid.items()},
+        param_space={axis: tune.grid_search(values) for axis, values in GRID.items()},
         tune_config=tune.TuneConfig(metric="val_accuracy", mode="max"),
         run_config=tune.RunConfig(storage_path=f"{os.getcwd()}/ray", callbacks=[callback]),
     )
