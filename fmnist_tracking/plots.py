@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,6 +20,8 @@ BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#117733", "#CC3311"
 GREY = "#999999"
 RIGHT, WRONG = "✓", "✗"
 _DPI = 110
+# Inches: of a title with a run's name and the shape of its maps, and of a colour scale.
+_TITLE_WIDTH, _SCALE_WIDTH = 7.6, 1.2
 
 
 def png(figure: Figure) -> bytes:
@@ -130,17 +133,51 @@ def activations(maps: NDArray[np.float32], title: str) -> Figure:
     count = len(maps)
     columns = _columns(count)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(1.15 * columns + 1.4, 1.3 * rows + 0.9), layout="constrained")
-    figure.suptitle(title)
-    panels = figure.subplots(rows, columns, squeeze=False)
+    room = _TITLE_WIDTH - _SCALE_WIDTH
+    panel = min(max(1.15, room / columns), 2.3)  # inches
+    across = panel * columns
+    width, height = max(across, room) + _SCALE_WIDTH, (panel + 0.15) * rows + 0.7
+    left = (width - _SCALE_WIDTH - across) / 2
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(title, y=1 - 0.12 / height, va="top")
+    panels = _panels(figure, rows, columns, (left + 0.1, 0.1, left + across, height - 0.6), 0.2)
     top = float(maps.max()) or 1.0
     for number, axes in enumerate(panels.flat):
         axes.set_axis_off()
         if number < count:
             drawn = axes.imshow(maps[number], cmap="viridis", vmin=0, vmax=top)
             axes.set_title(f"filter {number + 1}", fontsize=7, pad=2)
-    figure.colorbar(drawn, ax=panels, shrink=0.6, label="activation after ReLU (same scale)")
+    length = min(height - 0.8, 3.6)
+    side = (left + across + 0.15) / width
+    scale = figure.add_axes(
+        (side, (height - 0.5 - length) / 2 / height, 0.18 / width, length / height)
+    )
+    figure.colorbar(drawn, cax=scale, label="activation after ReLU (same scale)")
     return figure
+
+
+def _panels(
+    figure: Figure,
+    rows: int,
+    columns: int,
+    edges: tuple[float, float, float, float],
+    gap: float,
+) -> NDArray[Any]:
+    """Axes in rows and columns, placed by hand: to work out where takes longer than to draw them.
+
+    Args:
+        figure: which.
+        rows: their number.
+        columns: their number.
+        edges: left, lower, right and upper, in inches.
+        gap: between two rows, as a share of a row.
+    """
+    width, height = figure.get_size_inches()
+    left, lower, right, upper = edges
+    grid = {"left": left / width, "right": right / width}
+    grid |= {"bottom": lower / height, "top": upper / height, "wspace": 0.06, "hspace": gap}
+    panels: NDArray[Any] = figure.subplots(rows, columns, squeeze=False, gridspec_kw=grid)
+    return panels
 
 
 def _columns(count: int) -> int:
@@ -168,11 +205,13 @@ def predictions(
     """
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(2.35 * columns, 2.65 * rows + 0.5), layout="constrained")
+    width, height = max(2.35 * columns, _TITLE_WIDTH), 2.75 * rows + 0.6
+    figure = Figure(figsize=(width, height))
     predicted = probabilities.argmax(axis=1)
     right = int(np.sum(predicted == labels))
-    figure.suptitle(f"{title}\n{right} of these {len(images)} test images classified rightly")
-    panels = figure.subplots(rows, columns, squeeze=False)
+    text = f"{title}\n{right} of these {len(images)} test images classified rightly"
+    figure.suptitle(text, y=1 - 0.12 / height, va="top")
+    panels = _panels(figure, rows, columns, (0.1, 0.1, width - 0.1, height - 1.1), 0.25)
     for number, axes in enumerate(panels.flat):
         axes.set(xticks=[], yticks=[])
         if number >= len(images):
