@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_futures
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -74,6 +75,7 @@ class WorkerPool:
         self._readers: dict[Connection, int] = {}
         self._ending = False
         self._ended = threading.Event()
+        self._woken, self._wake = Pipe(duplex=False)  # of the listener
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._starters = [
             threading.Thread(target=self._start_first, args=(slot,), daemon=True)
@@ -107,6 +109,7 @@ class WorkerPool:
                 slot.process.kill()  # it has nothing left to do; by itself it takes a second to end
                 slot.executor.shutdown()
         self._ended.set()
+        self._wake.send(None)
         self._listener.join(JOIN_SECONDS)
 
     def kill(self) -> None:
@@ -216,13 +219,13 @@ class WorkerPool:
             with self._lock:
                 readers = dict(self._readers)
             try:
-                ready = wait(list(readers), timeout=_POLL_SECONDS)
+                ready = wait([*readers, self._woken], timeout=_POLL_SECONDS)
             except OSError:  # one was closed meanwhile, by the thread that saw its worker die
                 continue
-            for reader in ready:
-                assert isinstance(reader, Connection)
+            told = [reader for reader in readers if reader in ready]
+            for reader in told:
                 self._read(reader, readers[reader])
-            if ending and not ready:
+            if ending and not told:
                 return
 
     def _read(self, reader: Connection, number: int) -> None:

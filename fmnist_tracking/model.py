@@ -1,18 +1,20 @@
 """The network: a small CNN built from a `TrainingConfig`, and a look inside it."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from fmnist_tracking import runtime
 from fmnist_tracking.config import CLASS_NAMES, IMAGE_SIZE, POOL_SIZE, TrainingConfig
 
 INPUT_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 1)
 FIRST_CONVOLUTION = "conv1"
 # Prediction is bound by the processor; larger batches than this only cost memory.
-PREDICT_BATCH_SIZE = 1000
+_PREDICT_BATCH_SIZE = 500
 
 
 def build_model(config: TrainingConfig) -> keras.Model:
@@ -68,7 +70,11 @@ def predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32
     Returns:
         float32, shape (n, 10); each row sums to 1.
     """
-    return np.asarray(model.predict(images, batch_size=PREDICT_BATCH_SIZE, verbose=0))
+    # Keras's own `predict` traces the model first, which takes longer than to classify some images.
+    starts = range(0, len(images), _PREDICT_BATCH_SIZE)
+    with ThreadPoolExecutor(runtime.threads()) as threads:
+        parts = threads.map(lambda at: _call(model, images[at : at + _PREDICT_BATCH_SIZE]), starts)
+        return np.concatenate(list(parts))
 
 
 def first_layer_activations(model: keras.Model, image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -81,6 +87,9 @@ def first_layer_activations(model: keras.Model, image: NDArray[np.uint8]) -> NDA
     Returns:
         float32, shape (filters, height, width): one activation map for each filter.
     """
-    first = keras.Model(model.inputs, model.get_layer(FIRST_CONVOLUTION).output)
-    maps = np.asarray(first.predict(image[np.newaxis], verbose=0))[0]
-    return np.moveaxis(maps, -1, 0)
+    first = keras.Model(model.inputs[0], model.get_layer(FIRST_CONVOLUTION).output)
+    return np.moveaxis(_call(first, image[np.newaxis])[0], -1, 0)
+
+
+def _call(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.asarray(model(images, training=False))

@@ -118,6 +118,7 @@ def main() -> None:
     except KeyboardInterrupt:
         status = 130
     finally:
+        gc.freeze()  # or it would be looked through at once
         gc.enable()
     sys.exit(status)
 

@@ -152,6 +152,9 @@ def look(task: LookTask, _: Callable[[Any], None]) -> Looked:
     if task.score:
         everything = classify(task.model, task.run_id, test.images)
         evaluation = evaluate(test.labels, everything, dataset.class_names)
+        probabilities = everything[chosen]
+    else:
+        probabilities = classify(task.model, task.run_id, images)
     return Looked(
         source=dataset.source,
         is_fashion_mnist=dataset.is_fashion_mnist,
@@ -160,7 +163,7 @@ def look(task: LookTask, _: Callable[[Any], None]) -> Looked:
         chosen=chosen,
         images=images,
         labels=labels,
-        probabilities=classify(task.model, task.run_id, images),
+        probabilities=probabilities,
         maps=first_layer_activations(_load(task.model), images[0]),
         evaluation=evaluation,
     )
