@@ -1,6 +1,6 @@
 """The training step of the network, written out: Keras's `fit`, without what costs it time.
 
-Keras's own step, for the same network, spends less than half of its time in convolutions. This one
+Keras's own step, for the same network, spends about half of its time in convolutions. This one
 computes the same: Adam on the mean cross-entropy of a batch, with dropout; only sums are added up
 in another order. `docs/speed.md` has the figures that each of these is here for:
 
