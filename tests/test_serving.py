@@ -123,7 +123,7 @@ def test_the_champion_answers_as_the_model_does(
         links = json.loads(logged.tags["mlflow.modelVersions"])
         assert [(link["name"], str(link["version"])) for link in links] == [("fashion-mnist", "1")]
         trial = tracking.find_run(store, best["run_id"])
-        model = load_model(tracking.download_model(trial, tmp_path / "model"))
+        model = load_model(tracking.download_model(store, trial, tmp_path / "model"))
         expected = predict(model, images)
         loaded = mlflow.pyfunc.load_model("models:/fashion-mnist@champion")
         np.testing.assert_allclose(loaded.predict(images), expected, atol=1e-5)

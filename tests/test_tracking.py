@@ -227,7 +227,7 @@ def test_a_finished_trial_has_all_that_the_contract_names(
 
     found = tracking.find_run(store, run_id)
     assert tracking.read_history(store, found) == result
-    file = tracking.download_model(found, tmp_path)
+    file = tracking.download_model(store, found, tmp_path)
     np.testing.assert_array_equal(predict(load_model(file), images), predict(model, images))
 
 
@@ -645,7 +645,7 @@ def test_runs_that_cannot_be_meant(store: Store) -> None:
         tracking.find_run(store, foreign)
     running = start_trial(store, SMALL, empty)
     with pytest.raises(TrackingError, match="is RUNNING, so it has no model"):
-        tracking.download_model(tracking.find_run(store, running), Path())
+        tracking.download_model(store, tracking.find_run(store, running), Path())
 
 
 def test_an_ambiguous_beginning_lists_the_runs(store: Store) -> None:

@@ -9,6 +9,7 @@ from fmnist_tracking.tracking.finding import (
 )
 from fmnist_tracking.tracking.inputs import log_inputs
 from fmnist_tracking.tracking.leases import BEAT_SECONDS, Lease
+from fmnist_tracking.tracking.logged_model import download_model
 from fmnist_tracking.tracking.opening import (
     DataFacts,
     Origin,
@@ -27,7 +28,6 @@ from fmnist_tracking.tracking.page import run_address, table_address
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
     as_tracked,
-    download_model,
     read_history,
     read_outcome,
     read_search,

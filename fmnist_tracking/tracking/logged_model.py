@@ -10,11 +10,14 @@ from typing import Any
 import mlflow
 import numpy as np
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 from numpy.typing import NDArray
 
+from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking.reading import TrackedRun, require_finished
 from fmnist_tracking.tracking.store import Store
 
 # What is needed to load and serve a logged model, pinned to what trained it.
@@ -96,6 +99,49 @@ def find_models(store: Store, experiment_id: str, run_id: str) -> list[LoggedMod
             [experiment_id], filter_string=f"source_run_id = '{run_id}'"
         )
     )
+
+
+def trial_model(store: Store, trial: TrackedRun) -> LoggedModel:
+    """The logged model of a trial.
+
+    Raises:
+        TrackingError: the trial did not finish, or its model was deleted.
+    """
+    require_finished(trial)
+    found = [
+        model
+        for model in find_models(store, trial.experiment_id, trial.run_id)
+        if model.name == names.MODEL and model.status == LoggedModelStatus.READY
+    ]
+    if not found:
+        raise TrackingError(
+            f"The trial {trial.run_id[:8]} has no logged model {names.MODEL!r}: it was deleted. "
+            "Choose another trial, or train this one again with --fresh."
+        )
+    return max(found, key=lambda model: model.creation_timestamp)
+
+
+def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
+    """Fetch the `.keras` file of a trial's logged model into a folder.
+
+    That file alone, from where the model says it lies: to resolve `runs:/<run id>/model`, MLflow
+    looks through all models of the experiment, and fetches all that belongs to one.
+
+    Raises:
+        TrackingError: the trial did not finish, or its model cannot be fetched.
+    """
+    location = trial_model(store, trial).artifact_location
+    try:
+        path = mlflow.artifacts.download_artifacts(
+            artifact_uri=f"{location}/{names.KERAS_FILE}",
+            dst_path=str(folder),
+            tracking_uri=store.uri,
+        )
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            f"The model of run {trial.run_id[:8]} cannot be fetched from the store: {error}"
+        ) from None
+    return Path(path)
 
 
 def _size(store: Store, model_id: str) -> int:

@@ -5,7 +5,6 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -157,24 +156,6 @@ def read_history(store: Store, run: TrackedRun) -> TrainingResult:
             f"The record {names.HISTORY_FILE} of run {run.run_id[:8]} is not one of this version: "
             "it was made by another. Train that point again with --fresh."
         ) from None
-
-
-def download_model(run: TrackedRun, folder: Path) -> Path:
-    """Fetch the `.keras` file of a trial's logged model into a folder.
-
-    Raises:
-        TrackingError: the run has no logged model.
-    """
-    require_finished(run)
-    try:
-        path = mlflow.artifacts.download_artifacts(
-            artifact_uri=f"runs:/{run.run_id}/{names.MODEL}", dst_path=str(folder)
-        )
-    except (MlflowException, OSError) as error:
-        raise TrackingError(
-            f"The model of run {run.run_id[:8]} cannot be fetched from the store: {error}"
-        ) from None
-    return Path(path, "data", "model.keras")
 
 
 def require_finished(run: TrackedRun) -> None:

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlflow.entities import LoggedModel
-from mlflow.entities.logged_model_status import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 
 from fmnist_tracking.config import SplitConfig
@@ -17,12 +15,12 @@ from fmnist_tracking.errors import ConfigError, TrackingError
 from fmnist_tracking.results import TrialResult
 from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.failures import registry_error
+from fmnist_tracking.tracking.logged_model import trial_model
 from fmnist_tracking.tracking.notes import plain
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
     as_tracked,
     read_trial,
-    require_finished,
 )
 from fmnist_tracking.tracking.store import Store
 
@@ -94,7 +92,7 @@ def register_version(store: Store, name: str, trial: TrackedRun) -> ModelVersion
     """
     client = store.client
     result = read_trial(trial)
-    logged = _logged_model(store, trial)
+    logged = trial_model(store, trial)
     if not _is_registered(store, name):
         with _tolerating(_EXISTS):  # another process was quicker
             client.create_registered_model(name, description=_ABOUT_THE_MODEL)
@@ -127,24 +125,7 @@ def require_model(store: Store, trial: TrackedRun) -> None:
     Raises:
         TrackingError: the trial did not finish, or has no logged model.
     """
-    _logged_model(store, trial)
-
-
-def _logged_model(store: Store, trial: TrackedRun) -> LoggedModel:
-    require_finished(trial)
-    found = [
-        model
-        for model in store.client.search_logged_models(
-            [trial.experiment_id], filter_string=f"source_run_id = '{trial.run_id}'"
-        )
-        if model.name == names.MODEL and model.status == LoggedModelStatus.READY
-    ]
-    if not found:
-        raise TrackingError(
-            f"The trial {trial.run_id[:8]} has no logged model {names.MODEL!r}: it was deleted. "
-            "Choose another trial, or train this one again with --fresh."
-        )
-    return max(found, key=lambda model: model.creation_timestamp)
+    trial_model(store, trial)
 
 
 def _is_registered(store: Store, name: str) -> bool:

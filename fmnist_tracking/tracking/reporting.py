@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.opening import adoptable_run
 from fmnist_tracking.tracking.recording import log_metrics
 from fmnist_tracking.tracking.store import Store
+
+_AT_ONCE = 4
 
 
 def log_report(
@@ -30,14 +33,19 @@ def log_report(
         trial_id: the trial whose model was used; `run_id` itself unless that is a search.
     """
     client = store.client
-    for file in files:
-        client.log_artifact(run_id, str(file), names.REPORT_FOLDER)
-    known = client.get_run(run_id).data.metrics
-    if any(known.get(name) != value for name, value in metrics.items()):
+    known = client.get_run(run_id).data
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # a server with passwords is slow to answer
+        for logged in [
+            pool.submit(client.log_artifact, run_id, str(file), names.REPORT_FOLDER)
+            for file in files
+        ]:
+            logged.result()
+    if any(known.metrics.get(name) != value for name, value in metrics.items()):
         log_metrics(store, run_id, metrics)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     for opened in {run_id, trial_id}:
-        if names.TEST_OPENED not in client.get_run(opened).data.tags:
+        tags = known.tags if opened == run_id else client.get_run(opened).data.tags
+        if names.TEST_OPENED not in tags:
             client.set_tag(opened, names.TEST_OPENED, now)
 
 

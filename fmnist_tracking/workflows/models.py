@@ -21,7 +21,7 @@ from fmnist_tracking.executors import WorkerDied, WorkerPool
 from fmnist_tracking.results import Evaluation
 
 if TYPE_CHECKING:
-    from fmnist_tracking.tracking import TrackedRun
+    from fmnist_tracking.tracking import Store, TrackedRun
 
 SAMPLES = 16
 
@@ -61,7 +61,7 @@ def _prepare() -> None:
 
 
 @contextlib.contextmanager
-def fetched_model(trial: "TrackedRun") -> Iterator[Path]:
+def fetched_model(store: "Store", trial: "TrackedRun") -> Iterator[Path]:
     """A trial's `.keras` file, fetched from the store for as long as the block lasts.
 
     Raises:
@@ -70,7 +70,7 @@ def fetched_model(trial: "TrackedRun") -> Iterator[Path]:
     from fmnist_tracking import tracking
 
     with tempfile.TemporaryDirectory() as scratch:
-        yield tracking.download_model(trial, Path(scratch))
+        yield tracking.download_model(store, trial, Path(scratch))
 
 
 @dataclass(frozen=True, kw_only=True)

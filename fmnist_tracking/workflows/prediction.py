@@ -109,7 +109,7 @@ def predict(
             folder = output_dir and writable(output_dir)
             found = [_prepare(path) for path in paths]
             usable = [one.pixels for one in found if not isinstance(one, str)]
-            with fetched_model(trial) as model:
+            with fetched_model(store, trial) as model:
                 answers = ask(classify, model, trial.run_id, np.stack(usable))() if usable else ()
         probabilities = iter(answers)
     names = class_names(trial.data_sha256)

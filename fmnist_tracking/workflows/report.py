@@ -91,7 +91,7 @@ def report(
             run = tracking.find_run(store, reference, experiment)
             folder = writable(output_dir or Path("reports", run.run_id[:8]))
             trial = tracking.best_trial(store, run)
-            with fetched_model(trial) as model:
+            with fetched_model(store, trial) as model:
                 looking = ask(look, _task(trial, model, data_dir, seed, score=True))
                 # Meanwhile, what needs no answer of the model.
                 search = tracking.read_search(store, run) if run.role == "search" else None
@@ -155,7 +155,7 @@ def _part(
             run = tracking.find_run(store, reference, experiment)
             folder = writable(output_dir or Path("reports", run.run_id[:8]))
             trial = tracking.best_trial(store, run)
-            with fetched_model(trial) as model:
+            with fetched_model(store, trial) as model:
                 seen = ask(look, _task(trial, model, data_dir, seed, score=False))()
             if name == "activations":
                 pictures = figures.activations(seen, _title(trial), seed)[::-1]
