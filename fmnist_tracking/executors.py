@@ -35,7 +35,8 @@ class WorkerPool:
 
     On Linux they are forked from a process that Python starts for it, the fork server, which
     has imported what they need and computed nothing: to fork one that has begun to compute
-    with TensorFlow would make them hang. Elsewhere, they are started anew and import it
+    with TensorFlow would make them hang. Elsewhere, and where the folder for temporary files
+    has too long a name for the fork server's socket, they are started anew and import it
     themselves. A worker ends by itself when the process that started it, or the fork server,
     is gone. Use the pool as a context manager: left normally it waits for what was submitted,
     left by an exception it ends the workers at once.

@@ -2,7 +2,9 @@
 
 import ctypes.util
 import importlib.util
+import itertools
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,17 +47,23 @@ def gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         named = [name.strip() for name in visible.split(",")]
-        hidden = next((at for at, name in enumerate(named) if name in ("", "-1")), len(named))
-        count = min(count, hidden)  # CUDA takes those before the first that is none
+        wrong = {"", "-1", *(name for name in named if name.isdigit() and int(name) >= count)}
+        # CUDA takes those before the first that is none.
+        count = min(count, len(list(itertools.takewhile(lambda name: name not in wrong, named))))
     return count if count and _has_cudnn() else 0
 
 
 def _has_cudnn() -> bool:
     try:
-        packaged = importlib.util.find_spec("nvidia.cudnn") is not None
+        if importlib.util.find_spec("nvidia.cudnn") is not None:
+            return True
     except ModuleNotFoundError:
-        packaged = False
-    return packaged or ctypes.util.find_library("cudnn") is not None
+        pass
+    named = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    folders = [Path(folder) for folder in named if folder] + [Path(sys.prefix, "lib")]
+    if any(any(folder.glob("libcudnn.so*")) for folder in folders):
+        return True
+    return ctypes.util.find_library("cudnn") is not None
 
 
 def _limits(name: str) -> Iterator[str]:

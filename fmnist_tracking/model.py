@@ -13,8 +13,8 @@ from fmnist_tracking.config import CLASS_NAMES, IMAGE_SIZE, POOL_SIZE, TrainingC
 
 INPUT_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 1)
 FIRST_CONVOLUTION = "conv1"
-# Prediction is bound by the processor; larger batches than this only cost memory.
-_PREDICT_BATCH_SIZE = 500
+# Images that are classified at once; more would only cost memory.
+_AT_ONCE = 1000
 
 
 def build_model(config: TrainingConfig) -> keras.Model:
@@ -71,10 +71,12 @@ def predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32
         float32, shape (n, 10); each row sums to 1.
     """
     # Keras's own `predict` traces the model first, which takes longer than to classify some images.
-    starts = range(0, len(images), _PREDICT_BATCH_SIZE)
-    with ThreadPoolExecutor(runtime.threads()) as threads:
-        parts = threads.map(lambda at: _call(model, images[at : at + _PREDICT_BATCH_SIZE]), starts)
-        return np.concatenate(list(parts))
+    number = runtime.shards()
+    size = max(1, _AT_ONCE // number)
+    with ThreadPoolExecutor(number) as threads:
+        starts = range(0, len(images), size)
+        parts = list(threads.map(lambda at: _call(model, images[at : at + size]), starts))
+    return np.concatenate(parts)
 
 
 def first_layer_activations(model: keras.Model, image: NDArray[np.uint8]) -> NDArray[np.float32]:

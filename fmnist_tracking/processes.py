@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +21,7 @@ from fmnist_tracking import runtime
 
 JOIN_SECONDS = 5
 _LOOK_SECONDS = 1.0
+_ENDING_SECONDS = 0.5
 # What Python gives as the exit status of a process whose fork server is gone.
 _UNKNOWN = 255
 # The fork server listens at a socket in the folder for temporary files, and the kernel takes paths
@@ -126,7 +128,7 @@ class WorkerProcess:
             self.process.kill()
             self.process.join()
         code = self.process.exitcode
-        if code == _UNKNOWN and not _is_alive(self._parent):  # who alone knows how the worker is
+        if code == _UNKNOWN and _ends(self._parent):  # which alone knows how the worker is
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGKILL)
             return "the process that it was forked from is gone"
@@ -185,6 +187,16 @@ def _is_alive(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def _ends(pid: int) -> bool:
+    """Whether a process has ended; one whose files are closed already is waited for."""
+    end = time.monotonic() + _ENDING_SECONDS
+    while _is_alive(pid):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _start_worker(

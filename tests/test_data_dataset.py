@@ -176,6 +176,9 @@ def test_fetched_from_a_mirror_and_kept(mirror: str, monkeypatch: pytest.MonkeyP
     assert first.is_fashion_mnist
     monkeypatch.setattr(dataset.fetch, "fetch", lambda _: pytest.fail("fetched twice"))  # type: ignore[attr-defined]
     assert load_dataset().source == first.source
+    folder = Path(first.source)  # for whoever may read the cache, not for this user alone
+    for path in (folder, *folder.iterdir()):
+        assert path.stat().st_mode & 0o044 == folder.parent.stat().st_mode & 0o044
 
 
 @pytest.mark.usefixtures("no_local_copy")

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from conftest import SMALL
-from fmnist_tracking.data import DataSplit, shared_split
-from fmnist_tracking.data.arrays import PARTIAL
-from fmnist_tracking.data.shared import _KEPT, _WRITING_SECONDS
+from fmnist_tracking.data import DataSplit, arrays, shared_split
+from fmnist_tracking.data.shared import _KEPT
 from fmnist_tracking.training import _tensor, train
 
 ARRAYS = ("train_images", "train_labels", "validation_images", "validation_labels")
@@ -119,10 +118,10 @@ def test_those_used_last_are_kept(split: DataSplit, own_cache: Path) -> None:
 def test_what_was_begun_is_neither_counted_nor_kept_for_ever(
     split: DataSplit, own_cache: Path
 ) -> None:
-    begun, left = (own_cache / "splits" / f"{PARTIAL}{name}" for name in ("begun", "left"))
+    begun, left = (own_cache / "splits" / f"{arrays._PARTIAL}{name}" for name in ("begun", "left"))
     for folder in (begun, left):
         folder.mkdir(parents=True)
-    long_ago = time.time() - _WRITING_SECONDS - 1
+    long_ago = time.time() - arrays._WRITING_SECONDS - 1
     os.utime(left, (long_ago, long_ago))
     for number in range(_KEPT):
         shared_split(f"key {number}", lambda: split)
@@ -132,22 +131,32 @@ def test_what_was_begun_is_neither_counted_nor_kept_for_ever(
     assert not left.exists()
 
 
-@pytest.mark.parametrize("mode", [0o755, 0o770])
-def test_a_copy_has_the_permissions_of_its_cache(
-    split: DataSplit, own_cache: Path, mode: int
+@pytest.mark.parametrize(
+    ("of_cache", "of_folder", "of_file"),
+    [(0o755, 0o755, 0o644), (0o2770, 0o750, 0o640), (0o1777, 0o755, 0o644)],
+)
+def test_a_copy_is_for_whom_its_cache_is_for(
+    split: DataSplit, own_cache: Path, of_cache: int, of_folder: int, of_file: int
 ) -> None:
     (own_cache / "splits").mkdir(parents=True)
-    (own_cache / "splits").chmod(mode)
-    shared_split("key", lambda: split)
-    (folder,) = (own_cache / "splits").iterdir()
-    assert folder.stat().st_mode & 0o777 == mode
+    (own_cache / "splits").chmod(of_cache)
+    mask = os.umask(0o077)
+    try:
+        shared_split("key", lambda: split)
+    finally:
+        os.umask(mask)
+    (copy,) = (own_cache / "splits").iterdir()
+    assert copy.stat().st_mode & 0o777 == of_folder
+    assert {path.stat().st_mode & 0o777 for path in copy.iterdir()} == {of_file}
 
 
+@pytest.mark.parametrize("refusing", [(np, "load"), (Path, "is_dir")], ids=["files", "folder"])
 def test_what_another_user_may_not_read_is_not_damaged(
     split: DataSplit,
     own_cache: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
+    refusing: tuple[object, str],
 ) -> None:
     shared_split("key", lambda: split)
 
@@ -155,9 +164,10 @@ def test_what_another_user_may_not_read_is_not_damaged(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "fmnist_tracking"):
-        patch.setattr(np, "load", refused)  # root, whom nobody refuses, may run this
-        found, _ = shared_split("key", lambda: split)
-    assert_same(found, split)
+        patch.setattr(*refusing, refused)  # root, whom nobody refuses, may run this
+        found = arrays.read(own_cache / "splits" / "any", ARRAYS, "c")
+        assert found is None
+        assert_same(shared_split("key", lambda: split)[0], split)
     assert "cannot be read: Permission denied" in caplog.text
     assert "damaged" not in caplog.text
     shared_split("key", never)

@@ -1,4 +1,7 @@
+import ctypes.util
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from fmnist_tracking.workflows.session import best_workers
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine of 64 cores without GPUs, and the folder of its control groups."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(machine, "_NVIDIA", tmp_path / "no such folder")
     monkeypatch.setattr(machine, "_CONTROL_GROUPS", tmp_path)
@@ -43,7 +46,17 @@ def test_the_narrowest_of_groups_within_groups_counts(groups: Path) -> None:
 
 @pytest.mark.parametrize(
     ("visible", "count"),
-    [(None, 4), ("0,2", 2), ("3", 1), ("", 0), ("-1", 0), ("1,-1,2", 1), ("0,1,2,3,4,5", 4)],
+    [
+        (None, 4),
+        ("0,2", 2),
+        ("3", 1),
+        ("", 0),
+        ("-1", 0),
+        ("1,-1,2", 1),
+        ("0,1,2,3,4,5", 4),
+        ("1,9", 1),
+        ("7", 0),
+    ],
 )
 def test_gpus_that_are_hidden_do_not_count(
     groups: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, count: int
@@ -63,7 +76,20 @@ def test_gpus_that_tensorflow_cannot_compute_on_do_not_count(
     groups: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (groups / "gpus" / "0").mkdir(parents=True)
+    (groups / "lib").mkdir()
     monkeypatch.setattr(machine, "_NVIDIA", groups / "gpus")
-    assert machine.gpus() == 0  # the tests' environment has no cuDNN
     monkeypatch.setattr(machine, "memory", lambda: 10**12)
-    assert best_workers() == 64
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(ctypes.util, "find_library", lambda _: None)
+    monkeypatch.setattr(sys, "prefix", str(groups))
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    assert (machine.gpus(), best_workers()) == (0, 64)
+    (groups / "lib" / "libcudnn.so.9").touch()
+    assert (machine.gpus(), best_workers()) == (1, 1)
+    (groups / "lib" / "libcudnn.so.9").rename(groups / "libcudnn.so.9")
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"/nowhere:{groups}")
+    assert machine.gpus() == 1
+    monkeypatch.delenv("LD_LIBRARY_PATH")
+    assert machine.gpus() == 0
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    assert machine.gpus() == 1

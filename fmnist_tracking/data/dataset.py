@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,15 +110,10 @@ def cache_dir() -> Path:
 
 def _fetch_into(folder: Path) -> None:
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent))
+        partial = arrays.begin(folder)
         try:
             fetch.fetch(partial, verify=_require_fashion_mnist_in)
-            try:
-                partial.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # or another process was faster
-                    raise
+            arrays.put_in_place(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:

@@ -31,13 +31,17 @@ def find_files(folder: Path) -> dict[str, Path]:
     """The four IDX files of a folder, each as it is or with .gz.
 
     Raises:
-        DataError: one or more are missing; the message names them.
+        DataError: one or more are missing, and the message names them; or the folder may not be
+            read.
     """
     found, missing = {}, []
     for part in FILES:
         plain = folder / file_name(part)
         zipped = plain.with_name(plain.name + ".gz")
-        existing = [path for path in (plain, zipped) if path.is_file()]
+        try:
+            existing = [path for path in (plain, zipped) if path.is_file()]
+        except OSError as error:
+            raise DataError(f"Cannot read the data folder {folder}: {error.strerror}.") from None
         if existing:
             found[part] = existing[0]
         else:

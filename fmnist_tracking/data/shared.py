@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,6 @@ from fmnist_tracking.results import DatasetPart
 _ARRAYS = ("train_images", "train_labels", "validation_images", "validation_labels")
 # A search at full size is 47 MB; more are seldom in use at the same time.
 _KEPT = 4
-_WRITING_SECONDS = 3600
 
 
 def shared_split(
@@ -79,14 +77,8 @@ def _plain(part: DatasetPart) -> object:
 
 
 def _remove_old() -> None:
-    """Remove splits that were not used for longest; who has them mapped keeps them.
-
-    What a process that was killed has begun to write is removed when it is an hour old.
-    """
+    """Remove splits that were not used for longest; who has them mapped keeps them."""
     with contextlib.suppress(OSError):
-        used = {folder: folder.stat().st_mtime for folder in _folder().iterdir()}
-        begun = {folder for folder in used if folder.name.startswith(arrays.PARTIAL)}
-        whole = sorted(used.keys() - begun, key=lambda folder: used[folder])
-        left = [folder for folder in begun if time.time() - used[folder] > _WRITING_SECONDS]
-        for folder in [*whole[:-_KEPT], *left]:
+        whole = set(_folder().iterdir()) - arrays.partial_folders(_folder())
+        for folder in sorted(whole, key=lambda folder: folder.stat().st_mtime)[:-_KEPT]:
             shutil.rmtree(folder, ignore_errors=True)
