@@ -58,8 +58,7 @@ def read_space(run: Run) -> SearchSpace:
         if key.startswith(names.AXIS_PREFIX)
     }
     if f"see {names.AXES_FILE}" in axes.values():
-        uri = f"runs:/{run.info.run_id}/{names.AXES_FILE}"
-        return SearchSpace(axes=json.loads(mlflow.artifacts.load_text(uri)))
+        return SearchSpace(axes=_read_json(run, names.AXES_FILE))
     return SearchSpace(axes={axis: tuple(json.loads(value)) for axis, value in axes.items()})
 
 
@@ -102,8 +101,7 @@ def read_outcome(store: Store, run: TrackedRun) -> SearchResult:
     Raises:
         TrackingError: it has no such file.
     """
-    uri = f"runs:/{run.run_id}/{names.SEARCH_FILE}"
-    content = json.loads(mlflow.artifacts.load_text(uri))
+    content = _read_json(run.raw, names.SEARCH_FILE)
     return SearchResult(
         run_id=run.run_id,
         experiment_id=run.experiment_id,
@@ -123,8 +121,7 @@ def _reused(store: Store, run: TrackedRun) -> Iterator[TrialResult]:
     """Finished trials of others that a search counts among its own."""
     if names.REUSED not in run.raw.data.tags:
         return
-    uri = f"runs:/{run.run_id}/{names.REUSED_FILE}"
-    ids = json.loads(mlflow.artifacts.load_text(uri))
+    ids = _read_json(run.raw, names.REUSED_FILE)
     for start in range(0, len(ids), _IDS_AT_ONCE):
         listed = ", ".join(f"'{run_id}'" for run_id in ids[start : start + _IDS_AT_ONCE])
         filter_string = f"attributes.run_id IN ({listed})"
@@ -148,14 +145,18 @@ def read_history(store: Store, run: TrackedRun) -> TrainingResult:
         TrackingError: the trial did not finish, so that it has none.
     """
     require_finished(run)
-    uri = f"runs:/{run.run_id}/{names.HISTORY_FILE}"
     try:
-        return TrainingResult.from_json(json.loads(mlflow.artifacts.load_text(uri)))
+        return TrainingResult.from_json(_read_json(run.raw, names.HISTORY_FILE))
     except (LookupError, TypeError, ValueError, ConfigError):
         raise TrackingError(
             f"The record {names.HISTORY_FILE} of run {run.run_id[:8]} is not one of this version: "
             "it was made by another. Train that point again with --fresh."
         ) from None
+
+
+def _read_json(run: Run, file: str) -> Any:
+    # Not by `runs:/`, for which MLflow asks the store for the run again, and for its models.
+    return json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{file}"))
 
 
 def require_finished(run: TrackedRun) -> None:
