@@ -67,7 +67,7 @@ class TrainingConfig:
         metadata={"above": 0.0, "about": "Adam's learning rate"},
     )
     batch_size: int = _whole(32, 1, "images in a training step")
-    epochs: int = _whole(25, 1, "passes over the training images")
+    epochs: int = _whole(25, 1, "passes over the training images", below=10**6)
     seed: int = _whole(0, 0, "seed of the weights, dropout and shuffling", below=2**32)
     patience: int = _whole(0, 0, "epochs without improvement before stopping; 0 never stops early")
 

@@ -59,8 +59,15 @@ def test_the_example_of_every_command_is_one_it_takes(call: Call) -> None:
             "Expected --filters to list whole numbers of at least 1, got 'abc'",
         ),
         ("search --kernel-sizes 30", "leaves nothing for layer conv1"),
-        ("search --epochs 0", "Expected --epochs to be a whole number of at least 1, got '0'"),
-        ("search --epochs x", "Expected --epochs to be a whole number of at least 1, got 'x'"),
+        (
+            "search --epochs 0",
+            "Expected --epochs to be a whole number of at least 1 and below 1000000, got '0'",
+        ),
+        (
+            "search --epochs x",
+            "Expected --epochs to be a whole number of at least 1 and below 1000000, got 'x'",
+        ),
+        ("search --epochs 1e15", "Expected --epochs to be a whole number of at least 1 and below"),
         ("search --workers 0", "Expected --workers to be a whole number of at least 1"),
         ("search --limit 5", "Expected --limit to be from 60"),
         ("search --limit many", "Expected --limit to be a whole number"),

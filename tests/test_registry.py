@@ -235,6 +235,17 @@ def test_a_name_that_cannot_be(name: str, store: Store) -> None:
         promote("latest", name=name)
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_a_model_that_diverged_cannot_be_promoted(
+    finished: Trials, store: Store, force: bool
+) -> None:
+    run_id = finished(0.1)
+    store.client.log_metric(run_id, "best_val_loss", float("nan"))
+    with pytest.raises(TrackingError, match=r"gives no numbers \(NaN\): its training diverged"):
+        promote(run_id, force=force)
+    assert versions(store) == {}
+
+
 def test_a_name_with_a_quote(finished: Trials, store: Store) -> None:
     run_id = finished(0.8)
     assert promote(run_id, name="o'brien's \"model\"").registered

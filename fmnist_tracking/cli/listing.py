@@ -55,7 +55,8 @@ def runs(
     if as_json:
         print_json([summary.to_json() for summary in found])
         return
-    table = new_table("run id", "what", "experiment", "status", "started", "points", "val. acc.")
+    columns = ("run id", "what", "experiment", "status", "started", "points", "val. acc.")
+    table = new_table(*columns, wrapped=("what", "started", "val. acc."))
     for run in found:
         table.add_row(
             run.run_id[:8],

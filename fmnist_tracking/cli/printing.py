@@ -4,6 +4,7 @@ import contextlib
 import json
 import sys
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,8 @@ def print_trials(result: SearchResult, *, as_json: bool) -> None:
         print_json(result.to_json(best(result.finished)))
         return
     varying = result.space.varying
-    table = new_table("rank", "run id", *varying, "status", "val. acc.", "best epoch", "seconds")
+    scores = ("val. acc.", "best epoch")
+    table = new_table("rank", "run id", *varying, "status", *scores, "seconds", wrapped=scores)
     for place in leaderboard(result.trials):
         trial = place.trial
         table.add_row(
@@ -88,7 +90,8 @@ def print_plan(plan: "Plan", *, as_json: bool) -> None:
             out.print(f"refused: {point.name}: {point.reason}", soft_wrap=True)
     counts = Counter(point.state for point in plan.points)
     words = ", ".join(f"{count} {state}" for state, count in counts.items())
-    out.print(f"{len(plan.points)} points: {words}; {plan.workers} at once", soft_wrap=True)
+    noun = "point" if len(plan.points) == 1 else "points"
+    out.print(f"{len(plan.points)} {noun}: {words}; {plan.workers} at once", soft_wrap=True)
     if plan.seconds is not None:
         duration = timedelta(seconds=round(plan.seconds))
         out.print(
@@ -97,11 +100,16 @@ def print_plan(plan: "Plan", *, as_json: bool) -> None:
         )
 
 
-def new_table(*columns: str) -> Table:
-    """An empty table with these headings, for `out` to print."""
+def new_table(*columns: str, wrapped: Collection[str] = ()) -> Table:
+    """An empty table, for `out` to print.
+
+    Args:
+        columns: their headings.
+        wrapped: those that take several lines where a terminal is narrow.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=column not in wrapped)
     return table
 
 

@@ -96,8 +96,9 @@ def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
     winner = best(read_search(store, run).finished)
     if winner is None:
         raise TrackingError(
-            f"The search {run.run_id[:8]} has no finished trial yet. Wait for one, or look at "
-            f"`fmnist-track runs --run-id {run.run_id[:8]}`."
+            f"The search {run.run_id[:8]} ({run.raw.info.status}) has no finished trial yet. Wait "
+            "for one, or, if nothing runs, give the command of the search again: it goes on. "
+            f"`fmnist-track runs --run-id {run.run_id[:8]}` lists its trials."
         )
     return as_tracked(store.client.get_run(winner.run_id))
 

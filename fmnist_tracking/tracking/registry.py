@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -120,12 +121,17 @@ def make_champion(store: Store, version: ModelVersion) -> None:
 
 
 def require_model(store: Store, trial: TrackedRun) -> None:
-    """Say that a trial has no model, if it has none.
+    """Say that a trial has no model that is of use, if it has none.
 
     Raises:
-        TrackingError: the trial did not finish, or has no logged model.
+        TrackingError: the trial did not finish, has no logged model, or its training diverged.
     """
     trial_model(store, trial)
+    if math.isnan(trial.raw.data.metrics.get("best_val_loss", 0.0)):
+        raise TrackingError(
+            f"The model of trial {trial.run_id[:8]} gives no numbers (NaN): its training diverged. "
+            "Choose another trial, and train with a smaller learning rate."
+        )
 
 
 def _is_registered(store: Store, name: str) -> bool:
