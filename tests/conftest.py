@@ -1,7 +1,9 @@
 """What several tests share: the real images, a real store, small configurations."""
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -64,9 +66,24 @@ def split(dataset: Dataset) -> DataSplit:
     return split_dataset(dataset, SMALL_SPLIT)
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a new SQLite store, to be copied: MLflow takes a second to make its tables."""
+    folder = tmp_path_factory.mktemp("empty-store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with open_store(create=True):
+            return folder / "mlflow.db"
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
+def store(tmp_path: Path, empty_store: Path) -> Iterator[Store]:
     """A new SQLite store, as a first search in an empty folder makes it."""
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as rows, rows:
+        old, new = str(empty_store.parent), str(tmp_path)
+        rows.execute("UPDATE experiments SET artifact_location = replace(artifact_location, ?, ?)",
+                     (old, new))  # fmt: skip
     with open_store(create=True) as opened:
         yield opened
 
