@@ -73,7 +73,11 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         with open_store(create=True):
-            return folder / "mlflow.db"
+            pass
+        import mlflow
+
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # the usual one again
+    return folder / "mlflow.db"
 
 
 @pytest.fixture

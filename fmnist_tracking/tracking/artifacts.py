@@ -1,0 +1,53 @@
+"""Whether the place where a store keeps the files of runs can be written, read and cleared."""
+
+import contextlib
+import tempfile
+import uuid
+from pathlib import Path
+
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from fmnist_tracking.addresses import without_user
+from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.tracking import places
+from fmnist_tracking.tracking.store import Store
+
+
+def try_artifacts(store: Store, experiment_id: str | None) -> str:
+    """Write a small file where an experiment keeps those of its runs, read it and remove it.
+
+    Args:
+        store: the store.
+        experiment_id: of the experiment; None for MLflow's own, while there is no other.
+
+    Returns:
+        The place, as it may be shown.
+
+    Raises:
+        TrackingError: another content came back.
+    """
+    location = store.client.get_experiment(experiment_id or "0").artifact_location
+    folder = places.local_path(location)
+    missing = []
+    while folder is not None and not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    repository = get_artifact_repository(location, tracking_uri=store.uri)
+    name = f"fmnist-track-doctor-{uuid.uuid4().hex}.txt"
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch, name)
+            file.write_text(name)
+            repository.log_artifact(str(file))  # type: ignore[no-untyped-call]
+            back = Path(scratch, "back")
+            back.mkdir()
+            repository.download_artifacts(name, str(back))  # type: ignore[no-untyped-call]
+            same = (back / name).read_text() == name
+        repository.delete_artifacts(name)  # type: ignore[no-untyped-call]
+    finally:
+        with contextlib.suppress(OSError):
+            for made in missing:
+                made.rmdir()
+    if not same:
+        raise TrackingError(f"{without_user(location)} gives back another file than was written.")
+    return without_user(location)
