@@ -149,6 +149,13 @@ TRACKING_URI = typer.Option(
     help="MLflow store. Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this folder.",
     rich_help_panel="Tracking",
 )
+UPGRADE_STORE = typer.Option(
+    False,
+    "--upgrade-store",
+    help="Bring a store of an older MLflow up to date, after which that MLflow cannot open it any "
+    "more. A copy of a SQLite file is kept beside it.",
+    rich_help_panel="Tracking",
+)
 RUN_ID_HELP = "A run id, its first characters, `latest`, or `best` (of the latest search)."
 RUN_ID = typer.Option(..., "--run-id", metavar="ID", help=RUN_ID_HELP)
 OUTPUT_DIR = path_option(

@@ -1,6 +1,6 @@
 """MLflow: the one place that opens stores, writes runs and reads them back."""
 
-from fmnist_tracking.tracking.artifacts import try_artifacts
+from fmnist_tracking.tracking.artifacts import relocate, try_artifacts
 from fmnist_tracking.tracking.experiments import (
     adoptable_run,
     choose_experiment,
@@ -70,7 +70,6 @@ from fmnist_tracking.tracking.store import (
     Store,
     is_yet_to_be_made,
     open_store,
-    relocate,
     require_can_be_made,
     tracking_uri,
 )

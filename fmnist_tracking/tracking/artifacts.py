@@ -1,4 +1,4 @@
-"""Whether the place where a store keeps the files of runs can be written, read and cleared."""
+"""The place where a store keeps the files of runs: is it right, and can it be used."""
 
 import contextlib
 import tempfile
@@ -10,7 +10,34 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import places
-from fmnist_tracking.tracking.store import Store
+from fmnist_tracking.tracking.experiments import experiment_ids
+from fmnist_tracking.tracking.standing import live_runs
+from fmnist_tracking.tracking.store import Store, require_sqlite_file
+
+
+def relocate(store: Store) -> int:
+    """Give a SQLite store that was moved the addresses of where the files of its runs are now.
+
+    Returns:
+        How many addresses were changed.
+
+    Raises:
+        TrackingError: it is no SQLite store, cannot be written, or a search is working on it.
+    """
+    path = places.sqlite_file(store.uri)
+    if path is None:
+        raise TrackingError(
+            f"Only a SQLite store can be relocated, and {store.public_uri} is none: whoever runs "
+            "it knows where its files are."
+        )
+    require_sqlite_file(path, create=True)
+    live = live_runs(store, experiment_ids(store, None))
+    if live:
+        raise TrackingError(
+            f"The run {live[0][:8]} of this store is in progress. Wait for it to end, or stop it, "
+            "and give this command again."
+        )
+    return places.relocate(path, store.moved_from)
 
 
 def try_artifacts(store: Store, experiment_id: str | None) -> str:

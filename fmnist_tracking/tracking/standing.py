@@ -25,6 +25,7 @@ from fmnist_tracking.tracking.store import Store
 
 # Up to so many points are looked for one by one; for more, all trials are read at once.
 _FEW = 100
+_OPEN = f"attributes.status = '{RUNNING}' AND tags.`{names.ROLE}` LIKE '%'"
 EPOCH_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds")
 
 
@@ -228,12 +229,17 @@ def close_orphans(store: Store, experiments: Iterable[str]) -> list[tuple[str, s
     """
     orphans = []
     is_live = liveness(store)
-    filter_string = f"attributes.status = '{RUNNING}' AND tags.`{names.ROLE}` LIKE '%'"
-    for run in list(iterate_runs(store, experiments, filter_string)):
+    for run in list(iterate_runs(store, experiments, _OPEN)):
         if not is_live(run):
             store.client.set_terminated(run.info.run_id, "KILLED")
             orphans.append((run.info.run_id, names.unmarked(run.info.run_name or "")))
     return orphans
+
+
+def live_runs(store: Store, experiments: Iterable[str]) -> list[str]:
+    """The ids of the open runs of this project whose process is there."""
+    is_live = liveness(store)
+    return [run.info.run_id for run in iterate_runs(store, experiments, _OPEN) if is_live(run)]
 
 
 def close_held(store: Store, experiment_id: str, status: str) -> None:
@@ -244,8 +250,7 @@ def close_held(store: Store, experiment_id: str, status: str) -> None:
         experiment_id: of the experiment they are in.
         status: KILLED or FAILED, for the search; trials were KILLED either way.
     """
-    filter_string = f"attributes.status = '{RUNNING}' AND tags.`{names.ROLE}` LIKE '%'"
-    for run in list(iterate_runs(store, [experiment_id], filter_string)):
+    for run in list(iterate_runs(store, [experiment_id], _OPEN)):
         lease = Lease.read(run.data.tags)
         if lease is not None and lease.is_mine():
             is_search = run.data.tags[names.ROLE] == names.SEARCH

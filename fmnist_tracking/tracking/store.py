@@ -175,28 +175,8 @@ def require_can_be_made(uri: str | None = None) -> Path | None:
     """
     path = places.sqlite_file(tracking_uri(uri))
     if path is not None:
-        _require_sqlite_file(path, create=True)
+        require_sqlite_file(path, create=True)
     return path
-
-
-def relocate(uri: str | None = None) -> int:
-    """Give a SQLite store that was moved the addresses of where the files of its runs are now.
-
-    Returns:
-        How many addresses were changed.
-
-    Raises:
-        TrackingError: it is no SQLite store, cannot be written, or a search is working on it.
-    """
-    with open_store(uri, files=False) as store:
-        path = places.sqlite_file(store.uri)
-        if path is None:
-            raise TrackingError(
-                f"Only a SQLite store can be relocated, and {store.public_uri} is none: whoever "
-                "runs it knows where its files are."
-            )
-        _require_sqlite_file(path, create=True)
-        return places.relocate(path, store.moved_from)
 
 
 @contextlib.contextmanager
@@ -297,7 +277,7 @@ def _require_store(uri: str, *, create: bool, upgrade: bool) -> None:
     """Look whether the store is one that can be used as it is, before MLflow touches it."""
     path = places.sqlite_file(uri)
     if path is not None:
-        _require_sqlite_file(path, create=create)
+        require_sqlite_file(path, create=create)
     if uri.startswith(("http://", "https://")):
         _require_server(uri)
     elif database.is_database(uri):
@@ -358,7 +338,16 @@ def _make_sqlite_store(path: Path) -> None:
             os.link(new, path)
 
 
-def _require_sqlite_file(path: Path, *, create: bool) -> None:
+def require_sqlite_file(path: Path, *, create: bool) -> None:
+    """Refuse a file that this user cannot use as a SQLite store.
+
+    Args:
+        path: of the file.
+        create: whether it is to be made if it is not there, and written.
+
+    Raises:
+        TrackingError: it is missing, no file, or may not be read or written.
+    """
     if path.exists():
         if not path.is_file():
             raise TrackingError(

@@ -130,7 +130,8 @@ def _store(tracking_uri: str | None, *, relocate: bool, upgrade: bool) -> str:
         return f"{path} will be made by the first search"
     done = []
     if relocate:
-        changed = tracking.relocate(tracking_uri)
+        with tracking.open_store(tracking_uri, files=False, upgrade=upgrade) as store:
+            changed = tracking.relocate(store)
         done.append(f"{changed} addresses of files written anew" if changed else "it was not moved")
     with tracking.open_store(tracking_uri, upgrade=upgrade) as store:
         experiment_id = tracking.existing_experiment(store, None)
