@@ -30,7 +30,9 @@ from fmnist_tracking.tracking.opening import (
 from fmnist_tracking.tracking.page import run_address, table_address
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
+    UnreadableRun,
     as_tracked,
+    find_active,
     read_history,
     read_search,
     read_trial,
@@ -87,6 +89,7 @@ __all__ = [
     "Store",
     "TrackedRun",
     "TrialFacts",
+    "UnreadableRun",
     "adoptable_run",
     "as_tracked",
     "best_trial",
@@ -97,6 +100,7 @@ __all__ = [
     "existing_experiment",
     "experiment_ids",
     "fail_trial",
+    "find_active",
     "find_champion",
     "find_run",
     "find_searches",

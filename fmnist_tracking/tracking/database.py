@@ -24,10 +24,11 @@ from fmnist_tracking.tracking.places import sqlite_file, sqlite_uri
 
 _SECONDS = 5
 _LOCKED_SECONDS = 20
-# The first release of MLflow with each revision of the tables, of those that others may still use.
+# The releases of MLflow whose tables have each revision, of those that others may still use.
 _RELEASES = {
     "0584bdc529eb": "2.22",
     "6953534de441": "3.0 or 3.1",
+    "bda7b8c39065": "3.1",
     "770bee3ae1dd": "3.2",
     "1a0cddfcaa16": "3.3",
     "71994744cf8e": "3.4",
@@ -93,14 +94,24 @@ def require_current(uri: str, *, upgrade: bool = False) -> bool:
             "Or name another store with --tracking-uri."
         ) from None
     if not upgrade:
-        made = _RELEASES.get(revision, f"an older version (revision {revision})")
         raise TrackingError(
-            f"The MLflow store {name} is of MLflow {made}, {installed}. To use it here it must be "
-            "upgraded, and then the older MLflow cannot open it any more: `fmnist-track doctor "
-            "--upgrade-store` does it and keeps a copy. Or name another store with --tracking-uri."
+            f"The MLflow store {name} is of {_release(script, revision)}, {installed}. To use it "
+            "here it must be upgraded, and then the older MLflow cannot open it any more: "
+            "`fmnist-track doctor --upgrade-store` does it and keeps a copy. Or name another store "
+            "with --tracking-uri."
         )
     _upgrade(uri, path, revision)
     return True
+
+
+def _release(script: ScriptDirectory, revision: str) -> str:
+    """Name the release that a known revision is of, or one it came after."""
+    if revision in _RELEASES:
+        return f"MLflow {_RELEASES[revision]}"
+    for older in script.iterate_revisions(revision, "base"):
+        if older.revision in _RELEASES:
+            return f"a release of MLflow after {_RELEASES[older.revision]}"
+    return "a release of MLflow before 2.22"
 
 
 def _look(uri: str) -> tuple[set[str], str | None]:

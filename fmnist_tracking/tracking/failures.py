@@ -12,7 +12,7 @@ from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLA
 from sqlalchemy.exc import TimeoutError as TimeoutError_
 
 from fmnist_tracking.addresses import without_user
-from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.errors import FmnistTrackingError, TrackingError
 
 _TRY_AGAIN = {408, 409, 429}
 _LASTING = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
@@ -45,6 +45,8 @@ _NO_ANSWER = re.compile(r"Connection aborted|BadStatusLine|sent to HTTPS port|se
 
 def tracking_error(uri: str, error: BaseException | None) -> TrackingError:
     """What went wrong at a store, in a line."""
+    if isinstance(error, TrackingError):
+        return error
     status, text = _status(error), str(error)
     server = f"The MLflow server at {without_user(uri)}"
     if status == 401:
@@ -159,6 +161,8 @@ def sort(error: BaseException) -> Fault:
     That a server no longer takes the password, or no longer gives permission, is final: a process
     that runs cannot be given another password, and to train on for nothing helps nobody.
     """
+    if isinstance(error, FmnistTrackingError):  # sorted already
+        return Fault.FINAL
     chain = list(_chain(error))
     text = " ".join(str(one) for one in chain)
     if _STAYS.search(text) or any(isinstance(one, ImportError) for one in chain):

@@ -179,7 +179,9 @@ class Session:
             tracking.BEAT_SECONDS,
         )
         examples = self._dataset.train_images[:_EXAMPLES, ..., None]
-        self.keeper = Keeper(self.store, self.recorder, self.experiment_id, examples)
+        self.keeper = Keeper(
+            self.store, self.recorder, self.experiment_id, examples, self._progress.say
+        )
         self.trials = Trials(self.pool, self.keeper, self._progress)
         self._folder = folder  # last: it says that there is something to end
 
