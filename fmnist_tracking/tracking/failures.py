@@ -18,6 +18,13 @@ _TRY_AGAIN = {408, 409, 429}
 _LASTING = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 # Packages whose errors are of the place where artifacts are kept.
 _STORAGE = ("botocore", "boto3", "google", "azure", "paramiko", "pysftp", "requests", "urllib3")
+# That holds a module, where the names differ.
+_PACKAGES = {
+    "google": "google-cloud-storage",
+    "google.cloud": "google-cloud-storage",
+    "azure": "azure-storage-blob",
+    "azure.storage": "azure-storage-blob",
+}
 # How SQLAlchemy's errors say what they are, wherever they are passed on to; see
 # https://docs.sqlalchemy.org/en/20/errors.html. MLflow's server answers most with status 400.
 _SQLALCHEMY_CODE = re.compile(r"https?://sqlalche\.me/e/\d+/(\w{4})")
@@ -25,7 +32,7 @@ _SQLALCHEMY_CODE = re.compile(r"https?://sqlalche\.me/e/\d+/(\w{4})")
 _PASSING_CODES = ("e3q8", "rvf5", "2j85", "3o7r")
 # What no time mends, though it comes with a status or a class of errors that pass.
 _STAYS = re.compile(
-    "readonly database|no such (table|column)|is malformed|file is not a database"
+    "readonly database|no such (table|column)|: syntax error|is malformed|file is not a database"
     "|No module named|Unable to locate credentials|NoSuchBucket|AccessDenied|InvalidAccessKeyId"
     "|SignatureDoesNotMatch|mlflow-artifacts URI was supplied|Could not find a registered artifact"
     "|CERTIFICATE_VERIFY_FAILED"
@@ -84,7 +91,8 @@ def tracking_error(uri: str, error: BaseException | None) -> TrackingError:
     if missing is not None:
         return TrackingError(
             f"The place where {without_user(uri)} keeps the files of runs needs the Python package "
-            f"{missing.name}, which is not installed. Install it: pip install {missing.name}"
+            f"{missing.name}, which is not installed. Install it: pip install "
+            f"{_PACKAGES.get(missing.name or '', missing.name)}"
         )
     if "mlflow-artifacts URI was supplied" in text:
         return TrackingError(

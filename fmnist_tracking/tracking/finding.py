@@ -21,6 +21,7 @@ from fmnist_tracking.tracking.reading import (
     has_exactly,
     iterate_runs,
     liveness,
+    read_grid,
     read_search,
     read_space,
     readable,
@@ -131,7 +132,7 @@ def _as_listed(run: Run) -> TrackedRun:
     """A search, or a training of its own, of which all can be read."""
     tracked = as_tracked(run)
     if tracked.role == names.SEARCH:
-        read_space(run)
+        read_grid(run)
     else:
         trial_result(run)
     return tracked

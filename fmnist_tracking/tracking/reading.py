@@ -3,8 +3,7 @@
 import contextlib
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ from mlflow.utils.search_utils import SearchUtils
 
 from fmnist_tracking import fingerprint
 from fmnist_tracking.config import FIELDS, SearchSpace, SplitConfig, TrainingConfig
-from fmnist_tracking.errors import ConfigError, TrackingError
+from fmnist_tracking.errors import ConfigError, FmnistTrackingError, TrackingError
 from fmnist_tracking.results import (
     FINISHED,
     RUNNING,
@@ -31,6 +30,8 @@ _PAGE = 1000
 _IDS_AT_ONCE = 200
 NEWEST_FIRST = ["attributes.start_time DESC"]
 _FINISHED = f"attributes.status = '{FINISHED}'"
+# Above it, not every whole number is a float.
+_LARGEST_WHOLE = 2**53
 _GONE = "RESOURCE_DOES_NOT_EXIST"
 T = TypeVar("T")
 
@@ -118,18 +119,18 @@ def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> Searc
         summary: whether that file may be used; else each trial is read.
     """
     if summary and run.raw.info.status == FINISHED:
-        with contextlib.suppress(MlflowException, OSError, LookupError, ValueError, ConfigError):
+        unreadable = (LookupError, TypeError, ValueError, AttributeError, FmnistTrackingError)
+        with contextlib.suppress(MlflowException, OSError, *unreadable):
             outcome = _read_outcome(run)
             if _is_intact(store, outcome):
                 return outcome
-    space = read_space(run.raw)
+    space, points = read_grid(run.raw)
     is_live = liveness(store)
 
     def read(child: Run) -> TrialResult:
         trial = trial_result(child)
-        for axis, values in space.axes.items():
-            if getattr(trial.config, axis) not in values:
-                raise UnreadableRun(child, f"it is no point of its search's grid ({axis})")
+        if trial.config not in points:
+            raise UnreadableRun(child, "it is no point of its search's grid")
         if trial.status == RUNNING and not is_live(child):
             return dataclasses.replace(trial, status="KILLED")
         return trial
@@ -155,6 +156,30 @@ def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> Searc
         space=space,
         trials=tuple(ordered),
     )
+
+
+def read_grid(run: Run) -> tuple[SearchSpace, set[TrainingConfig]]:
+    """The grid of a search's run, and all of its points.
+
+    Raises:
+        UnreadableRun: it has none, or one that this version cannot build.
+    """
+    space = read_space(run)
+    try:
+        return space, set(space.points(_base(run)))
+    except ConfigError as error:
+        raise UnreadableRun(run, f"a point of its grid cannot be built here ({error})") from None
+
+
+def _base(run: Run) -> TrainingConfig:
+    """The value of each setting of a search that is not an axis."""
+    prefix = names.BASE_PREFIX
+    given = {
+        key.removeprefix(prefix): value
+        for key, value in run.data.params.items()
+        if key.startswith(prefix)
+    }
+    return _as_config(run, given)
 
 
 def _read_outcome(run: TrackedRun) -> SearchResult:
@@ -380,6 +405,7 @@ def trial_result(run: Run) -> TrialResult:
         UnreadableRun: its parameters are not those of this version, or it finished without
             saying how.
     """
+    as_tracked(run)
     metrics = run.data.metrics
     try:
         trial = TrialResult(
@@ -398,22 +424,13 @@ def trial_result(run: Run) -> TrialResult:
     if trial.status == FINISHED:
         if trial.val_accuracy is None:
             raise UnreadableRun(run, f"its metric {names.BEST_VAL_ACCURACY} is missing")
-        if not math.isfinite(trial.val_accuracy):
-            raise UnreadableRun(run, f"its metric {names.BEST_VAL_ACCURACY} is no number")
+        if not 0 <= trial.val_accuracy <= 1:
+            raise UnreadableRun(run, f"its metric {names.BEST_VAL_ACCURACY} is no share")
     return trial
 
 
 def _config(run: Run) -> TrainingConfig:
-    values: dict[str, Any] = {}
-    try:
-        for name in FIELDS:
-            if name in run.data.params:
-                values[name] = float(run.data.params[name])
-        config = TrainingConfig(**values)
-    except (ValueError, ConfigError) as error:
-        raise UnreadableRun(
-            run, f"its parameters are not a configuration of this version ({error})"
-        ) from None
+    config = _as_config(run, run.data.params)
     unknown = [
         name
         for name in run.data.params
@@ -425,6 +442,16 @@ def _config(run: Run) -> TrainingConfig:
     return config
 
 
+def _as_config(run: Run, given: Mapping[str, str]) -> TrainingConfig:
+    try:
+        values: dict[str, Any] = {name: float(given[name]) for name in FIELDS if name in given}
+        return TrainingConfig(**values)
+    except (ValueError, ConfigError) as error:
+        raise UnreadableRun(
+            run, f"its parameters are not a configuration of this version ({error})"
+        ) from None
+
+
 def _is_point(run: Run, config: TrainingConfig) -> bool:
     """Whether a run's fingerprint is that of a configuration on the run's data."""
     tracked = as_tracked(run)
@@ -434,6 +461,8 @@ def _is_point(run: Run, config: TrainingConfig) -> bool:
 
 
 def _whole(value: float | None) -> int | None:
+    if value is not None and not abs(value) < _LARGEST_WHOLE:  # MLflow has one for infinity
+        raise ValueError(f"{value:g}")
     return None if value is None else int(value)
 
 

@@ -68,7 +68,7 @@ def search(
             reopen = ended and session.adopted is None and not request.fresh
             if reopen:
                 result = tracking.read_search(store, known[0], summary=False)
-                if len(result.finished) == len(space):
+                if {trial.config for trial in result.finished} == set(points):
                     session.pool.kill()
                     announce(
                         f"The search {known[0].run_id[:8]} has finished all {len(space)} points "
