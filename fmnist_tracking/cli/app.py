@@ -6,7 +6,6 @@ import functools
 import gc
 import inspect
 import logging
-import os
 import shlex
 import signal
 import sys
@@ -17,15 +16,16 @@ import typer
 
 from fmnist_tracking import __version__
 from fmnist_tracking.addresses import without_user
+from fmnist_tracking.cli.options import UNDER_MLFLOW_RUN
 from fmnist_tracking.cli.printing import say
+from fmnist_tracking.cli.typed import Command, Group
 from fmnist_tracking.errors import FmnistTrackingError, Terminated
 
+PROGRAM = "fmnist-track"
 P = ParamSpec("P")
 
-# Asked now: MLflow removes the variable when it has ended a run.
-_UNDER_MLFLOW_RUN = "MLFLOW_RUN_ID" in os.environ
-
 app = typer.Typer(
+    cls=Group,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -53,7 +53,7 @@ def command(
             except KeyboardInterrupt:
                 _fail("Interrupted." + (_how_to_resume() if resumable else ""), 130)
 
-        app.command(help=_paragraphs(function), epilog=f"Example: {example}")(run)
+        app.command(cls=Command, help=_paragraphs(function), epilog=f"Example: {example}")(run)
         return run
 
     return register
@@ -66,7 +66,7 @@ def _paragraphs(function: Callable[..., None]) -> str:
 
 
 def _how_to_resume() -> str:
-    if _UNDER_MLFLOW_RUN:
+    if UNDER_MLFLOW_RUN:
         return " The same `mlflow run` command goes on where this one stopped."
     arguments = [without_user(argument) for argument in sys.argv[1:] if argument != "--fresh"]
     return f" Go on with: {shlex.join(['fmnist-track', *arguments])}"
@@ -106,7 +106,7 @@ def main() -> None:
     gc.disable()
     atexit.register(gc.freeze)
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name=PROGRAM, standalone_mode=False)
     except typer.exceptions.TyperException as error:
         say(f"Error: {error.format_message()} See `{_program(sys.argv)} --help`.")
         status = error.exit_code
