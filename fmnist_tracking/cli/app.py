@@ -6,6 +6,7 @@ import functools
 import gc
 import inspect
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -14,8 +15,9 @@ from typing import NoReturn, ParamSpec
 
 import typer
 
-from fmnist_tracking import __version__
+from fmnist_tracking import __version__, runtime
 from fmnist_tracking.addresses import without_user
+from fmnist_tracking.cli import streams
 from fmnist_tracking.cli.options import UNDER_MLFLOW_RUN
 from fmnist_tracking.cli.printing import say
 from fmnist_tracking.cli.typed import Command, Group
@@ -45,6 +47,7 @@ def command(
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
+                _require_working_folder()
                 function(*args, **kwargs)
             except FmnistTrackingError as error:
                 _fail(f"Error: {error}", error.exit_status)
@@ -72,6 +75,16 @@ def _how_to_resume() -> str:
     return f" Go on with: {shlex.join(['fmnist-track', *arguments])}"
 
 
+def _require_working_folder() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise FmnistTrackingError(
+            f"The working folder cannot be used ({error.strerror}); perhaps it was deleted. Go to "
+            "another folder, or leave this one and enter it again."
+        ) from None
+
+
 def _fail(message: str, status: int) -> NoReturn:
     say(message)
     raise typer.Exit(status)
@@ -95,6 +108,8 @@ def _root(
 
 def main() -> None:
     """Run the command line; exit with 0, 1 (an error), 2 (wrong usage), 130 or 143 (stopped)."""
+    streams.prepare()
+    runtime.keep_others_out()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fmnist_tracking").setLevel(logging.INFO)
     signal.signal(signal.SIGINT, _stop)
@@ -120,6 +135,10 @@ def main() -> None:
     finally:
         gc.freeze()  # or it would be looked through at once
         gc.enable()
+    missing = streams.finish()
+    if missing:
+        say(f"Error: {missing}")
+        status = status or 1
     sys.exit(status)
 
 
