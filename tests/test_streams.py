@@ -83,6 +83,28 @@ def test_a_working_folder_that_was_deleted(tmp_path: Path) -> None:
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user can be taken on by root alone")
+def test_a_user_that_the_system_does_not_know(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents[:2]:  # pytest's own
+        parent.chmod(0o755)
+    # Root's Python may lie where others cannot read.
+    reading = "--inh-caps +dac_read_search --ambient-caps +dac_read_search"
+    user = f"setpriv --reuid 12345 --regid 12345 --clear-groups {reading} env -i"
+    root = Path(__file__).parent.parent
+    known = f"PYTHONDONTWRITEBYTECODE=1 PATH={os.environ['PATH']} PYTHONPATH={root}"
+    done = shell(f"{user} {known} {PROGRAM} {SEARCH}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: This user has no home folder")
+    assert done.stderr.count("\n") == 1
+    done = shell(f"{user} {known} HOME={tmp_path} {PROGRAM} {SEARCH}")
+    assert done.returncode == 0, done.stderr
+    done = shell(f"{user} {known} HOME=/proc {PROGRAM} {SEARCH} --fresh")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Error: The folder /proc/")
+
+
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"])
 def test_no_variable_makes_a_pipe_a_terminal(variable: str, store: Store) -> None:
     tags = {"fmnist.role": "train", "fmnist.protocol": "canonical"}

@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, ParamSpec
 
 import typer
@@ -47,7 +48,7 @@ def command(
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
-                _require_working_folder()
+                _require_folders()
                 function(*args, **kwargs)
             except FmnistTrackingError as error:
                 _fail(f"Error: {error}", error.exit_status)
@@ -75,13 +76,20 @@ def _how_to_resume() -> str:
     return f" Go on with: {shlex.join(['fmnist-track', *arguments])}"
 
 
-def _require_working_folder() -> None:
+def _require_folders() -> None:
     try:
         os.getcwd()
     except OSError as error:
         raise FmnistTrackingError(
             f"The working folder cannot be used ({error.strerror}); perhaps it was deleted. Go to "
             "another folder, or leave this one and enter it again."
+        ) from None
+    try:
+        Path.home()
+    except RuntimeError:  # a user that the system does not know, in a container for instance
+        raise FmnistTrackingError(
+            "This user has no home folder, where images and checkpoints are kept. Name one, such "
+            "as: export HOME=$PWD"
         ) from None
 
 
