@@ -16,6 +16,7 @@ from fmnist_tracking.config import (
     DEFAULT_SAMPLE_SEED,
     FIELDS,
     SplitConfig,
+    Value,
     flag,
     parse_value,
     parse_whole,
@@ -56,16 +57,25 @@ AXES = typer.Option(
 )
 
 
-def field_option(name: str) -> Any:
-    """An option for one field of `TrainingConfig`, with its default and its words from there."""
+def field_option(name: str, *, may_be_empty: bool = False) -> Any:
+    """An option for one field of `TrainingConfig`, with its default and its words from there.
+
+    Args:
+        name: of the field.
+        may_be_empty: whether an empty text, as `mlflow run` may give it, leaves the default.
+    """
     about, default = FIELDS[name].metadata["about"], FIELDS[name].default
+
+    def parse(text: object) -> Value:
+        if text == "" and may_be_empty:
+            return default  # type: ignore[no-any-return]
+        return parse_value(name, as_typed(text), flag(name))
+
     return typer.Option(
         default,
         flag(name),
         metavar="N",
-        parser=lambda text: (
-            parse_value(name, as_typed(text), flag(name)) if text != "" else default
-        ),
+        parser=parse,
         help=about[0].upper() + about[1:] + ".",
         rich_help_panel="Training",
     )
