@@ -14,6 +14,8 @@ default: a variable that is already set in the environment wins.
 - `FMNIST_JIT_COMPILE`: 1 has XLA compile the training step, 0 does not. Unset, it is not compiled
   on a processor, where that makes it many times as slow; on a GPU, each network is tried both ways.
 
+What notebooks, shells and other programs set for themselves is kept out by `keep_others_out`.
+
 Keras's `steps_per_execution` has no place here: a whole epoch is one call of TensorFlow. Nor can
 Keras's backend be chosen, because that call is TensorFlow's.
 """

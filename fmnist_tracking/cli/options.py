@@ -4,7 +4,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import typer
 
@@ -68,7 +68,7 @@ def field_option(name: str, *, may_be_empty: bool = False) -> Any:
 
     def parse(text: object) -> Value:
         if text == "" and may_be_empty:
-            return default  # type: ignore[no-any-return]
+            return cast(Value, default)
         return parse_value(name, as_typed(text), flag(name))
 
     return typer.Option(
