@@ -1,9 +1,15 @@
 """`search` and `train` as a person meets them: the next command, and MLflow's own runner."""
 
+import contextlib
+import fcntl
 import os
+import pty
+import re
 import shlex
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 from conftest import Run
@@ -22,6 +28,26 @@ TINY = (
     "--hidden-units",
     "8",
 )
+
+
+def on_a_terminal(columns: int, *arguments: str) -> list[str]:
+    """The lines that a command leaves on a terminal of so many columns, escape sequences aside."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    words = [sys.executable, "-m", "fmnist_tracking", *arguments]
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    environment.pop("COLUMNS", None)
+    with subprocess.Popen(
+        words, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # how Linux tells the end
+            while part := os.read(ours, 4096):
+                said += part
+    os.close(ours)
+    assert process.returncode == 0, said
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode()).splitlines()
 
 
 def next_commands(said: str) -> list[list[str]]:
@@ -54,6 +80,20 @@ def test_without_options_the_next_command_is_short(command: Run) -> None:
     report, page = next_commands(done.stderr)
     assert len(report) == 3
     assert page == ["fmnist-track", "ui"]
+
+
+def test_the_table_at_the_end_fits_the_terminal(tmp_path: Path) -> None:
+    arguments = ("--kernel-sizes", "3", "--axis", "learning_rate=0.00123456789,0.00123456788")
+    for columns, words in ((60, ["search", *TINY, *arguments]), (45, ["runs", "latest"])):
+        lines = on_a_terminal(columns, *words)
+        start = next(n for n, line in enumerate(lines) if line.startswith("rank"))
+        end = next(n for n, line in enumerate(lines) if line.startswith("search "))
+        table = lines[start:end]
+        assert max(map(len, table)) <= columns
+        joined = "".join(" ".join(table).split())
+        assert "val.acc." in joined
+        for rate in ("0.00123456789", "0.00123456788"):
+            assert rate in joined.replace("FINISHED", ""), table
 
 
 def test_mlflow_run_passes_on_what_is_typed(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def main() -> None:
     runtime.keep_others_out()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fmnist_tracking").setLevel(logging.INFO)
-    # It tells of each line of a person's matplotlibrc that it cannot read; none of them counts here.
+    # It tells of each line of a matplotlibrc that it cannot read; none of them counts here.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
