@@ -77,6 +77,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("empty-store")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        _use_the_usual_store()
         with open_store(create=True):
             pass
     _use_the_usual_store()
