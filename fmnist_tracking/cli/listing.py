@@ -6,6 +6,7 @@ import typer
 
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
+from fmnist_tracking.cli.completion import run_ids
 from fmnist_tracking.cli.printing import (
     new_table,
     out,
@@ -20,7 +21,11 @@ from fmnist_tracking.errors import ConfigError
 @command(example="fmnist-track runs --run-id latest")
 def runs(
     run_id: str | None = typer.Option(
-        None, "--run-id", metavar="ID", help="List the trials of this search instead."
+        None,
+        "--run-id",
+        metavar="ID",
+        help="List the trials of this search instead.",
+        autocompletion=run_ids,
     ),
     repair: bool = typer.Option(
         False,
@@ -72,7 +77,13 @@ def runs(
 
 @command(example="fmnist-track best --json")
 def best(
-    run_id: str = typer.Option("best", "--run-id", metavar="ID", help=options.RUN_ID_HELP),
+    run_id: str = typer.Option(
+        "best",
+        "--run-id",
+        metavar="ID",
+        help=options.RUN_ID_HELP,
+        autocompletion=run_ids,
+    ),
     experiment: str | None = options.IN_EXPERIMENT,
     tracking_uri: str | None = options.TRACKING_URI,
     as_json: bool = options.JSON,
