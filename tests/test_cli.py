@@ -183,7 +183,11 @@ def test_a_run_of_another_project(call: Call, store: Store) -> None:
 
 def test_an_experiment_may_have_any_name(call: Call, store: Store) -> None:
     name = "ablation [/old] [red]x"
-    tags = {"fmnist.role": "train", "fmnist.protocol": "canonical"}
+    tags = {
+        "fmnist.role": "train",
+        "fmnist.protocol": "canonical",
+        "fmnist.data_sha256": "d" * 64,
+    }
     store.client.create_run(store.experiment_id(name), tags=tags)
     status, out, _ = call("runs")
     assert status == 0
@@ -218,7 +222,12 @@ def test_a_port_that_cannot_be_had(call: Call, store: Store) -> None:
 
 def test_a_folder_that_cannot_be_written(call: Call, store: Store, tmp_path: Path) -> None:
     run = store.client.create_run(
-        "0", tags={"fmnist.role": "train", "fmnist.protocol": "canonical"}
+        "0",
+        tags={
+            "fmnist.role": "train",
+            "fmnist.protocol": "canonical",
+            "fmnist.data_sha256": "d" * 64,
+        },
     )
     (tmp_path / "file").touch()
     status, _, err = call("report", "--run-id", run.info.run_id, "--output-dir", "file/folder")
@@ -252,11 +261,13 @@ def test_doctor_looks_at_everything(call: Call) -> None:
         "code",
         "TensorFlow",
         "data",
+        "settings",
         "MLflow store",
+        "checkpoints",
         "disk",
     ]
     assert all(c["ok"] for c in found)
-    assert found[5]["seen"].endswith("will be made by the first search")
+    assert found[6]["seen"].endswith("will be made by the first search")
     assert not Path("mlflow.db").exists()
 
 

@@ -21,6 +21,8 @@ finally:
     print("loaded:", *(set(sys.modules) & {"mlflow", "tensorflow", "pandas"}), file=sys.stderr)
 """
 
+WORDS = ["latest", "best", "best-of-all", "champion"]
+
 
 def offered(line: str, shell: str = "bash", **variables: str) -> list[str]:
     """What is offered after a line; loads neither MLflow nor TensorFlow, and says nothing else."""
@@ -64,12 +66,12 @@ def test_runs_of_the_store(store: Store, command: str) -> None:
     foreign = store.client.create_run("0").info.run_id
     for line in (f"fmnist-track {command} --run-id ", f"fmnist-track {command} "):
         found = offered(line)
-        assert found[:2] == ["latest", "best"]
-        assert set(found[2:]) == {first, second}
+        assert found[:4] == WORDS
+        assert set(found[4:]) == {first, second}
         assert foreign not in found
     assert offered(f"fmnist-track {command} {first[:6]}") == [first]
     assert offered(f"fmnist-track {command} --run-id la") == ["latest"]
-    assert offered("fmnist-track predict --run-id be shoe.png"[:-9]) == ["best"]
+    assert offered("fmnist-track predict --run-id best-") == ["best-of-all"]
 
 
 def test_runs_for_zsh(store: Store) -> None:
@@ -84,20 +86,20 @@ def test_the_store_that_is_named(store: Store, tmp_path: Path) -> None:
     folder = tmp_path / "my stores"
     folder.mkdir()
     (tmp_path / "mlflow.db").rename(folder / "other.db")
-    assert offered("fmnist-track report ") == ["latest", "best"]
+    assert offered("fmnist-track report ") == WORDS
     uri = f"sqlite:///{folder}/other.db".replace(" ", "%20")
-    assert offered("fmnist-track report ", MLFLOW_TRACKING_URI=uri)[2:] == [run_id]
-    assert offered(f"fmnist-track report --tracking-uri {uri} --run-id ")[2:] == [run_id]
+    assert offered("fmnist-track report ", MLFLOW_TRACKING_URI=uri)[4:] == [run_id]
+    assert offered(f"fmnist-track report --tracking-uri {uri} --run-id ")[4:] == [run_id]
 
 
 def test_nothing_is_made_upgraded_or_said(tmp_path: Path) -> None:
-    assert offered("fmnist-track report ") == ["latest", "best"]
+    assert offered("fmnist-track report ") == WORDS
     assert list(tmp_path.iterdir()) == []
     database = tmp_path / "mlflow.db"
     with sqlite3.connect(database) as rows:  # of a version without tags
         rows.execute("CREATE TABLE runs (run_uuid TEXT)")
     before = database.read_bytes()
-    assert offered("fmnist-track report ") == ["latest", "best"]
+    assert offered("fmnist-track report ") == WORDS
     assert database.read_bytes() == before
     database.write_bytes(b"no database")
     assert not any(offered("fmnist-track report ab"))
@@ -120,7 +122,7 @@ def test_a_server_that_is_away_is_not_told_of() -> None:
         text=True,
         timeout=60,
     )
-    assert done.stdout.splitlines() == ["latest", "best"]
+    assert done.stdout.splitlines() == WORDS
     assert "Error" not in done.stderr
 
 

@@ -21,7 +21,10 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = {i.callback.__name__: i.callback for i in app.registered_commands if i.callback}
 # `mlflow run` decides the first two itself, standard output is for a person there, and MLproject
 # has no parameters that are given without a value.
-NOT_IN_MLPROJECT = {"experiment", "tracking_uri", "as_json", "dry_run", "fresh"}
+NOT_IN_MLPROJECT = {
+    *("experiment", "tracking_uri", "upgrade_store"),
+    *("as_json", "dry_run", "fresh"),
+}
 
 
 def options(command: str) -> dict[str, Any]:

@@ -35,7 +35,12 @@ def axis_names() -> list[str]:
 
 def run_ids(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """`latest`, `best` and the newest runs of the store in use, each with its name."""
-    words = [("latest", "the newest search or training"), ("best", "the latest search's best")]
+    words = [
+        ("latest", "the newest search or training"),
+        ("best", "the latest search's best"),
+        ("best-of-all", "the best of all searches on the same images"),
+        ("champion", "what `promote` chose"),
+    ]
     with contextlib.suppress(Exception):
         words += _runs(_store(context), incomplete)
     return words

@@ -168,17 +168,19 @@ DATA_DIR = path_option(
     "Data",
 )
 EXPERIMENT = typer.Option(
-    DEFAULT_EXPERIMENT,
+    None,
     "--experiment",
-    envvar="MLFLOW_EXPERIMENT_NAME",
-    help="MLflow experiment to put the runs in.",
+    metavar="NAME",
+    help="MLflow experiment to put the runs in. Default: MLFLOW_EXPERIMENT_NAME or "
+    f"MLFLOW_EXPERIMENT_ID, else {DEFAULT_EXPERIMENT}.",
     rich_help_panel="Tracking",
 )
 IN_EXPERIMENT = typer.Option(
     None,
     "--experiment",
-    envvar="MLFLOW_EXPERIMENT_NAME",
-    help="MLflow experiment to look in. Default: all of them.",
+    metavar="NAME",
+    help="MLflow experiment to look in. Default: MLFLOW_EXPERIMENT_NAME or "
+    "MLFLOW_EXPERIMENT_ID, else all of them.",
     rich_help_panel="Tracking",
 )
 TRACKING_URI = typer.Option(
@@ -195,7 +197,10 @@ UPGRADE_STORE = typer.Option(
     "more. A copy of a SQLite file is kept beside it.",
     rich_help_panel="Tracking",
 )
-RUN_ID_HELP = "A run id, its first characters, `latest`, or `best` (of the latest search)."
+RUN_ID_HELP = (
+    "A run id, its first characters, `latest`, `best` (of the latest search), `best-of-all` (of "
+    "all searches on the same images), or `champion` (what `promote` chose)."
+)
 RUN_ID = typer.Option(..., "--run-id", metavar="ID", help=RUN_ID_HELP, autocompletion=run_ids)
 OUTPUT_DIR = path_option(
     "--output-dir", "DIR", "Where the files go. Default: reports/ and the run's first characters."

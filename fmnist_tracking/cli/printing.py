@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from fmnist_tracking.analysis import best, leaderboard
 from fmnist_tracking.progress import is_terminal, stderr_console
-from fmnist_tracking.results import SearchResult, TrialResult
+from fmnist_tracking.results import RunSummary, SearchResult, TrialResult
 
 if TYPE_CHECKING:
     from fmnist_tracking.workflows.plan import Plan
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Wide enough that no column is cut where the output goes to a file or another program.
 _UNLIMITED = 10_000
 _PADDING = 2  # of each column, the last too
+# Of a search in the list of all: characters of a line of its grid, and values shown of an axis.
+_GRID_WIDTH, _VALUES = 24, 6
 
 _is_terminal = is_terminal(sys.stdout)
 out = Console(
@@ -75,6 +77,41 @@ def print_trials(result: SearchResult, *, as_json: bool) -> None:
                 soft_wrap=True,
             )
     out.print(f"search {result.run_id}", soft_wrap=True)
+
+
+def print_runs(found: Sequence[RunSummary]) -> None:
+    """Searches and single trainings, one in a row."""
+    columns = {
+        "run id": [run.run_id[:8] for run in found],
+        "what": [_printable(run.name) for run in found],
+        "grid": [_grid(run) for run in found],
+        "epochs": [str(run.epochs or "") for run in found],
+        "limit": [str(run.limit or "") for run in found],
+        "experiment": [_printable(run.experiment) for run in found],
+        "status": [run.status for run in found],
+        "started": [
+            f"{datetime.fromtimestamp(run.started / 1000):%Y-%m-%d %H:%M}" for run in found
+        ],
+        "points": [f"{run.finished}/{run.points}" for run in found],
+        "val. acc.": [share(run.val_accuracy) for run in found],
+    }
+    dispensable = ["experiment", "started", "points", "epochs", "limit", "status", "grid"]
+    # Where a terminal is narrow, what is dropped first is what all rows have in common.
+    same = [name for name in dispensable if len(set(columns[name])) == 1 and name != "status"]
+    order = [*same, *(name for name in dispensable if name not in same)]
+    _print_fitting(
+        columns, order, wrapped=("started", "val. acc."), folded="grid", fold_at=_GRID_WIDTH
+    )
+
+
+def _grid(run: RunSummary) -> str:
+    """What a search varies or sets, unlike the defaults: "filters 12,36; dropout 0.1"."""
+    axes = {
+        axis: ",".join(f"{value:.15g}" for value in values[:_VALUES])
+        + (",…" if len(values) > _VALUES else "")
+        for axis, values in run.grid.items()
+    }
+    return "; ".join(f"{axis} {values}" for axis, values in axes.items())
 
 
 def print_trial(trial: TrialResult, *, as_json: bool) -> None:
@@ -144,6 +181,7 @@ def _print_fitting(
     *,
     wrapped: Collection[str],
     folded: str,
+    fold_at: int = _UNLIMITED,
 ) -> None:
     """Print a table, without what a narrow terminal has no room for.
 
@@ -152,6 +190,7 @@ def _print_fitting(
         dispensable: headings, those to leave out first.
         wrapped: headings that may take several lines.
         folded: the column that takes several lines when all that is dispensable is left out.
+        fold_at: its width from which on it takes several lines before anything is left out.
     """
     columns = dict(columns)
     widths = {
@@ -161,6 +200,7 @@ def _print_fitting(
         )
         for heading, cells in columns.items()
     }
+    widths[folded] = min(widths[folded], fold_at)
     for heading in dispensable:
         if sum(widths[kept] + _PADDING for kept in columns) <= out.width:
             break

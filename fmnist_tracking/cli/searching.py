@@ -64,8 +64,9 @@ def search(
     protocol: str = options.PROTOCOL,
     limit: int | None = options.LIMIT,
     data_dir: Path | None = options.DATA_DIR,
-    experiment: str = options.EXPERIMENT,
+    experiment: str | None = options.EXPERIMENT,
     tracking_uri: str | None = options.TRACKING_URI,
+    upgrade_store: bool = options.UPGRADE_STORE,
     as_json: bool = options.JSON,
 ) -> None:
     """Explore a grid: train every point, each as a tracked run of its own.
@@ -99,6 +100,7 @@ def search(
         experiment=experiment,
         tracking_uri=tracking_uri,
         data_dir=data_dir,
+        upgrade_store=upgrade_store,
     )
     if dry_run:
         print_plan(plan(grid, base, request), as_json=as_json)
@@ -131,8 +133,9 @@ def train(
     protocol: str = options.PROTOCOL,
     limit: int | None = options.LIMIT,
     data_dir: Path | None = options.DATA_DIR,
-    experiment: str = options.EXPERIMENT,
+    experiment: str | None = options.EXPERIMENT,
     tracking_uri: str | None = options.TRACKING_URI,
+    upgrade_store: bool = options.UPGRADE_STORE,
     as_json: bool = options.JSON,
 ) -> None:
     """Train one configuration, tracked in the same way as a search's trial."""
@@ -158,6 +161,7 @@ def train(
             experiment=experiment,
             tracking_uri=tracking_uri,
             data_dir=data_dir,
+            upgrade_store=upgrade_store,
         ),
         announce=say,
     )
