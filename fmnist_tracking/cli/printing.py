@@ -85,8 +85,6 @@ def print_runs(found: Sequence[RunSummary]) -> None:
         "run id": [run.run_id[:8] for run in found],
         "what": [_printable(run.name) for run in found],
         "grid": [_grid(run) for run in found],
-        "epochs": [str(run.epochs or "") for run in found],
-        "limit": [str(run.limit or "") for run in found],
         "experiment": [_printable(run.experiment) for run in found],
         "status": [run.status for run in found],
         "started": [
@@ -95,23 +93,23 @@ def print_runs(found: Sequence[RunSummary]) -> None:
         "points": [f"{run.finished}/{run.points}" for run in found],
         "val. acc.": [share(run.val_accuracy) for run in found],
     }
-    dispensable = ["experiment", "started", "points", "epochs", "limit", "status", "grid"]
-    # Where a terminal is narrow, what is dropped first is what all rows have in common.
-    same = [name for name in dispensable if len(set(columns[name])) == 1 and name != "status"]
-    order = [*same, *(name for name in dispensable if name not in same)]
+    dispensable = ["experiment", "started", "points", "status", "grid"]
     _print_fitting(
-        columns, order, wrapped=("started", "val. acc."), folded="grid", fold_at=_GRID_WIDTH
+        columns, dispensable, wrapped=("started", "val. acc."), folded="grid", fold_at=_GRID_WIDTH
     )
 
 
 def _grid(run: RunSummary) -> str:
-    """What a search varies or sets, unlike the defaults: "filters 12,36; dropout 0.1"."""
+    """What is not the default: "filters 12,36; dropout 0.1; 5 epochs; limit 600"."""
     axes = {
         axis: ",".join(f"{value:.15g}" for value in values[:_VALUES])
         + (",…" if len(values) > _VALUES else "")
         for axis, values in run.grid.items()
     }
-    return "; ".join(f"{axis} {values}" for axis, values in axes.items())
+    parts = [f"{axis} {values}" for axis, values in axes.items()]
+    parts += [] if run.epochs is None else [f"{run.epochs} epochs"]
+    parts += [] if run.limit is None else [f"limit {run.limit}"]
+    return "; ".join(parts)
 
 
 def print_trial(trial: TrialResult, *, as_json: bool) -> None:
