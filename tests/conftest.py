@@ -39,6 +39,7 @@ def _clean_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path
 ) -> Iterator[None]:
     """No test sees the settings, the store or the folder of whoever runs the tests."""
+    _use_the_usual_store()  # or what a module's fixture has opened would come back at the end
     for name in os.environ:
         if name.startswith(CLEAN):
             monkeypatch.delenv(name)

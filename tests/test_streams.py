@@ -41,7 +41,11 @@ def test_output_that_cannot_be_written_is_told_in_a_line(
 
 
 def test_a_reader_that_goes_away_is_no_error(store: Store) -> None:
-    tags = {"fmnist.role": "train", "fmnist.protocol": "canonical"}
+    tags = {
+        "fmnist.role": "train",
+        "fmnist.protocol": "canonical",
+        "fmnist.data_sha256": "d" * 64,
+    }
     for _ in range(3):
         store.client.create_run("0", tags=tags)
     done = shell(f"{PROGRAM} runs | true; echo ${{PIPESTATUS[0]}}")
@@ -107,7 +111,11 @@ def test_a_user_that_the_system_does_not_know(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"])
 def test_no_variable_makes_a_pipe_a_terminal(variable: str, store: Store) -> None:
-    tags = {"fmnist.role": "train", "fmnist.protocol": "canonical"}
+    tags = {
+        "fmnist.role": "train",
+        "fmnist.protocol": "canonical",
+        "fmnist.data_sha256": "d" * 64,
+    }
     store.client.create_run("0", tags=tags)
     done = shell(f"{PROGRAM} runs", COLUMNS="20", **{variable: "1"})
     assert done.returncode == 0

@@ -381,7 +381,7 @@ def as_tracked(run: Run) -> TrackedRun:
     limit = params.get(names.SPLIT_PREFIX + "limit", "None")
     try:
         split = SplitConfig(
-            protocol=tags.get(names.PROTOCOL),  # type: ignore[arg-type]  # checked by SplitConfig
+            protocol=tags.get(names.PROTOCOL, ""),  # type: ignore[arg-type]  # checked there
             seed=int(params.get(names.SPLIT_PREFIX + "seed", 0)),
             limit=None if limit == "None" else int(limit),
         )
