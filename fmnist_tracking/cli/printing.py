@@ -46,7 +46,7 @@ def print_trials(result: SearchResult, *, as_json: bool) -> None:
             str(place.rank or ""),
             trial.run_id[:8],
             *(f"{getattr(trial.config, axis):.15g}" for axis in varying),
-            trial.status,
+            trial.outcome,
             share(trial.val_accuracy),
             str(trial.best_epoch or ""),
             "" if trial.train_seconds is None else f"{trial.train_seconds:.1f}",
@@ -62,7 +62,7 @@ def print_trial(trial: TrialResult, *, as_json: bool) -> None:
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("run id", trial.run_id)
-    table.add_row("status", trial.status)
+    table.add_row("status", trial.outcome)
     table.add_row("validation accuracy", share(trial.val_accuracy))
     table.add_row("best epoch", str(trial.best_epoch or ""))
     for name, value in asdict(trial.config).items():
@@ -92,7 +92,9 @@ def print_plan(plan: "Plan", *, as_json: bool) -> None:
     words = ", ".join(f"{count} {state}" for state, count in counts.items())
     noun = "point" if len(plan.points) == 1 else "points"
     out.print(f"{len(plan.points)} {noun}: {words}; {plan.workers} at once", soft_wrap=True)
-    if plan.seconds is not None:
+    if all(point.state == "finished" for point in plan.points):
+        out.print("Nothing left to train.")
+    elif plan.seconds is not None:
         duration = timedelta(seconds=round(plan.seconds))
         out.print(
             f"about {duration} (from {plan.based_on}), and {plan.disk_bytes / 1e6:.0f} MB of disk",

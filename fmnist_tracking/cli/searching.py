@@ -6,6 +6,7 @@ from pathlib import Path
 import typer
 
 from fmnist_tracking.addresses import without_user
+from fmnist_tracking.analysis import best
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
 from fmnist_tracking.cli.printing import print_plan, print_trial, print_trials, say
@@ -109,6 +110,11 @@ def search(
             f"the artifact traceback.txt; `fmnist-track runs --run-id {result.run_id[:8]}` lists "
             "them."
         )
+    if best(result.finished) is None:
+        raise SearchError(
+            "Every trial diverged: each ended with a loss that is no finite number, so there is no "
+            "best one. Train with a smaller learning rate, such as --axis learning_rate=0.001."
+        )
     where = _where(tracking_uri)
     say(
         f"Next: fmnist-track report --run-id {result.run_id[:8]}{where}    "
@@ -163,6 +169,11 @@ def train(
         announce=say,
     )
     print_trial(result, as_json=as_json)
+    if result.diverged:
+        raise SearchError(
+            f"The training diverged: its loss is no finite number. Its run is {result.run_id}. "
+            "Train with a smaller --learning-rate."
+        )
     say(f"Next: fmnist-track report --run-id {result.run_id[:8]}{_where(tracking_uri)}")
 
 

@@ -93,7 +93,13 @@ def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
             found = store.client.get_run(run.raw.data.tags[names.BEST_RUN])
             if found.info.lifecycle_stage == "active":
                 return as_tracked(found)
-    winner = best(read_search(store, run).finished)
+    finished = read_search(store, run).finished
+    winner = best(finished)
+    if winner is None and finished:
+        raise TrackingError(
+            f"Every finished trial of the search {run.run_id[:8]} diverged, so that none of its "
+            "models is of use. Choose another search, or train with a smaller learning rate."
+        )
     if winner is None:
         raise TrackingError(
             f"The search {run.run_id[:8]} ({run.raw.info.status}) has no finished trial yet. Wait "

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from fmnist_tracking.tracking.store import Store
 
 _PAGE = 1000
 _IDS_AT_ONCE = 200
+_BEST_VAL_LOSS = "best_val_loss"
 NEWEST_FIRST = ["attributes.start_time DESC"]
 
 
@@ -235,6 +237,8 @@ def trial_result(run: Run) -> TrialResult:
         train_seconds=metrics.get("train_seconds"),
         model_parameters=_whole(metrics.get("model_parameters")),
         error=run.data.tags.get(names.ERROR),
+        # Runs of earlier versions have no such tag.
+        diverged=names.DIVERGED in run.data.tags or math.isnan(metrics.get(_BEST_VAL_LOSS, 0.0)),
     )
 
 
