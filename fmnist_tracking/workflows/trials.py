@@ -15,7 +15,7 @@ from fmnist_tracking.events import (
     TrialStarted,
     WorkerLost,
 )
-from fmnist_tracking.executors import WorkerDied, WorkerPool
+from fmnist_tracking.executors import NoWorker, WorkerDied, WorkerPool
 from fmnist_tracking.progress import Progress
 from fmnist_tracking.results import Outcome, TrialResult
 from fmnist_tracking.workflows.keeping import Keeper
@@ -140,16 +140,12 @@ class Trials:
             after = max(len(saved.epochs) if saved else 0, self._reached.get(task.number, 0))
             if after > self._died_after.get(task.number, -1):
                 self._died_after[task.number] = after
-                self._keeper.note(
-                    task.number, _line(f"worker process died after epoch {after}: {death}")
-                )
-                self._show(WorkerLost(number=task.number, how=str(death)))
+                self._keeper.note(task.number, _line(f"{death.what} after epoch {after}: {death}"))
+                if not isinstance(death, NoWorker):
+                    self._show(WorkerLost(number=task.number, how=str(death)))
                 self._attempt(task, outcome)
                 return
-            line = (
-                f"the worker process died twice after epoch {after} ({death}); perhaps there is "
-                "not enough memory"
-            )
+            line = f"{death.what} ({death}), for the second time after epoch {after}"
             ended = Failed(line=line, trace=line)
         if isinstance(ended, Failed):
             self._recorded[task.number] = self._keeper.fail(task.number, ended)
