@@ -1,8 +1,10 @@
 """What a person asks for: one training configuration, a grid of them, a split of the data."""
 
 import dataclasses
+import difflib
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +95,19 @@ SEARCH_FLAGS = {
 }
 
 
+# What other programs, and the coursework, call a setting.
+_OTHER_NAMES = {
+    "lr": "learning_rate",
+    "filter_size": "filters",
+    "stride_size": "strides",
+    "neurons_hl": "hidden_units",
+    "neuronshl": "hidden_units",
+}
+# Numbers as they are typed: ASCII digits, without leading zeros. No setting is below 0.
+_WHOLE = re.compile(r"(0|[1-9][0-9]*)")
+_DECIMAL = re.compile(r"((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
 def flag(name: str) -> str:
     """The command-line spelling of a field: `batch_size` is `--batch-size`."""
     return "--" + name.replace("_", "-")
@@ -120,7 +135,8 @@ def check_value(name: str, value: object) -> Value:
     """
     if name not in FIELDS:
         raise ConfigError(
-            f"There is no setting called {name!r}. Expected one of: {', '.join(FIELDS)}."
+            f"There is no setting called {name!r}.{did_you_mean(name, FIELDS)} "
+            f"Expected one of: {', '.join(FIELDS)}."
         )
     whole = FIELDS[name].type is int
     limits = FIELDS[name].metadata
@@ -144,12 +160,55 @@ def _singular(words: str) -> str:
     return "a " + words.replace("numbers", "number", 1)
 
 
+def setting_called(name: str) -> str | None:
+    """The setting of that name, or what other programs call so; None if there is none."""
+    name = name.strip("-").lower().replace("-", "_")
+    name = _OTHER_NAMES.get(name, name)
+    return name if name in FIELDS else None
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """A question that names the likeliest of some names, such as " Did you mean dropout?"."""
+    bare = {name.lstrip("-"): name for name in names}
+    called = setting_called(word)
+    near = [called] if called in bare else difflib.get_close_matches(word.lstrip("-"), bare, n=1)
+    return f" Did you mean {bare[near[0]]}?" if near else ""
+
+
+def parse_whole(text: str) -> int:
+    """Read a whole number as it is typed: "600", not "6e2", "600.0", "0600" or " 600".
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not _WHOLE.fullmatch(text):
+        raise ValueError(text)
+    return int(text)
+
+
+def parse_number(name: str, text: str) -> Value:
+    """Read one value of a field as it is typed, and check it.
+
+    Raises:
+        ConfigError: the field cannot be that.
+        ValueError: it is no number of the field's kind.
+    """
+    if FIELDS[name].type is int:
+        return check_value(name, parse_whole(text))
+    if not _DECIMAL.fullmatch(text):
+        raise ValueError(text)
+    number = float(text)
+    if number == 0 and re.search("[1-9]", re.split("[eE]", text)[0]):
+        raise ValueError(text)  # too small for a number of Python
+    return check_value(name, number)
+
+
 def parse_values(name: str, text: str, option: str | None = None) -> tuple[Value, ...]:
     """Read a comma-separated list of values for one field.
 
     Args:
         name: a field of `TrainingConfig`.
-        text: what the person typed, such as "12,36,48".
+        text: what the person typed, such as "12,36,48"; spaces may follow the commas.
         option: the option it was typed after, for the message; by default the field's own.
 
     Raises:
@@ -159,7 +218,7 @@ def parse_values(name: str, text: str, option: str | None = None) -> tuple[Value
     if name not in FIELDS:
         check_value(name, None)
     try:
-        return tuple(check_value(name, float(part)) for part in text.split(","))
+        return tuple(parse_number(name, part.strip(" ")) for part in text.split(","))
     except (ValueError, ConfigError):
         joiner = "=" if option.startswith("--axis") else " "
         example = ",".join(f"{v:g}" for v in COURSEWORK_GRID.get(name, (FIELDS[name].default,)))
@@ -176,7 +235,7 @@ def parse_value(name: str, text: str, option: str) -> Value:
         ConfigError: it is no number, or the field cannot be that.
     """
     try:
-        return check_value(name, float(text))
+        return parse_number(name, text)
     except (ValueError, ConfigError):
         raise ConfigError(
             f"Expected {option} to be {_singular(describe_range(name))}, got {text!r}. "
@@ -317,31 +376,64 @@ class SearchSpace:
 def load_space(path: Path) -> SearchSpace:
     """Read a grid from a YAML file that maps each axis to its values.
 
+    Numbers are read as they are on the command line, so that none becomes another one: YAML 1.1
+    takes 010 for 8, 1:30 for 90 and yes for true.
+
     Raises:
-        ConfigError: the file cannot be read, is not such a mapping, or holds a bad axis.
+        ConfigError: the file cannot be read, is not such a mapping, gives something twice, or holds
+            a bad axis.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), _TextLoader)
     except OSError as error:
         raise ConfigError(f"Cannot read the grid file {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise ConfigError(f"The grid file {path} is not YAML. Expected {_SPACE_EXAMPLE}") from None
-    if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(
+            f"The grid file {path} is not YAML{_what_is_wrong(error)}. Expected {_SPACE_EXAMPLE}"
+        ) from None
+    if content is None:
+        raise ConfigError(f"The grid file {path} is empty. Expected {_SPACE_EXAMPLE}")
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ConfigError(f"The grid file {path} is not a mapping. Expected {_SPACE_EXAMPLE}")
-    listed = {k: v if isinstance(v, list) else [v] for k, v in content.items()}
-    axes = {k: tuple(map(_number, values)) for k, values in listed.items()}
     try:
-        return SearchSpace(axes=axes)
+        return SearchSpace(axes={name: _listed(name, value) for name, value in content.items()})
     except ConfigError as error:
         raise ConfigError(f"In the grid file {path}: {error}") from None
 
 
-def _number(value: Any) -> Any:
-    """The number in a text: YAML 1.1 takes 1e-3, without a point, for a text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+class _TextLoader(yaml.BaseLoader):
+    """Reads every value as the text it is, and refuses a key that is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names: list[str] = []
+        for key, _ in node.value:
+            if key.value in names:
+                problem = f"{key.value!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            names.append(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _what_is_wrong(error: Exception) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return f" (line {mark.line + 1}: {problem})" if mark and problem else ""
+
+
+def _listed(name: str, value: Any) -> tuple[Value, ...]:
+    """The values of an axis in a grid file, which may be one alone."""
+    if name not in FIELDS:
+        check_value(name, None)
+    values = value if isinstance(value, list) else [value]
+    for one in values:
+        try:
+            if not isinstance(one, str):
+                raise ValueError(one)
+            parse_number(name, one)
+        except (ValueError, ConfigError):
+            raise ConfigError(
+                f"Expected {name} to list {describe_range(name)}, got {one!r}."
+            ) from None
+    return tuple(parse_number(name, one) for one in values)
 
 
 _SPACE_EXAMPLE = "one line an axis, such as 'filters: [12, 36, 48]'."
@@ -371,6 +463,7 @@ class SplitConfig:
         if self.protocol not in PROTOCOLS:
             raise ConfigError(
                 f"Expected --protocol to be {' or '.join(PROTOCOLS)}, got {self.protocol!r}."
+                f"{did_you_mean(self.protocol, PROTOCOLS)}"
             )
         check_value("seed", self.seed)
         most = SEEN_IMAGES[self.protocol]

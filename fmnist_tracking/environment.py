@@ -48,7 +48,7 @@ class Code:
 @lru_cache(maxsize=1)
 def code() -> Code:
     """The code of this very process, as its files are now."""
-    sha256 = fingerprint.of_code()
+    sha256 = fingerprint.of_program()
     package = Path(__file__).resolve().parent
     if package.parent.name in ("site-packages", "dist-packages"):
         # Below a repository, in its .venv for instance, it is not of it.

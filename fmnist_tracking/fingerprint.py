@@ -1,59 +1,196 @@
-"""What determines a trial's numbers, as one short text to find it by."""
+"""The key under which a finished trial is found again: what determines its numbers, nothing else.
 
+The network and the training procedure enter it by a version number, not by their code, so that a
+comment, a new name or another arrangement of the code costs no result. Golden tests
+(`tests/test_golden.py`) compare what the code computes with figures that are kept with each
+version; they fail, and say "raise the version", when the numbers have changed.
+"""
+
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from fmnist_tracking.config import SplitConfig, TrainingConfig
+from fmnist_tracking.config import SplitConfig, TrainingConfig, feature_map_sizes
 
-# Modules whose text is part of it. They are not imported: they would load TensorFlow.
-_CODE = ("training.py", "step.py", "model.py", "evaluation.py", "data/split.py")
-_LIBRARIES = ("tensorflow", "keras", "numpy", "scikit-learn")
+# Raise a network's version when the same configuration builds another network: other layers, or
+# other weights to begin with.
+NETWORK = "coursework"
+NETWORKS = {NETWORK: 1}
+# Raise it when the same network, data and configuration are trained to other weights or scores.
+TRAINING = 1
+# Raise it when the same data is split in another way.
+SPLIT = 1
+
+# Releases of which the golden tests have shown that they compute the same. Any other counts as one
+# that may compute otherwise, until the tests have passed with it and it is listed here.
+EQUAL_RELEASES = {
+    "tensorflow": ("2.21",),
+    "keras": ("3.12", "3.13", "3.14", "3.15"),
+    "numpy": ("2.0", "2.1", "2.2", "2.3", "2.4", "2.5"),
+    "scikit-learn": ("1.7", "1.8", "1.9"),
+}
 
 
 def of_point(config: TrainingConfig, split: SplitConfig, data_digest: str) -> str:
-    """SHA-256, in hex, of everything that determines a trial's numbers, to within rounding.
+    """Compute the SHA-256, in hex, of everything that determines a trial's numbers.
 
-    That is the configuration, the images and their split, the code of the network, the
-    training and the split, and the versions of the libraries that do the arithmetic. Not the
-    processor and the number of threads: they change the order of sums, and so last digits.
+    Not in it, because they change the order of sums and so last digits only: the processor and
+    the number of threads.
 
     Args:
-        config: the point.
+        config: the point and its seed.
         split: how the data set is split.
         data_digest: `Dataset.digest`.
     """
     facts = {
-        "config": asdict(config),
-        "split": asdict(split),
+        "network": [NETWORK, NETWORKS[NETWORK], feature_map_sizes(config)],
+        "training": TRAINING,
+        "libraries": _libraries(),
+        "config": typed_values(config),
+        "split": [SPLIT, typed_values(split)],
         "data": data_digest,
-        **_program(),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return _sha256(facts)
 
 
-def of_code() -> str:
-    """SHA-256, in hex, of the code and the libraries among what `of_point` counts."""
-    return hashlib.sha256(json.dumps(_program(), sort_keys=True).encode()).hexdigest()
+def of_program() -> str:
+    """Compute the SHA-256, in hex, of the versions among what `of_point` counts."""
+    return _sha256([NETWORKS, TRAINING, SPLIT, _libraries()])
 
 
 def of_search(points: Iterable[str]) -> str:
-    """SHA-256, in hex, of a grid: of its points' fingerprints, in order."""
+    """Compute the SHA-256, in hex, of a grid: of its points' fingerprints, in order."""
     return hashlib.sha256("\n".join(points).encode()).hexdigest()
 
 
-@lru_cache(maxsize=1)
-def _program() -> dict[str, Any]:
-    folder = Path(__file__).parent
+@dataclass(frozen=True, kw_only=True)
+class GridKeys:
+    """The fingerprints of a grid and its points, today's and those of earlier releases.
+
+    Attributes:
+        today: of each point, in the grid's order.
+        points: today's fingerprints, each with itself, and then the earlier ones, each with
+            today's.
+        grids: of the whole grid, today's first.
+    """
+
+    today: tuple[str, ...]
+    points: Mapping[str, str]
+    grids: tuple[str, ...]
+
+
+def of_grid(configs: Iterable[TrainingConfig], split: SplitConfig, data_digest: str) -> GridKeys:
+    """Compute the fingerprints under which a grid's trials and its search may be found.
+
+    Args:
+        configs: the points.
+        split: how the data set is split.
+        data_digest: `Dataset.digest`.
+    """
+    known = list(configs)
+    today = tuple(of_point(config, split, data_digest) for config in known)
+    older = [older_keys(config, split, data_digest) for config in known]
+    points = dict(zip(today, today, strict=True))
+    for point, keys in zip(today, older, strict=True):
+        points |= dict.fromkeys(keys, point)
+    grids = (today, *(zip(*older, strict=True) if all(older) else ()))
+    return GridKeys(today=today, points=points, grids=tuple(map(of_search, grids)))
+
+
+def typed_values(config: Any) -> dict[str, list[object]]:
+    """List the fields of a configuration, each with its type and value.
+
+    A field that was added to a published configuration says in its metadata, as `neutral`, the
+    value that stands for how it was before. With that value it is left out, so that results from
+    before the field was added keep their fingerprint.
+
+    Args:
+        config: a dataclass whose values `json` can write.
+    """
     return {
-        "code": {
-            Path(file).name: hashlib.sha256((folder / file).read_bytes()).hexdigest()
-            for file in _CODE
-        },
-        "versions": {name: version(name) for name in _LIBRARIES},
+        field.name: [type(value).__name__, value]
+        for field in dataclasses.fields(config)
+        for value in [getattr(config, field.name)]
+        if "neutral" not in field.metadata or value != field.metadata["neutral"]
     }
+
+
+def _libraries() -> dict[str, str]:
+    """Name the arithmetic of each library: equal releases have one name."""
+    found = {}
+    for name, equal in EQUAL_RELEASES.items():
+        release = ".".join(version(name).split(".")[:2])
+        found[name] = equal[0] if release in equal else release
+    return found
+
+
+def _sha256(facts: object) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+# What version 0.1.0 up to November 2026 wrote instead: a hash over the text of five modules and
+# the exact versions of four libraries.
+_OLD_CODE = {
+    "training.py": "af5bae3b1f5282749cd4c0bfd58fc8e3629dbdecd8923f6ce4e338bc28dfd7b9",
+    "step.py": "181f88bda9f54210bfa0af3c4834d0bf2cb99abddbb723e5a542d40ab14c7653",
+    "model.py": "7b7ed7fc370846b99807ba0691a9e3248ee1e75dfa01e9b0c6426ad116372d8f",
+    "evaluation.py": "5d9a76f272f7400b31814c3c247eebadd89dc5c7b53b307d1b93d24b0ef8cea4",
+    "split.py": "25a19a6c79868db71d17298a24d225fe3de40dd6acad8d9d1d07413bc4f1d3e8",
+}
+_OLD_CONFIG = (
+    *("filters", "kernel_size", "strides", "hidden_units", "dropout"),
+    *("learning_rate", "batch_size", "epochs", "seed", "patience"),
+)
+# That it was pinned to, for Python 3.11, for newer ones and for 3.10.
+_OLD_PINS = (
+    ("3.15.1", "2.4.6", "1.9.1"),
+    ("3.15.1", "2.5.5", "1.9.1"),
+    ("3.12.4", "2.2.6", "1.7.2"),
+)
+
+
+def older_keys(config: TrainingConfig, split: SplitConfig, data_digest: str) -> tuple[str, ...]:
+    """List the fingerprints by which earlier releases recorded the same numbers.
+
+    They hold for the first versions of network, training and split alone, so there are none once
+    one of those was raised, nor for a configuration that the earlier releases could not express.
+
+    Args:
+        config: the point and its seed.
+        split: how the data set is split.
+        data_digest: `Dataset.digest`.
+    """
+    settings = typed_values(config)
+    # With POOL_SIZE 2, floor((28 - k) / s) + 1 pixels are halved; see `config.feature_map_sizes`.
+    pooled = ((28 - config.kernel_size) // config.strides + 1) // 2
+    is_first = (NETWORKS[NETWORK], TRAINING, SPLIT) == (1, 1, 1)
+    if not is_first or set(settings) != set(_OLD_CONFIG):
+        return ()
+    if feature_map_sizes(config)["pool1"] != pooled:
+        return ()
+    installed = tuple(version(name) for name in ("keras", "numpy", "scikit-learn"))
+    facts: Mapping[str, Any] = {
+        "config": {name: value for name, (_, value) in settings.items()},
+        "split": {name: value for name, (_, value) in typed_values(split).items()},
+        "data": data_digest,
+        "code": _OLD_CODE,
+    }
+    return tuple(
+        _sha256(
+            {
+                **facts,
+                "versions": {
+                    "tensorflow": tensorflow,
+                    "keras": keras,
+                    "numpy": numpy,
+                    "scikit-learn": scikit_learn,
+                },
+            }
+        )
+        for tensorflow in sorted({version("tensorflow"), "2.21.0"})
+        for keras, numpy, scikit_learn in dict.fromkeys((installed, *_OLD_PINS))
+    )

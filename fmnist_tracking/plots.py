@@ -1,10 +1,13 @@
 """Records -> matplotlib figures. Every figure says in its title which run it shows."""
 
+import functools
 import io
 import math
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,6 +27,24 @@ _DPI = 110
 _TITLE_WIDTH, _SCALE_WIDTH = 7.6, 1.2
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+_style = threading.RLock()  # Matplotlib's settings are the process's
+
+
+def _in_own_style(draw: Callable[P, R]) -> Callable[P, R]:
+    """Draw with Matplotlib's defaults, whatever a matplotlibrc or the program around us chose."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _style, matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+@_in_own_style
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     content = io.BytesIO()
@@ -32,6 +53,7 @@ def png(figure: Figure) -> bytes:
     return content.getvalue()
 
 
+@_in_own_style
 def learning_curves(result: TrainingResult, title: str) -> Figure:
     """Loss and accuracy by epoch, on training and validation images, best epoch marked."""
     figure = Figure(figsize=(10, 4.2))
@@ -59,6 +81,7 @@ def learning_curves(result: TrainingResult, title: str) -> Figure:
     return figure
 
 
+@_in_own_style
 def grid(effects: Sequence[Effect], title: str) -> Figure:
     """Validation accuracy against each hyperparameter of a grid.
 
@@ -116,6 +139,7 @@ def _effect_panel(axes: Axes, effect: Effect) -> None:
     axes.grid(axis="y", alpha=0.25)
 
 
+@_in_own_style
 def sample(image: NDArray[np.uint8], label: str, predicted: str, title: str) -> Figure:
     """One raw image, uint8 (28, 28, 1), enlarged, with its true and predicted class."""
     figure = Figure(figsize=(5.2, 4.9), layout="constrained")
@@ -128,6 +152,7 @@ def sample(image: NDArray[np.uint8], label: str, predicted: str, title: str) -> 
     return figure
 
 
+@_in_own_style
 def activations(maps: NDArray[np.float32], title: str) -> Figure:
     """Activation maps, float32 (filters, height, width), all on one colour scale."""
     count = len(maps)
@@ -187,6 +212,7 @@ def _columns(count: int) -> int:
     return min(candidates, key=lambda columns: (-count % columns, abs(columns - ideal)))
 
 
+@_in_own_style
 def predictions(
     images: NDArray[np.uint8],
     labels: NDArray[np.uint8],
@@ -229,6 +255,7 @@ def predictions(
     return figure
 
 
+@_in_own_style
 def confusion_matrix(evaluation: Evaluation, title: str) -> Figure:
     """Test images by true class (rows) and predicted class (columns)."""
     counts = np.array(evaluation.confusion)

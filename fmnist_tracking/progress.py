@@ -1,11 +1,15 @@
 """Live progress on standard error: a table on a terminal, plain lines elsewhere."""
 
 import contextlib
+import math
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
+from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fmnist_tracking.config import TrainingConfig
+from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.estimate import Pace, time_left
 from fmnist_tracking.events import (
     EpochEnded,
@@ -28,6 +33,9 @@ from fmnist_tracking.results import EpochMetrics
 _BAR_WIDTH = 40
 # With more points to come than this, the time left is not worked out at every event.
 _MANY = 500
+# Where there is no terminal: between two lines on trials that go on.
+INTERVAL_VARIABLE = "FMNIST_PROGRESS_SECONDS"
+_INTERVAL_SECONDS = 1.0
 
 
 class _Stderr(Console):
@@ -37,8 +45,37 @@ class _Stderr(Console):
 
 
 def stderr_console() -> Console:
-    """A console on standard error whose reader may go away."""
-    return _Stderr(stderr=True, highlight=False, markup=False)
+    """A console on standard error whose reader may go away.
+
+    It is a terminal if the stream is one; rich would take FORCE_COLOR, TTY_COMPATIBLE or a
+    notebook for one.
+    """
+    return _Stderr(
+        stderr=True,
+        highlight=False,
+        markup=False,
+        force_terminal=is_terminal(sys.stderr),
+        force_jupyter=False,
+    )
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a stream is a terminal; one that is closed is none."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
+
+
+def _interval() -> float:
+    text = os.environ.get(INTERVAL_VARIABLE) or str(_INTERVAL_SECONDS)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ConfigError(f"Expected {INTERVAL_VARIABLE} to be a number of seconds, got {text!r}.")
+    return seconds
 
 
 class _Running:
@@ -56,12 +93,18 @@ class _Running:
 class Progress:
     """Shows how far a set of trials has come. Call it with each event.
 
+    Without a terminal, it prints a line when a trial ends, and on trials that go on at most one a
+    second, or as FMNIST_PROGRESS_SECONDS says.
+
     Args:
         points: what is to be trained; point number 1 is the first.
         names: of the points, for people.
         workers: how many are trained at once.
         console: to write to; by default standard error.
         clock: gives seconds.
+
+    Raises:
+        ConfigError: the environment names no number of seconds.
     """
 
     def __init__(
@@ -85,7 +128,9 @@ class Progress:
         self._seconds_left: float | None = None
         self._estimated_at = self._start = clock()
         self._lock = threading.Lock()
-        live = self._console.is_terminal
+        self._interval = _interval()
+        self._next_line = -math.inf  # when a trial that goes on may have one
+        live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live = Live(get_renderable=self._render, console=self._console) if live else None
 
     def __enter__(self) -> "Progress":
@@ -129,7 +174,7 @@ class Progress:
             self._running[event.number] = _Running(worker, len(event.epochs), self._clock())
             if event.epochs:
                 return f"{place} goes on after epoch {len(event.epochs)}"
-            return None if self._live else f"{place} started"
+            return f"{place} started" if self._may_tell() else None
         if isinstance(event, EpochEnded):
             return self._epoch_ended(event, place)
         if isinstance(event, TrialReused):
@@ -153,7 +198,7 @@ class Progress:
         running.last = self._clock()
         first_here = 1 if event.metrics.epoch == running.before + 1 else event.metrics.epoch
         self._pace.epoch(config, first_here, event.metrics.epoch_seconds)
-        if self._live:
+        if not self._may_tell():
             return None
         metrics = event.metrics
         return (
@@ -161,6 +206,14 @@ class Progress:
             f"accuracy {metrics.accuracy:.4f}  val_loss {metrics.val_loss:.4f}  "
             f"val_accuracy {metrics.val_accuracy:.4f}  {self._best_so_far()}, {{left}} left"
         )
+
+    def _may_tell(self) -> bool:
+        """Whether it is time for a line on a trial that goes on."""
+        now = self._clock()
+        if self._live or now < self._next_line:
+            return False
+        self._next_line = now + self._interval
+        return True
 
     def _trial_ended(self, event: TrialEnded, place: str) -> str:
         running = self._running.pop(event.number, None)

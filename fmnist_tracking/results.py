@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from fmnist_tracking.config import SearchSpace, TrainingConfig, flops_per_image
+from fmnist_tracking.config import SearchSpace, TrainingConfig, Value, flops_per_image
 
 FINISHED, RUNNING = "FINISHED", "RUNNING"
 # A training step computes the gradients by the activations and by the weights beside the forward
@@ -309,6 +309,10 @@ class RunSummary:
         points: of the grid; 1 for a single training.
         finished: points with a finished trial.
         val_accuracy: of the best trial, None until there is one.
+        grid: values of each setting that varies, or is not the default; the only one of a
+            training of its own.
+        epochs: of each trial, None if that is not known, or an axis.
+        limit: of the images, None for all.
     """
 
     run_id: str
@@ -320,6 +324,9 @@ class RunSummary:
     points: int
     finished: int
     val_accuracy: float | None
+    grid: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    epochs: int | None = None
+    limit: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that `json` can write."""

@@ -14,6 +14,8 @@ default: a variable that is already set in the environment wins.
 - `FMNIST_JIT_COMPILE`: 1 has XLA compile the training step, 0 does not. Unset, it is not compiled
   on a processor, where that makes it many times as slow; on a GPU, each network is tried both ways.
 
+What notebooks, shells and other programs set for themselves is kept out by `keep_others_out`.
+
 Keras's `steps_per_execution` has no place here: a whole epoch is one call of TensorFlow. Nor can
 Keras's backend be chosen, because that call is TensorFlow's.
 """
@@ -21,6 +23,7 @@ Keras's backend be chosen, because that call is TensorFlow's.
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,6 +38,22 @@ DEFAULTS = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
 }
+# What notebooks, shells and other programs leave in the environment, and would stop us or change
+# numbers: Matplotlib's backend of a notebook, the float type in a person's keras.json, and so on.
+_OURS = {
+    "MPLBACKEND": "agg",
+    "KERAS_HOME": os.devnull,  # no folder: no keras.json is read there, and none is written
+    "PYTHONSAFEPATH": "1",  # a file random.py in the working folder is not Python's
+}
+_OTHERS = (
+    "KERAS_MAX_EPOCHS",
+    "KERAS_MAX_STEPS_PER_EPOCH",
+    "KERAS_NNX_ENABLED",
+    "PYTHONWARNINGS",
+    "TF2_BEHAVIOR",
+    "TF_XLA_FLAGS",
+    "TF_USE_LEGACY_KERAS",
+)
 THREADS_VARIABLE = "FMNIST_THREADS"
 COMPILE_VARIABLE = "FMNIST_JIT_COMPILE"
 
@@ -44,6 +63,27 @@ def apply_defaults() -> None:
     os.environ[_BACKEND] = "tensorflow"
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def keep_others_out() -> None:
+    """Keep settings that are meant for other programs out of this process and those it starts.
+
+    For a process that is ours alone: the command line's. It must come before Keras and Matplotlib
+    are imported.
+    """
+    os.environ.update(_OURS)
+    for name in _OTHERS:
+        os.environ.pop(name, None)
+    if sys.warnoptions:  # as Python has it without any
+        sys.warnoptions.clear()
+        warnings.resetwarnings()
+        for category in (
+            DeprecationWarning,
+            PendingDeprecationWarning,
+            ImportWarning,
+            ResourceWarning,
+        ):
+            warnings.simplefilter("ignore", category)
 
 
 def settings() -> dict[str, str | None]:

@@ -39,16 +39,22 @@ def _clean_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path
 ) -> Iterator[None]:
     """No test sees the settings, the store or the folder of whoever runs the tests."""
+    _use_the_usual_store()  # or what a module's fixture has opened would come back at the end
     for name in os.environ:
         if name.startswith(CLEAN):
             monkeypatch.delenv(name)
     monkeypatch.setenv("FMNIST_CACHE_DIR", str(cache))
     monkeypatch.setenv("FMNIST_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("FMNIST_PROGRESS_SECONDS", "0")  # tests wait for lines
     monkeypatch.chdir(tmp_path)
     yield
+    _use_the_usual_store()
+
+
+def _use_the_usual_store() -> None:
     import mlflow
 
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # the usual one again
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
@@ -72,8 +78,11 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("empty-store")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        _use_the_usual_store()
         with open_store(create=True):
-            return folder / "mlflow.db"
+            pass
+    _use_the_usual_store()
+    return folder / "mlflow.db"
 
 
 @pytest.fixture

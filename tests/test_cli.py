@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fmnist_tracking import environment
-from fmnist_tracking.cli import main, searching
+from fmnist_tracking.cli import main, options, searching
 from fmnist_tracking.cli.app import app
 from fmnist_tracking.config import COURSEWORK_GRID
 from fmnist_tracking.tracking import Store
@@ -76,7 +76,48 @@ def test_the_example_of_every_command_is_one_it_takes(call: Call) -> None:
         ("search --axis strides=1 --strides 2", "The axis strides was given twice"),
         ("search --repeats 2 --axis seed=1", "either --repeats or an axis seed"),
         ("search --space none.yaml", "Cannot read the grid file none.yaml"),
-        ("search --nonsense", "No such option"),
+        ("search --nonsense", "No such option: --nonsense. See `fmnist-track search --help`."),
+        (
+            "search --filters 4,8 --filters 12",
+            "--filters was given twice. Give all its values at once: --filters 4,8,12",
+        ),
+        ("search --epochs=3 --limit 600 --epochs 3", "--epochs was given twice. Give it once."),
+        ("train --seed=", "Expected --seed to be a whole number"),  # MLflow logs it as it is
+        ("report --run-id best --run-id latest", "--run-id was given twice"),
+        ("search --axis strides=1 --axis strides=2", "The axis strides was given twice"),
+        ("search --axis strides=1;", "Expected --axis NAME=VALUE,VALUE, got ''"),
+        (
+            "search --experiment --json",
+            "Expected a value after --experiment, got the option --json",
+        ),
+        ("search --limit 6e2", "Expected --limit to be a whole number"),
+        ("search --workers 2.0", "Expected --workers to be a whole number"),
+        ("search --filters 12.0", "Expected --filters to list whole numbers"),
+        ("search --batch-size 064", "Expected --batch-size to be a whole number"),
+        ("search --epochs 5 --axis epochs=1,2", "either --epochs or an axis epochs, got both"),
+        ("search --seed 1 --axis seed=1,2", "either --seed or an axis seed, got both"),
+        ("search --patience 0 --axis patience=0,2", "either --patience or an axis patience"),
+        ("search --epoch 5", "No such option: --epoch. Did you mean --epochs?"),
+        ("search --kernel-size 3", "Did you mean --kernel-sizes?"),
+        ("train --kernel-sizes 3", "Did you mean --kernel-size?"),
+        ("train --lr 0.1", "No such option: --lr. Did you mean --learning-rate?"),
+        ("search --lr 0.01", "learning_rate is given as an axis: --axis learning_rate=0.01"),
+        ("search --dropout=0.1,0.3", "--axis dropout=0.1,0.3"),
+        ("search --neurons-hl 32", "Did you mean --hidden-units?"),
+        ("search --filters 12 36 48 --epochs 2", "Try: --filters 12,36,48"),
+        ("search --strides 1, 2", "Try: --strides 1,2"),
+        ("search --axis dropout=0.1 0.3", "Try: --axis dropout=0.1,0.3"),
+        ("search grid.yaml", "Expected options alone, got 'grid.yaml'"),
+        ("train --filters 12 36", "Expected options alone, got '36'"),
+        (
+            "--limit 600 search --epochs 2",
+            "Expected options after the command: fmnist-track search --limit 600 --epochs 2",
+        ),
+        ("--limit 600", "Expected a command first"),
+        ("search --protocol canonicl", "Did you mean canonical?"),
+        ("search --axis drop=0.1", "Did you mean dropout?"),
+        ("promote latest --run-id best", "Expected one run, got 'latest' and --run-id 'best'"),
+        ("report latest best", "Expected options alone, got 'latest' 'best'"),
         ("train --dropout 1", "Expected --dropout to be a number of at least 0 and below 1"),
         ("train --kernel-size 30", "leaves nothing for layer conv1"),
         ("report", "Missing option '--run-id'. See `fmnist-track report --help`"),
@@ -142,7 +183,11 @@ def test_a_run_of_another_project(call: Call, store: Store) -> None:
 
 def test_an_experiment_may_have_any_name(call: Call, store: Store) -> None:
     name = "ablation [/old] [red]x"
-    tags = {"fmnist.role": "train", "fmnist.protocol": "canonical"}
+    tags = {
+        "fmnist.role": "train",
+        "fmnist.protocol": "canonical",
+        "fmnist.data_sha256": "d" * 64,
+    }
     store.client.create_run(store.experiment_id(name), tags=tags)
     status, out, _ = call("runs")
     assert status == 0
@@ -177,7 +222,12 @@ def test_a_port_that_cannot_be_had(call: Call, store: Store) -> None:
 
 def test_a_folder_that_cannot_be_written(call: Call, store: Store, tmp_path: Path) -> None:
     run = store.client.create_run(
-        "0", tags={"fmnist.role": "train", "fmnist.protocol": "canonical"}
+        "0",
+        tags={
+            "fmnist.role": "train",
+            "fmnist.protocol": "canonical",
+            "fmnist.data_sha256": "d" * 64,
+        },
     )
     (tmp_path / "file").touch()
     status, _, err = call("report", "--run-id", run.info.run_id, "--output-dir", "file/folder")
@@ -211,11 +261,13 @@ def test_doctor_looks_at_everything(call: Call) -> None:
         "code",
         "TensorFlow",
         "data",
+        "settings",
         "MLflow store",
+        "checkpoints",
         "disk",
     ]
     assert all(c["ok"] for c in found)
-    assert found[5]["seen"].endswith("will be made by the first search")
+    assert found[6]["seen"].endswith("will be made by the first search")
     assert not Path("mlflow.db").exists()
 
 
@@ -251,6 +303,57 @@ def test_version(call: Call) -> None:
     assert call("--version") == (0, f"{__version__}\n", "")
 
 
+@pytest.mark.parametrize(
+    "name", ["report", "runs", "best", "activations", "predictions", "promote"]
+)
+def test_a_run_may_be_named_without_its_option(call: Call, store: Store, name: str) -> None:
+    for arguments in ((name, "0123abcd"), (name, "0123abcd", "--run-id", "0123abcd", "--json")):
+        status, _, err = call(*arguments)
+        assert status == 1
+        assert "There is no run 0123abcd in this store" in err
+    _, out, _ = call(name, "--help")
+    assert f"fmnist-track {name} [OPTIONS] [ID]" in out
+
+
+def test_a_picture_is_not_taken_for_a_run(call: Call) -> None:
+    _, out, _ = call("predict", "--help")
+    assert "[ID]" not in out
+
+
+def test_a_flag_may_be_given_twice(call: Call) -> None:
+    assert call("data", "--json", "--json")[0] == 0
+
+
+def test_an_axis_is_in_the_grid_file_or_among_the_options(call: Call) -> None:
+    Path("grid.yaml").write_text("filters: [8]\ndropout: [0.1]\nepochs: [1, 2]\n")
+    for arguments, option in (
+        (("--filters", "9"), "--filters"),
+        (("--axis", "dropout=0.2"), "--axis"),
+    ):
+        status, _, err = call("search", "--space", "grid.yaml", *arguments)
+        assert status == 2
+        assert f"given twice, by {option} and in the grid file grid.yaml" in err
+    status, _, err = call("search", "--space", "grid.yaml", "--epochs", "3")
+    assert (status, err) == (2, "Error: Expected either --epochs or an axis epochs, got both.\n")
+
+
+def test_under_mlflow_run_a_default_is_not_asked_for(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives every option, and programs that start it write 25 as 25.0."""
+    arguments = ["search", "--axis", "epochs=2.0,1;seed=0", "--patience", "0.0"]
+    arguments += ["--filters", "4.0", "--repeats", "", "--seed", "0", "--data-dir", "nowhere"]
+    assert call(*arguments, "--epochs", "25")[0] == 2
+    monkeypatch.setattr(options, "UNDER_MLFLOW_RUN", True)
+    status, _, err = call(*arguments, "--epochs", "25.0")
+    assert (status, err.split(".")[0]) == (1, "Error: There is no data folder nowhere")
+    status, _, err = call(*arguments, "--epochs", "5.0")
+    assert (status, err) == (2, "Error: Expected either --epochs or an axis epochs, got both.\n")
+    status, _, err = call("search", "--epochs", "2.5")
+    assert status == 2
+    assert "got '2.5'" in err
+
+
 def space_of(**given: object) -> object:
     options: dict[str, object] = {"file": None, "texts": {}, "axes": [], "repeats": 1, "seed": 0}
     return searching._space(**{**options, **given}).axes  # type: ignore[arg-type]
@@ -271,7 +374,11 @@ def test_grid_from_the_options(tmp_path: Path) -> None:
     assert space_of(repeats=3, seed=5) == {**COURSEWORK_GRID, "seed": (5, 6, 7)}
     file = tmp_path / "grid.yaml"
     file.write_text("dropout: [0.1, 0.2]\nfilters: 8\n")
-    assert space_of(file=file, texts={"filters": "9"}) == {"dropout": (0.1, 0.2), "filters": (9,)}
+    assert space_of(file=file, texts={"strides": "1"}) == {
+        "dropout": (0.1, 0.2),
+        "filters": (8,),
+        "strides": (1,),
+    }
 
 
 def test_an_empty_option_is_not_given() -> None:

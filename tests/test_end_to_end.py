@@ -428,7 +428,9 @@ def test_mlflow_run_goes_on_with_what_another_run_began(
     command: Run, tmp_path: Path, cache: Path, store: Store
 ) -> None:
     def made() -> str:
-        return str(store.client.create_run(store.experiment_id("mine")).info.run_id)
+        tags = {"mlflow.project.entryPoint": "search"}
+        experiment = store.experiment_id("mine")
+        return str(store.client.create_run(experiment, tags=tags).info.run_id)
 
     first, second = made(), made()
     small = ("search", *LONGER, "--filters", "4", "--strides", "2", "--kernel-sizes", "3", "--json")

@@ -1,6 +1,6 @@
 import re
 
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fmnist_tracking.analysis import effects
@@ -29,7 +29,7 @@ def ended(result: SearchResult) -> str:
 
 def test_a_search_s_description_says_who_won_and_by_how_much() -> None:
     text = ended(search())
-    first = text.splitlines()[0]
+    first = text.splitlines()[2]
     assert r"[trial\_3](#/experiments/7/runs/" + f"{3:032x}" in first
     assert "validation accuracy 0.9000 after epoch 3, 0.1000 ahead of" in first
     assert "3 of 4 points finished; 1 did not." in text
@@ -45,7 +45,7 @@ def test_a_search_s_description_says_what_each_setting_did() -> None:
 
 def test_a_search_without_a_finished_point() -> None:
     result = SearchResult(run_id="a" * 32, experiment_id="7", space=SPACE, trials=())
-    assert ended(result).startswith("**No point has finished.**")
+    assert "\n\n**No point has finished.**" in ended(result)
 
 
 def test_repeats_are_told_as_a_mean() -> None:
@@ -74,7 +74,7 @@ def test_the_command_trains_the_trial_again() -> None:
 def test_the_mark_of_the_best_comes_and_goes() -> None:
     note = notes.trial_begun("7", None)
     marked = notes.as_best(note, "7", "b" * 32, 12)
-    assert marked.startswith("**★ Best of the 12 points**")
+    assert "\n\n**★ Best of the 12 points**" in marked
     assert notes.as_best(marked, "7", "c" * 32, 4).count("★") == 1
     assert notes.as_any(marked) == notes.as_any(note) == note
 
@@ -104,6 +104,32 @@ def test_what_a_person_wrote_is_told_from_what_is_written_here() -> None:
     both = notes.beside(note, {"mlflow.note.content": "Mine."})
     assert both == f"Mine.\n\n---\n\n{note}"
     assert notes.beside(other, {"mlflow.note.content": both}) == f"Mine.\n\n---\n\n{other}"
+
+
+def test_a_description_of_an_earlier_release_is_replaced() -> None:
+    note = notes.trial_begun("7", None)
+    old = "One point.\n\n*fmnist-track*"
+    assert notes.beside(note, {"mlflow.note.content": old}) == note
+    both = notes.beside(note, {"mlflow.note.content": f"Mine.\n\n---\n\n{old}"})
+    assert both == f"Mine.\n\n---\n\n{note}"
+
+
+PERSONS = st.text("ab \n-*#|", max_size=40).flatmap(
+    lambda text: st.integers(0, 250).map(lambda times: (text * times)[:7990])
+)
+
+
+@given(above=PERSONS, below=st.text("ab \n", max_size=40))
+def test_not_a_word_of_a_person_s_is_lost_however_long(above: str, below: str) -> None:
+    begun, ended = notes.search_begun(12), "A table.\n\n" * 100
+    present = notes.beside(begun, {"mlflow.note.content": above}) + below
+    assume(len(present) <= 8000)
+    for _ in range(3):
+        present = notes.beside(notes.signed(ended), {"mlflow.note.content": present})
+        assert present.startswith(above)
+        assert present.endswith(below)
+        assert len(present) <= 8000
+        assert present.count("*fmnist-track*") <= 1
 
 
 @given(st.text())

@@ -1,3 +1,4 @@
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -33,6 +34,16 @@ def test_png_is_a_picture_and_the_same_for_the_same_numbers() -> None:
     assert first.startswith(b"\x89PNG")
     assert first == again
     assert plots.png(plots.learning_curves(training(0.5, 0.7), "t")) != first
+
+
+def test_nobody_s_matplotlibrc_changes_a_picture() -> None:
+    def drawn() -> bytes:
+        return plots.png(plots.learning_curves(training(0.5, 0.6), "t"))
+
+    expected = drawn()
+    with matplotlib.rc_context({"font.size": 40, "savefig.transparent": True, "axes.grid": True}):
+        assert drawn() == expected
+        assert matplotlib.rcParams["font.size"] == 40  # the program around us keeps its own
 
 
 def test_learning_curves_show_every_epoch_and_the_best() -> None:

@@ -1,10 +1,13 @@
 import dataclasses
 import io
 import re
+import sys
 
+import pytest
 from rich.console import Console
 
 from fmnist_tracking.config import SearchSpace, TrainingConfig
+from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.events import (
     EpochEnded,
     TrialEnded,
@@ -12,7 +15,7 @@ from fmnist_tracking.events import (
     TrialStarted,
     WorkerLost,
 )
-from fmnist_tracking.progress import Progress
+from fmnist_tracking.progress import INTERVAL_VARIABLE, Progress
 from fmnist_tracking.results import EpochMetrics
 from test_results import epoch
 
@@ -69,6 +72,65 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     assert lines[3] == "[1/2] f12 ended: validation accuracy 0.7500, epoch 2"
     assert "best so far 0.7500 (f12)" in lines[5]
     assert lines[6] == "[2/2] f13 ended: FAILED: no memory"
+    assert "\x1b" not in text.getvalue()
+
+
+def test_without_a_terminal_a_line_a_second_beside_the_ends_of_trials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(INTERVAL_VARIABLE)
+    shown = Shown(points=6, epochs=50, workers=2)
+    for number in range(1, 7):
+        shown.progress(TrialStarted(number=number))
+        for done in range(1, 51):
+            shown.now += 0.0625
+            shown.progress(EpochEnded(number=number, metrics=slow_epoch(done)))
+        shown.progress(TrialEnded(number=number, val_accuracy=0.5, best_epoch=1))
+    lines = shown.text.splitlines()
+    ends = [line for line in lines if " ended: " in line]
+    assert len(ends) == 6
+    assert len(lines) - len(ends) == 1 + int(shown.now)  # 18 seconds
+    assert lines[0] == "[1/6] a started"
+    assert "a  epoch 16/50" in lines[1]
+    assert "a  epoch 32/50" in lines[2]
+
+
+def test_slow_trials_have_a_line_for_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(INTERVAL_VARIABLE)
+    shown = Shown(points=1, epochs=3)
+    shown.progress(TrialStarted(number=1))
+    for done in (1, 2, 3):
+        shown.now += 1
+        shown.progress(EpochEnded(number=1, metrics=slow_epoch(done)))
+    assert len(shown.text.splitlines()) == 4
+
+
+@pytest.mark.parametrize("text", ["often", "-1", "nan", "inf"])
+def test_an_interval_that_is_no_number_of_seconds(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv(INTERVAL_VARIABLE, text)
+    with pytest.raises(ConfigError, match=f"FMNIST_PROGRESS_SECONDS .*, got '{text}'"):
+        Progress(POINTS, NAMES)
+
+
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"])
+def test_no_variable_makes_a_live_display_of_a_file(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    text = io.StringIO()
+    monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr(sys, "stderr", text)
+    run_through(Progress(POINTS, NAMES))
+    assert "\x1b" not in text.getvalue()
+    assert "[1/2] f12 started" in text.getvalue()
+
+
+def test_a_dumb_terminal_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    text = io.StringIO()
+    run_through(Progress(POINTS, NAMES, console=Console(file=text, force_terminal=True)))
+    assert "[1/2] f12 started" in text.getvalue()
     assert "\x1b" not in text.getvalue()
 
 

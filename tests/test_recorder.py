@@ -1,4 +1,5 @@
 import itertools
+import re
 import sqlite3
 import threading
 import time
@@ -6,25 +7,45 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos.databricks_pb2 import (
+    BAD_REQUEST,
+    INVALID_PARAMETER_VALUE,
+    TEMPORARILY_UNAVAILABLE,
+)
 from sqlalchemy.exc import OperationalError
 
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import Recorder, Store
 
+QUEUE_POOL = (
+    "QueuePool limit of size 5 overflow 10 reached, connection timed out, timeout 30.00 "
+    "(Background on this error at: https://sqlalche.me/e/20/3o7r)"
+)
 PASSING: tuple[Exception, ...] = (
     ConnectionError("refused"),
     TimeoutError("too slow"),
     OSError(28, "No space left on device"),
     OperationalError("INSERT", None, sqlite3.OperationalError("database is locked")),
     MlflowException("overloaded", TEMPORARILY_UNAVAILABLE),
-    MlflowException("an error of the server"),
+    MlflowException(
+        "API request to endpoint /api/2.0/mlflow/runs/log-batch failed with error code 502 != 200"
+    ),
+    # Of a server, and of a database, none of whose connections is free.
+    RestException({"error_code": "BAD_REQUEST", "message": QUEUE_POOL}),  # type: ignore[no-untyped-call]
+    MlflowException(QUEUE_POOL, BAD_REQUEST),
 )
 LASTING: tuple[Exception, ...] = (
     ValueError("what was written is wrong"),
     PermissionError(13, "Permission denied"),
     MlflowException("no such thing", INVALID_PARAMETER_VALUE),
+    MlflowException("a setting of this process"),
+    OperationalError(
+        "INSERT", None, sqlite3.OperationalError("attempt to write a readonly database")
+    ),
+    RestException(  # type: ignore[no-untyped-call]
+        {"error_code": "INTERNAL_ERROR", "message": "No module named 'boto3'"}
+    ),
 )
 
 Make = Callable[..., Recorder]
@@ -124,9 +145,11 @@ def test_a_lasting_error_ends_the_recorder(make: Make, error: Exception) -> None
     later = recorder.submit(lambda _: None)
     failure = recorder.failed.exception(timeout=10)
     assert isinstance(failure, TrackingError)
-    assert str(failure).startswith("MLflow failed at http://***@nowhere: ")
+    ours = isinstance(error, ValueError)
+    assert ("A defect of fmnist-track" in str(failure)) == ours
+    assert "http://***@nowhere: " in str(failure)
     assert "secret" not in str(failure)
-    with pytest.raises(TrackingError, match="MLflow failed at"):
+    with pytest.raises(TrackingError, match=re.escape(str(failure))):
         recorder.flush(10)
     assert not recorder.close(10)
     assert operation.calls == [False]

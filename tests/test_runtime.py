@@ -1,4 +1,8 @@
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,8 @@ from fmnist_tracking import machine, runtime, step, training
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.training import train
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_cores_are_shared_out_among_workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,3 +105,86 @@ def test_keras_computes_with_tensorflow_whatever_it_is_set_to(command: Run) -> N
     arguments = ("train", "--limit", "600", "--epochs", "1", "--filters", "4")
     done = command(*arguments, KERAS_BACKEND="torch")
     assert done.returncode == 0, done.stderr
+
+
+TINY = (
+    "--limit",
+    "600",
+    "--epochs",
+    "1",
+    "--filters",
+    "4",
+    "--strides",
+    "2",
+    "--hidden-units",
+    "8",
+)
+TINY_SEARCH = ("search", *TINY, "--kernel-sizes", "3", "--json")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What a tiny training gives without settings of others."""
+    return losses(tmp_path_factory.mktemp("undisturbed"), {})
+
+
+def losses(folder: Path, variables: dict[str, str]) -> str:
+    """Train in a process of its own; give the trial's history, but for its times."""
+    environment = {**os.environ, "FMNIST_STATE_DIR": str(folder / "state"), **variables}
+    done = subprocess.run(
+        [sys.executable, "-m", "fmnist_tracking", *TINY_SEARCH],
+        cwd=folder,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    (history,) = folder.glob("mlruns/**/history.json")
+    epochs = json.loads(history.read_text())["epochs"]
+    return str([(epoch["loss"], epoch["val_loss"]) for epoch in epochs])
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+        {"KERAS_MAX_EPOCHS": "many", "KERAS_MAX_STEPS_PER_EPOCH": "1", "KERAS_NNX_ENABLED": "1"},
+        {"PYTHONWARNINGS": "error", "TF_USE_LEGACY_KERAS": "1", "TF2_BEHAVIOR": "0"},
+        {"TF_XLA_FLAGS": "--no-such-flag", "MLFLOW_ENABLE_ASYNC_LOGGING": "true"},
+    ],
+    ids=lambda variables: next(iter(variables)),
+)
+def test_settings_of_other_programs_change_nothing(
+    tmp_path: Path, undisturbed: str, variables: dict[str, str]
+) -> None:
+    assert losses(tmp_path, variables) == undisturbed
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"floatx": "float16", "epsilon": 0.1},
+        {"image_data_format": "channels_first"},
+        {"floatx": "float64", "backend": "jax", "nnx_enabled": True, "epsilon": 1},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_a_person_s_keras_json_changes_nothing(
+    tmp_path: Path, undisturbed: str, settings: dict[str, object]
+) -> None:
+    home = tmp_path / "home"
+    (home / ".keras").mkdir(parents=True)
+    written = json.dumps(settings)
+    (home / ".keras" / "keras.json").write_text(written)
+    assert losses(tmp_path, {"HOME": str(home)}) == undisturbed
+    variables = {"KERAS_HOME": str(home / ".keras"), "HOME": str(home)}
+    folder = tmp_path / "again"
+    folder.mkdir()
+    assert losses(folder, variables) == undisturbed
+    assert (home / ".keras" / "keras.json").read_text() == written
+
+
+def test_a_home_that_is_no_folder(tmp_path: Path, undisturbed: str) -> None:
+    assert losses(tmp_path, {"HOME": "/proc/nowhere"}) == undisturbed

@@ -75,8 +75,9 @@ def cut_off_trial(
 def standing(
     store: Store, experiment: str, prints: Sequence[str] = PRINTS, *, fresh: bool = False
 ) -> Standing:
-    searches = tracking.find_searches(store, experiment, GRID)
-    return tracking.find_standing(store, experiment, searches, prints, fresh=fresh)
+    searches = tracking.find_searches(store, experiment, [GRID])
+    points = {point: point for point in prints}
+    return tracking.find_standing(store, experiment, searches, points, fresh=fresh)
 
 
 def found(what: Standing) -> dict[int, tuple[str, bool]]:
@@ -215,18 +216,18 @@ def test_a_search_that_went_on_in_another_run_is_left_behind(store: Store, exper
 
 
 def test_a_training_of_its_own_is_found(store: Store, experiment: str) -> None:
-    assert tracking.find_training(store, experiment, PRINTS[0]) == (None, None)
+    assert tracking.find_training(store, experiment, [PRINTS[0]]) == (None, None)
     cut_off_trial(store, experiment, 0, start_search(store, experiment))  # a search's
-    assert tracking.find_training(store, experiment, PRINTS[0]) == (None, None)
+    assert tracking.find_training(store, experiment, [PRINTS[0]]) == (None, None)
     alone = cut_off_trial(store, experiment, 0, None)
-    finished, cut_off = tracking.find_training(store, experiment, PRINTS[0])
+    finished, cut_off = tracking.find_training(store, experiment, [PRINTS[0]])
     assert finished is None
     assert cut_off == tracking.OpenTrial(run_id=alone, has_steps=False)
     done = finished_trial(store, experiment, 0, start_search(store, experiment))
-    finished, _ = tracking.find_training(store, experiment, PRINTS[0])
+    finished, _ = tracking.find_training(store, experiment, [PRINTS[0]])
     assert finished is not None
     assert finished.run_id == done
-    assert tracking.find_training(store, experiment, PRINTS[1]) == (None, None)
+    assert tracking.find_training(store, experiment, [PRINTS[1]]) == (None, None)
 
 
 def test_an_epoch_counts_as_logged_when_all_its_figures_are(store: Store, experiment: str) -> None:
@@ -257,8 +258,8 @@ def test_runs_of_dead_processes_are_closed(
     give(store, not_looked_at, dead)
 
     closed = tracking.close_orphans(store, [experiment])
-    assert {run.run_id for run in closed} == {gone, trials[gone], alone, unheld}
-    assert {status(store, run.run_id) for run in closed} == {"KILLED"}
+    assert {run_id for run_id, _ in closed} == {gone, trials[gone], alone, unheld}
+    assert {status(store, run_id) for run_id, _ in closed} == {"KILLED"}
     live = (mine, trials[mine], theirs, trials[theirs], foreign, not_looked_at)
     assert {status(store, run) for run in live} == {"RUNNING"}
     assert status(store, done) == "FINISHED"
@@ -280,7 +281,7 @@ def test_a_search_on_another_machine_gives_signs_of_life_for_its_trials(
     for trial in (kept, lost):
         give(store, trial, silent)  # a trial's lease is as old as the trial
     give(store, earlier, dataclasses.replace(silent, pid=6))  # of a process before this one
-    closed = {run.run_id for run in tracking.close_orphans(store, [experiment])}
+    closed = {run_id for run_id, _ in tracking.close_orphans(store, [experiment])}
     assert closed == {mute, lost, earlier}
 
 

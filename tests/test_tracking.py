@@ -4,6 +4,7 @@ import io
 import json
 import sqlite3
 import threading
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import keras
 import mlflow
 import numpy as np
 import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
 
 from conftest import SMALL, SMALL_SPLIT
 from fmnist_tracking import plots, tracking
 from fmnist_tracking.config import CLASS_NAMES, FIELDS, SearchSpace, SplitConfig, TrainingConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.environment import Code
-from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.errors import ConfigError, TrackingError
 from fmnist_tracking.model import load_model, predict, with_weights
 from fmnist_tracking.results import SearchResult, TrainingResult
 from fmnist_tracking.tracking import (
@@ -387,8 +390,8 @@ def test_a_search_that_is_ended_again_is_at_a_later_step(store: Store) -> None:
     history = store.client.get_metric_history(run_id, "finished_points")
     assert [(m.step, m.value) for m in history] == [(3, 3), (4, 4)]
     assert marked(store, run.info.experiment_id) == {run.data.tags["fmnist.best_run"]}
-    found = tracking.read_outcome(store, tracking.find_run(store, run_id))
-    assert found == search_result(store, run_id)
+    by_trials = tracking.read_search(store, tracking.find_run(store, run_id), summary=False)
+    assert search_result(store, run_id) == by_trials
 
 
 def marked(store: Store, experiment_id: str) -> set[str]:
@@ -463,7 +466,7 @@ def test_what_a_person_wrote_stays(store: Store) -> None:
     for _ in range(2):
         tracking.finish_search(store, search_result(store, run_id), b"a picture")
         note = store.client.get_run(run_id).data.tags["mlflow.note.content"]
-        assert note.startswith("Mine: look at *this*.\n\n---\n\n**Best: ")
+        assert note.startswith("Mine: look at *this*.\n\n---\n\n")
         assert note.count("**Best: ") == 1
 
 
@@ -561,36 +564,98 @@ def test_open_runs_of_this_process_are_closed(store: Store) -> None:
     ]
 
 
+def made_by_mlflow_run(
+    store: Store, entry_point: str, params: Mapping[str, str] | None = None, name: str | None = None
+) -> MlflowRun:
+    """A run as `mlflow run` makes it before it starts a command."""
+    experiment = store.client.get_experiment_by_name("chosen by mlflow run")
+    run = store.client.create_run(
+        experiment.experiment_id if experiment else store.experiment_id("chosen by mlflow run"),
+        tags={"mlflow.project.entryPoint": entry_point, "mlflow.source.type": "PROJECT"},
+        run_name=name,
+    )
+    for key, value in (params or {}).items():
+        store.client.log_param(run.info.run_id, key, value)
+    return run
+
+
 def test_the_run_that_mlflow_run_made_becomes_the_parent(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = store.client.create_run(store.experiment_id("chosen by mlflow run"))
-    store.client.log_param(made.info.run_id, "learning_rate", "1e-3")
+    made = made_by_mlflow_run(
+        store, "search", {"learning_rate": "1e-3", "axis": "", "limit": "600"}
+    )
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
-    assert tracking.choose_experiment(store, "things") == made.info.experiment_id
-    assert start_search(store) == made.info.run_id
-    # In use now, so that what follows makes runs of its own.
-    assert start_search(store) != made.info.run_id
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", made.info.experiment_id)
+    adopted = tracking.adoptable_run(store, "search")
+    assert adopted == made.info.run_id
+    experiment = tracking.choose_experiment(store, None, adopted)
+    assert experiment == made.info.experiment_id
+    assert tracking.start_search(store, experiment, SEARCH, None, adopted) == made.info.run_id
+    # In use now, it is nobody else's.
+    with pytest.raises(ConfigError, match="is in use already"):
+        tracking.adoptable_run(store, "search")
 
 
 def test_a_training_adopts_the_run_and_its_spelling(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = store.client.create_run(store.experiment_id("chosen by mlflow run"))
-    store.client.log_param(made.info.run_id, "learning_rate", "1e-3")
+    made = made_by_mlflow_run(store, "train", {"learning_rate": "1e-3"})
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
     config = dataclasses.replace(SMALL, learning_rate=0.001)
-    assert start_trial(store, config, parent=None) == made.info.run_id
+    adopted = tracking.adoptable_run(store, "train")
+    facts = dataclasses.replace(TRIAL, config=config, parent=None, adopted=adopted)
+    assert tracking.start_trial(store, made.info.experiment_id, facts) == made.info.run_id
     run = tracking.find_run(store, made.info.run_id)
     assert run.role == "train"
     assert tracking.read_trial(run).config == config
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda client, run: client.set_terminated(run), "is FINISHED"),
+        (lambda client, run: client.delete_run(run), "was deleted"),
+        (lambda client, run: client.set_tag(run, "fmnist.role", "train"), "is in use already"),
+        (lambda client, run: client.log_metric(run, "loss", 1.0), "is in use already"),
+        (lambda client, run: client.set_tag(run, names.ENTRY_POINT, "report"), "not made"),
+        (lambda client, run: client.delete_tag(run, names.ENTRY_POINT), "not made for"),
+        (lambda client, run: client.log_param(run, "alpha", "1"), "another project"),
+    ],
+)  # fmt: skip
+def test_no_other_run_is_adopted(
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[MlflowClient, str], None],
+    why: str,
+) -> None:
+    run_id = made_by_mlflow_run(store, "train").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    assert tracking.adoptable_run(store, "train") == run_id
+    change(store.client, run_id)
+    before = store.client.get_run(run_id).to_dictionary()
+    with pytest.raises(ConfigError, match=why):
+        tracking.adoptable_run(store, "train")
+    alone = start_trial(store, SMALL, parent=None)
+    tracking.mark_report_run(store, alone, "report")
+    after = store.client.get_run(run_id).to_dictionary()
+    assert (why == "not made") or after == before
+
+
+def test_a_run_of_another_store_is_not_adopted(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "f" * 32)
+    with pytest.raises(ConfigError, match="is not in the store"):
+        tracking.adoptable_run(store, "search")
+
+
 def test_a_name_that_a_person_gave_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for given, kept in (("my sweep", "my sweep"), (None, "a search")):
-        made = store.client.create_run("0", run_name=given)
+        made = made_by_mlflow_run(store, "main", name=given)
         monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
-        assert start_search(store) == made.info.run_id
+        adopted = tracking.adoptable_run(store, "search")
+        tracking.start_search(store, made.info.experiment_id, SEARCH, None, adopted)
         assert store.client.get_run(made.info.run_id).info.run_name == kept
 
 
@@ -598,7 +663,7 @@ def test_the_run_that_mlflow_run_made_for_a_report_is_not_listed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = start_trial(store, SMALL, parent=None)
-    made = store.client.create_run(store.experiment_id("things"))
+    made = made_by_mlflow_run(store, "report", {"run_id": "latest", "seed": "0"})
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
     tracking.mark_report_run(store, alone, "report")
     assert tracking.find_run(store, "latest").run_id == alone
@@ -606,8 +671,32 @@ def test_the_run_that_mlflow_run_made_for_a_report_is_not_listed(
     marked = store.client.get_run(made.info.run_id)
     assert marked.data.tags["fmnist.report_of"] == alone
     assert marked.info.run_name == f"report of {alone[:8]}"
-    # It is taken: a search that is started from the same shell gets a run of its own.
-    assert start_search(store) != made.info.run_id
+
+
+def test_the_experiment_that_the_environment_names_is_used(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = store.experiment_id("mine"), store.experiment_id("other")
+    assert tracking.choose_experiment(store, "mine") == mine
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", mine)
+    assert tracking.choose_experiment(store, None) == mine
+    assert tracking.choose_experiment(store, "mine") == mine
+    assert tracking.experiment_ids(store, None) == {mine: "mine"}
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    assert tracking.existing_experiment(store, None) == mine
+    for named, by_name in (("other", "mine"), (None, "other"), ("mine", "other")):
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", by_name)
+        for look in (tracking.choose_experiment, tracking.experiment_ids):
+            with pytest.raises(ConfigError, match="given in ways that differ"):
+                look(store, named)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "12345")
+    with pytest.raises(ConfigError, match="has no experiment with that id"):
+        tracking.choose_experiment(store, None)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", other)
+    store.client.delete_experiment(other)
+    with pytest.raises(TrackingError, match="was deleted"):
+        tracking.choose_experiment(store, None)
 
 
 def test_latest_best_and_prefixes(store: Store) -> None:
@@ -629,7 +718,7 @@ def test_runs_that_cannot_be_meant(store: Store) -> None:
     with pytest.raises(TrackingError, match="There is no search in this store yet"):
         tracking.list_runs(store)
     empty = start_search(store)
-    with pytest.raises(TrackingError, match="has no finished trial yet"):
+    with pytest.raises(TrackingError, match="has no finished trial"):
         tracking.find_run(store, "best")
     with pytest.raises(TrackingError, match="There is no run abcd1234 in this store"):
         tracking.find_run(store, "abcd1234")
@@ -735,7 +824,7 @@ def test_a_deleted_experiment_is_explained(store: Store) -> None:
 def test_a_file_that_is_no_store_is_explained(tmp_path: Path) -> None:
     (tmp_path / "notes.db").write_text("these are notes, not a database " * 100)
     with (
-        pytest.raises(TrackingError, match="MLflow failed"),
+        pytest.raises(TrackingError, match="cannot be read as a SQLite database"),
         tracking.open_store(f"sqlite:///{tmp_path}/notes.db"),
     ):
         pass
@@ -744,5 +833,5 @@ def test_a_file_that_is_no_store_is_explained(tmp_path: Path) -> None:
 def test_the_store_to_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert tracking.tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///env.db")
-    assert tracking.tracking_uri() == "sqlite:///env.db"
-    assert tracking.tracking_uri("sqlite:///given.db") == "sqlite:///given.db"
+    assert tracking.tracking_uri() == f"sqlite:///{tmp_path}/env.db"
+    assert tracking.tracking_uri("sqlite:///given.db") == f"sqlite:///{tmp_path}/given.db"

@@ -11,21 +11,24 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, ParamSpec
 
 import typer
 
-from fmnist_tracking import __version__
+from fmnist_tracking import __version__, runtime
 from fmnist_tracking.addresses import without_user
+from fmnist_tracking.cli import streams
+from fmnist_tracking.cli.options import UNDER_MLFLOW_RUN
 from fmnist_tracking.cli.printing import say
+from fmnist_tracking.cli.typed import Command, Group
 from fmnist_tracking.errors import FmnistTrackingError, Terminated
 
+PROGRAM = "fmnist-track"
 P = ParamSpec("P")
 
-# Asked now: MLflow removes the variable when it has ended a run.
-_UNDER_MLFLOW_RUN = "MLFLOW_RUN_ID" in os.environ
-
 app = typer.Typer(
+    cls=Group,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -45,6 +48,7 @@ def command(
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
+                _require_folders()
                 function(*args, **kwargs)
             except FmnistTrackingError as error:
                 _fail(f"Error: {error}", error.exit_status)
@@ -53,7 +57,7 @@ def command(
             except KeyboardInterrupt:
                 _fail("Interrupted." + (_how_to_resume() if resumable else ""), 130)
 
-        app.command(help=_paragraphs(function), epilog=f"Example: {example}")(run)
+        app.command(cls=Command, help=_paragraphs(function), epilog=f"Example: {example}")(run)
         return run
 
     return register
@@ -66,10 +70,27 @@ def _paragraphs(function: Callable[..., None]) -> str:
 
 
 def _how_to_resume() -> str:
-    if _UNDER_MLFLOW_RUN:
+    if UNDER_MLFLOW_RUN:
         return " The same `mlflow run` command goes on where this one stopped."
     arguments = [without_user(argument) for argument in sys.argv[1:] if argument != "--fresh"]
     return f" Go on with: {shlex.join(['fmnist-track', *arguments])}"
+
+
+def _require_folders() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise FmnistTrackingError(
+            f"The working folder cannot be used ({error.strerror}); perhaps it was deleted. Go to "
+            "another folder, or leave this one and enter it again."
+        ) from None
+    try:
+        Path.home()
+    except RuntimeError:  # a user that the system does not know, in a container for instance
+        raise FmnistTrackingError(
+            "This user has no home folder, where images and checkpoints are kept. Name one, such "
+            "as: export HOME=$PWD"
+        ) from None
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -95,8 +116,12 @@ def _root(
 
 def main() -> None:
     """Run the command line; exit with 0, 1 (an error), 2 (wrong usage), 130 or 143 (stopped)."""
+    streams.prepare()
+    runtime.keep_others_out()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fmnist_tracking").setLevel(logging.INFO)
+    # It tells of each line of a matplotlibrc that it cannot read; none of them counts here.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
@@ -106,7 +131,7 @@ def main() -> None:
     gc.disable()
     atexit.register(gc.freeze)
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name=PROGRAM, standalone_mode=False)
     except typer.exceptions.TyperException as error:
         say(f"Error: {error.format_message()} See `{_program(sys.argv)} --help`.")
         status = error.exit_code
@@ -120,6 +145,10 @@ def main() -> None:
     finally:
         gc.freeze()  # or it would be looked through at once
         gc.enable()
+    missing = streams.finish()
+    if missing:
+        say(f"Error: {missing}")
+        status = status or 1
     sys.exit(status)
 
 

@@ -39,13 +39,25 @@ def data(data_dir: Path | None = options.DATA_DIR, as_json: bool = options.JSON)
 def doctor(
     data_dir: Path | None = options.DATA_DIR,
     tracking_uri: str | None = options.TRACKING_URI,
+    relocate: bool = typer.Option(
+        False,
+        "--relocate",
+        help="Where the folder of a SQLite store was moved or copied: write the addresses of its "
+        "runs' files anew, for where they are now.",
+    ),
+    upgrade_store: bool = options.UPGRADE_STORE,
     as_json: bool = options.JSON,
 ) -> None:
-    """Check the installation: packages, code, TensorFlow, data, store and disk."""
+    """Check the installation: packages, code, TensorFlow, data, store and disk.
+
+    To see whether the store can be used, a small file is written there, read and removed.
+    """
     from fmnist_tracking.workflows import checks
 
     found = []
-    for check in checks.doctor(tracking_uri=tracking_uri, data_dir=data_dir):
+    for check in checks.doctor(
+        tracking_uri=tracking_uri, data_dir=data_dir, relocate=relocate, upgrade=upgrade_store
+    ):
         found.append(check)
         if not as_json:
             mark = "✓" if check.ok else "✗"

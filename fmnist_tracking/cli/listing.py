@@ -1,26 +1,22 @@
 """The commands that list: `runs` and `best`."""
 
-from datetime import datetime
-
 import typer
 
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
-from fmnist_tracking.cli.printing import (
-    new_table,
-    out,
-    print_json,
-    print_trial,
-    print_trials,
-    share,
-)
+from fmnist_tracking.cli.completion import run_ids
+from fmnist_tracking.cli.printing import out, print_json, print_runs, print_trial, print_trials
 from fmnist_tracking.errors import ConfigError
 
 
 @command(example="fmnist-track runs --run-id latest")
 def runs(
     run_id: str | None = typer.Option(
-        None, "--run-id", metavar="ID", help="List the trials of this search instead."
+        None,
+        "--run-id",
+        metavar="ID",
+        help="List the trials of this search instead.",
+        autocompletion=run_ids,
     ),
     repair: bool = typer.Option(
         False,
@@ -55,24 +51,18 @@ def runs(
     if as_json:
         print_json([summary.to_json() for summary in found])
         return
-    columns = ("run id", "what", "experiment", "status", "started", "points", "val. acc.")
-    table = new_table(*columns, wrapped=("what", "started", "val. acc."))
-    for run in found:
-        table.add_row(
-            run.run_id[:8],
-            run.name,
-            run.experiment,
-            run.status,
-            f"{datetime.fromtimestamp(run.started / 1000):%Y-%m-%d %H:%M}",
-            f"{run.finished}/{run.points}",
-            share(run.val_accuracy),
-        )
-    out.print(table)
+    print_runs(found)
 
 
 @command(example="fmnist-track best --json")
 def best(
-    run_id: str = typer.Option("best", "--run-id", metavar="ID", help=options.RUN_ID_HELP),
+    run_id: str = typer.Option(
+        "best",
+        "--run-id",
+        metavar="ID",
+        help=options.RUN_ID_HELP,
+        autocompletion=run_ids,
+    ),
     experiment: str | None = options.IN_EXPERIMENT,
     tracking_uri: str | None = options.TRACKING_URI,
     as_json: bool = options.JSON,

@@ -1,21 +1,37 @@
 """Options that several commands share. Defaults and words come from `config`."""
 
 import math
+import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import typer
 
+from fmnist_tracking.cli.completion import axis_names, protocols, run_ids
+from fmnist_tracking.cli.typed import AXIS, LIST_METAVAR
 from fmnist_tracking.config import (
     COURSEWORK_GRID,
     DEFAULT_EXPERIMENT,
     DEFAULT_SAMPLE_SEED,
     FIELDS,
     SplitConfig,
+    Value,
     flag,
     parse_value,
+    parse_whole,
 )
 from fmnist_tracking.errors import ConfigError
+
+# Asked now: MLflow removes the variable when it has ended a run.
+UNDER_MLFLOW_RUN = "MLFLOW_RUN_ID" in os.environ
+
+
+def as_typed(text: object) -> str:
+    """What a person typed; programs that start `mlflow run` write whole numbers as 25.0."""
+    if not UNDER_MLFLOW_RUN:
+        return str(text)
+    return re.sub(r"(?<![\w.+-])([0-9]+)\.0+(?=\s*(?:[,;]|$))", r"\1", str(text))
 
 
 def axis_option(name: str, option: str) -> Any:
@@ -24,20 +40,42 @@ def axis_option(name: str, option: str) -> Any:
     return typer.Option(
         None,
         option,
-        metavar="N,N,…",
+        metavar=LIST_METAVAR,
         help=f"Values to try: {FIELDS[name].metadata['about']}. Default: {values}.",
         rich_help_panel="Grid",
     )
 
 
-def field_option(name: str) -> Any:
-    """An option for one field of `TrainingConfig`, with its default and its words from there."""
-    about = FIELDS[name].metadata["about"]
+AXES = typer.Option(
+    [],
+    AXIS,
+    metavar="NAME=N,N,…",
+    help="A further axis: any other setting of the training, such as "
+    "learning_rate=0.001,0.0003. Several at once are separated by a semicolon.",
+    autocompletion=axis_names,
+    rich_help_panel="Grid",
+)
+
+
+def field_option(name: str, *, may_be_empty: bool = False) -> Any:
+    """An option for one field of `TrainingConfig`, with its default and its words from there.
+
+    Args:
+        name: of the field.
+        may_be_empty: whether an empty text, as `mlflow run` may give it, leaves the default.
+    """
+    about, default = FIELDS[name].metadata["about"], FIELDS[name].default
+
+    def parse(text: object) -> Value:
+        if text == "" and may_be_empty:
+            return cast(Value, default)
+        return parse_value(name, as_typed(text), flag(name))
+
     return typer.Option(
-        FIELDS[name].default,
+        default,
         flag(name),
         metavar="N",
-        parser=lambda text: parse_value(name, str(text), flag(name)),
+        parser=parse,
         help=about[0].upper() + about[1:] + ".",
         rich_help_panel="Training",
     )
@@ -53,7 +91,7 @@ def whole_option(
         if text == "":
             return default
         try:
-            number = int(str(text))
+            number = parse_whole(as_typed(text))
         except ValueError:
             number = None
         if number is None or not minimum <= number <= maximum:
@@ -70,7 +108,7 @@ def workers_option() -> Any:
         if text in ("auto", ""):
             return None
         try:
-            number = int(str(text))
+            number = parse_whole(as_typed(text))
         except ValueError:
             number = 0
         if number < 1:
@@ -111,6 +149,7 @@ PROTOCOL = typer.Option(
     "--protocol",
     help="canonical: the data set's own 10,000 test images stay sealed. coursework: all 70,000 "
     "are pooled and a fifth is for testing.",
+    autocompletion=protocols,
     rich_help_panel="Data",
 )
 LIMIT = whole_option(
@@ -129,17 +168,19 @@ DATA_DIR = path_option(
     "Data",
 )
 EXPERIMENT = typer.Option(
-    DEFAULT_EXPERIMENT,
+    None,
     "--experiment",
-    envvar="MLFLOW_EXPERIMENT_NAME",
-    help="MLflow experiment to put the runs in.",
+    metavar="NAME",
+    help="MLflow experiment to put the runs in. Default: MLFLOW_EXPERIMENT_NAME or "
+    f"MLFLOW_EXPERIMENT_ID, else {DEFAULT_EXPERIMENT}.",
     rich_help_panel="Tracking",
 )
 IN_EXPERIMENT = typer.Option(
     None,
     "--experiment",
-    envvar="MLFLOW_EXPERIMENT_NAME",
-    help="MLflow experiment to look in. Default: all of them.",
+    metavar="NAME",
+    help="MLflow experiment to look in. Default: MLFLOW_EXPERIMENT_NAME or "
+    "MLFLOW_EXPERIMENT_ID, else all of them.",
     rich_help_panel="Tracking",
 )
 TRACKING_URI = typer.Option(
@@ -149,8 +190,18 @@ TRACKING_URI = typer.Option(
     help="MLflow store. Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this folder.",
     rich_help_panel="Tracking",
 )
-RUN_ID_HELP = "A run id, its first characters, `latest`, or `best` (of the latest search)."
-RUN_ID = typer.Option(..., "--run-id", metavar="ID", help=RUN_ID_HELP)
+UPGRADE_STORE = typer.Option(
+    False,
+    "--upgrade-store",
+    help="Bring a store of an older MLflow up to date, after which that MLflow cannot open it any "
+    "more. A copy of a SQLite file is kept beside it.",
+    rich_help_panel="Tracking",
+)
+RUN_ID_HELP = (
+    "A run id, its first characters, `latest`, `best` (of the latest search), `best-of-all` (of "
+    "all searches on the same images), or `champion` (what `promote` chose)."
+)
+RUN_ID = typer.Option(..., "--run-id", metavar="ID", help=RUN_ID_HELP, autocompletion=run_ids)
 OUTPUT_DIR = path_option(
     "--output-dir", "DIR", "Where the files go. Default: reports/ and the run's first characters."
 )

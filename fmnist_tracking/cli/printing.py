@@ -4,25 +4,36 @@ import contextlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
 from fmnist_tracking.analysis import best, leaderboard
-from fmnist_tracking.progress import stderr_console
-from fmnist_tracking.results import SearchResult, TrialResult
+from fmnist_tracking.progress import is_terminal, stderr_console
+from fmnist_tracking.results import RunSummary, SearchResult, TrialResult
 
 if TYPE_CHECKING:
     from fmnist_tracking.workflows.plan import Plan
 
 # Wide enough that no column is cut where the output goes to a file or another program.
 _UNLIMITED = 10_000
+_PADDING = 2  # of each column, the last too
+# Of a search in the list of all: characters of a line of its grid, and values shown of an axis.
+_GRID_WIDTH, _VALUES = 24, 6
 
-out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _UNLIMITED)
+_is_terminal = is_terminal(sys.stdout)
+out = Console(
+    highlight=False,
+    markup=False,
+    width=None if _is_terminal else _UNLIMITED,
+    force_terminal=_is_terminal,
+    force_jupyter=False,
+)
 _err = stderr_console()
 
 
@@ -37,22 +48,68 @@ def print_trials(result: SearchResult, *, as_json: bool) -> None:
     if as_json:
         print_json(result.to_json(best(result.finished)))
         return
-    varying = result.space.varying
-    scores = ("val. acc.", "best epoch")
-    table = new_table("rank", "run id", *varying, "status", *scores, "seconds", wrapped=scores)
-    for place in leaderboard(result.trials):
-        trial = place.trial
-        table.add_row(
-            str(place.rank or ""),
-            trial.run_id[:8],
-            *(f"{getattr(trial.config, axis):.15g}" for axis in varying),
-            trial.status,
-            share(trial.val_accuracy),
-            str(trial.best_epoch or ""),
-            "" if trial.train_seconds is None else f"{trial.train_seconds:.1f}",
-        )
-    out.print(table)
+    places = leaderboard(result.trials)
+    trials = [place.trial for place in places]
+    axes = {
+        axis: [f"{getattr(trial.config, axis):.15g}" for trial in trials]
+        for axis in result.space.varying
+    }
+    columns = {
+        "rank": [str(place.rank or "") for place in places],
+        "trial": [_printable(trial.name) for trial in trials],
+        "run id": [trial.run_id[:8] for trial in trials],
+        **axes,
+        "status": [trial.status for trial in trials],
+        "val. acc.": [share(trial.val_accuracy) for trial in trials],
+        "best epoch": [str(trial.best_epoch or "") for trial in trials],
+        "seconds": [
+            "" if trial.train_seconds is None else f"{trial.train_seconds:.1f}" for trial in trials
+        ],
+    }
+    # The name of a trial tells its axes too.
+    dispensable = [*axes, "seconds", "best epoch", "status", "run id"]
+    _print_fitting(columns, dispensable, wrapped=("val. acc.", "best epoch"), folded="trial")
+    for trial in trials:
+        if trial.error:
+            out.print(
+                f"{trial.status}: {_printable(trial.name)}, run {trial.run_id[:8]}: "
+                f"{_printable(trial.error)}",
+                soft_wrap=True,
+            )
     out.print(f"search {result.run_id}", soft_wrap=True)
+
+
+def print_runs(found: Sequence[RunSummary]) -> None:
+    """Searches and single trainings, one in a row."""
+    columns = {
+        "run id": [run.run_id[:8] for run in found],
+        "what": [_printable(run.name) for run in found],
+        "grid": [_grid(run) for run in found],
+        "experiment": [_printable(run.experiment) for run in found],
+        "status": [run.status for run in found],
+        "started": [
+            f"{datetime.fromtimestamp(run.started / 1000):%Y-%m-%d %H:%M}" for run in found
+        ],
+        "points": [f"{run.finished}/{run.points}" for run in found],
+        "val. acc.": [share(run.val_accuracy) for run in found],
+    }
+    dispensable = ["experiment", "started", "points", "status", "grid"]
+    _print_fitting(
+        columns, dispensable, wrapped=("started", "val. acc."), folded="grid", fold_at=_GRID_WIDTH
+    )
+
+
+def _grid(run: RunSummary) -> str:
+    """What is not the default: "filters 12,36; dropout 0.1; 5 epochs; limit 600"."""
+    axes = {
+        axis: ",".join(f"{value:.15g}" for value in values[:_VALUES])
+        + (",…" if len(values) > _VALUES else "")
+        for axis, values in run.grid.items()
+    }
+    parts = [f"{axis} {values}" for axis, values in axes.items()]
+    parts += [] if run.epochs is None else [f"{run.epochs} epochs"]
+    parts += [] if run.limit is None else [f"limit {run.limit}"]
+    return "; ".join(parts)
 
 
 def print_trial(trial: TrialResult, *, as_json: bool) -> None:
@@ -62,7 +119,10 @@ def print_trial(trial: TrialResult, *, as_json: bool) -> None:
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("run id", trial.run_id)
+    table.add_row("trial", _printable(trial.name))
     table.add_row("status", trial.status)
+    if trial.error:
+        table.add_row("error", _printable(trial.error))
     table.add_row("validation accuracy", share(trial.val_accuracy))
     table.add_row("best epoch", str(trial.best_epoch or ""))
     for name, value in asdict(trial.config).items():
@@ -75,16 +135,16 @@ def print_plan(plan: "Plan", *, as_json: bool) -> None:
     if as_json:
         print_json(plan.to_json())
         return
-    table = new_table("point", "trial", "state", "epochs done", "")
-    for number, point in enumerate(plan.points, start=1):
-        table.add_row(
-            str(number),
-            point.name,
-            point.state,
-            f"{point.epochs_done}/{point.epochs}" if point.epochs else "",
-            (point.run_id or "")[:8],
-        )
-    out.print(table)
+    columns = {
+        "point": [str(number) for number in range(1, len(plan.points) + 1)],
+        "trial": [point.name for point in plan.points],
+        "state": [point.state for point in plan.points],
+        "epochs done": [
+            f"{point.epochs_done}/{point.epochs}" if point.epochs else "" for point in plan.points
+        ],
+        "": [(point.run_id or "")[:8] for point in plan.points],
+    }
+    _print_fitting(columns, ["", "epochs done", "point"], wrapped=("epochs done",), folded="trial")
     for point in plan.points:
         if point.reason:
             out.print(f"refused: {point.name}: {point.reason}", soft_wrap=True)
@@ -111,6 +171,57 @@ def new_table(*columns: str, wrapped: Collection[str] = ()) -> Table:
     for column in columns:
         table.add_column(column, no_wrap=column not in wrapped)
     return table
+
+
+def _print_fitting(
+    columns: dict[str, list[str]],
+    dispensable: Sequence[str],
+    *,
+    wrapped: Collection[str],
+    folded: str,
+    fold_at: int = _UNLIMITED,
+) -> None:
+    """Print a table, without what a narrow terminal has no room for.
+
+    Args:
+        columns: cells by heading.
+        dispensable: headings, those to leave out first.
+        wrapped: headings that may take several lines.
+        folded: the column that takes several lines when all that is dispensable is left out.
+        fold_at: its width from which on it takes several lines before anything is left out.
+    """
+    columns = dict(columns)
+    widths = {
+        heading: max(
+            cell_len(text)
+            for text in [*(heading.split() if heading in wrapped else [heading]), *cells, ""]
+        )
+        for heading, cells in columns.items()
+    }
+    widths[folded] = min(widths[folded], fold_at)
+    for heading in dispensable:
+        if sum(widths[kept] + _PADDING for kept in columns) <= out.width:
+            break
+        del columns[heading]
+    table = new_table()
+    for heading in columns:
+        table.add_column(
+            heading,
+            no_wrap=heading not in (*wrapped, folded),
+            overflow="fold",
+            min_width=None if heading == folded else widths[heading],
+        )
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
+    out.print(table)
+
+
+def _printable(text: str) -> str:
+    """A text of a run in one line, without what would steer a terminal."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 def share(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """The commands that train: `search` and `train`."""
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import typer
@@ -9,11 +10,15 @@ from fmnist_tracking.addresses import without_user
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
 from fmnist_tracking.cli.printing import print_plan, print_trial, print_trials, say
+from fmnist_tracking.cli.typed import is_given
 from fmnist_tracking.config import (
+    FIELDS,
+    SEARCH_FLAGS,
     SearchSpace,
     SplitConfig,
     TrainingConfig,
     Value,
+    flag,
     load_space,
     parse_axis,
     parse_values,
@@ -23,18 +28,12 @@ from fmnist_tracking.errors import ConfigError, SearchError
 
 @command(example="fmnist-track search --limit 12000 --epochs 5", resumable=True)
 def search(
+    context: typer.Context,
     filters: str | None = options.axis_option("filters", "--filters"),
     strides: str | None = options.axis_option("strides", "--strides"),
     kernel_sizes: str | None = options.axis_option("kernel_size", "--kernel-sizes"),
     hidden_units: str | None = options.axis_option("hidden_units", "--hidden-units"),
-    axis: list[str] = typer.Option(
-        [],
-        "--axis",
-        metavar="NAME=N,N,…",
-        help="A further axis: any other setting of the training, such as "
-        "learning_rate=0.001,0.0003. Several at once are separated by a semicolon.",
-        rich_help_panel="Grid",
-    ),
+    axis: list[str] = options.AXES,
     space: Path | None = options.path_option(
         "--space",
         "FILE",
@@ -50,10 +49,10 @@ def search(
         "their mean.",
         rich_help_panel="Grid",
     ),
-    epochs: int = options.field_option("epochs"),
-    batch_size: int = options.field_option("batch_size"),
-    seed: int = options.field_option("seed"),
-    patience: int = options.field_option("patience"),
+    epochs: int = options.field_option("epochs", may_be_empty=True),
+    batch_size: int = options.field_option("batch_size", may_be_empty=True),
+    seed: int = options.field_option("seed", may_be_empty=True),
+    patience: int = options.field_option("patience", may_be_empty=True),
     workers: int | None = options.workers_option(),
     dry_run: bool = typer.Option(
         False,
@@ -65,8 +64,9 @@ def search(
     protocol: str = options.PROTOCOL,
     limit: int | None = options.LIMIT,
     data_dir: Path | None = options.DATA_DIR,
-    experiment: str = options.EXPERIMENT,
+    experiment: str | None = options.EXPERIMENT,
     tracking_uri: str | None = options.TRACKING_URI,
+    upgrade_store: bool = options.UPGRADE_STORE,
     as_json: bool = options.JSON,
 ) -> None:
     """Explore a grid: train every point, each as a tracked run of its own.
@@ -88,7 +88,11 @@ def search(
         "hidden_units": hidden_units,
     }
     grid = _space(space, texts, axis, repeats, seed)
-    base = TrainingConfig(epochs=epochs, batch_size=batch_size, seed=seed, patience=patience)
+    settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "patience": patience}
+    # The seeds of repeats begin with that of --seed.
+    axes = {name for name in grid.axes if name != "seed" or repeats == 1}
+    _refuse_overruled(context, settings, axes)
+    base = TrainingConfig(**settings)
     request = Request(
         split=_split(protocol, seed, limit),
         workers=workers,
@@ -96,6 +100,7 @@ def search(
         experiment=experiment,
         tracking_uri=tracking_uri,
         data_dir=data_dir,
+        upgrade_store=upgrade_store,
     )
     if dry_run:
         print_plan(plan(grid, base, request), as_json=as_json)
@@ -106,18 +111,14 @@ def search(
     if failed:
         raise SearchError(
             f"{failed} of {len(result.space)} points failed. Their runs hold the traceback, as "
-            f"the artifact traceback.txt; `fmnist-track runs --run-id {result.run_id[:8]}` lists "
-            "them."
+            "the artifact traceback.txt. The same command tries them again."
         )
-    where = _where(tracking_uri)
-    say(
-        f"Next: fmnist-track report --run-id {result.run_id[:8]}{where}    "
-        f"or: fmnist-track ui{where}"
-    )
+    _say_next(context, result.run_id)
 
 
 @command(example="fmnist-track train --filters 48 --kernel-size 3 --epochs 5", resumable=True)
 def train(
+    context: typer.Context,
     filters: int = options.field_option("filters"),
     kernel_size: int = options.field_option("kernel_size"),
     strides: int = options.field_option("strides"),
@@ -132,8 +133,9 @@ def train(
     protocol: str = options.PROTOCOL,
     limit: int | None = options.LIMIT,
     data_dir: Path | None = options.DATA_DIR,
-    experiment: str = options.EXPERIMENT,
+    experiment: str | None = options.EXPERIMENT,
     tracking_uri: str | None = options.TRACKING_URI,
+    upgrade_store: bool = options.UPGRADE_STORE,
     as_json: bool = options.JSON,
 ) -> None:
     """Train one configuration, tracked in the same way as a search's trial."""
@@ -159,16 +161,39 @@ def train(
             experiment=experiment,
             tracking_uri=tracking_uri,
             data_dir=data_dir,
+            upgrade_store=upgrade_store,
         ),
         announce=say,
     )
     print_trial(result, as_json=as_json)
-    say(f"Next: fmnist-track report --run-id {result.run_id[:8]}{_where(tracking_uri)}")
+    _say_next(context, result.run_id)
 
 
-def _where(tracking_uri: str | None) -> str:
-    """The option that leads to the same store, if one was needed."""
-    return f" --tracking-uri {without_user(tracking_uri)}" if tracking_uri else ""
+def _say_next(context: typer.Context, run_id: str) -> None:
+    """Tell which commands show a run, with the options that lead to the same store and data."""
+    uri, data_dir = context.params["tracking_uri"], context.params["data_dir"]
+    secret = bool(uri) and without_user(uri) != uri  # a password is not repeated on a screen
+    store = ["--tracking-uri", uri] if uri and not secret else []
+    report = ["fmnist-track", "report", run_id[:8], *store]
+    if is_given(context, "experiment"):
+        report += ["--experiment", context.params["experiment"]]
+    if data_dir is not None:
+        report += ["--data-dir", str(data_dir)]
+    first = "Next, with MLFLOW_TRACKING_URI set to this store" if secret else "Next"
+    say(f"{first}: {shlex.join(report)}    or: {shlex.join(['fmnist-track', 'ui', *store])}")
+
+
+def _refuse_overruled(
+    context: typer.Context, settings: Mapping[str, Value], axes: Collection[str]
+) -> None:
+    """Refuse an option for a setting that is an axis too: the axis would overrule it.
+
+    `mlflow run` gives every option; one with its default was not asked for.
+    """
+    for name, value in settings.items():
+        asked = value != FIELDS[name].default or not options.UNDER_MLFLOW_RUN
+        if name in axes and is_given(context, name) and asked:
+            raise ConfigError(f"Expected either {flag(name)} or an axis {name}, got both.")
 
 
 def _space(
@@ -177,13 +202,20 @@ def _space(
     """The grid that the options of `search` describe."""
     space = SearchSpace() if file is None else load_space(file)
     given: dict[str, tuple[Value, ...]] = {
-        name: parse_values(name, text) for name, text in texts.items() if text
+        name: parse_values(name, options.as_typed(text)) for name, text in texts.items() if text
     }
-    for text in [part for option in axes for part in option.split(";") if part.strip()]:
-        name, values = parse_axis(text)
+    for text in [part for option in axes if option for part in option.split(";")]:
+        name, values = parse_axis(options.as_typed(text))
         if name in given:
             raise ConfigError(f"The axis {name} was given twice. Give all its values at once.")
         given[name] = values
+    for name in given if file is not None else ():
+        if name in space.axes:
+            option = SEARCH_FLAGS.get(name, "--axis")
+            raise ConfigError(
+                f"The axis {name} was given twice, by {option} and in the grid file {file}. "
+                "Expected it in one of them."
+            )
     if repeats > 1:
         if "seed" in given or "seed" in space.axes:
             raise ConfigError("Expected either --repeats or an axis seed, got both.")

@@ -1,8 +1,14 @@
 """MLflow: the one place that opens stores, writes runs and reads them back."""
 
+from fmnist_tracking.tracking.artifacts import relocate, try_artifacts
+from fmnist_tracking.tracking.experiments import (
+    adoptable_run,
+    choose_experiment,
+    existing_experiment,
+    experiment_ids,
+)
 from fmnist_tracking.tracking.finding import (
     best_trial,
-    experiment_ids,
     find_run,
     latest_search,
     list_runs,
@@ -15,9 +21,6 @@ from fmnist_tracking.tracking.opening import (
     Origin,
     SearchFacts,
     TrialFacts,
-    adoptable_run,
-    choose_experiment,
-    existing_experiment,
     find_trial,
     log_reused,
     move_trials,
@@ -27,9 +30,10 @@ from fmnist_tracking.tracking.opening import (
 from fmnist_tracking.tracking.page import run_address, table_address
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
+    UnreadableRun,
     as_tracked,
+    find_active,
     read_history,
-    read_outcome,
     read_search,
     read_trial,
 )
@@ -64,7 +68,13 @@ from fmnist_tracking.tracking.standing import (
     logged_steps,
     require_not_live,
 )
-from fmnist_tracking.tracking.store import Store, is_yet_to_be_made, open_store, tracking_uri
+from fmnist_tracking.tracking.store import (
+    Store,
+    is_yet_to_be_made,
+    open_store,
+    require_can_be_made,
+    tracking_uri,
+)
 
 __all__ = [
     "BEAT_SECONDS",
@@ -79,6 +89,7 @@ __all__ = [
     "Store",
     "TrackedRun",
     "TrialFacts",
+    "UnreadableRun",
     "adoptable_run",
     "as_tracked",
     "best_trial",
@@ -89,6 +100,7 @@ __all__ = [
     "existing_experiment",
     "experiment_ids",
     "fail_trial",
+    "find_active",
     "find_champion",
     "find_run",
     "find_searches",
@@ -114,11 +126,12 @@ __all__ = [
     "note_interruption",
     "open_store",
     "read_history",
-    "read_outcome",
     "read_search",
     "read_trial",
     "register_version",
+    "relocate",
     "renew_lease",
+    "require_can_be_made",
     "require_model",
     "require_not_live",
     "run_address",
@@ -126,4 +139,5 @@ __all__ = [
     "start_trial",
     "table_address",
     "tracking_uri",
+    "try_artifacts",
 ]

@@ -1,31 +1,39 @@
 """Finding the run that a person means, and listing what there is."""
 
 import contextlib
+import dataclasses
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Run, ViewType
 
 from fmnist_tracking.analysis import best
+from fmnist_tracking.config import DEFAULT_MODEL_NAME, FIELDS, SplitConfig, Value
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.results import (
-    FINISHED,
-    RunSummary,
-)
+from fmnist_tracking.results import FINISHED, RUNNING, RunSummary
 from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking.experiments import experiment_ids
 from fmnist_tracking.tracking.reading import (
-    NEWEST_FIRST,
     TrackedRun,
     as_tracked,
+    find_active,
+    has_exactly,
     iterate_runs,
+    liveness,
+    read_grid,
     read_search,
     read_space,
+    readable,
+    reused_runs,
+    trial_result,
 )
+from fmnist_tracking.tracking.registry import champion_run
 from fmnist_tracking.tracking.store import Store
 
-_PAGE = 1000
-_NAMES_SHOWN = 10
+BEST_OF_ALL = "best-of-all"
+# Of the newest runs, so many are asked for at once until one can be read.
+_AT_ONCE = 10
 _RUN_ID = re.compile(r"[0-9a-f]{4,32}")
 
 
@@ -35,13 +43,19 @@ def find_run(store: Store, reference: str, experiment: str | None = None) -> Tra
     Args:
         store: the store.
         reference: a run id, the beginning of one, `latest` for the newest search or single
-            training, or `best` for the best trial of the newest search.
+            training, `best` for the best trial of the newest search, `best-of-all` for the best
+            of all searches on the same images, `champion` or `NAME@champion` for the trial that
+            the version in use of a registered model came from.
         experiment: the name of the experiment to look in; None looks in all of them.
 
     Raises:
         TrackingError: there is no such run, more than one, or it is not of this project.
     """
     experiments = experiment_ids(store, experiment)
+    if reference == names.CHAMPION or reference.endswith(f"@{names.CHAMPION}"):
+        return champion_run(store, reference.rpartition("@")[0] or DEFAULT_MODEL_NAME)
+    if reference == BEST_OF_ALL:
+        return _best_of_all(store, experiments, experiment)
     if reference in ("latest", "best"):
         roles = [names.SEARCH, names.TRAIN] if reference == "latest" else [names.SEARCH]
         found = _newest(store, experiments, roles)
@@ -50,11 +64,22 @@ def find_run(store: Store, reference: str, experiment: str | None = None) -> Tra
         return best_trial(store, found) if reference == "best" else found
     if not _RUN_ID.fullmatch(reference):
         raise TrackingError(
-            f"Expected --run-id to be a run id, its first 4 or more characters, `latest` or "
-            f"`best`, got {reference!r}. `fmnist-track runs` lists the ids."
+            f"Expected --run-id to be a run id, its first 4 or more characters, `latest`, `best`, "
+            f"`{BEST_OF_ALL}` or `{names.CHAMPION}`, got {reference!r}. `fmnist-track runs` lists "
+            "the ids."
         )
-    matches = list(iterate_runs(store, experiments, f"attributes.run_id LIKE '{reference}%'"))
+    filter_string = f"attributes.run_id LIKE '{reference}%'"
+    matches = list(iterate_runs(store, experiments, filter_string))
     if not matches:
+        deleted = store.client.search_runs(
+            list(experiments), filter_string, ViewType.DELETED_ONLY, max_results=1
+        )
+        if deleted:
+            run_id = deleted[0].info.run_id
+            raise TrackingError(
+                f"The run {run_id[:8]} was deleted. Restore it with `mlflow runs restore --run-id "
+                f"{run_id}`, or choose another; `fmnist-track runs` lists the ids."
+            )
         raise TrackingError(
             f"There is no run {reference} {_where(experiment)}. `fmnist-track runs` lists the "
             "ids; --tracking-uri names another store."
@@ -67,17 +92,50 @@ def find_run(store: Store, reference: str, experiment: str | None = None) -> Tra
     return as_tracked(matches[0])
 
 
+def _best_of_all(
+    store: Store, experiments: Mapping[str, str], experiment: str | None
+) -> TrackedRun:
+    """The best trial of all searches that were validated on the same images.
+
+    Those are the images of the newest search among those on the most images: accuracies on others
+    say nothing about which model is better.
+    """
+    found = iterate_runs(store, experiments, _role_filter([names.SEARCH]))
+    searches = list(readable(store, found, _as_listed))
+    if not searches:
+        raise TrackingError(_nothing_yet(experiment))
+
+    def images(search: TrackedRun) -> tuple[str, SplitConfig]:
+        return search.data_sha256, search.split
+
+    largest = max(searches, key=lambda search: search.split.limit or math.inf)
+    alike = [search for search in searches if images(search) == images(largest)]
+    winners = [best(read_search(store, search).finished) for search in alike]
+    scored = [winner for winner in winners if winner is not None]
+    if not scored:
+        raise TrackingError(_no_trial_yet(largest))
+    winner = max(scored, key=lambda trial: trial.val_accuracy or 0.0)
+    return as_tracked(store.client.get_run(winner.run_id))
+
+
 def latest_search(store: Store) -> TrackedRun | None:
     """The newest search of all, None if there is none yet."""
     return _newest(store, experiment_ids(store, None), [names.SEARCH])
 
 
 def _newest(store: Store, experiments: Iterable[str], roles: Sequence[str]) -> TrackedRun | None:
-    ids, filter_string = list(experiments), _role_filter(roles)
-    if not ids:
-        return None
-    found = store.client.search_runs(ids, filter_string, max_results=1, order_by=NEWEST_FIRST)
-    return as_tracked(found[0]) if found else None
+    found = iterate_runs(store, experiments, _role_filter(roles), at_once=_AT_ONCE)
+    return next(readable(store, found, _as_listed), None)
+
+
+def _as_listed(run: Run) -> TrackedRun:
+    """A search, or a training of its own, of which all can be read."""
+    tracked = as_tracked(run)
+    if tracked.role == names.SEARCH:
+        read_grid(run)
+    else:
+        trial_result(run)
+    return tracked
 
 
 def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
@@ -88,18 +146,9 @@ def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
     """
     if run.role != names.SEARCH:
         return run
-    if run.raw.info.status == FINISHED and names.BEST_RUN in run.raw.data.tags:
-        with contextlib.suppress(MlflowException):  # it was deleted
-            found = store.client.get_run(run.raw.data.tags[names.BEST_RUN])
-            if found.info.lifecycle_stage == "active":
-                return as_tracked(found)
     winner = best(read_search(store, run).finished)
     if winner is None:
-        raise TrackingError(
-            f"The search {run.run_id[:8]} ({run.raw.info.status}) has no finished trial yet. Wait "
-            "for one, or, if nothing runs, give the command of the search again: it goes on. "
-            f"`fmnist-track runs --run-id {run.run_id[:8]}` lists its trials."
-        )
+        raise TrackingError(_no_trial_yet(run))
     return as_tracked(store.client.get_run(winner.run_id))
 
 
@@ -111,63 +160,96 @@ def list_runs(store: Store, experiment: str | None = None) -> list[RunSummary]:
     """
     experiments = experiment_ids(store, experiment)
     filter_string = _role_filter([names.SEARCH, names.TRAIN])
-    found = [
-        _summary(store, r, experiments) for r in iterate_runs(store, experiments, filter_string)
-    ]
-    if not found:
+    is_live = liveness(store)
+
+    def read(run: Run) -> RunSummary:
+        return _summary(store, run, experiments[run.info.experiment_id], is_live)
+
+    found = list(readable(store, iterate_runs(store, experiments, filter_string), read))
+    if not found and not store.left_out:
         raise TrackingError(_nothing_yet(experiment))
     return found
 
 
-def _summary(store: Store, run: Run, experiments: Mapping[str, str]) -> RunSummary:
+def _summary(store: Store, run: Run, experiment: str, is_live: Callable[[Run], bool]) -> RunSummary:
     tracked = as_tracked(run)
-    metrics = run.data.metrics
-    val_accuracy = metrics.get(names.BEST_VAL_ACCURACY)
     if tracked.role == names.TRAIN:
+        trial = trial_result(run)
+        axes: Mapping[str, tuple[Value, ...]] = {
+            name: (value,) for name, value in dataclasses.asdict(trial.config).items()
+        }
+        epochs: int | None = trial.config.epochs
         points, finished = 1, int(run.info.status == FINISHED)
-    elif names.FINISHED_POINTS in metrics:
-        points, finished = len(read_space(run)), int(metrics[names.FINISHED_POINTS])
-    else:  # still running, or cut off: its trials know
-        search = read_search(store, tracked)
-        points, finished = len(search.space), len(search.finished)
-        winner = best(search.finished)
-        val_accuracy = None if winner is None else winner.val_accuracy
+        val_accuracy = trial.val_accuracy
+    else:
+        space = read_space(run)
+        axes = space.axes
+        epochs = _whole(run.data.params.get(names.BASE_PREFIX + "epochs"))
+        points = len(space)
+        finished, val_accuracy = _results(store, tracked)
+    status = run.info.status
     return RunSummary(
         run_id=run.info.run_id,
         role=tracked.role,
-        name=run.info.run_name,
-        experiment=experiments[run.info.experiment_id],
-        status=run.info.status,
-        started=run.info.start_time,
+        name=tracked.name,
+        experiment=experiment,
+        status="KILLED" if status == RUNNING and not is_live(run) else status,
+        started=run.info.start_time or 0,
         points=points,
         finished=finished,
         val_accuracy=val_accuracy,
+        grid={
+            name: values
+            for name, values in axes.items()
+            if name != "epochs" and (len(values) > 1 or values[0] != FIELDS[name].default)
+        },
+        epochs=epochs,
+        limit=tracked.split.limit,
     )
 
 
-def experiment_ids(store: Store, name: str | None) -> dict[str, str]:
-    """Experiments to look in, all or the one of a name: their names by id.
+def _results(store: Store, search: TrackedRun) -> tuple[int, float | None]:
+    """How many points of a search have finished, and the best validation accuracy.
 
-    Raises:
-        TrackingError: there is none of that name.
+    As the search wrote it at its end, if the store still has as many finished trials of it and
+    the best one; else by reading its trials.
     """
-    if name is not None:
-        found = store.client.get_experiment_by_name(name)
-        if found is None or found.lifecycle_stage != "active":
-            known = [e.name for e in store.client.search_experiments(max_results=_NAMES_SHOWN)]
-            raise TrackingError(
-                f"There is no experiment {name!r} in this store. It has: "
-                f"{', '.join(sorted(known))}{', …' if len(known) == _NAMES_SHOWN else '.'}"
+    metrics, tags = search.raw.data.metrics, search.raw.data.tags
+    if {names.FINISHED_POINTS, names.BEST_VAL_ACCURACY} <= metrics.keys():
+        with contextlib.suppress(ValueError, OverflowError):
+            finished = int(metrics[names.FINISHED_POINTS])
+            own = finished - int(tags.get(names.REUSED, 0))
+            children = (
+                f"tags.`{names.PARENT}` = '{search.run_id}' AND attributes.status = '{FINISHED}'"
             )
-        return {found.experiment_id: found.name}
-    experiments: dict[str, str] = {}
-    token = None
-    while True:
-        page = store.client.search_experiments(max_results=_PAGE, page_token=token)
-        experiments |= {e.experiment_id: e.name for e in page}
-        token = page.token
-        if not token:
-            return experiments
+            if (
+                own >= 0
+                and has_exactly(store, search.experiment_id, children, own)
+                and find_active(store, tags.get(names.BEST_RUN, "")) is not None
+                and (own == finished or _has_all_reused(store, search))
+            ):
+                return finished, metrics[names.BEST_VAL_ACCURACY]
+    result = read_search(store, search, summary=False)
+    winner = best(result.finished)
+    return len(result.finished), None if winner is None else winner.val_accuracy
+
+
+def _has_all_reused(store: Store, search: TrackedRun) -> bool:
+    return len(list(reused_runs(store, search))) == int(search.raw.data.tags[names.REUSED])
+
+
+def _whole(text: str | None) -> int | None:
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        return int(float(text))  # type: ignore[arg-type]
+    return None
+
+
+def _no_trial_yet(search: TrackedRun) -> str:
+    return (
+        f"The search {search.run_id[:8]} ({search.raw.info.status}) has no finished trial. Wait "
+        "for one, or, if nothing runs, give the command of the search again: it goes on. "
+        f"`fmnist-track runs --run-id {search.run_id[:8]}` lists its trials."
+    )
 
 
 def _role_filter(roles: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 from numpy.typing import NDArray
 
+from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.reading import TrackedRun, require_finished
@@ -132,6 +133,20 @@ def trial_model(store: Store, trial: TrackedRun) -> LoggedModel:
             "Choose another trial, or train this one again with --fresh."
         )
     return max(found, key=lambda model: model.creation_timestamp)
+
+
+def require_files(store: Store, trial: TrackedRun, model: LoggedModel) -> None:
+    """Refuse a logged model whose file is not where the store says.
+
+    Raises:
+        TrackingError: it is not; the message says where it was looked for.
+    """
+    if not _size(store, model.model_id):
+        raise TrackingError(
+            f"The model of trial {trial.run_id[:8]} has no file {names.KERAS_FILE} at "
+            f"{without_user(model.artifact_location)}: it was removed, or the place is not reached "
+            "from here. Choose another trial, or train this one again with --fresh."
+        )
 
 
 def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:

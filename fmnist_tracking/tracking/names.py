@@ -27,6 +27,7 @@ CODE_SHA256 = "fmnist.code_sha256"
 BEST_MARK = " ★"
 
 PARENT = "mlflow.parentRunId"
+ENTRY_POINT = "mlflow.project.entryPoint"
 
 # Of a registered model, which version is in use; and what its versions carry beside `POINT`,
 # `DATA_SHA256`, `DATASET` and `PROTOCOL`.

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
 from fmnist_tracking.analysis import Effect, Ranked, leaderboard, rank
 from fmnist_tracking.config import FIELDS, SplitConfig, flag
@@ -16,16 +17,24 @@ from fmnist_tracking.tracking.page import model_address, run_address, table_addr
 _SHOWN = 10
 _HARDEST = 3
 _MARK = "**★ Best"
-# Ends each description, so that one that a person wrote is told from it.
+# Each description begins and ends with these, so that what a person wrote around it is told from
+# it. The first is a comment in Markdown, which no page shows.
+_START = "[//]: # (fmnist-track)\n\n"
 _SIGNATURE = "\n\n*fmnist-track*"
 _RULE = "\n\n---\n\n"
+_OURS = re.compile(
+    rf"(?:{re.escape(_RULE)})?{re.escape(_START)}.*?{re.escape(_SIGNATURE)}", re.DOTALL
+)
+# All that MLflow takes.
+_LONGEST = MAX_TAG_VAL_LENGTH
+_SHORT = "The description has no room beside what is written above."
 # What Markdown or HTML would make something of.
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>|~&#])")
 
 
 def search_begun(points: int) -> str:
     """Of a search that runs."""
-    return _signed(
+    return signed(
         f"A grid search of {points} points. Each is a run below this one, and its curves grow "
         "while it trains. When all have ended, the ranking is here; stopped before, the same "
         "command goes on with it."
@@ -34,7 +43,7 @@ def search_begun(points: int) -> str:
 
 def continued(experiment_id: str, new: str) -> str:
     """Of a search that went on in another run, which has its trials now."""
-    return _signed(
+    return signed(
         f"This grid search was cut off; [another run]({run_address(experiment_id, new)}) "
         "continues it and has its trials."
     )
@@ -74,7 +83,7 @@ def search_ended(result: SearchResult, effects: Sequence[Effect]) -> str:
         f"`fmnist-track report --run-id {result.run_id[:8]}` scores the best trial on the sealed "
         "test images."
     )
-    return _signed("\n\n".join(parts))
+    return signed("\n\n".join(parts))
 
 
 def _winner(result: SearchResult, ranked: Sequence[Ranked]) -> str:
@@ -109,7 +118,7 @@ def _effects(effects: Iterable[Effect]) -> str:
 
 def trial_begun(experiment_id: str, parent: str | None) -> str:
     """Of a trial that runs."""
-    return _signed(
+    return signed(
         f"{_what(experiment_id, parent)} Its curves are under *Model metrics* from the first epoch "
         "on; its results are here when it has finished."
     )
@@ -164,7 +173,7 @@ def trial_ended(
         "the curves.",
     ]
     again = _command(result, split) if is_fashion_mnist else None
-    return _signed("\n\n".join([*parts, f"Trained again: `{again}`"] if again else parts))
+    return signed("\n\n".join([*parts, f"Trained again: `{again}`"] if again else parts))
 
 
 def model(experiment_id: str, run_id: str, name: str, image_shape: Sequence[int]) -> str:
@@ -179,40 +188,50 @@ def model(experiment_id: str, run_id: str, name: str, image_shape: Sequence[int]
 
 
 def as_best(note: str, experiment_id: str, search: str, points: int) -> str:
-    """The description of a trial that a search has found best."""
+    """Mark the description of a trial that a search has found best."""
     mark = f"{_MARK} of the {points} points** of"
-    return f"{mark} [this search]({run_address(experiment_id, search)}).\n\n{as_any(note)}"
+    line = f"{mark} [this search]({run_address(experiment_id, search)}).\n\n"
+    marked = as_any(note).replace(_START, _START + line, 1)
+    return marked if len(marked) <= _LONGEST else note
 
 
 def as_any(note: str) -> str:
-    """The description of a trial that is not, or no longer, a search's best."""
-    return note.partition("\n\n")[2] if note.startswith(_MARK) else note
+    """Remove the mark from the description of a trial that is no longer a search's best."""
+    start = _START + _MARK
+    before, found, after = note.partition(start)
+    return before + _START + after.partition("\n\n")[2] if found else note
 
 
 def trial_failed(experiment_id: str, parent: str | None, line: str) -> str:
     """Of a trial that ended by an error."""
-    return _signed(
+    return signed(
         f"{_what(experiment_id, parent)} **It failed**: {plain(line)}\n\n"
         "The artifact `traceback.txt` has the rest."
     )
 
 
 def beside(note: str, tags: Mapping[str, str]) -> str:
-    """A description that leaves what a person has written where it is.
+    """Compose a description that leaves what a person has written where it is.
 
     Args:
         note: one of this module's.
         tags: of the run that is to have it.
     """
     present = tags.get(MLFLOW_RUN_NOTE, "")
-    kept = present
-    if present.endswith(_SIGNATURE):
-        kept = present.rpartition(_RULE)[0]
-    return f"{kept}{_RULE}{note}" if kept else note
+    if _START not in present and present.endswith(_SIGNATURE):  # of an earlier release
+        present = present.rpartition(_RULE)[0]
+    found = _OURS.search(present)
+    above, below = (present[: found.start()], present[found.end() :]) if found else (present, "")
+    for ours in (note, signed(_SHORT)):
+        text = f"{above}{_RULE if above else ''}{ours}{below}"
+        if len(text) <= _LONGEST:
+            return text
+    return f"{above}{below}"  # not a word of a person's is cut off for ours
 
 
-def _signed(note: str) -> str:
-    return note + _SIGNATURE
+def signed(note: str) -> str:
+    """Mark a description as one of this module's, from its first character to its last."""
+    return f"{_START}{note}{_SIGNATURE}"
 
 
 def _what(experiment_id: str, parent: str | None) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,32 +66,6 @@ class Origin:
     environment: Mapping[str, Any]
 
 
-def adoptable_run(store: Store) -> str | None:
-    """The run that `mlflow run` made for this command, if there is one not yet in use."""
-    run_id = os.environ.get("MLFLOW_RUN_ID")
-    if not run_id:
-        return None
-    tags = store.client.get_run(run_id).data.tags
-    return None if names.ROLE in tags or names.REPORT_OF in tags else run_id
-
-
-def choose_experiment(store: Store, name: str) -> str:
-    """The id of the experiment to put runs in: the one `mlflow run` chose, else `name`'s."""
-    adopted = adoptable_run(store)
-    if adopted is not None:
-        return str(store.client.get_run(adopted).info.experiment_id)
-    return store.experiment_id(name)
-
-
-def existing_experiment(store: Store, name: str) -> str | None:
-    """The id of the experiment that `choose_experiment` would choose, None if it is to be made."""
-    adopted = adoptable_run(store)
-    if adopted is not None:
-        return str(store.client.get_run(adopted).info.experiment_id)
-    found = store.client.get_experiment_by_name(name)
-    return None if found is None else str(found.experiment_id)
-
-
 @dataclass(frozen=True, kw_only=True)
 class SearchFacts:
     """What a search's run records when it is opened.
@@ -131,6 +104,7 @@ class TrialFacts:
         fingerprint: of all that determines its numbers.
         threads: that its arithmetic is done with.
         parent: the search's run id, None for a training of its own.
+        adopted: the run that `mlflow run` made for a training of its own.
     """
 
     name: str
@@ -141,10 +115,15 @@ class TrialFacts:
     fingerprint: str
     threads: int
     parent: str | None
+    adopted: str | None = None
 
 
 def start_search(
-    store: Store, experiment_id: str, facts: SearchFacts, resume: TrackedRun | None = None
+    store: Store,
+    experiment_id: str,
+    facts: SearchFacts,
+    resume: TrackedRun | None = None,
+    adopted: str | None = None,
 ) -> str:
     """Open the parent run of a search, held by this process.
 
@@ -157,6 +136,7 @@ def start_search(
         experiment_id: of the experiment to put it in.
         facts: what to record.
         resume: the search's run that was cut off.
+        adopted: the run that `mlflow run` made for this command.
 
     Returns:
         The run's id.
@@ -178,7 +158,7 @@ def start_search(
     }
     if facts.fresh or (resume and names.FRESH in resume.raw.data.tags):
         tags[names.FRESH] = "true"
-    existing = adoptable_run(store)
+    existing = adopted
     if existing is not None and resume is not None:
         tags[names.CONTINUES] = resume.run_id
     elif resume is not None:
@@ -243,8 +223,7 @@ def start_trial(
         tags |= {names.ROLE: names.TRIAL, names.PARENT: facts.parent}
         return _start(store, experiment_id, facts, params, tags, resume)
     tags[names.ROLE] = names.TRAIN
-    adopted = adoptable_run(store)
-    return _start(store, experiment_id, facts, params, tags, adopted or resume)
+    return _start(store, experiment_id, facts, params, tags, facts.adopted or resume)
 
 
 def find_trial(store: Store, experiment_id: str, facts: TrialFacts) -> str | None:

@@ -3,28 +3,51 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.utils.search_utils import SearchUtils
 
+from fmnist_tracking import fingerprint
 from fmnist_tracking.config import FIELDS, SearchSpace, SplitConfig, TrainingConfig
-from fmnist_tracking.errors import ConfigError, TrackingError
+from fmnist_tracking.errors import ConfigError, FmnistTrackingError, TrackingError
 from fmnist_tracking.results import (
     FINISHED,
+    RUNNING,
     SearchResult,
     TrainingResult,
     TrialResult,
 )
 from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.store import Store
 
 _PAGE = 1000
 _IDS_AT_ONCE = 200
 NEWEST_FIRST = ["attributes.start_time DESC"]
+_FINISHED = f"attributes.status = '{FINISHED}'"
+# Above it, not every whole number is a float.
+_LARGEST_WHOLE = 2**53
+_GONE = "RESOURCE_DOES_NOT_EXIST"
+T = TypeVar("T")
+
+
+class UnreadableRun(TrackingError):
+    """A run of this project that this version cannot read: made by another, or damaged.
+
+    Attributes:
+        why: what is wrong with it, in words.
+    """
+
+    def __init__(self, run: Run, why: str) -> None:
+        super().__init__(
+            f"The run {run.info.run_id[:8]} cannot be read by this version of fmnist-track: {why}."
+        )
+        self.why = why
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,33 +73,73 @@ class TrackedRun:
     raw: Run
 
 
+def readable(store: Store, runs: Iterable[Run], read: Callable[[Run], T]) -> Iterator[T]:
+    """Read runs one by one; those that this version cannot read are left out and noted.
+
+    Args:
+        store: the store, which is to tell of them.
+        runs: what to read.
+        read: raises `UnreadableRun` for one that cannot be read.
+    """
+    for run in runs:
+        try:
+            yield read(run)
+        except UnreadableRun as error:
+            store.left_out[run.info.run_id] = error.why
+
+
 def read_space(run: Run) -> SearchSpace:
-    """The grid of a search's run."""
+    """The grid of a search's run.
+
+    Raises:
+        UnreadableRun: it has none, or one that this version cannot build.
+    """
     axes = {
         key.removeprefix(names.AXIS_PREFIX): value
         for key, value in run.data.params.items()
         if key.startswith(names.AXIS_PREFIX)
     }
-    if f"see {names.AXES_FILE}" in axes.values():
-        return SearchSpace(axes=_read_json(run, names.AXES_FILE))
-    return SearchSpace(axes={axis: tuple(json.loads(value)) for axis, value in axes.items()})
+    try:
+        if f"see {names.AXES_FILE}" in axes.values():
+            return SearchSpace(axes=_read_json(run, names.AXES_FILE))
+        return SearchSpace(axes={axis: tuple(json.loads(value)) for axis, value in axes.items()})
+    except (ConfigError, ValueError, TypeError, MlflowException, OSError) as error:
+        raise UnreadableRun(run, f"its grid is not one of this version ({_line(error)})") from None
 
 
-def read_search(store: Store, run: TrackedRun) -> SearchResult:
+def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> SearchResult:
     """A search and its trials, in the grid's order.
 
-    Of a finished search it is what was written when it ended, where that can be read: one file,
-    however many trials there are.
+    Of a finished search it is what was written when it ended, one file however many trials there
+    are, as long as the store has all of those trials still.
 
-    Raises:
-        TrackingError: the parameters of a run are not those of this version.
+    Args:
+        store: the store.
+        run: the search.
+        summary: whether that file may be used; else each trial is read.
     """
-    if run.raw.info.status == FINISHED:
-        with contextlib.suppress(MlflowException, OSError, LookupError, ValueError, ConfigError):
-            return read_outcome(store, run)
-    space = read_space(run.raw)
-    found = [trial_result(r) for r in find_children(store, run.experiment_id, run.run_id)]
-    found += _reused(store, run)
+    if summary and run.raw.info.status == FINISHED:
+        unreadable = (LookupError, TypeError, ValueError, AttributeError, FmnistTrackingError)
+        with contextlib.suppress(MlflowException, OSError, *unreadable):
+            outcome = _read_outcome(run)
+            if _is_intact(store, outcome):
+                return outcome
+    space, points = read_grid(run.raw)
+    is_live = liveness(store)
+
+    def read(child: Run) -> TrialResult:
+        trial = trial_result(child)
+        if trial.config not in points:
+            raise UnreadableRun(child, "it is no point of its search's grid")
+        if trial.status == RUNNING and not is_live(child):
+            return dataclasses.replace(trial, status="KILLED")
+        return trial
+
+    found = [*readable(store, find_children(store, run.experiment_id, run.run_id), read)]
+    found += [
+        dataclasses.replace(trial, reused=True)
+        for trial in readable(store, reused_runs(store, run), read)
+    ]
     # One for each point: a finished one rather than one that was cut off, and the newest.
     trials: dict[TrainingConfig, TrialResult] = {}
     for trial in found:
@@ -95,12 +158,31 @@ def read_search(store: Store, run: TrackedRun) -> SearchResult:
     )
 
 
-def read_outcome(store: Store, run: TrackedRun) -> SearchResult:
-    """A finished search as it was when it ended: one file, however many trials there are.
+def read_grid(run: Run) -> tuple[SearchSpace, set[TrainingConfig]]:
+    """The grid of a search's run, and all of its points.
 
     Raises:
-        TrackingError: it has no such file.
+        UnreadableRun: it has none, or one that this version cannot build.
     """
+    space = read_space(run)
+    try:
+        return space, set(space.points(_base(run)))
+    except ConfigError as error:
+        raise UnreadableRun(run, f"a point of its grid cannot be built here ({error})") from None
+
+
+def _base(run: Run) -> TrainingConfig:
+    """The value of each setting of a search that is not an axis."""
+    prefix = names.BASE_PREFIX
+    given = {
+        key.removeprefix(prefix): value
+        for key, value in run.data.params.items()
+        if key.startswith(prefix)
+    }
+    return _as_config(run, given)
+
+
+def _read_outcome(run: TrackedRun) -> SearchResult:
     content = _read_json(run.raw, names.SEARCH_FILE)
     return SearchResult(
         run_id=run.run_id,
@@ -110,6 +192,31 @@ def read_outcome(store: Store, run: TrackedRun) -> SearchResult:
     )
 
 
+def _is_intact(store: Store, outcome: SearchResult) -> bool:
+    """Whether the store still has a finished run for each trial that a search ended with."""
+    own = [trial.run_id for trial in outcome.finished if not trial.reused]
+    reused = [trial.run_id for trial in outcome.finished if trial.reused]
+    children = f"tags.`{names.PARENT}` = '{outcome.run_id}' AND {_FINISHED}"
+    if not has_exactly(store, outcome.experiment_id, children, len(own)):
+        return False
+    found = runs_by_id(store, outcome.experiment_id, reused, _FINISHED)
+    return len(list(found)) == len(reused)
+
+
+def has_exactly(store: Store, experiment_id: str, filter_string: str, count: int) -> bool:
+    """Whether so many runs match a filter, without reading them all: the last one is asked for."""
+    if count == 0:
+        return not store.client.search_runs([experiment_id], filter_string, max_results=1)
+    before_last = SearchUtils.create_page_token(count - 1)  # type: ignore[no-untyped-call]
+    found = store.client.search_runs(
+        [experiment_id],
+        filter_string,
+        max_results=2,
+        page_token=before_last if count > 1 else None,
+    )
+    return len(found) == 1
+
+
 def find_children(store: Store, experiment_id: str, parent: str) -> Iterator[Run]:
     """The runs of a search's trials, the newest first."""
     for run in iterate_runs(store, [experiment_id], f"tags.`{names.PARENT}` = '{parent}'"):
@@ -117,23 +224,75 @@ def find_children(store: Store, experiment_id: str, parent: str) -> Iterator[Run
             yield run
 
 
-def _reused(store: Store, run: TrackedRun) -> Iterator[TrialResult]:
-    """Finished trials of others that a search counts among its own."""
+def reused_runs(store: Store, run: TrackedRun) -> Iterator[Run]:
+    """Finished trials of others that a search counts among its own, those that are still there."""
     if names.REUSED not in run.raw.data.tags:
         return
-    ids = _read_json(run.raw, names.REUSED_FILE)
+    try:
+        ids = [str(one) for one in _read_json(run.raw, names.REUSED_FILE)]
+    except (MlflowException, OSError, ValueError, TypeError) as error:
+        store.left_out[run.run_id] = f"its file {names.REUSED_FILE} is missing ({_line(error)})"
+        return
+    yield from runs_by_id(store, run.experiment_id, ids, _FINISHED)
+
+
+def runs_by_id(
+    store: Store, experiment_id: str, ids: Sequence[str], condition: str
+) -> Iterator[Run]:
+    """The runs with these ids that meet a condition; those that are gone are left out."""
     for start in range(0, len(ids), _IDS_AT_ONCE):
         listed = ", ".join(f"'{run_id}'" for run_id in ids[start : start + _IDS_AT_ONCE])
-        filter_string = f"attributes.run_id IN ({listed})"
-        for found in iterate_runs(store, [run.experiment_id], filter_string):
-            yield dataclasses.replace(trial_result(found), reused=True)
+        filter_string = f"attributes.run_id IN ({listed}) AND {condition}"
+        yield from iterate_runs(store, [experiment_id], filter_string)
+
+
+def liveness(store: Store) -> Callable[[Run], bool]:
+    """Give what tells whether an open run's process is there.
+
+    A search gives signs of life for its trials too; each is asked for once.
+    """
+    live: dict[tuple[str | float, ...], bool] = {}
+
+    def is_live(run: Run) -> bool:
+        parent = run.data.tags.get(names.PARENT)
+        lease = Lease.read(run.data.tags)
+        if lease is None:
+            return False
+        if parent is None or lease.is_live():
+            return lease.is_live()
+        key = (parent, lease.machine, lease.pid, lease.started)
+        if key not in live:
+            holder = find_active(store, parent)
+            held = None if holder is None else Lease.read(holder.data.tags)
+            live[key] = (
+                holder is not None
+                and holder.info.status == RUNNING
+                and held is not None
+                and (held.machine, held.pid, held.started)
+                == (lease.machine, lease.pid, lease.started)
+                and held.is_live()
+            )
+        return live[key]
+
+    return is_live
+
+
+def find_active(store: Store, run_id: str) -> Run | None:
+    """The run with an id; None if it was deleted, or removed for good."""
+    try:
+        run = store.client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != _GONE:
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def read_trial(run: TrackedRun) -> TrialResult:
     """The record of a trial or a single training.
 
     Raises:
-        TrackingError: its parameters are not those of this version.
+        UnreadableRun: its parameters are not those of this version.
     """
     return trial_result(run.raw)
 
@@ -147,7 +306,12 @@ def read_history(store: Store, run: TrackedRun) -> TrainingResult:
     require_finished(run)
     try:
         return TrainingResult.from_json(_read_json(run.raw, names.HISTORY_FILE))
-    except (LookupError, TypeError, ValueError, ConfigError):
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            f"The record {names.HISTORY_FILE} of run {run.run_id[:8]} cannot be fetched from the "
+            f"store ({_line(error)}). Choose another trial, or train that point again with --fresh."
+        ) from None
+    except (LookupError, TypeError, ValueError, AttributeError, ConfigError):
         raise TrackingError(
             f"The record {names.HISTORY_FILE} of run {run.run_id[:8]} is not one of this version: "
             "it was made by another. Train that point again with --fresh."
@@ -172,14 +336,23 @@ def require_finished(run: TrackedRun) -> None:
         )
 
 
-def iterate_runs(store: Store, experiments: Iterable[str], filter_string: str) -> Iterator[Run]:
-    """Runs that match a filter, the newest first, however many there are."""
+def iterate_runs(
+    store: Store, experiments: Iterable[str], filter_string: str, at_once: int = _PAGE
+) -> Iterator[Run]:
+    """Runs that match a filter, the newest first, however many there are.
+
+    Args:
+        store: the store.
+        experiments: ids of the experiments to look in.
+        filter_string: as MLflow has it.
+        at_once: how many the store is asked for at once.
+    """
     token, ids = None, list(experiments)
     while ids:
         page = store.client.search_runs(
             ids,
             filter_string,
-            max_results=_PAGE,
+            max_results=at_once,
             order_by=NEWEST_FIRST,
             page_token=token,
         )
@@ -194,6 +367,7 @@ def as_tracked(run: Run) -> TrackedRun:
 
     Raises:
         TrackingError: it is not of this project.
+        UnreadableRun: it is, but something is missing or wrong.
     """
     tags, params = run.data.tags, run.data.params
     role = tags.get(names.ROLE)
@@ -202,18 +376,24 @@ def as_tracked(run: Run) -> TrackedRun:
             f"The run {run.info.run_id[:8]} ({run.info.run_name}) is in this store, but it is no "
             "search or trial of fmnist-track. `fmnist-track runs` lists those."
         )
+    if names.DATA_SHA256 not in tags:
+        raise UnreadableRun(run, f"its tag {names.DATA_SHA256} is missing")
     limit = params.get(names.SPLIT_PREFIX + "limit", "None")
+    try:
+        split = SplitConfig(
+            protocol=tags.get(names.PROTOCOL, ""),  # type: ignore[arg-type]  # checked there
+            seed=int(params.get(names.SPLIT_PREFIX + "seed", 0)),
+            limit=None if limit == "None" else int(limit),
+        )
+    except (ValueError, ConfigError) as error:
+        raise UnreadableRun(run, f"it does not say how its data was split ({error})") from None
     return TrackedRun(
         run_id=run.info.run_id,
         experiment_id=run.info.experiment_id,
         role=role,
-        name=names.unmarked(run.info.run_name),
-        split=SplitConfig(
-            protocol=tags.get(names.PROTOCOL),  # type: ignore[arg-type]  # checked by SplitConfig
-            seed=int(params.get(names.SPLIT_PREFIX + "seed", 0)),
-            limit=None if limit == "None" else int(limit),
-        ),
-        data_sha256=tags.get(names.DATA_SHA256, ""),
+        name=names.unmarked(run.info.run_name or ""),
+        split=split,
+        data_sha256=tags[names.DATA_SHA256],
         raw=run,
     )
 
@@ -222,34 +402,69 @@ def trial_result(run: Run) -> TrialResult:
     """The run of a trial or a single training as a record.
 
     Raises:
-        TrackingError: its parameters are not those of this version.
+        UnreadableRun: its parameters are not those of this version, or it finished without
+            saying how.
     """
+    as_tracked(run)
     metrics = run.data.metrics
-    return TrialResult(
-        run_id=run.info.run_id,
-        name=names.unmarked(run.info.run_name),
-        status=run.info.status,
-        config=_config(run),
-        val_accuracy=metrics.get(names.BEST_VAL_ACCURACY),
-        best_epoch=_whole(metrics.get("best_epoch")),
-        train_seconds=metrics.get("train_seconds"),
-        model_parameters=_whole(metrics.get("model_parameters")),
-        error=run.data.tags.get(names.ERROR),
-    )
+    try:
+        trial = TrialResult(
+            run_id=run.info.run_id,
+            name=names.unmarked(run.info.run_name or ""),
+            status=run.info.status,
+            config=_config(run),
+            val_accuracy=metrics.get(names.BEST_VAL_ACCURACY),
+            best_epoch=_whole(metrics.get("best_epoch")),
+            train_seconds=metrics.get("train_seconds"),
+            model_parameters=_whole(metrics.get("model_parameters")),
+            error=run.data.tags.get(names.ERROR),
+        )
+    except (ValueError, OverflowError) as error:
+        raise UnreadableRun(run, f"one of its metrics is no whole number ({error})") from None
+    if trial.status == FINISHED:
+        if trial.val_accuracy is None:
+            raise UnreadableRun(run, f"its metric {names.BEST_VAL_ACCURACY} is missing")
+        if not 0 <= trial.val_accuracy <= 1:
+            raise UnreadableRun(run, f"its metric {names.BEST_VAL_ACCURACY} is no share")
+    return trial
 
 
 def _config(run: Run) -> TrainingConfig:
+    config = _as_config(run, run.data.params)
+    unknown = [
+        name
+        for name in run.data.params
+        if name not in FIELDS and not name.startswith(names.SPLIT_PREFIX)
+    ]
+    # A parameter that somebody added says nothing of what was trained: its fingerprint does.
+    if unknown and not _is_point(run, config):
+        raise UnreadableRun(run, f"it has the setting {unknown[0]!r}, which is not known here")
+    return config
+
+
+def _as_config(run: Run, given: Mapping[str, str]) -> TrainingConfig:
     try:
-        values: dict[str, Any] = {
-            name: float(run.data.params[name]) for name in FIELDS if name in run.data.params
-        }
+        values: dict[str, Any] = {name: float(given[name]) for name in FIELDS if name in given}
         return TrainingConfig(**values)
     except (ValueError, ConfigError) as error:
-        raise TrackingError(
-            f"The parameters of run {run.info.run_id[:8]} are not a configuration of this "
-            f"version: {error}"
+        raise UnreadableRun(
+            run, f"its parameters are not a configuration of this version ({error})"
         ) from None
 
 
+def _is_point(run: Run, config: TrainingConfig) -> bool:
+    """Whether a run's fingerprint is that of a configuration on the run's data."""
+    tracked = as_tracked(run)
+    point = config, tracked.split, tracked.data_sha256
+    known = (fingerprint.of_point(*point), *fingerprint.older_keys(*point))
+    return run.data.tags.get(names.POINT) in known
+
+
 def _whole(value: float | None) -> int | None:
+    if value is not None and not abs(value) < _LARGEST_WHOLE:  # MLflow has one for infinity
+        raise ValueError(f"{value:g}")
     return None if value is None else int(value)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 
 from fmnist_tracking.config import SplitConfig
@@ -16,11 +17,12 @@ from fmnist_tracking.errors import ConfigError, TrackingError
 from fmnist_tracking.results import TrialResult
 from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.failures import registry_error
-from fmnist_tracking.tracking.logged_model import trial_model
+from fmnist_tracking.tracking.logged_model import require_files, trial_model
 from fmnist_tracking.tracking.notes import plain
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
     as_tracked,
+    find_active,
     read_trial,
 )
 from fmnist_tracking.tracking.store import Store
@@ -64,7 +66,7 @@ class ModelVersion:
 
 
 def find_champion(store: Store, name: str) -> ModelVersion | None:
-    """The version of a model that is in use, None if there is none."""
+    """The version of a model that is in use; None if there is none, or it was deleted."""
     with _tolerating(_ABSENT):
         version = store.client.get_registered_model(name).aliases.get(names.CHAMPION)
         if version is not None:
@@ -72,10 +74,33 @@ def find_champion(store: Store, name: str) -> ModelVersion | None:
     return None
 
 
+def champion_run(store: Store, name: str) -> TrackedRun:
+    """The trial that the version in use came from.
+
+    Raises:
+        TrackingError: there is no version in use, or its run was deleted.
+    """
+    champion = find_champion(store, name)
+    if champion is None:
+        raise TrackingError(
+            f"The registered model {name!r} has no champion. `fmnist-track promote` makes one."
+        )
+    run = find_active(store, champion.run_id)
+    if run is None:
+        raise TrackingError(
+            f"The champion, {name} version {champion.version}, came from the run "
+            f"{champion.run_id[:8] or 'unknown'}, which was deleted. Name another run."
+        )
+    return as_tracked(run)
+
+
 def find_version(store: Store, name: str, run_id: str) -> ModelVersion | None:
-    """The newest version of a model that was made from a trial, None if there is none."""
+    """The newest version of a model that a trial's model was registered as, None without one.
+
+    A version whose logged model was deleted does not count.
+    """
     found = store.client.search_model_versions(f"run_id = '{run_id}'")
-    mine = [version for version in found if version.name == name]
+    mine = [version for version in found if version.name == name and _has_model(store, version)]
     if not mine:
         return None
     return _version(store, max(mine, key=lambda version: int(version.version)))
@@ -120,13 +145,24 @@ def make_champion(store: Store, version: ModelVersion) -> None:
         store.client.set_registered_model_alias(version.name, names.CHAMPION, version.version)
 
 
+def _has_model(store: Store, version: Any) -> bool:
+    """Whether the logged model behind a version is there; one that came by other means has none."""
+    found = _LOGGED_MODEL.fullmatch(version.source or "")
+    if found is None:
+        return True
+    with _tolerating(_ABSENT):
+        return bool(store.client.get_logged_model(found[1]).status == LoggedModelStatus.READY)
+    return False
+
+
 def require_model(store: Store, trial: TrackedRun) -> None:
     """Say that a trial has no model that is of use, if it has none.
 
     Raises:
-        TrackingError: the trial did not finish, has no logged model, or its training diverged.
+        TrackingError: the trial did not finish, has no logged model or none with files, or its
+            training diverged.
     """
-    trial_model(store, trial)
+    require_files(store, trial, trial_model(store, trial))
     if math.isnan(trial.raw.data.metrics.get("best_val_loss", 0.0)):
         raise TrackingError(
             f"The model of trial {trial.run_id[:8]} gives no numbers (NaN): its training diverged. "
@@ -169,7 +205,11 @@ def _link_back(store: Store, version: ModelVersion) -> None:
     if found is None:  # registered by other means
         return
     model_id = found[1]
-    known = json.loads(client.get_logged_model(model_id).tags.get(names.MODEL_VERSIONS, "[]"))
+    try:
+        known = json.loads(client.get_logged_model(model_id).tags.get(names.MODEL_VERSIONS, "[]"))
+        known = [link for link in known if isinstance(link, dict)]
+    except (ValueError, TypeError):  # somebody else wrote it
+        return
     this = (version.name, version.version)
     if not any((link.get("name"), str(link.get("version"))) == this for link in known):
         known.append({"name": version.name, "version": raw.version})

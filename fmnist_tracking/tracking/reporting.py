@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.tracking import names
-from fmnist_tracking.tracking.opening import adoptable_run
+from fmnist_tracking.tracking.experiments import adoptable_run
 from fmnist_tracking.tracking.recording import log_metrics
 from fmnist_tracking.tracking.store import Store
 
@@ -51,7 +52,10 @@ def log_report(
 
 def mark_report_run(store: Store, run_id: str, name: str) -> None:
     """Say, on the run that `mlflow run` made for a report, which run the report is about."""
-    adopted = adoptable_run(store)
+    try:
+        adopted = adoptable_run(store, name)
+    except ConfigError:  # another's, which is none of a report's business
+        return
     if adopted is not None:
         store.client.update_run(adopted, name=f"{name} of {run_id[:8]}")
         # No role: it is neither a search nor a trial, and is not to be listed as one.

@@ -17,12 +17,15 @@ from fmnist_tracking.tracking.reading import (
     as_tracked,
     find_children,
     iterate_runs,
+    liveness,
+    readable,
     trial_result,
 )
 from fmnist_tracking.tracking.store import Store
 
 # Up to so many points are looked for one by one; for more, all trials are read at once.
 _FEW = 100
+_OPEN = f"attributes.status = '{RUNNING}' AND tags.`{names.ROLE}` LIKE '%'"
 EPOCH_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds")
 
 
@@ -53,25 +56,34 @@ class Standing:
     open: Mapping[str, OpenTrial]
 
 
-def find_searches(store: Store, experiment_id: str, grid: str) -> list[TrackedRun]:
+def find_searches(store: Store, experiment_id: str, grids: Iterable[str]) -> list[TrackedRun]:
     """The runs of one and the same search in an experiment, the newest first.
 
     Args:
         store: the store.
         experiment_id: of the experiment to look in; what is in another does not count.
-        grid: the search's fingerprint.
+        grids: the search's fingerprint, and then those that earlier versions gave it.
     """
-    found = iterate_runs(store, [experiment_id], f"tags.`{names.GRID}` = '{grid}'")
-    return [as_tracked(run) for run in found]
+    found = [
+        run
+        for grid in dict.fromkeys(grids)
+        for run in readable(
+            store,
+            iterate_runs(store, [experiment_id], f"tags.`{names.GRID}` = '{grid}'"),
+            as_tracked,
+        )
+    ]
+    return sorted(found, key=lambda run: -(run.raw.info.start_time or 0))
 
 
 def find_standing(
     store: Store,
     experiment_id: str,
     searches: Sequence[TrackedRun],
-    points: Sequence[str],
+    points: Mapping[str, str],
     *,
     fresh: bool = False,
+    reopen: bool = False,
 ) -> Standing:
     """Find what there is of a search that is to be started or continued.
 
@@ -79,15 +91,18 @@ def find_standing(
         store: the store.
         experiment_id: of the experiment to look in.
         searches: what `find_searches` found.
-        points: the fingerprints of the search's points.
+        points: the fingerprints of the search's points, each with itself, and then those that
+            earlier versions gave them, each with today's.
         fresh: leave all that aside, and train anew.
+        reopen: go on in the newest of `searches` though it has ended: some of its trials are gone.
     """
     if fresh:
         return Standing(search=None, searches=(), finished={}, open={})
     unfinished = [
         run
         for run in searches
-        if run.raw.info.status != FINISHED and names.CONTINUED_BY not in run.raw.data.tags
+        if (run.raw.info.status != FINISHED or (reopen and run is searches[0]))
+        and names.CONTINUED_BY not in run.raw.data.tags
     ]
     search = unfinished[0] if unfinished and unfinished[0] is searches[0] else None
     # A search that was told to train all anew counts its own trials alone.
@@ -97,22 +112,25 @@ def find_standing(
     open_runs: dict[str, OpenTrial] = {}
     for parent in own:
         for run in find_children(store, experiment_id, parent):
-            point = run.data.tags.get(names.POINT, "")
+            point = points.get(run.data.tags.get(names.POINT, ""), "")
             if run.info.status == FINISHED:
-                finished.setdefault(point, trial_result(run))
+                for trial in readable(store, [run], trial_result):
+                    finished.setdefault(point, trial)
             else:
                 open_runs.setdefault(point, _open_trial(run))
-    if not alone:
-        wanted = set(points) - finished.keys()
-        for run in _finished_runs(store, experiment_id, wanted):
-            point = run.data.tags[names.POINT]
-            if point not in finished:
-                finished[point] = dataclasses.replace(trial_result(run), reused=True)
+    if not alone and _has_finished(store, experiment_id):
+        for keys in (set(points.values()), points.keys() - set(points.values())):
+            wanted = {key for key in keys if points[key] not in finished}
+            for run in _finished_runs(store, experiment_id, wanted):
+                point = points[run.data.tags[names.POINT]]
+                for trial in readable(store, [run], trial_result):
+                    finished.setdefault(point, dataclasses.replace(trial, reused=True))
+    todays = dict.fromkeys(points.values())
     return Standing(
         search=search,
         searches=tuple(own),
-        finished={point: finished[point] for point in points if point in finished},
-        open={point: run for point, run in open_runs.items() if point not in finished},
+        finished={point: finished[point] for point in todays if point in finished},
+        open={point: run for point, run in open_runs.items() if point and point not in finished},
     )
 
 
@@ -122,26 +140,33 @@ def _open_trial(run: Run) -> OpenTrial:
 
 
 def find_training(
-    store: Store, experiment_id: str, point: str
+    store: Store, experiment_id: str, points: Iterable[str]
 ) -> tuple[TrialResult | None, OpenTrial | None]:
     """Find what there is of a training on its own.
 
     Args:
         store: the store.
         experiment_id: of the experiment to look in.
-        point: fingerprint of what is trained.
+        points: fingerprint of what is trained, and then those that earlier versions gave it.
 
     Returns:
         The newest of either: a finished run of that point, be it a search's trial, or a
         training of its own that was cut off; None for the other, or for both.
     """
-    runs = list(iterate_runs(store, [experiment_id], f"tags.`{names.POINT}` = '{point}'"))
-    for run in runs:  # the newest first: what was begun anew since the last one that finished
-        if run.info.status == FINISHED:
-            return trial_result(run), None
-        if names.PARENT not in run.data.tags:
-            return None, _open_trial(run)
+    for point in points:
+        runs = list(iterate_runs(store, [experiment_id], f"tags.`{names.POINT}` = '{point}'"))
+        for run in runs:  # the newest first: what was begun anew since the last one that finished
+            if run.info.status == FINISHED:
+                for trial in readable(store, [run], trial_result):
+                    return trial, None
+            elif names.PARENT not in run.data.tags:
+                return None, _open_trial(run)
     return None, None
+
+
+def _has_finished(store: Store, experiment_id: str) -> bool:
+    filter_string = f"tags.`{names.POINT}` LIKE '%' AND attributes.status = '{FINISHED}'"
+    return bool(store.client.search_runs([experiment_id], filter_string, max_results=1))
 
 
 def _finished_runs(store: Store, experiment_id: str, points: set[str]) -> Iterator[Run]:
@@ -161,12 +186,12 @@ def like_trials(
     """Some finished trials of this code on as many images and threads, the newest first."""
     filter_string = (
         f"attributes.status = '{FINISHED}' AND tags.`{names.THREADS}` = '{threads}' "
-        f"AND tags.`{names.CODE_SHA256}` = '{fingerprint.of_code()}' "
+        f"AND tags.`{names.CODE_SHA256}` = '{fingerprint.of_program()}' "
         f"AND tags.`{names.PROTOCOL}` = '{split.protocol}' "
         f"AND params.`{names.SPLIT_PREFIX}limit` = '{split.limit}'"
     )
     found = store.client.search_runs([experiment_id], filter_string, max_results=_FEW)
-    return [trial_result(run) for run in found]
+    return list(readable(store, found, trial_result))
 
 
 def logged_steps(store: Store, run_id: str) -> set[int]:
@@ -192,7 +217,7 @@ def require_not_live(run: TrackedRun) -> None:
         )
 
 
-def close_orphans(store: Store, experiments: Iterable[str]) -> list[TrackedRun]:
+def close_orphans(store: Store, experiments: Iterable[str]) -> list[tuple[str, str]]:
     """Close, as KILLED, the open runs of this project whose process is gone.
 
     Args:
@@ -200,37 +225,21 @@ def close_orphans(store: Store, experiments: Iterable[str]) -> list[TrackedRun]:
         experiments: ids of the experiments to look in.
 
     Returns:
-        The runs that were closed, as they were.
+        Id and name of each run that was closed.
     """
     orphans = []
-    live: dict[tuple[str | float, ...], bool] = {}
-    filter_string = f"attributes.status = '{RUNNING}' AND tags.`{names.ROLE}` LIKE '%'"
-    for run in list(iterate_runs(store, experiments, filter_string)):
-        if not _is_live(store, run, live):
+    is_live = liveness(store)
+    for run in list(iterate_runs(store, experiments, _OPEN)):
+        if not is_live(run):
             store.client.set_terminated(run.info.run_id, "KILLED")
-            orphans.append(as_tracked(run))
+            orphans.append((run.info.run_id, names.unmarked(run.info.run_name or "")))
     return orphans
 
 
-def _is_live(store: Store, run: Run, live: dict[tuple[str | float, ...], bool]) -> bool:
-    """Whether a run's process is there; a search gives signs of life for its trials too."""
-    parent = run.data.tags.get(names.PARENT)
-    lease = Lease.read(run.data.tags)
-    if lease is None:
-        return False
-    if parent is None or lease.is_live():
-        return lease.is_live()
-    key = (parent, lease.machine, lease.pid, lease.started)
-    if key not in live:
-        holder = store.client.get_run(parent)
-        held = Lease.read(holder.data.tags)
-        live[key] = (
-            holder.info.status == RUNNING
-            and held is not None
-            and (held.machine, held.pid, held.started) == (lease.machine, lease.pid, lease.started)
-            and held.is_live()
-        )
-    return live[key]
+def live_runs(store: Store, experiments: Iterable[str]) -> list[str]:
+    """The ids of the open runs of this project whose process is there."""
+    is_live = liveness(store)
+    return [run.info.run_id for run in iterate_runs(store, experiments, _OPEN) if is_live(run)]
 
 
 def close_held(store: Store, experiment_id: str, status: str) -> None:
@@ -241,8 +250,7 @@ def close_held(store: Store, experiment_id: str, status: str) -> None:
         experiment_id: of the experiment they are in.
         status: KILLED or FAILED, for the search; trials were KILLED either way.
     """
-    filter_string = f"attributes.status = '{RUNNING}' AND tags.`{names.ROLE}` LIKE '%'"
-    for run in list(iterate_runs(store, [experiment_id], filter_string)):
+    for run in list(iterate_runs(store, [experiment_id], _OPEN)):
         lease = Lease.read(run.data.tags)
         if lease is not None and lease.is_mine():
             is_search = run.data.tags[names.ROLE] == names.SEARCH

@@ -3,33 +3,43 @@
 import contextlib
 import logging
 import os
-import socket
+import re
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Experiment, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_tracking.addresses import without_user
-from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking.failures import opening_error, tracking_error
+from fmnist_tracking.errors import FmnistTrackingError, TrackingError
+from fmnist_tracking.tracking import database, places
+from fmnist_tracking.tracking.failures import Fault, opening_error, sort, tracking_error
 
-_TIMEOUT_SECONDS = 5
-_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_log = logging.getLogger(__name__)
+
+# The first that the tests have passed with.
+_OLDEST_SERVER = (3, 1)
+_ANSWER_SECONDS = 10
+_VERSION = re.compile(r"(\d+)\.(\d+)[\w.]*$")
+_MANY = 1000
+# Runs that are named when some are left out.
+_NAMED = 3
 # The package that holds a database driver's module, where the names differ.
 _DRIVERS = {
     "psycopg": "'psycopg[binary]'",
     "psycopg2": "psycopg2-binary",
     "MySQLdb": "mysqlclient",
 }
-_SQLITE = "sqlite:///"
 _MLFLOW_SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # Trying again is the recorder's task: MLflow's own way takes minutes a call, and may make two
@@ -48,15 +58,31 @@ _EXISTS = ErrorCode.Name(RESOURCE_ALREADY_EXISTS)
 
 @dataclass(frozen=True, kw_only=True)
 class Store:
-    """An MLflow tracking store that was reachable when it was opened."""
+    """An MLflow tracking store that was reachable when it was opened.
+
+    Attributes:
+        uri: its address, in full.
+        client: MLflow's, for that address.
+        moved_from: folders that a SQLite store was in when it wrote the addresses of its runs'
+            files; empty unless it was moved or copied since.
+        left_out: runs that could not be read, by id, each with the reason.
+    """
 
     uri: str
     client: MlflowClient
+    moved_from: frozenset[Path] = frozenset()
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def public_uri(self) -> str:
         """The URI to show: without a user's name and password."""
         return without_user(self.uri)
+
+    @property
+    def can_be_written(self) -> bool:
+        """Whether this user may write a SQLite store's file and folder; True for all others."""
+        path = places.sqlite_file(self.uri)
+        return path is None or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
 
     def experiment_id(self, name: str) -> str:
         """The id of an experiment, created if there is none of that name.
@@ -66,69 +92,166 @@ class Store:
         """
         found = self.client.get_experiment_by_name(name)
         if found is None:
+            path = places.sqlite_file(self.uri)
             try:
-                return str(self.client.create_experiment(name, tags=_EXPERIMENT_TAGS))
+                return str(
+                    self.client.create_experiment(
+                        name,
+                        artifact_location=places.files_of(path, name) if path else None,
+                        tags=_EXPERIMENT_TAGS,
+                    )
+                )
             except MlflowException as error:
                 if error.error_code != _EXISTS:
                     raise
                 return self.experiment_id(name)  # another process was quicker
-        if found.lifecycle_stage != "active":
-            raise TrackingError(
-                f"The experiment {name!r} was deleted. Restore it with `mlflow experiments "
-                f"restore --experiment-id {found.experiment_id}`, or choose another name with "
-                "--experiment."
-            )
+        require_active(found)
         return str(found.experiment_id)
+
+    def identity(self, experiment_id: str) -> str:
+        """What tells an experiment from all others, whatever address its store was opened by.
+
+        A store that was moved is the same; one that was made anew in the same place, or copied,
+        is another.
+        """
+        path = places.sqlite_file(self.uri)
+        made = self.client.get_experiment(experiment_id).creation_time
+        where = "" if path is None else places.identity(path)
+        return f"experiment {experiment_id} of {made} {where}"
+
+    def require_in_place(self) -> None:
+        """Refuse a store that was moved or copied: its runs' files are looked for elsewhere.
+
+        Raises:
+            TrackingError: it was; the message has the remedy.
+        """
+        if self.moved_from:
+            raise TrackingError(self.moved_line())
+
+    def moved_line(self) -> str:
+        """Say, in a line, that the store was moved or copied, and what puts it right."""
+        path = places.sqlite_file(self.uri)
+        old = " and ".join(str(folder) for folder in sorted(self.moved_from))
+        return (
+            f"The store {path} was moved or copied here from {old}: it still names that folder for "
+            "the files of its runs. `fmnist-track doctor --relocate` puts that right."
+        )
+
+
+def require_active(experiment: Experiment) -> None:
+    """Refuse an experiment that was deleted.
+
+    Raises:
+        TrackingError: it was; the message says how to restore it.
+    """
+    if experiment.lifecycle_stage != "active":
+        raise TrackingError(
+            f"The experiment {experiment.name!r} was deleted. Restore it with `mlflow experiments "
+            f"restore --experiment-id {experiment.experiment_id}`, or choose another name with "
+            "--experiment."
+        )
 
 
 def tracking_uri(uri: str | None = None) -> str:
-    """The store to use: the one given, else MLFLOW_TRACKING_URI, else MLflow's own default."""
-    return uri or str(mlflow.get_tracking_uri())
+    """The store to use: the one given, else MLFLOW_TRACKING_URI, else MLflow's own default.
+
+    Raises:
+        TrackingError: it is no address of a store.
+    """
+    return places.resolve(uri or places.default_uri() or str(mlflow.get_tracking_uri()))
 
 
 def is_yet_to_be_made(uri: str | None = None) -> bool:
-    """Whether the store is a SQLite file that is not there yet."""
-    uri = tracking_uri(uri)
-    return uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).exists()
+    """Whether the store is a SQLite file that is not there yet, or empty."""
+    path = places.sqlite_file(tracking_uri(uri))
+    return path is not None and (not path.exists() or path.stat().st_size == 0)
+
+
+def require_can_be_made(uri: str | None = None) -> Path | None:
+    """Return the file of a SQLite store that is yet to be made; None for another kind.
+
+    Raises:
+        TrackingError: this user cannot make it.
+    """
+    path = places.sqlite_file(tracking_uri(uri))
+    if path is not None:
+        require_sqlite_file(path, create=True)
+    return path
 
 
 @contextlib.contextmanager
-def open_store(uri: str | None = None, *, create: bool = False) -> Iterator[Store]:
+def open_store(
+    uri: str | None = None, *, create: bool = False, files: bool = True, upgrade: bool = False
+) -> Iterator[Store]:
     """Open the store; errors of MLflow inside the block become `TrackingError`.
 
     Args:
         uri: of the store; by default MLFLOW_TRACKING_URI or MLflow's own default.
         create: make a new SQLite store where there is none, rather than say so.
+        files: whether the files of runs are needed, so that a store that was moved is refused;
+            else it is only told.
+        upgrade: bring a database of an older MLflow up to date, rather than refuse it.
 
     Raises:
-        TrackingError: the store cannot be reached, or fails while it is used.
+        TrackingError: the store cannot be reached, is of another version of MLflow, or fails
+            while it is used.
     """
     uri = _with_credentials_aside(tracking_uri(uri))
-    _require_reachable(uri, create=create)
     # MLflow and Alembic tell of each table they create, at the level of warnings or above.
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for name, value in _MLFLOW_SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
-        if create and is_yet_to_be_made(uri):
-            _make_sqlite_store(Path(uri.removeprefix(_SQLITE)))
+        _require_store(uri, create=create, upgrade=upgrade)
         mlflow.set_tracking_uri(uri)
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)  # creates or upgrades the tables
-        store = Store(uri=uri, client=client)
+        with places.without_stray_folder(uri):
+            client = MlflowClient(uri)
+            experiments = client.search_experiments(view_type=ViewType.ALL, max_results=_MANY)
+        store = Store(uri=uri, client=client, moved_from=_moved_from(uri, experiments))
     except ModuleNotFoundError as error:
         raise TrackingError(
             f"The MLflow store at {without_user(uri)} needs the Python package {error.name}, which "
             f"is not installed. Install it: pip install "
             f"{_DRIVERS.get(error.name or '', error.name)}"
         ) from None
-    except (MlflowException, SQLAlchemyError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         raise opening_error(uri, error) from error
+    if files:
+        store.require_in_place()
+    elif store.moved_from:
+        _log.warning("%s", store.moved_line())
     try:
         yield store
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except FmnistTrackingError:
+        raise
+    except Exception as error:
+        if sort(error) is Fault.OURS:
+            raise
         raise tracking_error(uri, error) from error
+    finally:
+        _tell_left_out(store)
+
+
+def _moved_from(uri: str, experiments: Iterable[Experiment]) -> frozenset[Path]:
+    path = places.sqlite_file(uri)
+    if path is None:
+        return frozenset()
+    found = (places.moved_from(path, one.artifact_location) for one in experiments)
+    return frozenset(folder for folder in found if folder is not None)
+
+
+def _tell_left_out(store: Store) -> None:
+    if not store.left_out:
+        return
+    named = [f"{run_id[:8]} ({why})" for run_id, why in store.left_out.items()]
+    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    _log.warning(
+        "Left out, because this version cannot read %s: %s%s.",
+        "a run" if len(named) == 1 else f"{len(named)} runs",
+        "; ".join(named[:_NAMED]),
+        more,
+    )
 
 
 def _with_credentials_aside(uri: str) -> str:
@@ -150,6 +273,51 @@ def _with_credentials_aside(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
+def _require_store(uri: str, *, create: bool, upgrade: bool) -> None:
+    """Look whether the store is one that can be used as it is, before MLflow touches it."""
+    path = places.sqlite_file(uri)
+    if path is not None:
+        require_sqlite_file(path, create=create)
+    if uri.startswith(("http://", "https://")):
+        _require_server(uri)
+    elif database.is_database(uri):
+        if not database.require_current(uri, upgrade=upgrade):
+            if not create:
+                raise TrackingError(_no_store(path or without_user(uri)))
+            if path is not None:
+                _make_sqlite_store(path)
+    else:
+        folder = places.local_path(uri) or Path(uri)
+        if not create and not folder.is_dir():
+            raise TrackingError(_no_store(folder))
+
+
+def _require_server(uri: str) -> None:
+    """Ask a server for its version, in the way that MLflow will speak to it.
+
+    Raises:
+        TrackingError: it is too old.
+        MlflowException: it cannot be reached.
+    """
+    answer = http_request(  # type: ignore[no-untyped-call]
+        get_default_host_creds(uri),  # type: ignore[no-untyped-call]
+        "/version",
+        "GET",
+        timeout=_ANSWER_SECONDS,
+        max_retries=0,
+    )
+    found = _VERSION.match(answer.text.strip()) if answer.status_code == 200 else None
+    if found is None:  # a gateway before it, perhaps: what MLflow asks next will tell
+        return
+    if (int(found[1]), int(found[2])) < _OLDEST_SERVER:
+        oldest = ".".join(map(str, _OLDEST_SERVER))
+        raise TrackingError(
+            f"The MLflow server at {without_user(uri)} is version {found[0]}, too old for what is "
+            f"recorded here. Expected {oldest} or newer: upgrade the server, or name another with "
+            "--tracking-uri."
+        )
+
+
 def _make_sqlite_store(path: Path) -> None:
     """Make a new store elsewhere, then put it in its place in one step.
 
@@ -158,42 +326,55 @@ def _make_sqlite_store(path: Path) -> None:
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
         new = Path(folder).resolve() / path.name
-        MlflowClient(f"{_SQLITE}{new}").search_experiments(max_results=1)
+        address = places.sqlite_uri(new)
+        with places.without_stray_folder(address):
+            MlflowClient(address).search_experiments(max_results=1)
+        # MLflow has given its own experiment a place in the working folder, wherever the store is.
+        places.relocate(new, {Path.cwd()}, to=path.parent)
+        if path.exists():  # empty
+            new.replace(path)
+            return
         with contextlib.suppress(FileExistsError):  # another process was quicker
             os.link(new, path)
 
 
-def _require_reachable(uri: str, *, create: bool) -> None:
-    parts = urlsplit(uri)
-    kind = parts.scheme.split("+")[0]
-    try:
-        if kind in _PORTS and parts.hostname:
-            # No more than a connection: how to speak to it is for MLflow's settings to say.
-            address = (parts.hostname, parts.port or _PORTS[kind])
-            socket.create_connection(address, _TIMEOUT_SECONDS).close()
-        elif uri.startswith(_SQLITE):
-            _require_sqlite_file(Path(uri.removeprefix(_SQLITE)), create=create)
-    except (OSError, ValueError) as error:
-        raise TrackingError(
-            f"The MLflow store at {without_user(uri)} cannot be reached ({error}). Start it, or "
-            "name another with --tracking-uri or MLFLOW_TRACKING_URI."
-        ) from None
+def require_sqlite_file(path: Path, *, create: bool) -> None:
+    """Refuse a file that this user cannot use as a SQLite store.
 
+    Args:
+        path: of the file.
+        create: whether it is to be made if it is not there, and written.
 
-def _require_sqlite_file(path: Path, *, create: bool) -> None:
-    if path.exists() or (create and os.access(path.parent, os.W_OK)):
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
+    Raises:
+        TrackingError: it is missing, no file, or may not be read or written.
+    """
+    if path.exists():
+        if not path.is_file():
             raise TrackingError(
-                f"The MLflow store {path} cannot be written by this user. Change its "
-                "permissions, or name another with --tracking-uri."
+                f"Expected {path} to be a SQLite file, but it is a folder or a device. Name "
+                "another with --tracking-uri."
             )
-        return
-    if create:
+        if create and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+            raise TrackingError(
+                f"The MLflow store {path} cannot be written by this user. Change the permissions "
+                "of the file and its folder, or name another with --tracking-uri."
+            )
+        if not os.access(path, os.R_OK):
+            raise TrackingError(
+                f"The MLflow store {path} cannot be read by this user. Change its permissions, or "
+                "name another with --tracking-uri."
+            )
+    elif create and not os.access(path.parent, os.W_OK):
         raise TrackingError(
             f"The MLflow store {path} cannot be created: its folder is missing or cannot be "
             "written. Work in another folder, or name a store with --tracking-uri."
         )
-    raise TrackingError(
-        f"There is no MLflow store {path} yet. Run `fmnist-track search` first, or go to the "
+    elif not create:
+        raise TrackingError(_no_store(path))
+
+
+def _no_store(where: object) -> str:
+    return (
+        f"There is no MLflow store {where} yet. Run `fmnist-track search` first, or go to the "
         "folder where you ran it, or name the store with --tracking-uri."
     )

@@ -5,6 +5,7 @@ import platform
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tracking import environment, runtime
+from fmnist_tracking.checkpoints import STATE_VARIABLE, state_dir
 from fmnist_tracking.errors import ConfigError, FmnistTrackingError
 
 if TYPE_CHECKING:
@@ -45,15 +47,30 @@ def data(data_dir: Path | None = None) -> "Dataset":
     return load_dataset(data_dir)
 
 
-def doctor(*, tracking_uri: str | None = None, data_dir: Path | None = None) -> Iterator[Check]:
-    """Check the installation, one thing after another."""
+def doctor(
+    *,
+    tracking_uri: str | None = None,
+    data_dir: Path | None = None,
+    relocate: bool = False,
+    upgrade: bool = False,
+) -> Iterator[Check]:
+    """Check the installation, one thing after another.
+
+    Args:
+        tracking_uri: of the MLflow store, None for the usual one.
+        data_dir: where the data is, None for the usual places.
+        relocate: give the store that was moved the addresses of where its files are now.
+        upgrade: bring the store of an older MLflow up to date.
+    """
     checks: dict[str, Callable[[], str]] = {
         "Python": lambda: f"{platform.python_version()} at {sys.executable}",
         "packages": lambda: ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
         "code": _code,
         "TensorFlow": _tensorflow,
         "data": lambda: _data(data_dir),
-        "MLflow store": lambda: _store(tracking_uri),
+        "settings": _settings,
+        "MLflow store": lambda: _store(tracking_uri, relocate=relocate, upgrade=upgrade),
+        "checkpoints": _checkpoints,
         "disk": _disk,
     }
     for name, look in checks.items():
@@ -88,13 +105,42 @@ def _data(data_dir: Path | None) -> str:
     return f"{name}, in {dataset.source}"
 
 
-def _store(tracking_uri: str | None) -> str:
+def _settings() -> str:
+    runtime.asked_to_compile()
+    return f"{runtime.threads_of(1)} threads for a single training"
+
+
+def _checkpoints() -> str:
+    folder = state_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written ({error.strerror}). Name another with {STATE_VARIABLE}."
+        ) from None
+    return f"{folder} can be written"
+
+
+def _store(tracking_uri: str | None, *, relocate: bool, upgrade: bool) -> str:
     from fmnist_tracking import tracking
 
     if tracking.is_yet_to_be_made(tracking_uri):
-        return f"{tracking.tracking_uri(tracking_uri)} will be made by the first search"
-    with tracking.open_store(tracking_uri) as store:
-        return f"{store.public_uri} can be reached"
+        path = tracking.require_can_be_made(tracking_uri)
+        return f"{path} will be made by the first search"
+    done = []
+    if relocate:
+        with tracking.open_store(tracking_uri, files=False, upgrade=upgrade) as store:
+            changed = tracking.relocate(store)
+        done.append(f"{changed} addresses of files written anew" if changed else "it was not moved")
+    with tracking.open_store(tracking_uri, upgrade=upgrade) as store:
+        experiment_id = tracking.existing_experiment(store, None)
+        if not store.can_be_written:
+            done.append("it can be read but not written by this user: `search` cannot use it")
+            return f"{store.public_uri}: {', '.join(done)}"
+        place = tracking.try_artifacts(store, experiment_id)
+        done.append(f"files are written to, read from and removed from {place}")
+        return f"{store.public_uri} can be reached; {', '.join(done)}"
 
 
 def _disk() -> str:
@@ -115,7 +161,7 @@ def ui(*, host: str, port: int, tracking_uri: str | None, announce: Callable[[st
     """
     from fmnist_tracking import tracking
 
-    with tracking.open_store(tracking_uri) as store:
+    with tracking.open_store(tracking_uri, files=False) as store:
         uri, latest = store.uri, tracking.latest_search(store)
     is_server = uri.startswith(("http://", "https://"))
     page = store.public_uri.rstrip("/") if is_server else f"http://{host}:{port}"

@@ -27,6 +27,7 @@ class _Entry:
     run_id: str = ""
     data: tuple[DatasetPart, ...] = ()
     logged: set[int] = field(default_factory=set)
+    is_gone: bool = False  # somebody deleted the run while the trial ran
 
 
 class Keeper:
@@ -37,6 +38,7 @@ class Keeper:
         recorder: of that store.
         experiment_id: where the runs are.
         examples: raw images, uint8 (n, 28, 28, 1), kept with each model.
+        say: called with lines for a person to read.
     """
 
     def __init__(
@@ -45,11 +47,13 @@ class Keeper:
         recorder: "Recorder",
         experiment_id: str,
         examples: NDArray[np.uint8],
+        say: Callable[[str], None],
     ) -> None:
         self._store = store
         self._recorder = recorder
         self._experiment_id = experiment_id
         self._examples = examples
+        self._say = say
         self._entries: dict[int, _Entry] = {}
 
     def begin(self, number: int, facts: "TrialFacts", folder: Path, existing: str | None) -> None:
@@ -61,13 +65,35 @@ class Keeper:
         def operation(again: bool) -> None:
             if again and existing is None:
                 entry.existing = tracking.find_trial(self._store, self._experiment_id, facts)
+            elif existing is not None and tracking.find_active(self._store, existing) is None:
+                entry.existing = None  # deleted meanwhile
             entry.run_id = tracking.start_trial(
                 self._store, self._experiment_id, facts, entry.existing
             )
             if entry.existing is not None:
                 entry.logged = tracking.logged_steps(self._store, entry.run_id)
 
-        self._recorder.submit(operation)
+        self._submit(entry, operation)
+
+    def _submit(self, entry: _Entry, operation: Callable[[bool], None]) -> "Future[None]":
+        """Have an operation on a trial's run carried out, as long as the run is there."""
+        from fmnist_tracking import tracking
+
+        def careful(again: bool) -> None:
+            if entry.is_gone:
+                return
+            try:
+                operation(again)
+            except Exception:
+                if not entry.run_id or tracking.find_active(self._store, entry.run_id):
+                    raise
+                entry.is_gone = True
+                self._say(
+                    f"The run {entry.run_id[:8]} of {entry.facts.name} was deleted while it was "
+                    "written: that point is not recorded."
+                )
+
+        return self._recorder.submit(careful)
 
     def link_data(self, number: int, data: tuple[DatasetPart, ...]) -> None:
         """Link the run of a trial with the images that it was given."""
@@ -79,12 +105,12 @@ class Keeper:
             entry.data = data
             tracking.log_inputs(self._store, entry.run_id, entry.facts.data, data)
 
-        self._recorder.submit(operation)
+        self._submit(entry, operation)
 
     def log(self, number: int, epochs: Iterable[EpochMetrics]) -> None:
         """Log the figures of epochs, those that are not yet logged."""
         entry, figures = self._entries[number], tuple(epochs)
-        self._recorder.submit(lambda _: self._log(entry, figures))
+        self._submit(entry, lambda _: self._log(entry, figures))
 
     def _log(self, entry: _Entry, epochs: Iterable[EpochMetrics]) -> None:
         from fmnist_tracking import tracking
@@ -99,7 +125,7 @@ class Keeper:
         from fmnist_tracking import tracking
 
         entry = self._entries[number]
-        self._recorder.submit(lambda _: tracking.note_interruption(self._store, entry.run_id, line))
+        self._submit(entry, lambda _: tracking.note_interruption(self._store, entry.run_id, line))
 
     def finish(self, number: int, trained: Trained) -> "Future[None]":
         """Log what a trial came to, close its run, and remove its checkpoint."""
@@ -125,14 +151,15 @@ class Keeper:
             )
             checkpoints.remove(entry.folder)
 
-        return self._recorder.submit(operation)
+        return self._submit(entry, operation)
 
     def fail(self, number: int, failed: Failed) -> "Future[None]":
         """Record what ended a trial, and close its run."""
         from fmnist_tracking import tracking
 
         entry = self._entries[number]
-        return self._recorder.submit(
+        return self._submit(
+            entry,
             lambda _: tracking.fail_trial(
                 self._store,
                 self._experiment_id,
@@ -140,7 +167,7 @@ class Keeper:
                 entry.facts,
                 failed.line,
                 failed.trace,
-            )
+            ),
         )
 
     def run_id(self, number: int) -> str:

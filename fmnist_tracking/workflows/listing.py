@@ -12,7 +12,7 @@ def runs(*, experiment: str | None = None, tracking_uri: str | None = None) -> l
     """
     from fmnist_tracking import tracking
 
-    with tracking.open_store(tracking_uri) as store:
+    with tracking.open_store(tracking_uri, files=False) as store:
         return tracking.list_runs(store, experiment)
 
 
@@ -29,9 +29,8 @@ def repair(
     """
     from fmnist_tracking import tracking
 
-    with tracking.open_store(tracking_uri) as store:
-        closed = tracking.close_orphans(store, tracking.experiment_ids(store, experiment))
-        return [(run.run_id, run.name) for run in closed]
+    with tracking.open_store(tracking_uri, files=False) as store:
+        return tracking.close_orphans(store, tracking.experiment_ids(store, experiment))
 
 
 def trials(
@@ -45,7 +44,7 @@ def trials(
     """
     from fmnist_tracking import tracking
 
-    with tracking.open_store(tracking_uri) as store:
+    with tracking.open_store(tracking_uri, files=False) as store:
         run = tracking.find_run(store, reference, experiment)
         if run.role != "search":
             raise ConfigError(
@@ -65,6 +64,6 @@ def best(
     """
     from fmnist_tracking import tracking
 
-    with tracking.open_store(tracking_uri) as store:
+    with tracking.open_store(tracking_uri, files=False) as store:
         run = tracking.find_run(store, reference, experiment)
         return tracking.read_trial(tracking.best_trial(store, run))

@@ -90,8 +90,9 @@ def plan(
     dataset = load_dataset(request.data_dir)
     configs = _configs(space, base)
     good = [config for config in configs if isinstance(config, TrainingConfig)]
-    prints = {c: fingerprint.of_point(c, request.split, dataset.digest) for c in good}
-    known = _known(request, list(prints.values()))
+    keys = fingerprint.of_grid(good, request.split, dataset.digest)
+    prints = dict(zip(good, keys.today, strict=True))
+    known = _known(request, keys)
     points: list[PlannedPoint] = []
     to_train: list[tuple[TrainingConfig, int]] = []
     for config in configs:
@@ -153,21 +154,21 @@ class _Known:
         return len(saved.epochs) if saved else 0
 
 
-def _known(request: Request, prints: list[str]) -> _Known:
+def _known(request: Request, keys: fingerprint.GridKeys) -> _Known:
     from fmnist_tracking import tracking
 
     if request.fresh or tracking.is_yet_to_be_made(request.tracking_uri):
         return _Known(finished={}, folder=None)
     with tracking.open_store(request.tracking_uri) as store:
-        experiment_id = tracking.existing_experiment(store, request.experiment)
+        adopted = tracking.adoptable_run(store, "search")
+        experiment_id = tracking.existing_experiment(store, request.experiment, adopted)
         if experiment_id is None:
             return _Known(finished={}, folder=None)
-        grid = fingerprint.of_search(prints)
-        searches = tracking.find_searches(store, experiment_id, grid)
-        standing = tracking.find_standing(store, experiment_id, searches, prints)
+        searches = tracking.find_searches(store, experiment_id, keys.grids)
+        standing = tracking.find_standing(store, experiment_id, searches, keys.points)
         return _Known(
             finished={point: trial.run_id for point, trial in standing.finished.items()},
-            folder=folder_of(store.uri, experiment_id, grid),
+            folder=folder_of(store.identity(experiment_id), experiment_id, keys.grids[0]),
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from fmnist_tracking import checkpoints, fingerprint, machine, runtime
+from fmnist_tracking import checkpoints, machine, runtime
 from fmnist_tracking.analysis import effects
 from fmnist_tracking.config import SearchSpace, TrainingConfig, Value
 from fmnist_tracking.errors import SearchError
@@ -52,30 +52,32 @@ def search(
     if workers > cores:
         announce(f"{workers} workers share {cores} processor cores, and wait for each other.")
     progress = Progress(points, names, workers)
-    with open_session(request, progress, workers, announce) as session:
+    with open_session("search", request, progress, workers, announce) as session:
         from fmnist_tracking import tracking
 
-        prints = [session.fingerprint(config) for config in points]
-        grid = fingerprint.of_search(prints)
+        keys = session.keys(points)
+        prints, grid = keys.today, keys.grids[0]
         store, experiment_id = session.store, session.experiment_id
-        with held_folder(store.uri, experiment_id, grid, fresh=request.fresh) as folder:
-            adopting = tracking.adoptable_run(store) is not None
-            known = tracking.find_searches(store, experiment_id, grid)
+        with held_folder(
+            store.identity(experiment_id), experiment_id, grid, fresh=request.fresh
+        ) as folder:
+            known = tracking.find_searches(store, experiment_id, keys.grids)
             if known:
                 tracking.require_not_live(known[0])
             ended = bool(known) and known[0].raw.info.status == FINISHED
-            if ended and not adopting and not request.fresh:
-                session.pool.kill()
-                result = tracking.read_outcome(store, known[0])
-                announce(
-                    f"The search {known[0].run_id[:8]} has finished all {len(space)} points "
-                    "before; nothing is left to train. --fresh trains them again."
-                )
-                return dataclasses.replace(
-                    result, trials=tuple(dataclasses.replace(t, reused=True) for t in result.trials)
-                )
+            reopen = ended and session.adopted is None and not request.fresh
+            if reopen:
+                result = tracking.read_search(store, known[0], summary=False)
+                if {trial.config for trial in result.finished} == set(points):
+                    session.pool.kill()
+                    announce(
+                        f"The search {known[0].run_id[:8]} has finished all {len(space)} points "
+                        "before; nothing is left to train. --fresh trains them again."
+                    )
+                    reused = (dataclasses.replace(t, reused=True) for t in result.trials)
+                    return dataclasses.replace(result, trials=tuple(reused))
             standing = tracking.find_standing(
-                store, experiment_id, known, prints, fresh=request.fresh
+                store, experiment_id, known, keys.points, fresh=request.fresh, reopen=reopen
             )
             facts = tracking.SearchFacts(
                 name=f"search of {len(space)} point{'s' if len(space) > 1 else ''}",
@@ -87,7 +89,9 @@ def search(
                 grid=grid,
                 fresh=request.fresh,
             )
-            run_id = tracking.start_search(store, experiment_id, facts, standing.search)
+            run_id = tracking.start_search(
+                store, experiment_id, facts, standing.search, session.adopted
+            )
             _take_over(store, standing, run_id)
             for point in standing.finished:  # cut off between its last step and this
                 checkpoints.remove(folder / point[:16])
@@ -182,26 +186,28 @@ def train(
     """
     name = trial_name(config)
     progress = Progress([config], [name])
-    with open_session(request, progress, 1, announce) as session:
+    with open_session("train", request, progress, 1, announce) as session:
         from fmnist_tracking import tracking
 
-        point = session.fingerprint(config)
+        keys = session.keys([config])
+        (point,) = keys.today
         store, experiment_id = session.store, session.experiment_id
-        with held_folder(store.uri, experiment_id, point, fresh=request.fresh) as folder:
-            adopting = tracking.adoptable_run(store) is not None
+        with held_folder(
+            store.identity(experiment_id), experiment_id, point, fresh=request.fresh
+        ) as folder:
             finished, open_trial = (
                 (None, None)
                 if request.fresh
-                else tracking.find_training(store, experiment_id, point)
+                else tracking.find_training(store, experiment_id, keys.points)
             )
-            if finished is not None and not adopting:
+            if finished is not None and session.adopted is None:
                 session.pool.kill()
                 announce(
                     f"The run {finished.run_id[:8]} has trained this before; it is reused. "
                     "--fresh trains again."
                 )
                 return dataclasses.replace(finished, reused=True)
-            facts = session.trial_facts(name, config, point, None)
+            facts = session.trial_facts(name, config, point, None, session.adopted)
             session.start(None, folder)
             with progress:
                 task = session.task(1, config, point, folder)

@@ -4,7 +4,7 @@ import contextlib
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,19 +46,22 @@ class Request:
 
     Attributes:
         split: how the data is split; the same for every point.
-        experiment: name of the MLflow experiment, made if it is not there.
+        experiment: name of the MLflow experiment, made if it is not there; None for the one that
+            the environment names, or the usual one.
         workers: trials that run at once; None takes as many as suit this machine.
         fresh: train all anew, whatever has finished before.
         tracking_uri: of the MLflow store, None for the usual one.
         data_dir: where the data is, None for the usual places.
+        upgrade_store: bring a store of an older MLflow up to date, rather than refuse it.
     """
 
     split: SplitConfig
-    experiment: str
+    experiment: str | None = None
     workers: int | None = None
     fresh: bool = False
     tracking_uri: str | None = None
     data_dir: Path | None = None
+    upgrade_store: bool = False
 
 
 def best_workers() -> int:
@@ -83,11 +86,13 @@ class Session:
         dataset: "Dataset",
         store: "Store",
         experiment_id: str,
+        adopted: str | None,
     ) -> None:
         self.request = request
         self.pool = pool
         self.store = store
         self.experiment_id = experiment_id
+        self.adopted = adopted
         self.data_facts = data_facts(dataset)
         self._dataset = dataset
         self._progress = progress
@@ -97,12 +102,17 @@ class Session:
         self.keeper: Keeper
         self.trials: Trials
 
-    def fingerprint(self, config: TrainingConfig) -> str:
-        """Of one point, on this session's data."""
-        return fingerprint.of_point(config, self.request.split, self._dataset.digest)
+    def keys(self, points: Iterable[TrainingConfig]) -> fingerprint.GridKeys:
+        """The fingerprints of a grid's points on this session's data."""
+        return fingerprint.of_grid(points, self.request.split, self._dataset.digest)
 
     def trial_facts(
-        self, name: str, config: TrainingConfig, point: str, parent: str | None
+        self,
+        name: str,
+        config: TrainingConfig,
+        point: str,
+        parent: str | None,
+        adopted: str | None = None,
     ) -> "TrialFacts":
         """What the run of a trial records; see `tracking.TrialFacts`."""
         from fmnist_tracking import tracking
@@ -116,6 +126,7 @@ class Session:
             fingerprint=point,
             threads=self.pool.threads,
             parent=parent,
+            adopted=adopted,
         )
 
     @cached_property
@@ -168,7 +179,9 @@ class Session:
             tracking.BEAT_SECONDS,
         )
         examples = self._dataset.train_images[:_EXAMPLES, ..., None]
-        self.keeper = Keeper(self.store, self.recorder, self.experiment_id, examples)
+        self.keeper = Keeper(
+            self.store, self.recorder, self.experiment_id, examples, self._progress.say
+        )
         self.trials = Trials(self.pool, self.keeper, self._progress)
         self._folder = folder  # last: it says that there is something to end
 
@@ -223,11 +236,12 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(
-    request: Request, progress: Progress, workers: int, announce: Announce
+    command: str, request: Request, progress: Progress, workers: int, announce: Announce
 ) -> Iterator[Session]:
     """Start workers, load the data, open the store; left by an exception, close all runs.
 
     Args:
+        command: `search` or `train`, for the run that `mlflow run` made for it.
         request: what is asked.
         progress: shows how far the trials have come.
         workers: trials that run at once.
@@ -253,12 +267,17 @@ def open_session(
 
         dataset = load_dataset(request.data_dir)
         announce(f"Data: {data_facts(dataset).description}, protocol {request.split.protocol}")
-        with tracking.open_store(request.tracking_uri, create=True) as store:
-            experiment_id = tracking.choose_experiment(store, request.experiment)
+        with tracking.open_store(
+            request.tracking_uri, create=True, upgrade=request.upgrade_store
+        ) as store:
+            adopted = tracking.adoptable_run(store, command)
+            experiment_id = tracking.choose_experiment(store, request.experiment, adopted)
             closed = tracking.close_orphans(store, [experiment_id])
             if closed:
                 announce(f"Closed as KILLED: {len(closed)} runs whose process was gone.")
-            session = Session(request, progress, announce, pool, dataset, store, experiment_id)
+            session = Session(
+                request, progress, announce, pool, dataset, store, experiment_id, adopted
+            )
             sessions.append(session)
             try:
                 yield session

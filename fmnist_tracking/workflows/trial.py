@@ -129,5 +129,5 @@ def _split(
 ) -> "tuple[DataSplit, tuple[DatasetPart, DatasetPart]]":
     from fmnist_tracking.data import shared_split, split_dataset
 
-    key = json.dumps([fingerprint.of_code(), data_sha256, asdict(split)])
+    key = json.dumps([fingerprint.of_program(), data_sha256, asdict(split)])
     return shared_split(key, lambda: split_dataset(load(), split))

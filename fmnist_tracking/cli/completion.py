@@ -1,0 +1,70 @@
+"""What the shell offers at the Tab key. It makes no store, upgrades none, and fails in silence."""
+
+import contextlib
+import os
+import sqlite3
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import typer
+
+from fmnist_tracking.config import FIELDS, PROTOCOLS, SEARCH_FLAGS
+
+_SQLITE = "sqlite:///"
+_DEFAULT_STORE = "sqlite:///mlflow.db"
+_MOST_RUNS = 50
+_LOCK_SECONDS = 0.2
+# MLflow takes seconds to be loaded; what a database in a file holds can be read without it.
+_RUNS = """
+    SELECT runs.run_uuid, runs.name, runs.status FROM runs
+    JOIN tags ON tags.run_uuid = runs.run_uuid AND tags.key = 'fmnist.role'
+    WHERE runs.lifecycle_stage = 'active' AND runs.run_uuid GLOB ?
+    ORDER BY runs.start_time DESC LIMIT ?
+"""
+
+
+def protocols() -> list[str]:
+    """The names of the protocols."""
+    return list(PROTOCOLS)
+
+
+def axis_names() -> list[str]:
+    """The settings that have no option of their own in `search`, each ready for its values."""
+    return [f"{name}=" for name in FIELDS if name not in SEARCH_FLAGS]
+
+
+def run_ids(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """`latest`, `best` and the newest runs of the store in use, each with its name."""
+    words = [
+        ("latest", "the newest search or training"),
+        ("best", "the latest search's best"),
+        ("best-of-all", "the best of all searches on the same images"),
+        ("champion", "what `promote` chose"),
+    ]
+    with contextlib.suppress(Exception):
+        words += _runs(_store(context), incomplete)
+    return words
+
+
+def _store(context: typer.Context) -> str:
+    named = context.params.get("tracking_uri")
+    return str(named or os.environ.get("MLFLOW_TRACKING_URI") or _DEFAULT_STORE)
+
+
+def _runs(uri: str, incomplete: str) -> list[tuple[str, str]]:
+    if uri.startswith(("http://", "https://")):
+        return _runs_of_a_server(uri, incomplete)
+    path = Path(unquote(uri.removeprefix(_SQLITE)))
+    if not uri.startswith(_SQLITE) or (not incomplete.isalnum() and incomplete):
+        return []
+    address = f"file:{quote(str(path.absolute()))}?mode=ro"
+    with contextlib.closing(sqlite3.connect(address, _LOCK_SECONDS, uri=True)) as rows:
+        found = rows.execute(_RUNS, (f"{incomplete}*", _MOST_RUNS)).fetchall()
+    return [(run_id, f"{name} {status}") for run_id, name, status in found]
+
+
+def _runs_of_a_server(uri: str, incomplete: str) -> list[tuple[str, str]]:
+    from fmnist_tracking.workflows import listing
+
+    found = [run for run in listing.runs(tracking_uri=uri) if run.run_id.startswith(incomplete)]
+    return [(run.run_id, f"{run.name} {run.status}") for run in found[:_MOST_RUNS]]

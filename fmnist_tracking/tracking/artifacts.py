@@ -1,0 +1,80 @@
+"""The place where a store keeps the files of runs: is it right, and can it be used."""
+
+import contextlib
+import tempfile
+import uuid
+from pathlib import Path
+
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from fmnist_tracking.addresses import without_user
+from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.tracking import places
+from fmnist_tracking.tracking.experiments import experiment_ids
+from fmnist_tracking.tracking.standing import live_runs
+from fmnist_tracking.tracking.store import Store, require_sqlite_file
+
+
+def relocate(store: Store) -> int:
+    """Give a SQLite store that was moved the addresses of where the files of its runs are now.
+
+    Returns:
+        How many addresses were changed.
+
+    Raises:
+        TrackingError: it is no SQLite store, cannot be written, or a search is working on it.
+    """
+    path = places.sqlite_file(store.uri)
+    if path is None:
+        raise TrackingError(
+            f"Only a SQLite store can be relocated, and {store.public_uri} is none: whoever runs "
+            "it knows where its files are."
+        )
+    require_sqlite_file(path, create=True)
+    live = live_runs(store, experiment_ids(store, None))
+    if live:
+        raise TrackingError(
+            f"The run {live[0][:8]} of this store is in progress. Wait for it to end, or stop it, "
+            "and give this command again."
+        )
+    return places.relocate(path, store.moved_from)
+
+
+def try_artifacts(store: Store, experiment_id: str | None) -> str:
+    """Write a small file where an experiment keeps those of its runs, read it and remove it.
+
+    Args:
+        store: the store.
+        experiment_id: of the experiment; None for MLflow's own, while there is no other.
+
+    Returns:
+        The place, as it may be shown.
+
+    Raises:
+        TrackingError: another content came back.
+    """
+    location = store.client.get_experiment(experiment_id or "0").artifact_location
+    folder = places.local_path(location)
+    missing = []
+    while folder is not None and not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    repository = get_artifact_repository(location, tracking_uri=store.uri)
+    name = f"fmnist-track-doctor-{uuid.uuid4().hex}.txt"
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch, name)
+            file.write_text(name)
+            repository.log_artifact(str(file))  # type: ignore[no-untyped-call]
+            back = Path(scratch, "back")
+            back.mkdir()
+            repository.download_artifacts(name, str(back))  # type: ignore[no-untyped-call]
+            same = (back / name).read_text() == name
+        repository.delete_artifacts(name)  # type: ignore[no-untyped-call]
+    finally:
+        with contextlib.suppress(OSError):
+            for made in missing:
+                made.rmdir()
+    if not same:
+        raise TrackingError(f"{without_user(location)} gives back another file than was written.")
+    return without_user(location)

@@ -1,0 +1,162 @@
+"""Which experiment is in use: named by an option, by the environment, or by `mlflow run`."""
+
+import os
+
+from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
+
+from fmnist_tracking.config import DEFAULT_EXPERIMENT, FIELDS
+from fmnist_tracking.errors import ConfigError, TrackingError
+from fmnist_tracking.results import RUNNING
+from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking.store import Store, require_active
+
+_PAGE = 1000
+_NAMES_SHOWN = 10
+_RUN, _ID, _NAME = "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"
+_OPTION = "--experiment"
+# What `mlflow run` starts this project's commands by; without a name it is `main`.
+_ENTRY_POINTS = {"search": ("search", "main")}
+# Those of MLproject: what a run may hold that was made for one of its entry points.
+PROJECT_PARAMETERS = {
+    *FIELDS,
+    *("kernel_sizes", "axis", "space", "repeats", "workers", "protocol", "limit", "data_dir"),
+    *("run_id", "output_dir"),
+}
+
+
+def adoptable_run(store: Store, command: str) -> str | None:
+    """Return the run that `mlflow run` made for this very command; None without `mlflow run`.
+
+    Args:
+        store: the store.
+        command: what runs, such as `search`.
+
+    Raises:
+        ConfigError: MLFLOW_RUN_ID names another run, which is left as it is.
+    """
+    run_id = os.environ.get(_RUN)
+    if not run_id:
+        return None
+    why_not = _why_not_adopted(store, run_id, command)
+    if why_not is None:
+        return run_id
+    raise ConfigError(
+        f"{_RUN} names the run {run_id[:8]}, which {why_not}. Expected a run that `mlflow run` has "
+        f"just made for this very command. Unset {_RUN}, and give the command again."
+    )
+
+
+def _why_not_adopted(store: Store, run_id: str, command: str) -> str | None:
+    try:
+        run = store.client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return f"is not in the store {store.public_uri}"
+    tags, metrics, params = run.data.tags, run.data.metrics, run.data.params
+    if run.info.lifecycle_stage != "active":
+        return "was deleted"
+    if run.info.status != RUNNING:
+        return f"is {run.info.status}"
+    if names.ROLE in tags or names.REPORT_OF in tags or metrics:
+        return "is in use already"
+    if tags.get(names.ENTRY_POINT) not in _ENTRY_POINTS.get(command, (command,)):
+        return f"was not made for `{command}`"
+    if not set(params) <= PROJECT_PARAMETERS:
+        return f"was made for another project (its parameter {min(set(params))!r} is none here)"
+    return None
+
+
+def choose_experiment(store: Store, name: str | None, adopted: str | None = None) -> str:
+    """Return the id of the experiment to put runs in, made if it is not there.
+
+    Args:
+        store: the store.
+        name: what the option says, None if it was not given.
+        adopted: the run that `mlflow run` made, whose experiment it must be.
+
+    Raises:
+        ConfigError: it is given in two ways that differ.
+        TrackingError: it was deleted.
+    """
+    found = existing_experiment(store, name, adopted)
+    if found is not None:
+        return found
+    return store.experiment_id(_given(store, name) or DEFAULT_EXPERIMENT)
+
+
+def existing_experiment(store: Store, name: str | None, adopted: str | None = None) -> str | None:
+    """Return what `choose_experiment` would; None if the experiment is yet to be made."""
+    if adopted is not None:
+        experiment = store.client.get_experiment(store.client.get_run(adopted).info.experiment_id)
+        _require_equal({**_ways(store, name), "the run of `mlflow run`": experiment.name})
+        require_active(experiment)
+        return str(experiment.experiment_id)
+    found = store.client.get_experiment_by_name(_given(store, name) or DEFAULT_EXPERIMENT)
+    if found is None:
+        return None
+    require_active(found)
+    return str(found.experiment_id)
+
+
+def experiment_ids(store: Store, name: str | None) -> dict[str, str]:
+    """Experiments to look in, all or the one that is named: their names by id.
+
+    Raises:
+        ConfigError: it is given in two ways that differ.
+        TrackingError: there is none of that name.
+    """
+    name = _given(store, name)
+    if name is not None:
+        found = store.client.get_experiment_by_name(name)
+        if found is not None:
+            require_active(found)
+            return {found.experiment_id: found.name}
+        known = [e.name for e in store.client.search_experiments(max_results=_NAMES_SHOWN)]
+        raise TrackingError(
+            f"There is no experiment {name!r} in this store. It has: "
+            f"{', '.join(sorted(known))}{', …' if len(known) == _NAMES_SHOWN else '.'}"
+        )
+    experiments: dict[str, str] = {}
+    token = None
+    while True:
+        page = store.client.search_experiments(max_results=_PAGE, page_token=token)
+        experiments |= {e.experiment_id: e.name for e in page}
+        token = page.token
+        if not token:
+            return experiments
+
+
+def _given(store: Store, name: str | None) -> str | None:
+    """The name of the experiment that was named in whatever way; None if it was not."""
+    ways = _ways(store, name)
+    _require_equal(ways)
+    return next(iter(ways.values()), None)
+
+
+def _ways(store: Store, name: str | None) -> dict[str, str]:
+    ways = {_OPTION: name, _NAME: os.environ.get(_NAME)}
+    experiment_id = os.environ.get(_ID)
+    # Under `mlflow run` it is that of the run it made, which need not be where searches are.
+    if experiment_id and not os.environ.get(_RUN):
+        ways[_ID] = _by_id(store, experiment_id).name
+    return {way: given for way, given in ways.items() if given}
+
+
+def _by_id(store: Store, experiment_id: str) -> Experiment:
+    try:
+        return store.client.get_experiment(experiment_id)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise ConfigError(
+            f"{_ID} is {experiment_id!r}, but the store {store.public_uri} has no experiment with "
+            "that id. Correct it, or unset it."
+        ) from None
+
+
+def _require_equal(ways: dict[str, str]) -> None:
+    if len(set(ways.values())) > 1:
+        listed = ", ".join(f"{way} says {name!r}" for way, name in ways.items())
+        raise ConfigError(f"The experiment is given in ways that differ: {listed}. Give one.")

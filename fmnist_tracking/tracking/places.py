@@ -1,0 +1,209 @@
+"""Where a SQLite store and the files of its runs lie, and moving the addresses after them.
+
+A SQLite store is a file, usually `mlflow.db`, with the files of its runs in `mlruns/` beside it.
+Its tables hold the full address of each run's files, which is wrong once the folder is moved.
+"""
+
+import contextlib
+import os
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+from mlflow import is_tracking_uri_set
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from fmnist_tracking.addresses import without_user
+from fmnist_tracking.errors import TrackingError
+
+_SQLITE = "sqlite:///"
+_DEFAULT_FILE = "mlflow.db"
+_FILES = "mlruns"
+_HOST = re.compile(r"(localhost|[\w-]+(\.[\w-]+)*):\d+(/.*)?")
+# The columns that hold addresses of files.
+_ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+    ("trace_tags", "value"),
+)
+
+
+def default_uri() -> str | None:
+    """Return the address of `mlflow.db` in the working folder; None if the environment names one.
+
+    MLflow's own is percent-encoded, which not every version of SQLAlchemy undoes.
+
+    Raises:
+        TrackingError: the working folder was removed.
+    """
+    if is_tracking_uri_set():  # type: ignore[no-untyped-call]
+        return None
+    try:
+        return sqlite_uri(Path.cwd() / _DEFAULT_FILE)
+    except FileNotFoundError:
+        raise TrackingError(
+            "The working folder is not there any more. Change to another folder, or name the "
+            "store with --tracking-uri."
+        ) from None
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the full path of the file behind an address; None if it is not SQLite's."""
+    if not uri.startswith("sqlite:"):
+        return None
+    try:
+        database = make_url(uri).database
+    except ArgumentError:
+        database = None
+    if not database or database == ":memory:" or not uri.startswith(_SQLITE):
+        raise TrackingError(
+            f"Expected the address of a SQLite file, got {uri!r}. "
+            f"Example: {_SQLITE}{Path.cwd() / _DEFAULT_FILE}"
+        )
+    path = Path(database)
+    decoded = Path(unquote(database))
+    # MLflow percent-encodes its default, and SQLAlchemy before 2.1 does not decode it.
+    return Path(os.path.abspath(decoded if decoded.exists() and not path.exists() else path))
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the address under which SQLAlchemy opens this very file.
+
+    Raises:
+        TrackingError: there is none.
+    """
+    for spelled in (str(path), quote(str(path), safe="/ #&+@:;=,!()'$[]~")):
+        uri = _SQLITE + spelled
+        if make_url(uri).database == str(path):
+            return uri
+    raise TrackingError(
+        f"The installed SQLAlchemy cannot open {path}, because of the ? in it. Rename the folder, "
+        "or install SQLAlchemy 2.1."
+    )
+
+
+def resolve(uri: str) -> str:
+    """Return the address in full; of a SQLite store, one that means the same in every folder.
+
+    Raises:
+        TrackingError: it is none; the message has the one that was probably meant.
+    """
+    path = sqlite_file(uri)
+    if path is not None:
+        return sqlite_uri(path)
+    meant = None
+    if _HOST.fullmatch(uri):
+        meant = f"http://{uri}"
+    elif "://" not in uri and uri.endswith((".db", ".sqlite", ".sqlite3")):
+        meant = sqlite_uri(Path.cwd() / uri)
+    elif re.fullmatch(r"https?:/?[^/].*", uri):
+        scheme, _, rest = uri.partition(":")
+        meant = f"{scheme}://{rest.lstrip('/')}"
+    if meant is not None:
+        raise TrackingError(
+            f"Expected the address of an MLflow store, got {without_user(uri)!r}. "
+            f"Did you mean {without_user(meant)}?"
+        )
+    return uri
+
+
+@contextlib.contextmanager
+def without_stray_folder(uri: str) -> Iterator[None]:
+    """Remove the empty folders that MLflow makes for an address whose encoding it does not undo."""
+    literal = Path(uri.removeprefix(_SQLITE)).parent if uri.startswith(_SQLITE) else None
+    made = []
+    while literal is not None and not literal.exists():
+        made.append(literal)
+        literal = literal.parent
+    yield
+    with contextlib.suppress(OSError):
+        for folder in made:
+            folder.rmdir()
+
+
+def files_of(database: Path, name: str) -> str:
+    """Return the address for the files of an experiment: below `mlruns` beside the database."""
+    folder = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "experiment"
+    return (database.parent / _FILES / folder).as_uri()
+
+
+def local_path(address: str) -> Path | None:
+    """Return the folder that an address of files means; None if it is not on this machine."""
+    if address.startswith("file:"):
+        return Path(unquote(urlsplit(address).path))
+    return Path(address) if address.startswith("/") else None
+
+
+def moved_from(database: Path, address: str) -> Path | None:
+    """Return the folder in which a store was when it wrote an address of files.
+
+    Args:
+        database: the store's file.
+        address: of an experiment's files, as the store has it.
+
+    Returns:
+        The folder that held the database then; None if the address is right, or names a place
+        that has nothing to do with where the database is.
+    """
+    location = local_path(address)
+    if location is None or _FILES not in location.parts:
+        return None
+    parts = location.parts
+    at = len(parts) - 1 - parts[::-1].index(_FILES)
+    base, rest = Path(*parts[:at]), Path(*parts[at:])
+    here = database.parent
+    if base == here or _is_same(base, here):
+        return None
+    return base if (here / rest).exists() or not base.exists() else None
+
+
+def relocate(database: Path, bases: Iterable[Path], *, to: Path | None = None) -> int:
+    """Write, in all tables, the addresses of files anew: those below old folders, for this one.
+
+    Args:
+        database: the store's file.
+        bases: folders that held it before.
+        to: the folder that holds it; by default the one that it is in.
+
+    Returns:
+        How many addresses were changed.
+    """
+    new = to or database.parent
+    changed = 0
+    with contextlib.closing(sqlite3.connect(database, timeout=20)) as connection, connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+        for old in bases:
+            # As a plain path and as a file's address, which is how the new one is written too.
+            for spelled in dict.fromkeys((str(old / _FILES), (old / _FILES).as_uri())):
+                for table, column in _ADDRESSES:
+                    if table in tables:
+                        changed += connection.execute(
+                            f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                            f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                            (
+                                (new / _FILES).as_uri(),
+                                len(spelled) + 1,
+                                spelled,
+                                len(spelled) + 1,
+                                f"{spelled}/",
+                            ),
+                        ).rowcount
+    return changed
+
+
+def identity(path: Path) -> str:
+    """Return what tells a file from all others on this machine, whatever it is called."""
+    return f"inode {path.stat().st_ino}"
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False

@@ -1,0 +1,168 @@
+"""Databases of other versions of MLflow, and other people's: refused, and not changed by a byte."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from conftest import Run
+from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.tracking import Store, database, open_store
+
+READING = (
+    ("runs",),
+    ("best",),
+    ("runs", "--repair"),
+    ("report", "--run-id", "latest"),
+    ("predict", "--run-id", "best", "boot.png"),
+    ("activations", "--run-id", "best"),
+    ("predictions", "--run-id", "best"),
+    ("promote", "--run-id", "best"),
+    ("ui", "--port", "5999"),
+    ("doctor",),
+    ("search", "--limit", "600", "--epochs", "1", "--dry-run"),
+    ("search", "--limit", "600", "--epochs", "1"),
+)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def execute(path: Path, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as rows, rows:
+        rows.execute(statement)
+
+
+def test_the_installed_version_s_revision_is_known(store: Store) -> None:
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as rows:
+        ((revision,),) = rows.execute("SELECT version_num FROM alembic_version").fetchall()
+    release = ".".join(mlflow.__version__.split(".")[:2])
+    assert release in database._RELEASES[revision], "add it to _RELEASES"
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_database_of_a_newer_version_is_refused(
+    store: Store, tmp_path: Path, create: bool
+) -> None:
+    execute(tmp_path / "mlflow.db", "UPDATE alembic_version SET version_num = 'abcdef012345'")
+    before = sha256(tmp_path / "mlflow.db")
+    with (
+        pytest.raises(TrackingError, match=rf"of a newer MLflow.*{mlflow.__version__}"),
+        open_store(create=create, upgrade=True),
+    ):
+        pass
+    assert sha256(tmp_path / "mlflow.db") == before
+
+
+@pytest.mark.parametrize("tables", [("notes",), ("alembic_version", "users"), ("a", "b", "c", "d")])
+@pytest.mark.parametrize("create", [True, False])
+def test_somebody_else_s_database_is_refused(
+    tmp_path: Path, tables: tuple[str, ...], create: bool
+) -> None:
+    for table in tables:
+        execute(tmp_path / "mlflow.db", f"CREATE TABLE {table} (version_num TEXT)")
+    execute(tmp_path / "mlflow.db", f"INSERT INTO {tables[0]} VALUES ('abc')")
+    before = sha256(tmp_path / "mlflow.db")
+    with (
+        pytest.raises(TrackingError, match=f"not of MLflow.*{tables[0]}"),
+        open_store(create=create, upgrade=True),
+    ):
+        pass
+    assert sha256(tmp_path / "mlflow.db") == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_an_empty_file_is_no_store_yet(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").touch()
+    with pytest.raises(TrackingError, match="There is no MLflow store"), open_store():
+        pass
+    assert (tmp_path / "mlflow.db").stat().st_size == 0
+    with open_store(create=True) as store:
+        store.experiment_id("mine")
+
+
+def test_reading_a_current_store_changes_no_byte(store: Store, tmp_path: Path) -> None:
+    store.experiment_id("mine")
+    before = sha256(tmp_path / "mlflow.db")
+    for files in (True, False):
+        with open_store(files=files) as opened:
+            opened.client.search_experiments()
+    assert sha256(tmp_path / "mlflow.db") == before
+
+
+@pytest.fixture(scope="module", params=["2.22.4", "3.1.4"])
+def old_mlflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with an older MLflow."""
+    version: str = request.param
+    folder = tmp_path_factory.mktemp(f"mlflow-{version}")
+    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or "uv"
+    subprocess.run([uv, "venv", "--python", sys.executable, str(folder)], check=True)
+    python = folder / "bin" / "python"
+    packages = (f"mlflow=={version}", "sqlalchemy<2.1", "setuptools<80")
+    subprocess.run([uv, "pip", "install", "--python", str(python), *packages], check=True)
+    return python
+
+
+@pytest.mark.slow
+def test_a_store_of_an_older_version_is_refused_or_upgraded_as_told(
+    old_mlflow: Path, tmp_path: Path, command: Run
+) -> None:
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def with_the_old_one(code: str) -> str:
+        done = subprocess.run(
+            [str(old_mlflow), "-c", f"import mlflow\n{code}"],
+            cwd=tmp_path,
+            env=clean,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with_the_old_one(
+        "mlflow.set_tracking_uri('sqlite:///mlflow.db')\n"
+        "mlflow.set_experiment('theirs')\n"
+        "with mlflow.start_run(): mlflow.log_metric('a', 1.5)"
+    )
+    before = sha256(tmp_path / "mlflow.db")
+    files = sorted(tmp_path.rglob("*"))
+    for arguments in READING:
+        done = command(*arguments)
+        assert done.returncode == 1
+        said = done.stdout + done.stderr
+        assert "is of MLflow " in said, said
+        assert mlflow.__version__ in said
+        assert "doctor --upgrade-store" in said
+        assert "Traceback" not in said
+        assert sha256(tmp_path / "mlflow.db") == before
+    left = set(tmp_path.rglob("*")) - set(files)
+    assert {path.relative_to(tmp_path).parts[0] for path in left} <= {"state"}
+
+    done = command("doctor", "--upgrade-store", "--json")
+    assert done.returncode == 0, done.stdout
+    (kept,) = tmp_path.glob("mlflow.db.*.bak")
+    assert sha256(kept) == before
+    small = ("--filters", "4", "--strides", "2", "--kernel-sizes", "3", "--hidden-units", "8")
+    done = command("search", "--limit", "600", "--epochs", "1", *small, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["finished"] == 1
+    with open_store(f"sqlite:///{tmp_path}/mlflow.db") as store:
+        theirs = store.client.get_experiment_by_name("theirs")
+        assert theirs is not None
+        (run,) = store.client.search_runs([theirs.experiment_id])
+        assert run.data.metrics == {"a": 1.5}
+    seen = with_the_old_one(
+        f"mlflow.set_tracking_uri('sqlite:///{kept}')\n"
+        "print(mlflow.search_runs(experiment_names=['theirs'])['metrics.a'].tolist())"
+    )
+    assert seen.strip() == "[1.5]"

@@ -1,0 +1,181 @@
+"""Runs that this version cannot read are left out, counted and named; the rest works."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+
+import pytest
+from mlflow import MlflowClient
+
+from conftest import SMALL, SMALL_SPLIT
+from fmnist_tracking import fingerprint, tracking
+from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.tracking import Store, TrackedRun, UnreadableRun, names, open_store
+from test_tracking import (
+    FACTS,
+    SPACE,
+    TRIAL,
+    finish_quickly,
+    search_result,
+    start_search,
+    start_trial,
+)
+
+Damage = Callable[[MlflowClient, str], object]
+
+
+def good_search(store: Store) -> tuple[str, list[str]]:
+    """A search all of whose points have finished; its id and its trials', the best last."""
+    search = start_search(store)
+    trials = [start_trial(store, config, search) for config in SPACE.points(SMALL)]
+    for place, trial in enumerate(trials):
+        finish_quickly(store, trial, 0.5 + place / 10)
+    tracking.finish_search(store, search_result(store, search), b"a picture")
+    return search, trials
+
+
+TRIAL_DAMAGES: dict[str, tuple[Damage, str]] = {
+    "a setting": (lambda c, r: c.log_param(r, "padding", "same"), "the setting 'padding'"),
+    "no data": (lambda c, r: c.delete_tag(r, names.DATA_SHA256), "data_sha256 is missing"),
+    "no protocol": (lambda c, r: c.delete_tag(r, names.PROTOCOL), "how its data was split"),
+    "a protocol": (lambda c, r: c.set_tag(r, names.PROTOCOL, "k-fold"), "how its data was split"),
+    "infinite": (lambda c, r: c.log_metric(r, "best_epoch", float("inf")), "no whole number"),
+    "not a number": (lambda c, r: c.log_metric(r, "best_epoch", float("nan")), "no whole number"),
+    "no score": (
+        lambda c, r: c.log_metric(r, names.BEST_VAL_ACCURACY, float("inf")),
+        "best_val_accuracy is no share",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TRIAL_DAMAGES)
+def test_a_trial_that_cannot_be_read_is_left_out(
+    store: Store, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    search, trials = good_search(store)
+    damage, why = TRIAL_DAMAGES[what]
+    # Of the same search and point, finished, and better than all others.
+    odd = start_trial(store, SPACE.points(SMALL)[0], search)
+    store.client.set_tag(odd, names.POINT, "0" * 64)
+    finish_quickly(store, odd, 0.99)
+    damage(store.client, odd)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING), open_store() as opened:
+        (summary,) = tracking.list_runs(opened)
+        assert (summary.run_id, summary.finished) == (search, 4)
+        found = tracking.find_run(opened, "latest")
+        assert tracking.best_trial(opened, found).run_id == trials[-1]
+        assert tracking.find_run(opened, "best").run_id == trials[-1]
+        assert len(tracking.read_search(opened, found).trials) == 4
+    (line,) = [r.getMessage() for r in caplog.records if "Left out" in r.getMessage()]
+    assert odd[:8] in line
+    assert why in line
+    with open_store() as opened, pytest.raises(UnreadableRun, match=odd[:8]):
+        tracking.read_trial(tracking.find_run(opened, odd))
+
+
+SEARCH_DAMAGES: dict[str, tuple[Damage, str]] = {
+    "an axis": (lambda c, r: c.log_param(r, "grid.padding", '["same", "valid"]'), "padding"),
+    "an axis that is no list": (lambda c, r: c.log_param(r, "grid.dropout", "0.1;0.2"), "its grid"),
+    "a value": (lambda c, r: c.log_param(r, "grid.dropout", '["a little"]'), "a little"),
+    "no data": (lambda c, r: c.delete_tag(r, names.DATA_SHA256), "data_sha256 is missing"),
+    "no protocol": (lambda c, r: c.delete_tag(r, names.PROTOCOL), "how its data was split"),
+}
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "RUNNING"])
+@pytest.mark.parametrize("what", SEARCH_DAMAGES)
+def test_a_search_that_cannot_be_read_is_left_out(
+    store: Store, caplog: pytest.LogCaptureFixture, what: str, status: str
+) -> None:
+    search, trials = good_search(store)
+    damage, why = SEARCH_DAMAGES[what]
+    newer = start_search(store, name="of another version", grid="8" * 64)
+    store.client.set_terminated(newer, status)
+    damage(store.client, newer)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING), open_store() as opened:
+        assert [run.run_id for run in tracking.list_runs(opened)] == [search]
+        assert tracking.find_run(opened, "latest").run_id == search
+        assert tracking.find_run(opened, "best").run_id == trials[-1]
+        assert tracking.find_run(opened, "best-of-all").run_id == trials[-1]
+        latest = tracking.latest_search(opened)
+        assert latest is not None
+        assert latest.run_id == search
+        tracking.close_orphans(opened, [latest.experiment_id])
+    (line,) = [r.getMessage() for r in caplog.records if "Left out" in r.getMessage()]
+    assert newer[:8] in line
+    assert why in line
+
+
+def test_several_are_counted_and_the_first_named(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    good_search(store)
+    for number in range(5):
+        odd = start_search(store, grid=str(number) * 64)
+        store.client.log_param(odd, "grid.padding", "[1]")
+    caplog.clear()
+    with open_store() as opened:
+        assert len(tracking.list_runs(opened)) == 1
+    (line,) = [r.getMessage() for r in caplog.records if "Left out" in r.getMessage()]
+    assert "5 runs" in line
+    assert "and 2 more" in line
+
+
+def test_a_parameter_that_a_person_added_costs_no_result(store: Store) -> None:
+    search, trials = good_search(store)
+    config = SPACE.points(SMALL)[0]
+    point = fingerprint.of_point(config, SMALL_SPLIT, FACTS.sha256)
+    store.client.set_tag(trials[0], names.POINT, point)
+    store.client.log_param(trials[0], "my_note", "looks good")
+    found = tracking.find_run(store, search)
+    assert len(tracking.read_search(store, found, summary=False).finished) == 4
+    experiment = tracking.choose_experiment(store, "things")
+    standing = tracking.find_standing(store, experiment, [], {point: point})
+    assert standing.finished[point].run_id == trials[0]
+    assert store.left_out == {}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"trials": [{}]}', '{"trials": 3}', "\x00"])
+def test_a_summary_that_cannot_be_read_is_made_up_for(store: Store, content: str) -> None:
+    search, trials = good_search(store)
+    store.client.log_text(search, content, names.SEARCH_FILE)
+    result = search_result(store, search)
+    assert sorted(t.run_id for t in result.finished) == sorted(trials)
+
+
+def test_what_the_release_before_trained_is_found_again(store: Store) -> None:
+    config = SPACE.points(SMALL)[0]
+    keys = fingerprint.of_grid([config], SMALL_SPLIT, FACTS.sha256)
+    experiment = tracking.choose_experiment(store, "things")
+    old = fingerprint.older_keys(config, SMALL_SPLIT, FACTS.sha256)[0]
+    facts = dataclasses.replace(TRIAL, config=config, fingerprint=old, parent=None)
+    trial = tracking.start_trial(store, experiment, facts)
+    finish_quickly(store, trial, 0.7)
+    standing = tracking.find_standing(store, experiment, [], keys.points)
+    assert standing.finished[keys.today[0]].run_id == trial
+    found, _ = tracking.find_training(store, experiment, keys.points)
+    assert found is not None
+    assert found.run_id == trial
+    search = start_search(store, grid=fingerprint.of_search([old]))
+    (known,) = tracking.find_searches(store, experiment, keys.grids)
+    assert known.run_id == search
+
+
+def test_a_run_without_a_name_or_a_time_is_read(store: Store) -> None:
+    run_id = start_trial(store, SMALL, parent=None)
+    finish_quickly(store, run_id, 0.5)
+    raw = store.client.get_run(run_id)
+    raw.info._run_name = None
+    raw.info._start_time = None  # type: ignore[assignment]
+    tracked: TrackedRun = tracking.as_tracked(raw)
+    assert tracked.name == ""
+    assert tracking.read_trial(tracked).val_accuracy == 0.5
+
+
+def test_a_history_that_is_missing_is_told(store: Store) -> None:
+    run_id = start_trial(store, SMALL, parent=None)
+    finish_quickly(store, run_id, 0.5)
+    with pytest.raises(TrackingError, match=r"history\.json of run .* cannot be fetched"):
+        tracking.read_history(store, tracking.find_run(store, run_id))

@@ -1,0 +1,215 @@
+"""SQLite stores in folders of any name, moved, copied, made anew, and named in odd ways."""
+
+import os
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from fmnist_tracking import tracking
+from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.tracking import Store, open_store, places
+
+NAMES = ("plain", "my project", "é", "a&b", "a?b", "a#b", "a%20b", "c%b", "a+b", "é my #1 project")
+
+
+def fill(store: Store, text: str = "kept") -> str:
+    """Make a run with a file in the usual experiment; give its id."""
+    experiment = store.experiment_id("fashion-mnist")
+    run = store.client.create_run(experiment)
+    store.client.log_text(run.info.run_id, text, "folder/file.txt")
+    return str(run.info.run_id)
+
+
+def read(store: Store, run_id: str) -> str:
+    uri = store.client.get_run(run_id).info.artifact_uri
+    return str(mlflow.artifacts.load_text(f"{uri}/folder/file.txt"))
+
+
+def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_folder_name_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = inside(tmp_path / name, monkeypatch)
+    before = set(tmp_path.iterdir())
+    with open_store(create=True) as store:
+        run_id = fill(store)
+        assert read(store, run_id) == "kept"
+    assert {entry.name for entry in folder.iterdir()} == {"mlflow.db", "mlruns"}
+    assert set(tmp_path.iterdir()) == before  # nothing beside it
+    assert len(list(folder.glob("mlruns/fashion-mnist/*/artifacts/folder/file.txt"))) == 1
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    with open_store() as store:
+        assert read(store, run_id) == "kept"
+    # As MLflow itself spells the address of this folder, and hands it to what it starts.
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    uri = mlflow.get_tracking_uri()
+    with open_store(uri) as store:
+        assert read(store, run_id) == "kept"
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_files_lie_beside_the_database_wherever_one_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    folder = inside(tmp_path / "here", monkeypatch)
+    with open_store(f"sqlite:///{elsewhere}/mlflow.db", create=True) as store:
+        fill(store)
+        default = store.client.get_experiment("0").artifact_location
+        assert places.local_path(default) == elsewhere / "mlruns" / "0"
+    assert list(folder.iterdir()) == []
+    assert {entry.name for entry in elsewhere.iterdir()} == {"mlflow.db", "mlruns"}
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+@pytest.mark.parametrize("name", ["new", "a new & é #2"])
+def test_a_store_that_was_moved_is_recognised_and_put_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, name: str
+) -> None:
+    old, new = inside(tmp_path / "old one", monkeypatch), tmp_path / name
+    with open_store(create=True) as store:
+        run_id = fill(store)
+        deleted = store.client.create_experiment("deleted", str(old / "mlruns" / "9"))
+        store.client.delete_experiment(deleted)
+    (shutil.move if how == "moved" else shutil.copytree)(old, new)
+    monkeypatch.chdir(new)
+    files = sorted(new.rglob("*"))
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    words = f"was moved or copied here from {old}.*doctor --relocate"
+    for create in (False, True):
+        with pytest.raises(TrackingError, match=words), open_store(create=create):
+            pass
+    with open_store(files=False) as store:
+        assert store.client.get_run(run_id).info.run_id == run_id
+        assert tracking.relocate(store) > 0
+    with open_store() as store:
+        assert store.moved_from == frozenset()
+        assert read(store, run_id) == "kept"
+        another = fill(store, "new")
+        assert read(store, another) == "new"
+        assert tracking.relocate(store) == 0
+    assert (how == "moved") != old.exists()
+    assert set(files) <= set(new.rglob("*"))
+    if how == "copied":
+        with open_store(places.sqlite_uri(old / "mlflow.db")) as store:
+            assert read(store, run_id) == "kept"
+            assert not list(old.rglob(another))
+
+
+def test_files_that_were_put_elsewhere_on_purpose_stay_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside(tmp_path / "here", monkeypatch)
+    disk = tmp_path / "disk" / "mlruns"
+    disk.mkdir(parents=True)
+    with open_store(create=True) as store:
+        store.client.create_experiment("large", disk.as_uri())
+    with open_store() as store:
+        assert store.moved_from == frozenset()
+
+
+def test_a_store_is_not_relocated_under_a_search(store: Store) -> None:
+    run = store.client.create_run(store.experiment_id("fashion-mnist"))
+    store.client.set_tag(run.info.run_id, "fmnist.role", "search")
+    lease = tracking.Lease.of_this_process()
+    store.client.set_tag(run.info.run_id, "fmnist.lease", lease.text())
+    with pytest.raises(TrackingError, match="is in progress"):
+        tracking.relocate(store)
+
+
+def test_a_store_is_known_by_what_it_is_not_by_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def identity(uri: str | None = None) -> str:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        with open_store(uri, create=True) as store:
+            return store.identity(store.experiment_id("fashion-mnist"))
+
+    first = inside(tmp_path / "first", monkeypatch)
+    one = identity("sqlite:///mlflow.db")
+    assert one == identity() == identity(f"sqlite:///{first}/../first/mlflow.db")
+    (tmp_path / "link").symlink_to(first)
+    assert one == identity(f"sqlite:///{tmp_path}/link/mlflow.db")
+    second = inside(tmp_path / "second", monkeypatch)
+    other = identity("sqlite:///mlflow.db")  # the same relative address
+    assert other != one
+    shutil.rmtree(second)
+    inside(second, monkeypatch)
+    assert identity() not in (one, other)  # made anew in the same place
+    third = tmp_path / "third"
+    first.rename(third)
+    with open_store(f"sqlite:///{third}/mlflow.db", files=False) as store:
+        assert store.identity(store.experiment_id("fashion-mnist")) == one
+
+
+@pytest.mark.parametrize(
+    ("uri", "meant"),
+    [
+        ("127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("localhost:5000", "http://localhost:5000"),
+        ("tracking.example.org:8080/mlflow", "http://tracking.example.org:8080/mlflow"),
+        ("http:/127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("https:example.org", "https://example.org"),
+        ("mlflow.db", "sqlite:///{here}/mlflow.db"),
+        ("folder/runs.sqlite", "sqlite:///{here}/folder/runs.sqlite"),
+        ("sqlite://mlflow.db", "Example: sqlite:///{here}/mlflow.db"),
+        ("sqlite:mlflow.db", "Example: sqlite:///{here}/mlflow.db"),
+        ("sqlite://", "Example: sqlite:///{here}/mlflow.db"),
+        ("sqlite:///:memory:", "Example: sqlite:///{here}/mlflow.db"),
+    ],
+)
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_an_address_that_is_nearly_one_leads_to_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, meant: str, by: str
+) -> None:
+    if by == "environment":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for create in (True, False):
+        with (
+            pytest.raises(TrackingError) as caught,
+            open_store(uri if by == "option" else None, create=create),
+        ):
+            pass
+        assert meant.format(here=tmp_path) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_folder_is_made_by_looking(tmp_path: Path) -> None:
+    for uri in (
+        "./mlruns",
+        f"file://{tmp_path}/mlruns",
+        "sqlite:///a/b.db",
+        "sqlite:///c%20d/e.db",
+    ):
+        with pytest.raises(TrackingError, match="There is no MLflow store"), open_store(uri):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_working_folder_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for create in (True, False):
+        with (
+            pytest.raises(TrackingError, match="The working folder is not there any more"),
+            open_store(create=create),
+        ):
+            pass
+
+
+def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
+    os.mkdir(tmp_path / "mlflow.db")
+    with pytest.raises(TrackingError, match="is a folder or a device"), open_store(create=True):
+        pass
