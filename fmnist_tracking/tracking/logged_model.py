@@ -158,7 +158,8 @@ def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
     Raises:
         TrackingError: the trial did not finish, or its model cannot be fetched.
     """
-    location = trial_model(store, trial).artifact_location
+    model = trial_model(store, trial)
+    location = model.artifact_location
     try:
         path = mlflow.artifacts.download_artifacts(
             artifact_uri=f"{location}/{names.KERAS_FILE}",
@@ -166,8 +167,10 @@ def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
             tracking_uri=store.uri,
         )
     except (MlflowException, OSError) as error:
+        require_files(store, trial, model)
+        why = " ".join(without_user(str(error)).split())
         raise TrackingError(
-            f"The model of run {trial.run_id[:8]} cannot be fetched from the store: {error}"
+            f"The model of trial {trial.run_id[:8]} cannot be fetched from the store: {why}"
         ) from None
     return Path(path)
 
