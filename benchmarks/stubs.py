@@ -73,7 +73,7 @@ def _wait(task: TrialTask, report: Callable[[Any], None], seconds: float) -> Tra
         train_images=500,
         validation=score(LABELS, LABELS, 1.0, CLASS_NAMES),
     )
-    return Trained(result=result, weights=_weights(task.config))
+    return Trained(result=result, weights=_weights(task.config), seconds=result.train_seconds)
 
 
 def _weights(config: TrainingConfig) -> tuple[Any, ...]:

@@ -17,8 +17,9 @@ class Ranked:
     Attributes:
         rank: 1 for the best; the repeats of one point share its rank.
         trial: the trial.
-        mean: validation accuracy, averaged over the point's repeats.
-        spread: sample standard deviation over the repeats, None for a single one.
+        mean: validation accuracy, averaged over the point's repeats; where some diverged, over
+            the others.
+        spread: sample standard deviation over the same repeats, None for a single one.
     """
 
     rank: int
@@ -32,31 +33,42 @@ def rank(trials: Iterable[TrialResult]) -> tuple[Ranked, ...]:
 
     Trials that differ in nothing but `seed` are repeats of one point. Points are ordered by
     mean validation accuracy, so that a lucky seed does not win; the repeats of a point by
-    their own. Equal points keep the order they came in.
+    their own. Equal points keep the order they came in. Points with a repeat that diverged come
+    after all others, the larger the share of those the later, and such a repeat after the others
+    of its point.
     """
     groups: dict[TrainingConfig, list[TrialResult]] = defaultdict(list)
     for trial in trials:
         groups[dataclasses.replace(trial.config, seed=0)].append(trial)
-    scored = sorted(
-        ((statistics.fmean(map(_score, group)), group) for group in groups.values()),
-        key=lambda pair: -pair[0],
+    points = sorted(
+        ((_scores(group), group) for group in groups.values()),
+        key=lambda point: (_share_diverged(point[1]), -statistics.fmean(point[0])),
     )
     return tuple(
         Ranked(
             rank=place,
             trial=trial,
-            mean=mean,
-            spread=statistics.stdev(map(_score, group)) if len(group) > 1 else None,
+            mean=statistics.fmean(scores),
+            spread=statistics.stdev(scores) if len(scores) > 1 else None,
         )
-        for place, (mean, group) in enumerate(scored, start=1)
-        for trial in sorted(group, key=lambda t: -_score(t))
+        for place, (scores, group) in enumerate(points, start=1)
+        for trial in sorted(group, key=lambda t: (t.diverged, -_score(t)))
     )
 
 
 def best(trials: Iterable[TrialResult]) -> TrialResult | None:
-    """The best trial of the best point, None if there are no finished trials."""
+    """The best trial of the best point, None if no trial has finished without diverging."""
     ranked = rank(trials)
-    return ranked[0].trial if ranked else None
+    return ranked[0].trial if ranked and not ranked[0].trial.diverged else None
+
+
+def _scores(group: Sequence[TrialResult]) -> list[float]:
+    """Of a point's repeats, those that diverged left out, if there are others."""
+    return [_score(t) for t in group if not t.diverged] or [_score(t) for t in group]
+
+
+def _share_diverged(group: Sequence[TrialResult]) -> float:
+    return sum(t.diverged for t in group) / len(group)
 
 
 def _score(trial: TrialResult) -> float:
@@ -95,8 +107,9 @@ class Effect:
         axis: the field's name.
         values: the values tried, in the grid's order.
         means: mean score of the points with each value, None if none finished.
+        diverged: how many points with each value diverged; they are left out of its mean.
         lines: sets of points that differ in this axis alone; each holds, for every value,
-            the point's score, or None where it did not finish.
+            the point's score, or None where it did not finish, or diverged.
         best: the best point: its value's place in `values`, and its score; None without one.
     """
 
@@ -104,20 +117,27 @@ class Effect:
     values: tuple[Value, ...]
     best: tuple[int, float] | None
     means: tuple[float | None, ...]
+    diverged: tuple[int, ...]
     lines: tuple[tuple[float | None, ...], ...]
 
 
 def effects(space: SearchSpace, trials: Sequence[TrialResult]) -> tuple[Effect, ...]:
     """The main effect of each axis that has more than one value, in the grid's order.
 
-    A point's score is the mean validation accuracy of its repeats, so `seed` is no axis here.
+    A point's score is the mean validation accuracy of its repeats, so `seed` is no axis here. One
+    with a repeat that diverged has none.
 
     Args:
         space: the grid.
         trials: finished trials of that grid.
     """
     ranked = rank(trials)
-    scores = {dataclasses.replace(r.trial.config, seed=0): r.mean for r in ranked}
+    scores: dict[TrainingConfig, float | None] = {
+        dataclasses.replace(r.trial.config, seed=0): r.mean for r in ranked
+    }
+    diverged = {dataclasses.replace(r.trial.config, seed=0) for r in ranked if r.trial.diverged}
+    scores.update(dict.fromkeys(diverged))
+    first = ranked[0] if ranked and not ranked[0].trial.diverged else None
     found = []
     for axis in space.varying:
         if axis == "seed":
@@ -133,10 +153,13 @@ def effects(space: SearchSpace, trials: Sequence[TrialResult]) -> tuple[Effect, 
             Effect(
                 axis=axis,
                 values=values,
-                best=(values.index(getattr(ranked[0].trial.config, axis)), ranked[0].mean)
-                if ranked
+                best=(values.index(getattr(first.trial.config, axis)), first.mean)
+                if first
                 else None,
                 means=tuple(_mean(column) for column in columns),
+                diverged=tuple(
+                    sum(getattr(config, axis) == value for config in diverged) for value in values
+                ),
                 lines=tuple(map(tuple, lines.values())),
             )
         )

@@ -31,12 +31,23 @@ class EpochEnded:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialEnded:
-    """A trial has ended: with a score, or with an error in a line."""
+    """A trial has ended: with a score, or with an error in a line.
+
+    Attributes:
+        number: of the point, 1 for the first.
+        val_accuracy: the best epoch's.
+        best_epoch: the epoch it was reached in.
+        error: what ended a failed trial, in a line.
+        diverged: the epoch whose loss was no finite number, None for one that did not diverge.
+        seconds: that it took its worker since it was begun, or gone on with.
+    """
 
     number: int
     val_accuracy: float | None = None
     best_epoch: int | None = None
     error: str | None = None
+    diverged: int | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +57,7 @@ class TrialReused:
     number: int
     run_id: str
     val_accuracy: float | None
+    diverged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,19 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerDied(Exception):
-    """A worker process ended in the middle of its task; the message says how."""
+    """A worker process ended in the middle of its task; the message says how.
+
+    Attributes:
+        what: happened, in words.
+    """
+
+    what = "the worker process died"
+
+
+class NoWorker(WorkerDied):
+    """No process could be started for a task; the message says what the system said."""
+
+    what = "no worker process could be started"
 
 
 class WorkerPool:
@@ -140,7 +152,7 @@ class WorkerPool:
 
         Returns:
             The future of what the function returns or raises; `WorkerDied` if its process
-            ended in the middle of it.
+            ended in the middle of it, or none could be started.
         """
         outer: Future[Any] = Future()
         with self._lock:
@@ -175,11 +187,11 @@ class WorkerPool:
                     self._start(slot)
                 # Without the lock: a worker that died while it was idle has ended it already.
                 slot.run(function, args, partial(self._done, slot, outer))
-            except Exception as error:  # no process can be started, for want of memory, say
+            except Exception as error:
                 slot.is_used_up = True
                 with self._lock:
                     self._idle.append(slot)
-                outer.set_exception(WorkerDied(f"no process could be started: {error}"))
+                outer.set_exception(NoWorker(processes.why_not_started(error)))
 
     def _forget(self, outer: "Future[Any]") -> None:
         with self._lock:

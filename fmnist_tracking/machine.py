@@ -12,6 +12,7 @@ import psutil
 
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUP = Path("/proc/self/cgroup")
+_SYSTEM = Path("/proc/vmstat")
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
 
 
@@ -32,6 +33,21 @@ def memory() -> int:
     """Memory in bytes that this machine, or the container, has in all."""
     limits = (int(limit) for limit in _limits("memory.max") if limit.isdigit())
     return min([psutil.virtual_memory().total, *limits])
+
+
+def oom_kills() -> int:
+    """How many processes Linux has killed for want of memory: of this container, or in all."""
+    for events in _limits("memory.events"):
+        return _count(events, "oom_kill")
+    try:
+        return _count(_SYSTEM.read_text(), "oom_kill")
+    except OSError:  # no Linux
+        return 0
+
+
+def _count(lines: str, name: str) -> int:
+    counts = dict(line.split(maxsplit=1) for line in lines.splitlines() if " " in line)
+    return int(counts.get(name, 0))
 
 
 def gpus() -> int:

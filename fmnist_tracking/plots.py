@@ -72,6 +72,9 @@ def learning_curves(result: TrainingResult, title: str) -> Figure:
             axes.plot(epochs, values, color=color, marker=marker, markersize=3.5, label=kind)
         best = result.best
         axes.axvline(best.epoch, color=GREY, linestyle=":", label=f"best epoch, {best.epoch}")
+        if result.diverged is not None:
+            told = f"diverged in epoch {result.diverged}"
+            axes.axvline(result.diverged, color=RED, linestyle="--", label=told)
         axes.set(xlabel="epoch", ylabel=label, title=label.split()[0].capitalize())
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
@@ -129,12 +132,19 @@ def _effect_panel(axes: Axes, effect: Effect) -> None:
                 fontsize=9,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8},
             )
+    for number, count in enumerate(effect.diverged):
+        if count:
+            text, across = f"{WRONG} {count} diverged", axes.get_xaxis_transform()
+            mark = axes.text(number, 0.02, text, transform=across, color=RED, ha="center")
+            mark.set(fontsize=9, in_layout=False)
     if effect.best is not None:
         star, score = effect.best
         axes.plot(star, score, "*", color=RED, ms=15, label=f"best point, {score:.2%}", zorder=5)
     axes.set_xticks(places, [f"{value:g}" for value in effect.values])
     axes.set_xlabel(effect.axis)
-    axes.margins(x=0.18, y=0.12)
+    # By the values, not by the scores: a value may have none.
+    axes.set_xlim(-0.18 * (len(places) - 1), 1.18 * (len(places) - 1))
+    axes.margins(y=0.12)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(axis="y", alpha=0.25)
 

@@ -5,7 +5,6 @@ import gc
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from fmnist_tracking import runtime
+from fmnist_tracking import machine, runtime
 
 JOIN_SECONDS = 5
 _LOOK_SECONDS = 1.0
@@ -31,12 +30,18 @@ _LONGEST_TEMPORARY_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 # process of it, and a service manager's SIGTERM every process of the service.
 _LEFT_TO_THE_DRIVER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
+_SEMAPHORES = "/dev/shm"
+
 _starting = threading.Lock()
 
 
 def start_method() -> str:
-    """How `multiprocessing` starts workers: forked ready to work, where that can be."""
-    folder = os.fsencode(tempfile.gettempdir())
+    """How `multiprocessing` starts workers: forked ready to work, where that can be.
+
+    Raises:
+        OutputError: there is no folder for temporary files.
+    """
+    folder = os.fsencode(runtime.temporary_folder())
     can_fork = sys.platform == "linux" and len(folder) <= _LONGEST_TEMPORARY_FOLDER
     return "forkserver" if can_fork else "spawn"
 
@@ -55,6 +60,14 @@ def start_helpers(preload: Sequence[str]) -> None:
         get_context("forkserver").set_forkserver_preload(list(preload))
         with _signals_held_back(_LEFT_TO_THE_DRIVER), _starting:
             _ensure_fork_server()
+
+
+def why_not_started(error: Exception) -> str:
+    """What there is to say of a process that could not be started, in words."""
+    seen = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if sys.platform == "linux" and not os.access(_SEMAPHORES, os.W_OK):
+        seen += f"; {_SEMAPHORES}, where Python keeps what processes share, cannot be written"
+    return seen
 
 
 def end_fork_server() -> None:
@@ -81,6 +94,7 @@ class WorkerProcess:
         self.reader: Connection | None = None
         self.tasks = 0
         self._parent = 0
+        self._oom_kills = 0
         self.is_used_up = False  # its process must be replaced before the next task
 
     def start(self, threads: int, prepare: Callable[[], None]) -> Connection:
@@ -99,6 +113,7 @@ class WorkerProcess:
             executor = ProcessPoolExecutor(
                 1, context, initializer=_start_worker, initargs=arguments
             )
+            self._oom_kills = machine.oom_kills()
             executor.submit(_ready)  # the pool starts its process only when it has a task
         writer.close()  # the worker has its own: when that is gone, reading comes to an end
         (self.process,) = executor._processes.values()
@@ -133,7 +148,14 @@ class WorkerProcess:
                 os.kill(self.process.pid, signal.SIGKILL)
             return "the process that it was forked from is gone"
         if code is not None and code < 0:
-            return f"killed by signal {-code}, {signal.strsignal(-code)}"
+            how = f"killed by signal {-code}, {signal.strsignal(-code)}"
+            kills = machine.oom_kills() - self._oom_kills
+            if code == -signal.SIGKILL and kills > 0:
+                how += (
+                    f"; since it was started, the system has killed {kills} "
+                    f"process{'es' if kills > 1 else ''} for want of memory"
+                )
+            return how
         return f"exit status {code}"
 
 

@@ -5,7 +5,6 @@ import math
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -17,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fmnist_tracking import clock
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.estimate import Pace, time_left
@@ -113,7 +113,7 @@ class Progress:
         names: Sequence[str],
         workers: int = 1,
         console: Console | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = clock.now,
     ) -> None:
         self._console = console or stderr_console()
         self._points = points
@@ -122,7 +122,7 @@ class Progress:
         self._clock = clock
         self._running: dict[int, _Running] = {}
         self._waiting = dict.fromkeys(range(1, len(points) + 1))
-        self._ended = self._failed = self._reused = 0
+        self._ended = self._failed = self._reused = self._diverged = 0
         self._best: tuple[float, str] | None = None
         self._pace = Pace()
         self._seconds_left: float | None = None
@@ -181,6 +181,9 @@ class Progress:
             self._waiting.pop(event.number, None)
             self._ended += 1
             self._reused += 1
+            if event.diverged:
+                self._diverged += 1
+                return f"{place} is trained already: it diverged, run {event.run_id[:8]}"
             self._compare(event.val_accuracy, event.number)
             accuracy = "" if event.val_accuracy is None else f"{event.val_accuracy:.4f}"
             return (
@@ -223,11 +226,15 @@ class Progress:
             self._pace.trial(
                 self._points[event.number - 1],
                 running.done - running.before,
-                self._clock() - running.started,
+                # By its worker's clock: that one may have been stopped.
+                event.seconds or self._clock() - running.started,
             )
         if event.error is not None:
             self._failed += 1
             return f"{place} ended: FAILED: {event.error}"
+        if event.diverged is not None:
+            self._diverged += 1
+            return f"{place} ended: diverged: the loss of epoch {event.diverged} is not finite"
         self._compare(event.val_accuracy, event.number)
         return (
             f"{place} ended: validation accuracy {event.val_accuracy:.4f}, epoch {event.best_epoch}"
@@ -295,6 +302,7 @@ class Progress:
         counts = [f"{self._ended} of {len(self._points)} points ended"]
         counts += [f"{self._reused} reused"] if self._reused else []
         counts += [f"{self._failed} failed"] if self._failed else []
+        counts += [f"{self._diverged} diverged"] if self._diverged else []
         bar = ProgressBar(
             total=max(1, len(self._points)), completed=self._completed(), width=_BAR_WIDTH
         )

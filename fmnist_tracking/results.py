@@ -1,7 +1,8 @@
 """What came out: records of an epoch, a training, a trial, a search and an evaluation."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from fmnist_tracking.config import SearchSpace, TrainingConfig, Value, flops_per_image
 
 FINISHED, RUNNING = "FINISHED", "RUNNING"
+# What people are told of a trial that has finished without a model of use.
+DIVERGED = "diverged"
 # A training step computes the gradients by the activations and by the weights beside the forward
 # pass, each as costly as that.
 _PASSES_A_STEP = 3
@@ -39,6 +42,11 @@ class EpochMetrics:
     ended_at: int = 0
     usage: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether both losses are numbers; if not, the training has diverged."""
+        return math.isfinite(self.loss) and math.isfinite(self.val_loss)
+
     def metrics(self) -> dict[str, float]:
         """The figures by metric name."""
         values = dataclasses.asdict(self)
@@ -47,8 +55,16 @@ class EpochMetrics:
 
 
 def best_epoch(epochs: Sequence[EpochMetrics]) -> EpochMetrics:
-    """The epoch with the highest validation accuracy, the earliest of equals."""
-    return max(epochs, key=lambda e: (e.val_accuracy, -e.epoch))
+    """The epoch with the highest validation accuracy, the earliest of equals.
+
+    One without a finite loss is the best only if there is no other.
+    """
+    return max(epochs, key=lambda e: (e.is_finite, e.val_accuracy, -e.epoch))
+
+
+def diverged_in(epochs: Iterable[EpochMetrics]) -> int | None:
+    """The first epoch whose loss, in training or validation, is not finite; None without one."""
+    return next((e.epoch for e in epochs if not e.is_finite), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +162,13 @@ class TrainingResult:
 
     @property
     def best(self) -> EpochMetrics:
-        """The epoch with the highest validation accuracy, the earliest of equals."""
+        """The best epoch; see `best_epoch`."""
         return best_epoch(self.epochs)
+
+    @property
+    def diverged(self) -> int | None:
+        """The epoch in which the training diverged, which is its last; None if it did not."""
+        return diverged_in(self.epochs)
 
     def summary(self) -> dict[str, float]:
         """The summary metrics of a trial, by the names they have in MLflow.
@@ -203,11 +224,13 @@ class Outcome:
         val_accuracy: the best epoch's, None if the trial failed.
         best_epoch: the epoch it was reached in.
         error: what ended a failed trial, in a line.
+        diverged: whether its loss was no longer a finite number.
     """
 
     val_accuracy: float | None = None
     best_epoch: int | None = None
     error: str | None = None
+    diverged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +248,7 @@ class TrialResult:
         model_parameters: trainable weights of the network.
         error: what ended a failed trial, in a line.
         reused: whether an earlier search had trained it already.
+        diverged: whether its loss was no longer a finite number, so that it ended there.
     """
 
     run_id: str
@@ -237,6 +261,12 @@ class TrialResult:
     model_parameters: int | None = None
     error: str | None = None
     reused: bool = False
+    diverged: bool = False
+
+    @property
+    def outcome(self) -> str:
+        """How it came out, in a word: its status, or "diverged"."""
+        return DIVERGED if self.diverged else self.status
 
     def to_json(self) -> dict[str, Any]:
         """The trial as `search --json` gives it."""
@@ -276,7 +306,7 @@ class SearchResult:
         """The object that `search --json` ends with.
 
         Args:
-            best: the trial that won, None if none finished.
+            best: the trial that won, None if there is none.
         """
         return {
             "run_id": self.run_id,
@@ -285,6 +315,7 @@ class SearchResult:
             "finished": len(self.finished),
             "failed": sum(t.status not in (FINISHED, RUNNING) for t in self.trials),
             "reused": sum(t.reused for t in self.trials),
+            "diverged": sum(t.diverged for t in self.trials),
             "best": best
             and {
                 "run_id": best.run_id,

@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fmnist_tracking import machine
-from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.errors import ConfigError, OutputError
 
 _BACKEND = "KERAS_BACKEND"
 DEFAULTS = {
@@ -180,11 +180,25 @@ def threads() -> int:
     return tf.config.threading.get_inter_op_parallelism_threads() or machine.cores()
 
 
+def temporary_folder() -> str:
+    """The folder for temporary files.
+
+    Raises:
+        OutputError: none can be written.
+    """
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise OutputError(
+            f"{error.strerror}. Set TMPDIR to a folder that can be written."
+        ) from None
+
+
 @contextmanager
 def _native_stderr_held_back() -> Iterator[None]:
     sys.stderr.flush()
     kept = os.dup(2)
-    with tempfile.TemporaryFile() as held_back:
+    with tempfile.TemporaryFile(dir=temporary_folder()) as held_back:
         os.dup2(held_back.fileno(), 2)
         try:
             yield

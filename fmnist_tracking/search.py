@@ -9,7 +9,7 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 
 from fmnist_tracking.config import SearchSpace, Value
 from fmnist_tracking.errors import SearchError
-from fmnist_tracking.results import Outcome
+from fmnist_tracking.results import DIVERGED, Outcome
 
 OBJECTIVE = "val_accuracy"
 
@@ -92,14 +92,14 @@ def explore(space: SearchSpace, run_trial: RunTrial, slots: int, stop: "Future[N
 
 
 def _tell(oracle: GridOracle, trial: Trial, outcome: Outcome) -> None:
-    if outcome.val_accuracy is not None:
+    if outcome.val_accuracy is not None and not outcome.diverged:
         oracle.update_trial(
             trial.trial_id, {OBJECTIVE: outcome.val_accuracy}, step=outcome.best_epoch or 0
         )
         trial.status = TrialStatus.COMPLETED
     else:
         trial.status = TrialStatus.FAILED
-        trial.message = outcome.error
+        trial.message = DIVERGED if outcome.diverged else outcome.error
     oracle.end_trial(trial)
 
 

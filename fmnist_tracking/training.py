@@ -14,13 +14,13 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from fmnist_tracking import checkpoints, runtime
+from fmnist_tracking import checkpoints, clock, runtime
 from fmnist_tracking import model as network
 from fmnist_tracking.checkpoints import Checkpoint
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.evaluation import cross_entropy, most_probable, score, share_right
-from fmnist_tracking.results import EpochMetrics, TrainingResult, best_epoch
+from fmnist_tracking.results import EpochMetrics, TrainingResult, best_epoch, diverged_in
 from fmnist_tracking.step import TrainingStep, shard_bounds
 from fmnist_tracking.usage import UsageMeter
 
@@ -62,6 +62,9 @@ def train(
     number alone, and a checkpoint holds the state of the optimizer: so a training that was
     cut off and goes on gives the same numbers, to the last bit, as one that was not.
 
+    A training whose loss is no longer finite, on training or validation images, has diverged
+    and ends with that epoch.
+
     Args:
         config: what to train.
         data: training and validation images.
@@ -73,8 +76,7 @@ def train(
             checkpoint spares; usually none.
 
     Returns:
-        The result, and the weights of the best epoch: the one with the highest validation
-        accuracy, the earliest of equals.
+        The result, and the weights of the best epoch; see `results.best_epoch`.
     """
     images, labels = _tensor(data.train_images), _tensor(data.train_labels)
     saved = checkpoints.load(place.folder, place.fingerprint) if place else None
@@ -106,7 +108,7 @@ def train(
         told: Future[None] | None = None
         while not _is_done(config, epochs, best):
             epoch = len(epochs) + 1
-            start = time.perf_counter()
+            start = clock.now()
             order = np.random.default_rng([config.seed, epoch]).permutation(len(labels))
             loss, right = step.run_epoch(
                 images,
@@ -116,7 +118,7 @@ def train(
                 epoch=epoch,
                 learning_rate=config.learning_rate,
             )
-            fit_seconds += time.perf_counter() - start
+            fit_seconds += clock.now() - start
             probabilities = validate()
             predicted = most_probable(probabilities)
             figures = EpochMetrics(
@@ -125,14 +127,14 @@ def train(
                 accuracy=right / len(order),
                 val_loss=cross_entropy(data.validation_labels, probabilities),
                 val_accuracy=share_right(data.validation_labels, predicted),
-                epoch_seconds=time.perf_counter() - start,
+                epoch_seconds=clock.now() - start,
                 ended_at=int(time.time() * 1000),
                 usage=meter.read(),
             )
-            if not epochs or figures.val_accuracy > epochs[best - 1].val_accuracy:
+            epochs.append(figures)
+            if best_epoch(epochs) is figures:
                 best, best_weights = epoch, tuple(model.get_weights())
                 best_predicted = predicted
-            epochs.append(figures)
             checkpoint = None
             if place is not None:
                 checkpoint = Checkpoint(
@@ -172,6 +174,8 @@ def train(
 
 def _is_done(config: TrainingConfig, epochs: Sequence[EpochMetrics], best: int) -> bool:
     done = len(epochs)
+    if diverged_in(epochs):  # what comes of such weights is no number either
+        return True
     return done >= config.epochs or bool(config.patience and done - best >= config.patience)
 
 
@@ -230,11 +234,11 @@ def _is_faster_compiled(
         weights = [tf.Variable(weight.value) for weight in model.trainable_variables]
         step = TrainingStep(weights, config, runtime.shards(), compiled=compiled)
         for _ in range(2):  # the first time, it is traced and compiled
-            start = time.perf_counter()
+            start = clock.now()
             step.run_epoch(
                 images, labels, order, seed=0, epoch=1, learning_rate=config.learning_rate
             )
-            seconds[compiled] = time.perf_counter() - start
+            seconds[compiled] = clock.now() - start
     return seconds[True] < seconds[False]
 
 

@@ -99,3 +99,60 @@ def test_effects_with_a_point_missing() -> None:
     assert effect.lines == ((None, 0.6),)
     (nothing,) = effects(space, [])
     assert nothing.means == (None, None)
+
+
+def test_a_trial_that_diverged_comes_after_all_others() -> None:
+    trials = [
+        trial("lost", 0.99, config=config(filters=1), diverged=True),
+        trial("poor", 0.05, config=config(filters=2)),
+        trial("failed", None, config=config(filters=3)),
+    ]
+    assert [r.trial.run_id for r in rank(trials[:2])] == ["poor", "lost"]
+    assert [p.trial.run_id for p in leaderboard(trials)] == ["poor", "lost", "failed"]
+    winner = best(trials[:2])
+    assert winner is not None
+    assert winner.run_id == "poor"
+    assert best(trials[:1]) is None
+
+
+def test_a_point_with_a_seed_that_diverged_comes_after_those_with_none() -> None:
+    trials = [
+        trial("half", 0.95, config=config(filters=1, seed=0)),
+        trial("half lost", 0.99, config=config(filters=1, seed=1), diverged=True),
+        trial("all lost", 0.98, config=config(filters=2, seed=0), diverged=True),
+        trial("all lost too", 0.97, config=config(filters=2, seed=1), diverged=True),
+        trial("whole", 0.1, config=config(filters=3, seed=0)),
+        trial("whole too", 0.2, config=config(filters=3, seed=1)),
+    ]
+    ranked = rank(trials)
+    assert [r.trial.run_id for r in ranked] == [
+        *("whole too", "whole", "half", "half lost", "all lost", "all lost too")
+    ]
+    assert [r.rank for r in ranked] == [1, 1, 2, 2, 3, 3]
+    # What is averaged is what was reached.
+    assert [r.mean for r in ranked[2:4]] == [0.95, 0.95]
+    assert ranked[2].spread is None
+    winner = best(trials[:4])  # where no point is without, its other seeds count
+    assert winner is not None
+    assert winner.run_id == "half"
+
+
+def test_effects_leave_out_what_diverged_and_count_it() -> None:
+    space = SearchSpace(axes={"filters": (1, 2), "strides": (1, 2)})
+    lost = {(1, 2), (2, 2)}
+    scores = {(1, 1): 0.4, (1, 2): 0.99, (2, 1): 0.2, (2, 2): 0.98}
+    trials = [
+        trial(f"{f}{s}", score, config=config(filters=f, strides=s), diverged=(f, s) in lost)
+        for (f, s), score in scores.items()
+    ]
+    filters, strides = effects(space, trials)
+    assert filters.means == (0.4, 0.2)
+    assert filters.diverged == (1, 1)
+    assert strides.means[0] == pytest.approx(0.3)
+    assert strides.means[1] is None
+    assert strides.diverged == (0, 2)
+    assert set(strides.lines) == {(0.4, None), (0.2, None)}
+    assert (filters.best, strides.best) == ((0, 0.4), (0, 0.4))
+    alone = effects(space, [t for t in trials if t.diverged])
+    assert [e.best for e in alone] == [None, None]
+    assert [e.means for e in alone] == [(None, None), (None, None)]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from fmnist_tracking import environment
@@ -269,6 +270,37 @@ def test_doctor_looks_at_everything(call: Call) -> None:
     assert all(c["ok"] for c in found)
     assert found[6]["seen"].endswith("will be made by the first search")
     assert not Path("mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "check"),
+    [
+        ("FMNIST_THREADS", "many", "settings"),
+        ("FMNIST_JIT_COMPILE", "yes", "settings"),
+        ("FMNIST_STORE_PATIENCE", "-1", "settings"),
+        ("FMNIST_STATE_DIR", "/proc/nowhere", "checkpoints"),
+        ("MLFLOW_TRACKING_URI", "127.0.0.1:5000", "MLflow store"),
+        ("MLFLOW_TRACKING_URI", "sqlite:////no/such/folder/mlflow.db", "MLflow store"),
+        ("MLFLOW_EXPERIMENT_ID", "77", "MLflow store"),
+    ],
+)
+def test_doctor_ticks_only_what_a_search_would_take(
+    call: Call,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+    check: str,
+) -> None:
+    monkeypatch.setenv(name, value)
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    monkeypatch.setenv(name, value)
+    status, out, _ = call("doctor", "--json")
+    assert status == 1
+    assert [c["name"] for c in json.loads(out) if not c["ok"]] == [check]
+    status, _, err = call("search", "--limit", "600", "--epochs", "1", "--filters", "4")
+    assert status in (1, 2)
+    assert "Error: " in err
 
 
 def test_doctor_tells_which_code_runs(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,3 +132,12 @@ def test_links_of_the_documents_lead_somewhere() -> None:
         for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
             if not link.startswith("http"):
                 assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_the_tests_that_the_guarantees_name_are_there() -> None:
+    text = (ROOT / "docs" / "guarantees.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", text))
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    defined = set(re.findall(r"^def (test_\w+)", sources, re.MULTILINE))
+    assert len(named) > 50
+    assert named - defined == set()

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from fmnist_tracking import processes
-from fmnist_tracking.executors import WorkerDied, WorkerPool
+from fmnist_tracking import machine, processes
+from fmnist_tracking.executors import NoWorker, WorkerDied, WorkerPool
 
 
 def report_twice(number: int, report: Callable[[Any], None]) -> tuple[int, int]:
@@ -311,6 +311,37 @@ def test_workers_that_die_while_a_report_is_taken_in_do_not_hold_up_the_pool() -
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=120
     )
     assert done.stdout == "WorkerDied('exit status 3')\n"
+
+
+@pytest.mark.parametrize("kills", [0, 1, 2])
+def test_want_of_memory_is_told_only_where_the_system_has_counted_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kills: int
+) -> None:
+    (tmp_path / "vmstat").write_text("oom_kill 3\n")
+    monkeypatch.setattr(machine, "_SYSTEM", tmp_path / "vmstat")
+    monkeypatch.setattr(machine, "_CONTROL_GROUPS", tmp_path)
+    with WorkerPool(1, Reports(), prepare_nothing) as pool:
+        pid = pool.submit(own_pid).result(timeout=60)
+        dying = pool.submit(sleep_long)
+        (tmp_path / "vmstat").write_text(f"oom_kill {3 + kills}\n")
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(WorkerDied) as caught:
+            dying.result(timeout=60)
+    seen = {0: "", 1: "1 process for want of memory", 2: "2 processes for want of memory"}[kills]
+    assert str(caught.value).startswith("killed by signal 9, Killed")
+    assert str(caught.value).endswith(seen or "Killed")
+
+
+def test_why_no_process_can_be_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object) -> None:
+        os.open("/proc/self/no such file", os.O_RDONLY)
+
+    with WorkerPool(1, Reports(), prepare_nothing) as pool:
+        with pytest.raises(WorkerDied, match="exit status 7"):
+            pool.submit(exit_with_status, 7).result(timeout=60)
+        monkeypatch.setattr(processes.WorkerProcess, "start", start)
+        with pytest.raises(NoWorker, match=r"^FileNotFoundError: \[Errno 2\] No such file"):
+            pool.submit(own_pid).result(timeout=60)
 
 
 def test_a_worker_s_exit_status_is_told() -> None:

@@ -93,3 +93,14 @@ def test_gpus_that_tensorflow_cannot_compute_on_do_not_count(
     assert machine.gpus() == 0
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     assert machine.gpus() == 1
+
+
+def test_processes_killed_for_want_of_memory_are_counted(
+    groups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_SYSTEM", groups / "vmstat")
+    assert machine.oom_kills() == 0
+    (groups / "vmstat").write_text("pgfault 7\noom_kill 5\n")
+    assert machine.oom_kills() == 5
+    (groups / "memory.events").write_text("low 0\noom 4\noom_kill 2\noom_group_kill 1\n")
+    assert machine.oom_kills() == 2  # of this container

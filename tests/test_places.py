@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import sqlalchemy
 
 from fmnist_tracking import tracking
 from fmnist_tracking.errors import TrackingError
@@ -40,6 +41,11 @@ def test_every_folder_name_works(
 ) -> None:
     folder = inside(tmp_path / name, monkeypatch)
     before = set(tmp_path.iterdir())
+    if "?" in name and sqlalchemy.__version__.startswith("2.0."):
+        with pytest.raises(TrackingError, match="SQLAlchemy"), open_store(create=True):
+            pass
+        assert list(folder.iterdir()) == []
+        return
     with open_store(create=True) as store:
         run_id = fill(store)
         assert read(store, run_id) == "kept"

@@ -1,3 +1,6 @@
+import dataclasses
+import math
+
 import matplotlib
 import numpy as np
 import pytest
@@ -60,6 +63,36 @@ def test_learning_curves_show_every_epoch_and_the_best() -> None:
     assert (loss.get_xlabel(), loss.get_ylabel()) == ("epoch", "loss (nats)")
 
 
+def test_what_diverged_is_told_where_nothing_can_be_drawn() -> None:
+    effect = Effect(
+        axis="learning_rate",
+        values=(0.01, 1.0, 100.0),
+        best=(0, 0.8),
+        means=(0.8, None, None),
+        diverged=(0, 1, 2),
+        lines=((0.8, None, None),),
+    )
+    (axes,) = plots.grid([effect], "A grid").axes
+    said = {text.get_position()[0]: text.get_text() for text in axes.texts[1:]}
+    assert said == {1: "✗ 1 diverged", 2: "✗ 2 diverged"}
+    assert axes.get_xlim()[1] > 2  # the value without a score is there
+    nothing = dataclasses.replace(effect, best=None, means=(None,) * 3, lines=((None,) * 3,))
+    assert plots.png(plots.grid([nothing], "A grid"))
+
+
+def test_curves_of_a_training_that_diverged() -> None:
+    result = training(0.3, 0.6, 0.1)
+    last = dataclasses.replace(result.epochs[2], loss=math.inf, val_loss=math.nan)
+    result = dataclasses.replace(result, epochs=(*result.epochs[:2], last))
+    figure = plots.learning_curves(result, "Curves")
+    for axes in figure.axes:
+        lines = {str(line.get_label()): line for line in axes.get_lines()}
+        assert xs(lines["best epoch, 2"]) == [2, 2]
+        assert xs(lines["diverged in epoch 3"]) == [3, 3]
+        assert axes.get_xlim()[1] >= 3
+    assert plots.png(figure)
+
+
 def test_grid_has_a_panel_for_each_axis_and_one_star() -> None:
     effects = [
         Effect(
@@ -67,6 +100,7 @@ def test_grid_has_a_panel_for_each_axis_and_one_star() -> None:
             values=(12, 36),
             best=(1, 0.8),
             means=(0.6, 0.7),
+            diverged=(0, 0),
             lines=((0.5, 0.8), (0.7, 0.6)),
         ),
         Effect(
@@ -74,6 +108,7 @@ def test_grid_has_a_panel_for_each_axis_and_one_star() -> None:
             values=(1, 2),
             best=(0, 0.8),
             means=(0.65, None),
+            diverged=(0, 1),
             lines=((0.8, None), (0.5, None)),
         ),
     ]

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import math
 import re
 import sys
 
@@ -226,3 +227,31 @@ def test_the_live_display_has_a_row_for_each_worker() -> None:
     assert "1 of 4 points ended, 1 reused" in summary
     assert "best so far 0.9000 (a)" in summary
     assert clock.endswith("0:00:10 gone, 0:00:40 left")  # the fourth point has yet to begin
+
+
+def test_a_trial_that_diverged_is_told_and_never_the_best() -> None:
+    shown = Shown(points=3, epochs=4)
+    shown.progress(
+        TrialReused(number=1, run_id="0123456789abcdef", val_accuracy=0.9, diverged=True)
+    )
+    assert shown.last_line == "[1/3] a is trained already: it diverged, run 01234567"
+    shown.progress(TrialStarted(number=2))
+    shown.progress(EpochEnded(number=2, metrics=dataclasses.replace(slow_epoch(1), loss=math.nan)))
+    assert "loss nan" in shown.last_line
+    assert "no trial ended yet" in shown.last_line
+    shown.progress(TrialEnded(number=2, val_accuracy=0.8, best_epoch=1, diverged=1))
+    assert shown.last_line == "[2/3] b ended: diverged: the loss of epoch 1 is not finite"
+    live = Shown(points=1, epochs=4, live=True)
+    with live.progress as progress:
+        progress(TrialStarted(number=1))
+        progress(TrialEnded(number=1, val_accuracy=0.8, best_epoch=1, diverged=1))
+    assert "1 of 1 points ended, 1 diverged  ·  no trial ended yet" in live.text
+
+
+def test_seconds_in_which_a_worker_was_stopped_are_not_expected_of_other_trials() -> None:
+    shown = Shown(points=2, epochs=1)
+    shown.progress(TrialStarted(number=1))
+    shown.now = 3600  # stopped for most of it
+    shown.progress(EpochEnded(number=1, metrics=slow_epoch(1)))
+    shown.progress(TrialEnded(number=1, val_accuracy=0.5, best_epoch=1, seconds=15))
+    assert shown.progress.seconds_left == 15

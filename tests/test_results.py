@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -11,6 +12,7 @@ from fmnist_tracking.results import (
     SearchResult,
     TrainingResult,
     TrialResult,
+    best_epoch,
 )
 
 
@@ -142,6 +144,7 @@ def test_search_json_has_the_contract_s_keys() -> None:
         "finished": 2,
         "failed": 1,
         "reused": 1,
+        "diverged": 0,
     }
     assert list(content["best"]) == ["run_id", "params", "val_accuracy"]
     assert content["best"]["run_id"] == "c"
@@ -156,5 +159,42 @@ def test_search_json_has_the_contract_s_keys() -> None:
         "model_parameters",
         "error",
         "reused",
+        "diverged",
     }
     assert result.to_json(None)["best"] is None
+
+
+@pytest.mark.parametrize("loss", ["loss", "val_loss"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_epoch_without_a_finite_loss_is_where_a_training_diverged(
+    loss: str, value: float
+) -> None:
+    result = training(0.1, 0.2, 0.9)
+    assert result.diverged is None
+    first, second, third = result.epochs
+    second = dataclasses.replace(second, **{loss: value})  # type: ignore[arg-type]
+    assert dataclasses.replace(result, epochs=(first, second)).diverged == 2
+    # Chance may give weights that are no numbers a better score than the epochs before.
+    third = dataclasses.replace(third, **{loss: value})  # type: ignore[arg-type]
+    assert best_epoch((first, second, third)) == first
+    assert best_epoch((third, second)) == third
+
+
+def test_what_an_earlier_version_kept_of_a_trial_is_read() -> None:
+    content = trial("a", 0.7).to_json()
+    del content["diverged"]
+    assert TrialResult.from_json(content) == trial("a", 0.7)
+
+
+def test_a_trial_that_diverged_has_finished_and_says_so() -> None:
+    diverged = trial("a", 0.1, diverged=True)
+    assert (diverged.status, diverged.outcome) == ("FINISHED", "diverged")
+    assert trial("b", None).outcome == "FAILED"
+    result = SearchResult(
+        run_id="s",
+        experiment_id="1",
+        space=SearchSpace(axes={"filters": (1, 2)}),
+        trials=(diverged, trial("b", 0.2)),
+    ).to_json(None)
+    assert (result["finished"], result["diverged"]) == (2, 1)
+    assert [t["diverged"] for t in result["trials"]] == [True, False]

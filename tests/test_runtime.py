@@ -188,3 +188,18 @@ def test_a_person_s_keras_json_changes_nothing(
 
 def test_a_home_that_is_no_folder(tmp_path: Path, undisturbed: str) -> None:
     assert losses(tmp_path, {"HOME": "/proc/nowhere"}) == undisturbed
+
+
+def test_where_nothing_temporary_can_be_written() -> None:
+    code = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # as on a disk that is full
+from fmnist_tracking import errors, runtime
+try:
+    runtime.temporary_folder()
+except errors.OutputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("No usable temporary directory found in [")
+    assert done.stdout.endswith("]. Set TMPDIR to a folder that can be written.\n")

@@ -187,3 +187,28 @@ def test_the_oracle_writes_nothing(tmp_path: Path) -> None:
     oracle = GridOracle(SPACE)
     oracle.create_trial("slot")
     assert list(tmp_path.iterdir()) == []  # the working folder
+
+
+def test_keras_tuner_is_told_that_a_trial_which_diverged_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    oracles: list[GridOracle] = []
+
+    class Seen(GridOracle):
+        def __init__(self, space: SearchSpace) -> None:
+            super().__init__(space)
+            oracles.append(self)
+
+    monkeypatch.setattr(search, "GridOracle", Seen)
+    space = SearchSpace(axes={"learning_rate": (0.001, 1.0)})
+
+    def run(values: Mapping[str, Value]) -> "Future[Outcome]":
+        diverged = values["learning_rate"] == 1
+        return ended(
+            Outcome(val_accuracy=0.9 if diverged else 0.5, best_epoch=1, diverged=diverged)
+        )
+
+    explore(space, run, 1, endless())
+    found = {t.hyperparameters.values["learning_rate"]: t for t in oracles[0].trials.values()}
+    assert (found[0.001].status, found[0.001].score) == ("COMPLETED", 0.5)
+    assert (found[1.0].status, found[1.0].score) == ("FAILED", None)

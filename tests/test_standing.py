@@ -266,6 +266,22 @@ def test_runs_of_dead_processes_are_closed(
     assert tracking.close_orphans(store, [experiment]) == []
 
 
+def test_a_killed_search_shows_as_such_at_once(
+    store: Store, experiment: str, dead: Lease, other: Lease
+) -> None:
+    killed, running = start_search(store, experiment), start_search(store, experiment)
+    trials = [start_trial(store, experiment, 0, parent) for parent in (killed, running)]
+    for run, trial, lease in ((killed, trials[0], dead), (running, trials[1], other)):
+        give(store, run, lease)
+        give(store, trial, lease)
+    shown = {run.run_id: run.status for run in tracking.list_runs(store)}
+    assert shown == {killed: "KILLED", running: "RUNNING"}
+    for search, expected in shown.items():
+        result = tracking.read_search(store, tracking.find_run(store, search))
+        assert [trial.status for trial in result.trials] == [expected]
+    assert status(store, killed) == "RUNNING"  # to look changes nothing
+
+
 def test_a_search_on_another_machine_gives_signs_of_life_for_its_trials(
     store: Store, experiment: str
 ) -> None:

@@ -848,3 +848,64 @@ def test_the_store_to_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///env.db")
     assert tracking.tracking_uri() == f"sqlite:///{tmp_path}/env.db"
     assert tracking.tracking_uri("sqlite:///given.db") == f"sqlite:///{tmp_path}/given.db"
+
+
+def diverged(scores: tuple[float, ...]) -> TrainingResult:
+    """A training whose last epoch has no finite loss."""
+    result = training(*scores)
+    last = dataclasses.replace(result.epochs[-1], val_loss=float("nan"))
+    return dataclasses.replace(result, epochs=(*result.epochs[:-1], last))
+
+
+def test_a_trial_that_diverged_is_marked_and_a_search_of_such_has_no_best(
+    store: Store, split: DataSplit, trained: tuple[TrainingResult, Weights]
+) -> None:
+    space = SearchSpace(axes={"filters": (4,)})
+    search = start_search(store, space=space)
+    run_id = start_trial(store, SMALL, search)
+    epochs = diverged((0.7, 0.8)).epochs
+    finish(store, run_id, (dataclasses.replace(trained[0], epochs=epochs), trained[1]), split)
+    run = store.client.get_run(run_id)
+    assert (run.info.status, run.data.tags["fmnist.diverged"]) == ("FINISHED", "2")
+    assert "**It diverged in epoch 2**" in run.data.tags["mlflow.note.content"]
+    assert tracking.read_trial(tracking.as_tracked(run)).diverged
+    tracking.finish_search(store, search_result(store, search), b"picture")
+    ended = store.client.get_run(search)
+    assert ended.info.status == "FINISHED"
+    assert "fmnist.best_run" not in ended.data.tags
+    assert "best_val_accuracy" not in ended.data.metrics
+    assert "Every trial diverged" in ended.data.tags["mlflow.note.content"]
+    assert "★" not in store.client.get_run(run_id).info.run_name
+    (row,) = csv.DictReader(io.StringIO(read(ended, "leaderboard.csv")))
+    assert (row["status"], row["diverged"]) == ("FINISHED", "True")
+    assert json.loads(read(ended, "search.json"))["best"] is None
+    with pytest.raises(TrackingError, match=r"Every finished trial of the search .* diverged"):
+        tracking.best_trial(store, tracking.find_run(store, search))
+
+
+def read(run: Any, file: str) -> str:
+    return str(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{file}"))
+
+
+def test_a_run_of_an_earlier_version_without_a_loss_diverged(store: Store) -> None:
+    lost, found = (start_trial(store, SMALL, None) for _ in range(2))
+    for run_id, loss in ((lost, float("nan")), (found, 0.5)):
+        store.client.log_metric(run_id, "best_val_loss", loss)
+        finish_quickly(store, run_id, 0.1)
+    results = [tracking.read_trial(tracking.find_run(store, run_id)) for run_id in (lost, found)]
+    assert [result.diverged for result in results] == [True, False]
+
+
+def test_a_search_s_description_tells_what_diverged(store: Store) -> None:
+    search = start_search(store, space=SearchSpace(axes={"learning_rate": (0.001, 0.1, 10.0)}))
+    for rate, score in ((0.001, 0.6), (0.1, 0.7), (10.0, 0.9)):
+        run_id = start_trial(store, dataclasses.replace(SMALL, learning_rate=rate), search)
+        if rate == 10:
+            store.client.set_tag(run_id, names.DIVERGED, "1")
+        finish_quickly(store, run_id, score)
+    tracking.finish_search(store, search_result(store, search), b"picture")
+    note = store.client.get_run(search).data.tags["mlflow.note.content"]
+    assert "3 of 3 points finished; 1 trial diverged." in note
+    assert "| 3 | " in note
+    assert "| diverged |" in note
+    assert "0.001: 0.6000, 0.1: 0.7000, 10: diverged | 0.1000" in note

@@ -1,5 +1,6 @@
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,6 +95,33 @@ def test_patience_stops_after_epochs_without_improvement(split: DataSplit) -> No
     result, _ = train(config, split)
     assert result.best.epoch == 1
     assert len(result.epochs) == 1 + 2
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_training_that_diverges_ends_with_that_epoch(
+    split: DataSplit, place: CheckpointPlace, before: int
+) -> None:
+    if before:  # epochs that go well
+        cut_off_after(before, dataclasses.replace(SMALL, epochs=before), split, place)
+    config = dataclasses.replace(SMALL, learning_rate=1e30, epochs=9)
+    result, weights = train(config, split, place=place)
+    assert result.diverged == len(result.epochs) == before + 1
+    assert not math.isfinite(result.epochs[-1].loss)
+    # The weights that are kept are numbers, if any epoch had such.
+    assert (result.best.epoch <= before) == (before > 0)
+    assert np.isfinite(np.concatenate([w.ravel() for w in weights])).all() == (before > 0)
+
+
+def test_a_training_that_diverged_is_not_gone_on_with(
+    split: DataSplit, place: CheckpointPlace
+) -> None:
+    config = dataclasses.replace(SMALL, learning_rate=1e30, epochs=4)
+    cut_off_after(1, config, split, place)  # killed when its last checkpoint was written
+    spared: list[Sequence[EpochMetrics]] = []
+    trained: list[EpochMetrics] = []
+    result, _ = train(config, split, trained.append, place=place, on_start=spared.append)
+    assert [len(epochs) for epochs in spared] == [1]
+    assert (trained, result.diverged) == ([], 1)
 
 
 def test_speed_counts_training_images_alone(split: DataSplit) -> None:

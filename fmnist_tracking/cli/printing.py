@@ -59,7 +59,7 @@ def print_trials(result: SearchResult, *, as_json: bool) -> None:
         "trial": [_printable(trial.name) for trial in trials],
         "run id": [trial.run_id[:8] for trial in trials],
         **axes,
-        "status": [trial.status for trial in trials],
+        "status": [trial.outcome for trial in trials],
         "val. acc.": [share(trial.val_accuracy) for trial in trials],
         "best epoch": [str(trial.best_epoch or "") for trial in trials],
         "seconds": [
@@ -120,7 +120,7 @@ def print_trial(trial: TrialResult, *, as_json: bool) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("run id", trial.run_id)
     table.add_row("trial", _printable(trial.name))
-    table.add_row("status", trial.status)
+    table.add_row("status", trial.outcome)
     if trial.error:
         table.add_row("error", _printable(trial.error))
     table.add_row("validation accuracy", share(trial.val_accuracy))
@@ -152,7 +152,9 @@ def print_plan(plan: "Plan", *, as_json: bool) -> None:
     words = ", ".join(f"{count} {state}" for state, count in counts.items())
     noun = "point" if len(plan.points) == 1 else "points"
     out.print(f"{len(plan.points)} {noun}: {words}; {plan.workers} at once", soft_wrap=True)
-    if plan.seconds is not None:
+    if all(point.state == "finished" for point in plan.points):
+        out.print("Nothing left to train.")
+    elif plan.seconds is not None:
         duration = timedelta(seconds=round(plan.seconds))
         out.print(
             f"about {duration} (from {plan.based_on}), and {plan.disk_bytes / 1e6:.0f} MB of disk",

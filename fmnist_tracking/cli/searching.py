@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from fmnist_tracking.addresses import without_user
+from fmnist_tracking.analysis import best
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
 from fmnist_tracking.cli.printing import print_plan, print_trial, print_trials, say
@@ -113,6 +114,11 @@ def search(
             f"{failed} of {len(result.space)} points failed. Their runs hold the traceback, as "
             "the artifact traceback.txt. The same command tries them again."
         )
+    if best(result.finished) is None:
+        raise SearchError(
+            "Every trial diverged: each ended with a loss that is no finite number, so there is no "
+            "best one. Train with a smaller learning rate, such as --axis learning_rate=0.001."
+        )
     _say_next(context, result.run_id)
 
 
@@ -166,6 +172,11 @@ def train(
         announce=say,
     )
     print_trial(result, as_json=as_json)
+    if result.diverged:
+        raise SearchError(
+            f"The training diverged: its loss is no finite number. Its run is {result.run_id}. "
+            "Train with a smaller --learning-rate."
+        )
     _say_next(context, result.run_id)
 
 

@@ -146,7 +146,13 @@ def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
     """
     if run.role != names.SEARCH:
         return run
-    winner = best(read_search(store, run).finished)
+    finished = read_search(store, run).finished
+    winner = best(finished)
+    if winner is None and finished:
+        raise TrackingError(
+            f"Every finished trial of the search {run.run_id[:8]} diverged, so that none of its "
+            "models is of use. Choose another search, or train with a smaller learning rate."
+        )
     if winner is None:
         raise TrackingError(_no_trial_yet(run))
     return as_tracked(store.client.get_run(winner.run_id))

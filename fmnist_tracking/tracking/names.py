@@ -7,6 +7,8 @@ DATA_SHA256 = "fmnist.data_sha256"
 DATASET = "fmnist.dataset"
 PROTOCOL = "fmnist.protocol"
 ERROR = "fmnist.error"
+# The epoch whose loss was no finite number, on a trial that ended there.
+DIVERGED = "fmnist.diverged"
 TEST_OPENED = "fmnist.test_opened"
 REPORT_OF = "fmnist.report_of"
 

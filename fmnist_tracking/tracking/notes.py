@@ -11,7 +11,7 @@ from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
 from fmnist_tracking.analysis import Effect, Ranked, leaderboard, rank
 from fmnist_tracking.config import FIELDS, SplitConfig, flag
-from fmnist_tracking.results import SearchResult, TrainingResult, TrialResult
+from fmnist_tracking.results import DIVERGED, SearchResult, TrainingResult, TrialResult
 from fmnist_tracking.tracking.page import model_address, run_address, table_address
 
 _SHOWN = 10
@@ -57,12 +57,14 @@ def search_ended(result: SearchResult, effects: Sequence[Effect]) -> str:
     counts = f"{len(result.finished)} of {len(result.space)} points finished"
     counts += f", {reused} of them in earlier runs" if reused else ""
     counts += f"; {unfinished} did not" if unfinished else ""
+    diverged = sum(trial.diverged for trial in result.trials)
+    counts += f"; {diverged} trial{'s' if diverged > 1 else ''} diverged" if diverged else ""
     parts = [_winner(result, ranked), counts + "."]
     rows = [
         (
             str(place.rank or ""),
             _link(result.experiment_id, place.trial),
-            _share(place.trial.val_accuracy),
+            DIVERGED if place.trial.diverged else _share(place.trial.val_accuracy),
             *([_share(place.mean)] if _has_repeats(ranked) else []),
             str(place.trial.best_epoch or ""),
             _seconds(place.trial.train_seconds),
@@ -74,7 +76,7 @@ def search_ended(result: SearchResult, effects: Sequence[Effect]) -> str:
     parts.append(_table(heads, rows))
     if len(result.trials) > _SHOWN:
         parts.append(f"The first {_SHOWN}; all are in the artifact `leaderboard.csv`.")
-    if effects and ranked:
+    if effects and ranked and not ranked[0].trial.diverged:
         parts += ["**What each setting did** (mean validation accuracy)", _effects(effects)]
     parts.append(
         "**Next**: the artifact `figures/grid.png` draws this. To compare curves, open "
@@ -90,6 +92,8 @@ def _winner(result: SearchResult, ranked: Sequence[Ranked]) -> str:
     if not ranked:
         return "**No point has finished.** The trials hold what went wrong, as `traceback.txt`."
     first = ranked[0]
+    if first.trial.diverged:
+        return "**Every trial diverged**: there is no best. Choose a smaller `learning_rate`."
     text = (
         f"**Best: {_link(result.experiment_id, first.trial)}**, validation accuracy "
         f"{_share(first.trial.val_accuracy)} after epoch {first.trial.best_epoch}"
@@ -107,13 +111,20 @@ def _effects(effects: Iterable[Effect]) -> str:
     rows = []
     for effect in effects:
         means = [mean for mean in effect.means if mean is not None]
-        pairs = zip(effect.values, effect.means, strict=True)
-        listed = [f"{value:.15g}: {_share(mean)}" for value, mean in pairs]
+        columns = zip(effect.values, effect.means, effect.diverged, strict=True)
+        listed = [f"{value:.15g}: {_mean(mean, diverged)}" for value, mean, diverged in columns]
         if len(listed) > _SHOWN:
             place = effect.means.index(max(means))
             listed = [f"{len(listed)} values, the best {listed[place]}"]
         rows.append((f"`{effect.axis}`", ", ".join(listed), f"{max(means) - min(means):.4f}"))
     return _table(("setting", "by value", "range"), rows)
+
+
+def _mean(mean: float | None, diverged: int) -> str:
+    """Of the points with a value; those that diverged are told beside it."""
+    if mean is None:
+        return DIVERGED if diverged else ""
+    return f"{_share(mean)} ({diverged} diverged)" if diverged else _share(mean)
 
 
 def trial_begun(experiment_id: str, parent: str | None) -> str:
@@ -164,8 +175,14 @@ def trial_ended(
             f"{figures['flops_per_image'] / 1e6:.1f} MFLOP an image",
         ),
     ]
+    diverged = (
+        f" **It diverged in epoch {result.diverged}**: its loss was no finite number, so it ended "
+        "there."
+        if result.diverged
+        else ""
+    )
     parts = [
-        _what(experiment_id, parent),
+        _what(experiment_id, parent) + diverged,
         _table(("", ""), rows),
         f"**Next**: the [model]({model_address(experiment_id, model_id)}); under "
         "*Artifacts*, `figures/learning_curves.png`, the scores of each class in "

@@ -84,7 +84,7 @@ def sqlite_uri(path: Path) -> str:
             return uri
     raise TrackingError(
         f"The installed SQLAlchemy cannot open {path}, because of the ? in it. Rename the folder, "
-        "or install SQLAlchemy 2.1."
+        "or install SQLAlchemy 2.1, which needs Python 3.11."
     )
 
 

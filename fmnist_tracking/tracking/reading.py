@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from fmnist_tracking.tracking.store import Store
 
 _PAGE = 1000
 _IDS_AT_ONCE = 200
+_BEST_VAL_LOSS = "best_val_loss"
 NEWEST_FIRST = ["attributes.start_time DESC"]
 _FINISHED = f"attributes.status = '{FINISHED}'"
 # Above it, not every whole number is a float.
@@ -418,6 +420,9 @@ def trial_result(run: Run) -> TrialResult:
             train_seconds=metrics.get("train_seconds"),
             model_parameters=_whole(metrics.get("model_parameters")),
             error=run.data.tags.get(names.ERROR),
+            # Runs of earlier versions have no such tag.
+            diverged=names.DIVERGED in run.data.tags
+            or math.isnan(metrics.get(_BEST_VAL_LOSS, 0.0)),
         )
     except (ValueError, OverflowError) as error:
         raise UnreadableRun(run, f"one of its metrics is no whole number ({error})") from None

@@ -46,6 +46,7 @@ _LEADERBOARD_COLUMNS = (
     "train_seconds",
     "model_parameters",
     "reused",
+    "diverged",
 )
 
 
@@ -160,7 +161,10 @@ def finish_trial(
         is_fashion_mnist=facts.data.is_fashion_mnist,
     )
     note = notes.beside(note, client.get_run(run_id).data.tags)
-    client.log_batch(run_id, metrics=metrics, tags=[RunTag(MLFLOW_RUN_NOTE, note)])
+    tags = {MLFLOW_RUN_NOTE: note}
+    if result.diverged is not None:
+        tags[names.DIVERGED] = str(result.diverged)
+    client.log_batch(run_id, metrics=metrics, tags=[RunTag(k, v) for k, v in tags.items()])
     client.set_terminated(run_id, FINISHED)
 
 

@@ -106,7 +106,10 @@ def _data(data_dir: Path | None) -> str:
 
 
 def _settings() -> str:
+    from fmnist_tracking.workflows.session import store_patience
+
     runtime.asked_to_compile()
+    store_patience()
     return f"{runtime.threads_of(1)} threads for a single training"
 
 

@@ -1,6 +1,7 @@
 """The folder of an unfinished search or training, held by one process at a time."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -13,6 +14,8 @@ from fmnist_tracking.checkpoints import STATE_VARIABLE, state_dir
 from fmnist_tracking.errors import OutputError, SearchError
 
 _LOCK = "held_by"
+# What flock says of a file that another process has locked.
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 def folder_of(store_uri: str, experiment_id: str, fingerprint: str) -> Path:
@@ -37,13 +40,13 @@ def held_folder(
         fresh: remove the checkpoints that are there.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: it cannot be made, or not be locked.
         SearchError: another process holds it.
     """
     folder = folder_of(store_uri, experiment_id, fingerprint)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("a+")
+        lock = (folder / _LOCK).open("a+", errors="replace")
     except OSError as error:
         raise OutputError(
             f"The folder {folder}, for checkpoints, cannot be written ({error.strerror}). Name "
@@ -52,7 +55,13 @@ def held_folder(
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in _HELD:
+                raise OutputError(
+                    f"The folder {folder}, for checkpoints, cannot be locked ({error.strerror}), "
+                    "which keeps two processes from doing the same search at once. Name a folder "
+                    f"on another file system with {STATE_VARIABLE}."
+                ) from None
             lock.seek(0)
             raise SearchError(
                 f"This very search is running already: {lock.read() or 'another process'} holds "

@@ -51,8 +51,7 @@ def model_process() -> Iterator[Ask]:
                     return answer.result()
                 except WorkerDied as death:
                     raise TrackingError(
-                        f"The process that asked the model died ({death}); perhaps there is not "
-                        "enough memory."
+                        f"The model could not be asked: {death.what} ({death})."
                     ) from None
 
             return wait

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -198,7 +199,7 @@ class Session:
             ConfigError: the time to wait, from the environment, is no number.
             TrackingError: the store did not answer for too long.
         """
-        self.recorder.flush(_store_patience())
+        self.recorder.flush(store_patience())
 
     def close(self) -> None:
         """End what `start` started, when all is written."""
@@ -252,7 +253,7 @@ def open_session(
         DataError: the data cannot be had.
         TrackingError: the store cannot be reached.
     """
-    _store_patience()
+    store_patience()
     runtime.asked_to_compile()
     # The recorder's thread computes; the threads that hand out points must not wait for it long.
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -295,11 +296,17 @@ def data_facts(dataset: "Dataset") -> "DataFacts":
     return DataFacts(sha256=dataset.digest, name=name, source=dataset.source)
 
 
-def _store_patience() -> float:
+def store_patience() -> float:
+    """Return for how many seconds, at the end, a store that does not answer is waited for.
+
+    Raises:
+        ConfigError: the environment gives no number of seconds.
+    """
     text = os.environ.get(STORE_PATIENCE_VARIABLE, str(_STORE_PATIENCE_SECONDS))
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(
-            f"Expected {STORE_PATIENCE_VARIABLE} to be a number of seconds, got {text!r}."
-        ) from None
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+        if 0 <= seconds < math.inf:
+            return seconds
+    raise ConfigError(
+        f"Expected {STORE_PATIENCE_VARIABLE} to be a number of seconds, got {text!r}."
+    )

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tracking import fingerprint
+from fmnist_tracking import clock, fingerprint
 from fmnist_tracking.config import SplitConfig, TrainingConfig
 from fmnist_tracking.errors import DataError
 from fmnist_tracking.events import EpochEnded, TrialStarted
@@ -44,10 +44,17 @@ class TrialTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A trial that came to its end: the result and the best epoch's weights."""
+    """A trial that came to its end: the result and the best epoch's weights.
+
+    Attributes:
+        result: of all its epochs.
+        weights: of the best one.
+        seconds: that this process took for it, without those in which it was stopped.
+    """
 
     result: TrainingResult
     weights: "Weights"
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +92,7 @@ def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Faile
     """
     from fmnist_tracking import training
 
+    start = clock.now()
     split, parts = _load(task.data_dir, task.split, task.data_sha256)
 
     def on_start(epochs: Sequence[EpochMetrics]) -> None:
@@ -101,7 +109,7 @@ def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Faile
     except Exception as error:
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         return Failed(line=line, trace="".join(traceback.format_exception(error)))
-    return Trained(result=result, weights=weights)
+    return Trained(result=result, weights=weights, seconds=clock.now() - start)
 
 
 @lru_cache(maxsize=1)  # a worker runs many trials on the same images

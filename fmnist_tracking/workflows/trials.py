@@ -15,7 +15,7 @@ from fmnist_tracking.events import (
     TrialStarted,
     WorkerLost,
 )
-from fmnist_tracking.executors import WorkerDied, WorkerPool
+from fmnist_tracking.executors import NoWorker, WorkerDied, WorkerPool
 from fmnist_tracking.progress import Progress
 from fmnist_tracking.results import Outcome, TrialResult
 from fmnist_tracking.workflows.keeping import Keeper
@@ -90,8 +90,23 @@ class Trials:
 
     def reuse(self, number: int, trial: TrialResult) -> Future[Outcome]:
         """A trial that has finished already, as if it had just been run."""
-        self._show(TrialReused(number=number, run_id=trial.run_id, val_accuracy=trial.val_accuracy))
-        return _done(trial.val_accuracy, trial.best_epoch)
+        self._show(
+            TrialReused(
+                number=number,
+                run_id=trial.run_id,
+                val_accuracy=trial.val_accuracy,
+                diverged=trial.diverged,
+            )
+        )
+        future: Future[Outcome] = Future()
+        future.set_result(
+            Outcome(
+                val_accuracy=trial.val_accuracy,
+                best_epoch=trial.best_epoch,
+                diverged=trial.diverged,
+            )
+        )
+        return future
 
     def stop(self) -> None:
         """End the workers at once."""
@@ -125,16 +140,12 @@ class Trials:
             after = max(len(saved.epochs) if saved else 0, self._reached.get(task.number, 0))
             if after > self._died_after.get(task.number, -1):
                 self._died_after[task.number] = after
-                self._keeper.note(
-                    task.number, _line(f"worker process died after epoch {after}: {death}")
-                )
-                self._show(WorkerLost(number=task.number, how=str(death)))
+                self._keeper.note(task.number, _line(f"{death.what} after epoch {after}: {death}"))
+                if not isinstance(death, NoWorker):
+                    self._show(WorkerLost(number=task.number, how=str(death)))
                 self._attempt(task, outcome)
                 return
-            line = (
-                f"the worker process died twice after epoch {after} ({death}); perhaps there is "
-                "not enough memory"
-            )
+            line = f"{death.what} ({death}), for the second time after epoch {after}"
             ended = Failed(line=line, trace=line)
         if isinstance(ended, Failed):
             self._recorded[task.number] = self._keeper.fail(task.number, ended)
@@ -142,18 +153,24 @@ class Trials:
             outcome.set_result(Outcome(error=ended.line))
             return
         self._recorded[task.number] = self._keeper.finish(task.number, ended)
-        best = ended.result.best
+        best, diverged = ended.result.best, ended.result.diverged
         self._show(
-            TrialEnded(number=task.number, val_accuracy=best.val_accuracy, best_epoch=best.epoch)
+            TrialEnded(
+                number=task.number,
+                val_accuracy=best.val_accuracy,
+                best_epoch=best.epoch,
+                diverged=diverged,
+                seconds=ended.seconds,
+            )
         )
-        outcome.set_result(Outcome(val_accuracy=best.val_accuracy, best_epoch=best.epoch))
+        outcome.set_result(
+            Outcome(
+                val_accuracy=best.val_accuracy,
+                best_epoch=best.epoch,
+                diverged=diverged is not None,
+            )
+        )
 
 
 def _line(text: str) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}"
-
-
-def _done(val_accuracy: float | None, best_epoch: int | None) -> Future[Outcome]:
-    future: Future[Outcome] = Future()
-    future.set_result(Outcome(val_accuracy=val_accuracy, best_epoch=best_epoch))
-    return future

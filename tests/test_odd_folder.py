@@ -1,0 +1,98 @@
+"""The whole way in a folder with an odd name, and again after the folder was moved."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fmnist_tracking.data import Dataset
+from fmnist_tracking.tracking import places
+from test_serving import model_server, post
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = {"limit": "600", "epochs": "1", "filters": "4,6", "strides": "2", "hidden_units": "8"}
+GRID = [word for name, value in SETTINGS.items() for word in (f"--{name.replace('_', '-')}", value)]
+
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def caller(folder: Path, cache: Path) -> Call:
+    """Runs a module in a folder as a person does there."""
+
+    def call(module: str, *words: str) -> "subprocess.CompletedProcess[str]":
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            [sys.executable, "-m", module, *words],
+            cwd=folder,
+            env={**os.environ, "FMNIST_CACHE_DIR": str(cache), "PATH": path},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return call
+
+
+def use(folder: Path, call: Call) -> None:
+    """Report, promote, predict and serve, from the store of a folder."""
+    reported = call("fmnist_tracking", "report", "latest", "--json")
+    assert reported.returncode == 0, reported.stderr
+    assert (folder / json.loads(reported.stdout)["files"][0]).is_file()
+    promoted = call("fmnist_tracking", "promote", "latest", "--json")
+    assert promoted.returncode == 0, promoted.stderr
+    predicted = call("fmnist_tracking", "predict", "--run-id", "champion", "boot.png", "--json")
+    assert predicted.returncode == 0, predicted.stderr
+    assert len(json.loads(predicted.stdout)["pictures"]) == 1
+    with model_server(places.sqlite_uri(folder / "mlflow.db"), folder) as address:
+        served = post(address, {"inputs": [[[[0]] * 28] * 28]})
+        assert len(served["predictions"]) == 1
+
+
+def test_the_whole_way_in_a_folder_with_an_odd_name(
+    tmp_path: Path, cache: Path, dataset: Dataset
+) -> None:
+    folder = tmp_path / "é my #1 project"
+    folder.mkdir()
+    for name in ("fmnist_tracking", "MLproject", "conda.yaml"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    Image.fromarray(dataset.test_images[0]).save(folder / "boot.png")
+    before = set(tmp_path.iterdir())
+    call = caller(folder, cache)
+    searched = call("fmnist_tracking", "search", *GRID, "--kernel-sizes", "3", "--json")
+    assert searched.returncode == 0, searched.stderr
+    assert json.loads(searched.stdout)["finished"] == 2
+    use(folder, call)
+    assert set(tmp_path.iterdir()) - before <= {tmp_path / "state"}
+
+    moved = tmp_path / "moved & renamed #2"
+    folder.rename(moved)
+    call = caller(moved, cache)
+    for words in (("report", "latest"), ("promote", "latest"), ("search", *GRID)):
+        done = call("fmnist_tracking", *words)
+        assert done.returncode == 1
+        assert "`fmnist-track doctor --relocate` puts that right" in done.stderr
+    assert call("fmnist_tracking", "doctor", "--relocate").returncode == 0
+    use(moved, call)
+    again = call("fmnist_tracking", "search", *GRID, "--kernel-sizes", "3", "--json")
+    assert json.loads(again.stdout)["reused"] == 2
+    assert not folder.exists()
+
+    parameters = [word for name, value in SETTINGS.items() for word in ("-P", f"{name}={value}")]
+    ran = call("mlflow", "run", ".", "-e", "search", "--env-manager", "local", *parameters)
+    assert ran.returncode == 0, ran.stderr
+    listed = json.loads(call("fmnist_tracking", "runs", "--json").stdout)
+    assert {run["experiment"] for run in listed} == {"fashion-mnist", "Default"}
+    assert {run["status"] for run in listed} == {"FINISHED"}
+    # MLflow itself leaves an empty folder by the encoded name of this one.
+    left = set(tmp_path.iterdir()) - {moved, tmp_path / "state"}
+    assert all(not any(folder.rglob("*.keras")) for folder in left)
