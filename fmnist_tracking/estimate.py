@@ -4,7 +4,12 @@ import heapq
 from collections.abc import Iterable
 from functools import cache
 
-from fmnist_tracking.config import TrainingConfig, model_parameters, multiply_adds
+from fmnist_tracking.config import (
+    TrainingConfig,
+    feature_map_sizes,
+    model_parameters,
+    multiply_adds,
+)
 
 # What a step costs beside its arithmetic, in multiply-adds an image: found by timing
 # all 12 points of the coursework's grid at batch size 32 and fitting a line.
@@ -16,6 +21,8 @@ _OVERHEAD_MULTIPLY_ADDS = 200_000
 _BYTES_A_TRIAL = 235_000
 _BYTES_AN_EPOCH = 1_200
 _BYTES_A_WEIGHT = 4
+# The weight, its gradient, and Adam's two moments.
+_TENSORS_A_WEIGHT = 4
 
 
 def disk_bytes(config: TrainingConfig) -> int:
@@ -25,6 +32,22 @@ def disk_bytes(config: TrainingConfig) -> int:
         + _BYTES_AN_EPOCH * config.epochs
         + _BYTES_A_WEIGHT * model_parameters(config)
     )
+
+
+def memory_bytes(config: TrainingConfig, images: int) -> int:
+    """What a training holds in memory at least, in bytes.
+
+    Counts the weights, their gradients and Adam's two moments, and what the layers give for a
+    batch, which the gradients are computed from; not what the process takes beside those.
+
+    Args:
+        config: of the training.
+        images: how many there are; a batch has no more.
+    """
+    sides = feature_map_sizes(config).values()
+    outputs = config.filters * sum(side**2 for side in sides) + config.hidden_units
+    batch = min(config.batch_size, images)
+    return _BYTES_A_WEIGHT * (_TENSORS_A_WEIGHT * model_parameters(config) + batch * outputs)
 
 
 @cache

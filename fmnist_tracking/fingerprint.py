@@ -11,10 +11,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
 from typing import Any
 
 from fmnist_tracking.config import SplitConfig, TrainingConfig, feature_map_sizes
+
+# Read once: it takes half a millisecond, and each point of a grid asks for all of them.
+version = cache(metadata.version)
 
 # Raise a network's version when the same configuration builds another network: other layers, or
 # other weights to begin with.

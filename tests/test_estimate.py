@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmnist_tracking.config import TrainingConfig
-from fmnist_tracking.estimate import Pace, time_left, work
+from fmnist_tracking.estimate import Pace, memory_bytes, time_left, work
 
 SMALL, LARGE = TrainingConfig(filters=4), TrainingConfig(filters=64)
 seconds = st.floats(0, 1000)
@@ -95,3 +95,11 @@ def test_time_left_is_no_less_than_an_even_share(
     assert left >= max(longest, share * (1 - 1e-9))
     assert left <= share + longest + 1e-6
     assert time_left(running, waiting, workers + 1) <= left + max(waiting, default=0.0) + 1e-6
+
+
+def test_memory_is_that_of_weights_and_a_batch() -> None:
+    config = TrainingConfig(filters=2, kernel_size=1, strides=1, hidden_units=3, batch_size=5)
+    # 28, 14, 14 and 7 pixels a side; 4 + 6 + 3 * 99 + 10 * 4 weights.
+    outputs = 2 * (28**2 + 14**2 + 14**2 + 7**2) + 3
+    assert memory_bytes(config, 1000) == 4 * (4 * 347 + 5 * outputs)
+    assert memory_bytes(config, 2) == 4 * (4 * 347 + 2 * outputs)

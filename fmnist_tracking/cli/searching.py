@@ -104,7 +104,7 @@ def search(
         upgrade_store=upgrade_store,
     )
     if dry_run:
-        print_plan(plan(grid, base, request), as_json=as_json)
+        print_plan(plan(grid, base, request, announce=say), as_json=as_json)
         return
     result = run_search(grid, base, request, announce=say)
     print_trials(result, as_json=as_json)

@@ -6,20 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tracking import checkpoints, fingerprint, runtime
+from fmnist_tracking import checkpoints, fingerprint, machine, runtime
 from fmnist_tracking.config import SearchSpace, TrainingConfig
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.estimate import Pace, disk_bytes, time_left, work
 from fmnist_tracking.workflows.holding import folder_of
-from fmnist_tracking.workflows.session import Request, best_workers
+from fmnist_tracking.workflows.room import too_large, workers_for
+from fmnist_tracking.workflows.session import Announce, Request
 from fmnist_tracking.workflows.trial import trial_name
 
 if TYPE_CHECKING:
     from fmnist_tracking.data import Dataset
 
 FINISHED, CONTINUES, NEW, REFUSED = "finished", "continues", "new", "refused"
-# Images that a short measurement trains on: about a second of the coursework's middle point.
+# A measurement trains on so many images, a network of at most so many multiply-adds an image: some
+# seconds on a slow processor.
 _MEASURED_IMAGES = 3_000
+_MEASURED_WORK = 5e6
+# Of more points, a person is told that they are looked at.
+_MANY = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,29 +75,36 @@ def plan(
     space: SearchSpace,
     base: TrainingConfig,
     request: Request,
+    announce: Announce = lambda _: None,
 ) -> Plan:
     """Say what `search` would do with the same arguments, and do none of it.
 
     Nothing is written to the store. The time is estimated from the finished trials of the
-    experiment on as many images, or, without any, from a training of a few seconds.
+    experiment on as many images, or, without any, from a training of a few seconds, of a network
+    that is small whatever the grid, by the arithmetic of each.
 
     Args:
         space: the grid.
         base: value of each setting that is not an axis of the grid.
         request: the rest of what is asked.
+        announce: called with lines for a person to read.
 
     Raises:
+        ConfigError: as many trials at once as are asked for have no room in the memory.
         DataError: the data cannot be had.
         TrackingError: the store cannot be reached.
     """
     from fmnist_tracking.data import load_dataset
 
     dataset = load_dataset(request.data_dir)
+    if len(space) > _MANY:
+        announce(f"Looking at {len(space):,} points; this takes a while.")
     configs = _configs(space, base)
     good = [config for config in configs if isinstance(config, TrainingConfig)]
     keys = fingerprint.of_grid(good, request.split, dataset.digest)
     prints = dict(zip(good, keys.today, strict=True))
     known = _known(request, keys)
+    memory = machine.memory()
     points: list[PlannedPoint] = []
     to_train: list[tuple[TrainingConfig, int]] = []
     for config in configs:
@@ -109,11 +121,15 @@ def plan(
                 )
             )
             continue
+        reason = too_large(config, request.split, memory)
+        if reason is not None:
+            points.append(PlannedPoint(name=name, state=REFUSED, reason=reason))
+            continue
         done = known.epochs_done(point)
         state = CONTINUES if done else NEW
         points.append(PlannedPoint(name=name, state=state, epochs_done=done, epochs=epochs))
         to_train.append((config, epochs - done))
-    workers = min(request.workers or best_workers(), max(1, len(to_train)))
+    workers = workers_for([config for config, _ in to_train], request)
     seconds, based_on = 0.0, "nothing is left to train"
     if to_train:
         pace, based_on = _pace(request, to_train, dataset, runtime.threads_of(workers))
@@ -122,7 +138,7 @@ def plan(
     return Plan(
         points=tuple(points),
         workers=workers,
-        seconds=None if len(good) < len(configs) else seconds,
+        seconds=None if any(point.state == REFUSED for point in points) else seconds,
         based_on=based_on,
         disk_bytes=sum(disk_bytes(config) for config, _ in to_train),
     )
@@ -197,8 +213,7 @@ def _pace(
             pace.trial(config, epochs, trial.train_seconds or 0.0)
         if trials:
             return pace, f"{len(trials)} finished trials on as many images"
-    _measure(pace, to_train, dataset, request, threads)
-    return pace, "a short measurement"
+    return pace, _measure(pace, to_train, dataset, request, threads)
 
 
 def _measure(
@@ -207,14 +222,19 @@ def _measure(
     dataset: "Dataset",
     request: Request,
     threads: int,
-) -> None:
-    """Train the point in the middle of the work for two epochs on some of the images."""
+) -> str:
+    """Train a point that is small enough for two epochs on some of the images; say what was done.
+
+    It is the point in the middle of the work, or else the coursework's network.
+    """
     runtime.load_tensorflow(threads)
     from fmnist_tracking import training
     from fmnist_tracking.data import split_dataset
 
     configs = sorted((config for config, _ in to_train), key=work)
-    config = dataclasses.replace(configs[len(configs) // 2], epochs=2, patience=0)
+    middle = configs[len(configs) // 2]
+    fitting = middle if work(middle) <= _MEASURED_WORK else TrainingConfig()
+    config = dataclasses.replace(fitting, epochs=2, patience=0)
     split = split_dataset(dataset, request.split)
     images = len(split.train_labels)
     some = min(images, _MEASURED_IMAGES)
@@ -231,3 +251,4 @@ def _measure(
     whole = second.epoch_seconds * images / some
     pace.epoch(config, 1, whole + max(0.0, extra))
     pace.epoch(config, 2, whole)
+    return f"two epochs of {trial_name(config)} on {some:,} images, by the FLOPs of each point"

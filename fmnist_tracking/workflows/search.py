@@ -12,7 +12,8 @@ from fmnist_tracking.errors import SearchError
 from fmnist_tracking.progress import Progress
 from fmnist_tracking.results import FINISHED, Outcome, SearchResult, TrialResult
 from fmnist_tracking.workflows.holding import held_folder
-from fmnist_tracking.workflows.session import Announce, Request, best_workers, open_session
+from fmnist_tracking.workflows.room import workers_for
+from fmnist_tracking.workflows.session import Announce, Request, open_session
 from fmnist_tracking.workflows.trial import trial_name
 
 __all__ = ["Request", "grid_picture", "search", "train"]
@@ -39,7 +40,7 @@ def search(
         announce: called with lines for a person to read, before the trials start.
 
     Raises:
-        ConfigError: a point of the grid cannot be built.
+        ConfigError: a point of the grid cannot be built, or has no room in the memory.
         DataError: the data cannot be had.
         OutputError: checkpoints cannot be written.
         SearchError: another process is working on the same search.
@@ -47,7 +48,7 @@ def search(
     """
     points = space.points(base)
     names = [trial_name(config, space.varying) for config in points]
-    workers = min(request.workers or best_workers(), len(points))
+    workers = workers_for(points, request)
     cores = machine.cores()
     if workers > cores:
         announce(f"{workers} workers share {cores} processor cores, and wait for each other.")
@@ -178,6 +179,7 @@ def train(
         announce: called with lines for a person to read, before the training starts.
 
     Raises:
+        ConfigError: the network has no room in the memory.
         DataError: the data cannot be had.
         OutputError: checkpoints cannot be written.
         SearchError: the training failed; its run holds the traceback. Or another process is
@@ -185,6 +187,7 @@ def train(
         TrackingError: the store cannot be reached.
     """
     name = trial_name(config)
+    workers_for([config], request)
     progress = Progress([config], [name])
     with open_session("train", request, progress, 1, announce) as session:
         from fmnist_tracking import tracking
