@@ -95,6 +95,7 @@ def _write(
             "model": written.model.to_json(),
             "images": "validation" if written.evaluation is None else "test",
             "files": [str(path) for path in written.files],
+            "kept": written.kept,
         }
         if written.evaluation is not None:
             content["test_accuracy"] = written.evaluation.accuracy

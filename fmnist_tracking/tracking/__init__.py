@@ -55,7 +55,12 @@ from fmnist_tracking.tracking.registry import (
     register_version,
     require_model,
 )
-from fmnist_tracking.tracking.reporting import log_report, log_validation_figures, mark_report_run
+from fmnist_tracking.tracking.reporting import (
+    if_allowed,
+    log_report,
+    log_validation_figures,
+    mark_report_run,
+)
 from fmnist_tracking.tracking.standing import (
     OpenTrial,
     Standing,
@@ -110,6 +115,7 @@ __all__ = [
     "find_version",
     "finish_search",
     "finish_trial",
+    "if_allowed",
     "is_yet_to_be_made",
     "latest_search",
     "leaderboard_csv",

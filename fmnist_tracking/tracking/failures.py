@@ -1,5 +1,6 @@
 """What went wrong at a store: in a line that says what to do, and whether it may pass by itself."""
 
+import errno
 import re
 import traceback
 from collections.abc import Iterator
@@ -198,6 +199,13 @@ def sort(error: BaseException) -> Fault:
 def is_passing(error: BaseException) -> bool:
     """Whether an error may go away by itself."""
     return sort(error) is Fault.PASSING
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether an error says that this user may read a store, but not write it."""
+    if isinstance(error, OSError):
+        return isinstance(error, PermissionError) or error.errno == errno.EROFS
+    return _status(error) == 403 or "readonly database" in str(error)
 
 
 def _is_mlflow(error: BaseException) -> bool:

@@ -1,17 +1,42 @@
 """Keeping a report with the run it is about."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from mlflow.exceptions import MlflowException
 
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.experiments import adoptable_run
+from fmnist_tracking.tracking.failures import is_refused
 from fmnist_tracking.tracking.recording import log_metrics
 from fmnist_tracking.tracking.store import Store
 
 _AT_ONCE = 4
+
+
+def if_allowed(store: Store, write: Callable[[], None]) -> str | None:
+    """Write to a store if this user may.
+
+    Args:
+        store: the store.
+        write: writes to it.
+
+    Returns:
+        Why nothing, or not all, was written, where the user may read the store alone.
+    """
+    why = "its file and folder are for reading alone"
+    if store.can_be_written:
+        try:
+            write()
+            return None
+        except (MlflowException, OSError) as error:
+            if not is_refused(error):
+                raise
+            why = getattr(error, "strerror", None) or "it does not let this user"
+    return f"the store {store.public_uri} cannot be written by this user ({why})"
 
 
 def log_report(

@@ -181,13 +181,19 @@ def require_can_be_made(uri: str | None = None) -> Path | None:
 
 @contextlib.contextmanager
 def open_store(
-    uri: str | None = None, *, create: bool = False, files: bool = True, upgrade: bool = False
+    uri: str | None = None,
+    *,
+    create: bool = False,
+    write: bool = False,
+    files: bool = True,
+    upgrade: bool = False,
 ) -> Iterator[Store]:
     """Open the store; errors of MLflow inside the block become `TrackingError`.
 
     Args:
         uri: of the store; by default MLFLOW_TRACKING_URI or MLflow's own default.
         create: make a new SQLite store where there is none, rather than say so.
+        write: refuse a SQLite store that this user may read alone; `create` does too.
         files: whether the files of runs are needed, so that a store that was moved is refused;
             else it is only told.
         upgrade: bring a database of an older MLflow up to date, rather than refuse it.
@@ -197,13 +203,15 @@ def open_store(
             while it is used.
     """
     uri = _with_credentials_aside(tracking_uri(uri))
-    # MLflow and Alembic tell of each table they create, at the level of warnings or above.
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.utils"):
+    # MLflow and Alembic tell of each table they create, at the level of warnings or above, and of
+    # each error of a database with a traceback.
+    for name in ("alembic", "mlflow.tracking", "mlflow.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     for name, value in _MLFLOW_SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
-        _require_store(uri, create=create, upgrade=upgrade)
+        _require_store(uri, create=create, write=write, upgrade=upgrade)
         mlflow.set_tracking_uri(uri)
         with places.without_stray_folder(uri):
             client = MlflowClient(uri)
@@ -273,11 +281,11 @@ def _with_credentials_aside(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def _require_store(uri: str, *, create: bool, upgrade: bool) -> None:
+def _require_store(uri: str, *, create: bool, write: bool, upgrade: bool) -> None:
     """Look whether the store is one that can be used as it is, before MLflow touches it."""
     path = places.sqlite_file(uri)
     if path is not None:
-        require_sqlite_file(path, create=create)
+        require_sqlite_file(path, create=create, write=write)
     if uri.startswith(("http://", "https://")):
         _require_server(uri)
     elif database.is_database(uri):
@@ -338,12 +346,13 @@ def _make_sqlite_store(path: Path) -> None:
             os.link(new, path)
 
 
-def require_sqlite_file(path: Path, *, create: bool) -> None:
+def require_sqlite_file(path: Path, *, create: bool, write: bool = False) -> None:
     """Refuse a file that this user cannot use as a SQLite store.
 
     Args:
         path: of the file.
         create: whether it is to be made if it is not there, and written.
+        write: whether it is to be written.
 
     Raises:
         TrackingError: it is missing, no file, or may not be read or written.
@@ -354,7 +363,7 @@ def require_sqlite_file(path: Path, *, create: bool) -> None:
                 f"Expected {path} to be a SQLite file, but it is a folder or a device. Name "
                 "another with --tracking-uri."
             )
-        if create and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        if (create or write) and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
             raise TrackingError(
                 f"The MLflow store {path} cannot be written by this user. Change the permissions "
                 "of the file and its folder, or name another with --tracking-uri."

@@ -29,7 +29,7 @@ def repair(
     """
     from fmnist_tracking import tracking
 
-    with tracking.open_store(tracking_uri, files=False) as store:
+    with tracking.open_store(tracking_uri, write=True, files=False) as store:
         return tracking.close_orphans(store, tracking.experiment_ids(store, experiment))
 
 

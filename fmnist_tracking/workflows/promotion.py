@@ -69,7 +69,7 @@ def promote(
     from fmnist_tracking import tracking
 
     _check_name(name)
-    with tracking.open_store(tracking_uri) as store:
+    with tracking.open_store(tracking_uri, write=True) as store:
         trial = tracking.best_trial(store, tracking.find_run(store, reference, experiment))
         tracking.require_model(store, trial)
         champion = tracking.find_champion(store, name)

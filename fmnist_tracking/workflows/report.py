@@ -42,12 +42,14 @@ class Written:
         model: the model that was used.
         files: their paths, the one to open first first.
         evaluation: on the test images, None if they were not all scored.
+        kept: whether they are kept with the run too; not where this user may only read the store.
     """
 
     run_id: str
     model: About
     files: tuple[Path, ...]
     evaluation: Evaluation | None = None
+    kept: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +137,24 @@ def report(
                 "test_loss": evaluation.loss,
                 "test_macro_f1": evaluation.macro.f1,
             }
-            tracking.log_report(store, run.run_id, files, metrics, trial.run_id)
-            tracking.mark_report_run(store, run.run_id, "report")
-            return Written(run_id=run.run_id, model=model_is, files=files, evaluation=evaluation)
+
+            def keep() -> None:
+                tracking.log_report(store, run.run_id, files, metrics, trial.run_id)
+                tracking.mark_report_run(store, run.run_id, "report")
+
+            return Written(
+                run_id=run.run_id,
+                model=model_is,
+                files=files,
+                evaluation=evaluation,
+                kept=_is_kept(tracking.if_allowed(store, keep), announce),
+            )
+
+
+def _is_kept(refused: str | None, announce: Callable[[str], None]) -> bool:
+    if refused is not None:
+        announce(f"The files are not kept with the run: {refused}.")
+    return refused is None
 
 
 def activations(reference: str, **options: Any) -> Written:
@@ -182,9 +199,13 @@ def _part(
             else:
                 pictures = [figures.predictions(seen, _title(trial), seed)]
             files = _write(folder, {}, pictures)
-            tracking.log_validation_figures(store, run.run_id, files)
-            tracking.mark_report_run(store, run.run_id, name)
-            return Written(run_id=run.run_id, model=model_is, files=files)
+
+            def keep() -> None:
+                tracking.log_validation_figures(store, run.run_id, files)
+                tracking.mark_report_run(store, run.run_id, name)
+
+            kept = _is_kept(tracking.if_allowed(store, keep), announce)
+            return Written(run_id=run.run_id, model=model_is, files=files, kept=kept)
 
 
 def _task(
