@@ -6,7 +6,7 @@ PEERS := .venv-peers/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TRACK := $(BIN)/fmnist-track
 
-.PHONY: help quick full test test-fast lint format benchmarks ui server constraints clean
+.PHONY: help quick full test test-fast test-lowest lint format benchmarks ui server constraints clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -24,6 +24,9 @@ test: .venv/installed-dev  ## Set up and pass all tests
 
 test-fast: .venv/installed-dev  ## Set up and pass the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not browser and not service"
+
+test-lowest: .venv-lowest/installed  ## The same with the oldest packages that pyproject.toml allows
+	.venv-lowest/bin/python -m pytest -m "not slow and not browser and not service"
 
 lint: .venv/installed-dev  ## Style, types and the layers of the design
 	$(BIN)/ruff check .
@@ -61,7 +64,7 @@ constraints: .venv/installed-dev  ## Pin the newest versions that fit together
 	mv .venv/constraints constraints.txt
 
 clean:  ## Remove the environment and the tools' caches; runs and reports stay
-	rm -rf .venv .venv-keras .venv-peers .bootstrap build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-keras .venv-lowest .venv-peers .bootstrap build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Where python3 comes without venv (Debian splits it off), virtualenv does the same.
 $(BIN)/python $(PEERS)/python:
@@ -84,6 +87,12 @@ $(BIN)/python $(PEERS)/python:
 .venv/installed-benchmarks: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[benchmarks,server]'
 	touch $@ .venv/installed .venv/installed-server
+
+.venv-lowest/installed: pyproject.toml | .venv/installed-dev
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct \
+		--editable '.[dev]'
+	touch $@
 
 .venv-peers/installed: $(PEERS)/python benchmarks/peers.txt constraints.txt
 	$(PEERS)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \

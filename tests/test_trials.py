@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -6,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from conftest import Run
+from fmnist_tracking.tracking import open_store
+
 SEARCH = (
-    *("search", "--limit", "600", "--epochs", "1", "--filters", "4", "--strides", "2"),
+    *("search", "--limit", "600", "--epochs", "3", "--filters", "4", "--strides", "2"),
     *("--kernel-sizes", "3", "--hidden-units", "8"),
 )
 
@@ -45,3 +49,35 @@ def test_why_no_worker_can_be_started_is_what_the_system_says(tmp_path: Path) ->
     )
     assert again.returncode == 0, again.stderr
     assert os.access("/dev/shm", os.W_OK)
+
+
+def test_a_search_with_a_trial_that_diverges_and_one_of_none_but_such(
+    command: Run, tmp_path: Path
+) -> None:
+    one = ("--workers", "1")
+    lost = command(*SEARCH, *one, "--axis", "learning_rate=1e30", "--json")
+    assert lost.returncode == 1
+    assert "Every trial diverged" in lost.stderr
+    result = json.loads(lost.stdout)
+    assert (result["best"], result["finished"], result["diverged"]) == (None, 1, 1)
+    with open_store(f"sqlite:///{tmp_path}/mlflow.db") as store:
+        tags = store.client.get_run(result["trials"][0]["run_id"]).data.tags
+        steps = store.client.get_metric_history(result["trials"][0]["run_id"], "loss")
+    assert tags["fmnist.diverged"] == "1"
+    assert [step.step for step in steps] == [1]  # of three
+    both = command(*SEARCH, *one, "--axis", "learning_rate=1e30,0.001")
+    assert both.returncode == 0, both.stderr
+    assert "is trained already: it diverged" in both.stderr
+    rows = [line.split() for line in both.stdout.splitlines()]
+    assert [row[0] for row in rows if "diverged" in row] == ["2"]
+    again = command(*SEARCH, *one, "--axis", "learning_rate=1e30", "--json")
+    assert again.returncode == 1
+    assert json.loads(again.stdout)["trials"][0]["diverged"]
+    done = command(*SEARCH, *one, "--axis", "learning_rate=1e30,0.001", "--dry-run")
+    assert done.stdout.splitlines()[-1] == "Nothing left to train."
+    alone = command(
+        *("train", "--limit", "600", "--epochs", "3", "--filters", "4", "--strides", "2"),
+        *("--kernel-size", "3", "--hidden-units", "8", "--learning-rate", "1e30"),
+    )
+    assert alone.returncode == 1
+    assert "The training diverged" in alone.stderr
