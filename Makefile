@@ -64,7 +64,7 @@ constraints: .venv/installed-dev  ## Pin the newest versions that fit together
 	mv .venv/constraints constraints.txt
 
 clean:  ## Remove the environment and the tools' caches; runs and reports stay
-	rm -rf .venv .venv-peers .venv-lowest .bootstrap build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-keras .venv-peers .venv-lowest .bootstrap build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Where python3 comes without venv (Debian splits it off), virtualenv does the same.
 $(BIN)/python $(PEERS)/python:

@@ -1,8 +1,14 @@
 """The network: a small CNN built from a `TrainingConfig`, and a look inside it."""
 
+import importlib
+import inspect
+import json
+import os
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,6 +21,8 @@ INPUT_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 1)
 FIRST_CONVOLUTION = "conv1"
 # Images that are classified at once; more would only cost memory.
 _AT_ONCE = 1000
+# In a `.keras` file, what describes the layers.
+_CONFIG_FILE = "config.json"
 
 
 def build_model(config: TrainingConfig) -> keras.Model:
@@ -55,9 +63,44 @@ def with_weights(config: TrainingConfig, weights: Sequence[NDArray[np.float32]])
     return model
 
 
+def make_portable(path: Path) -> None:
+    """Rewrite a `.keras` file so that Keras from 3.5 on reads it.
+
+    Keras writes every argument of a layer or initializer, and refuses a file with an argument that
+    it does not know: what 3.15 saves, 3.12 cannot load. An argument that is null or false, and is
+    so by default, is left out; the model is the same without it.
+
+    Args:
+        path: of the file, which is replaced.
+    """
+    rewritten = path.with_name(f"{path.name}.part")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(rewritten, "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            if entry.filename == _CONFIG_FILE:
+                content = json.dumps(_without_defaults(json.loads(content))).encode()
+            new.writestr(entry, content)
+    os.replace(rewritten, path)
+
+
 def load_model(path: Path) -> keras.Model:
-    """Load a `.keras` file in Keras's safe mode, which runs no code from the file."""
-    return keras.models.load_model(path, compile=False, safe_mode=True)
+    """Load a `.keras` file in Keras's safe mode, which runs no code from the file.
+
+    Raises:
+        ValueError: it is no network of this project: it takes other images, or gives something
+            else than ten probabilities. Keras raises this and other exceptions of what is no
+            model, is damaged, or carries code.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError("It is no .keras file, or was cut short.")
+    model = keras.models.load_model(path, compile=False, safe_mode=True)
+    takes, gives = model.input_shape, model.output_shape
+    if takes != (None, *INPUT_SHAPE) or gives != (None, len(CLASS_NAMES)):
+        raise ValueError(
+            f"It takes {takes} and gives {gives}; expected {(None, *INPUT_SHAPE)} and "
+            f"{(None, len(CLASS_NAMES))}."
+        )
+    return model
 
 
 def predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -88,6 +131,9 @@ def first_layer_activations(model: keras.Model, image: NDArray[np.uint8]) -> NDA
 
     Returns:
         float32, shape (filters, height, width): one activation map for each filter.
+
+    Raises:
+        ValueError: the model has no such layer.
     """
     first = keras.Model(model.inputs[0], model.get_layer(FIRST_CONVOLUTION).output)
     return np.moveaxis(_call(first, image[np.newaxis])[0], -1, 0)
@@ -95,3 +141,27 @@ def first_layer_activations(model: keras.Model, image: NDArray[np.uint8]) -> NDA
 
 def _call(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(model(images, training=False))
+
+
+def _without_defaults(value: Any) -> Any:
+    """What Keras has serialized, without arguments that are null or false by default."""
+    if isinstance(value, list):
+        return [_without_defaults(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: _without_defaults(item) for key, item in value.items()}
+    module, config = kept.get("module"), kept.get("config")
+    # What is not Keras's own may be of any version, and is not imported here.
+    if isinstance(config, dict) and str(module).partition(".")[0] == "keras":
+        made_by = getattr(importlib.import_module(str(module)), str(kept["class_name"]), None)
+        known = inspect.signature(made_by).parameters if inspect.isclass(made_by) else {}
+        kept["config"] = {
+            name: argument
+            for name, argument in config.items()
+            if not (
+                (argument is None or argument is False)
+                and name in known
+                and known[name].default is argument
+            )
+        }
+    return kept

@@ -1,5 +1,7 @@
 """A person's own picture -> what the model sees. The only module that knows Pillow."""
 
+import contextlib
+import importlib
 import io
 import warnings
 from dataclasses import dataclass
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from fmnist_tracking.config import IMAGE_SIZE
 from fmnist_tracking.errors import PictureError
@@ -22,9 +24,38 @@ _KERNEL = np.where(_MIDDLE, _MIDDLE, -_GAUSSIAN)
 SHARPEN = _KERNEL / _KERNEL.sum()
 # The side of the patches at the corners, as a part of the picture's shorter side.
 _CORNER_SHARE = 50
+# Of the outermost pixels, so many may differ from the background before it counts as not plain.
+_PLAIN_SHARE = 0.25
+# Phones' formats, which begin with the length of a box, "ftyp", and one of these. Pillow reads AVIF
+# from 11.3 on, HEIC only with pillow-heif.
+_HEIC, _AVIF = "a HEIC", "an AVIF"
+_BRANDS = {
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"), _HEIC),
+    **dict.fromkeys((b"mif1", b"msf1"), _HEIC),
+    **dict.fromkeys((b"avif", b"avis"), _AVIF),
+}
 # Pillow hands these to another program, Ghostscript.
 _NOT_OPENED = ("EPS",)
 _BITS_8, _BITS_16 = 255, 65_535
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """What speaks against an answer: a code for programs, and a sentence for people."""
+
+    code: str
+    text: str
+
+
+NOT_TRIMMED = Note(
+    code="already_28x28",
+    text="already 28 by 28, so it was not trimmed: taken for an image of the data set's kind",
+)
+NOT_PLAIN = Note(
+    code="background_not_plain",
+    text="the background is not plain, or the thing reaches the picture's edges: the answer is "
+    "often wrong",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +66,13 @@ class Prepared:
         pixels: uint8, shape (28, 28, 1): what it shows is light, on black.
         size: width and height that it had, in pixels, upright.
         steps: what was done to it, for people; empty if it is used as it is.
+        notes: what speaks against an answer that a model gives for it.
     """
 
     pixels: NDArray[np.uint8]
     size: tuple[int, int]
     steps: tuple[str, ...]
+    notes: tuple[Note, ...] = ()
 
 
 def prepare(path: Path) -> Prepared:
@@ -68,11 +101,15 @@ def prepare(path: Path) -> Prepared:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             Image.init()
+            with contextlib.suppress(ImportError):
+                importlib.import_module("pillow_heif").register_heif_opener()
             formats = [name for name in Image.ID if name not in _NOT_OPENED]
             with Image.open(file, formats=formats) as image:
                 image.load()
                 return prepare_image(image)
     except UnidentifiedImageError:
+        if (way_out := _phone_format(path)) is not None:
+            raise PictureError(f"{shown} {way_out}") from None
         raise PictureError(
             f"{shown} is no picture of a format that can be read, such as PNG, JPEG, WebP, TIFF, "
             "GIF or BMP. Save it as one of those."
@@ -108,7 +145,8 @@ def prepare_image(image: Image.Image) -> Prepared:
     Raises:
         PictureError: it shows nothing. The message has no subject.
     """
-    steps = []
+    steps: list[str] = []
+    notes: tuple[Note, ...]
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         steps.append(f"the first of {frames} frames")
@@ -123,10 +161,13 @@ def prepare_image(image: Image.Image) -> Prepared:
         if _is_light(grey, background):
             steps.append("negated")
             grey = _BITS_8 - grey
-        pixels = grey
+        pixels, notes = grey, (NOT_TRIMMED,)
     else:
         pixels = _made_like_the_data_set(grey, background, steps)
-    return Prepared(pixels=pixels[..., np.newaxis], size=image.size, steps=tuple(steps))
+        notes = () if _is_plain(grey, background) else (NOT_PLAIN,)
+    return Prepared(
+        pixels=pixels[..., np.newaxis], size=image.size, steps=tuple(steps), notes=notes
+    )
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
@@ -247,9 +288,19 @@ def _is_light(thing: NDArray[np.uint8], background: float) -> bool:
     return float(thing.mean()) < background
 
 
+def _is_plain(grey: NDArray[np.uint8], background: float) -> bool:
+    """Whether the picture's outermost pixels are mostly background."""
+    edges = np.concatenate([grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]])
+    return float(_differs(edges, background).mean()) <= _PLAIN_SHARE
+
+
+def _differs(grey: NDArray[np.uint8], background: float) -> NDArray[np.bool_]:
+    return (grey > background + MARGIN_TOLERANCE) | (grey < background - MARGIN_TOLERANCE)
+
+
 def _trimmed(grey: NDArray[np.uint8], background: float) -> NDArray[np.uint8]:
     """The picture without the rows and columns at its edges that are all background."""
-    differs = (grey > background + MARGIN_TOLERANCE) | (grey < background - MARGIN_TOLERANCE)
+    differs = _differs(grey, background)
     rows, columns = np.flatnonzero(differs.any(axis=1)), np.flatnonzero(differs.any(axis=0))
     if not len(rows):
         raise PictureError(_NOTHING)
@@ -276,6 +327,30 @@ def _sharpened(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _by(plane: NDArray[np.uint8]) -> str:
     return f"{plane.shape[1]} by {plane.shape[0]}"
+
+
+def _phone_format(path: Path) -> str | None:
+    """What to do about a HEIC or AVIF picture that cannot be read, whatever its name.
+
+    Returns:
+        A sentence without its subject; None if the file's content is neither.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(12)
+    except OSError:
+        return None
+    kind = _BRANDS.get(start[8:]) if start[4:8] == b"ftyp" else None
+    if kind is None:
+        return None
+    # As Pillow calls them; it knows HEIF by pillow-heif alone.
+    if "HEIF" in Image.ID if kind == _HEIC else features.check("avif"):
+        return f"is {kind} picture that is damaged or cut short."
+    needed = "'fmnist-tracking[heic]'" if kind == _HEIC else "Pillow 11.3 or newer"
+    return (
+        f"is {kind} picture, which cannot be read here. Install {needed}, or save the picture as "
+        "JPEG or PNG."
+    )
 
 
 def _shown(path: Path) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from fmnist_tracking.addresses import without_user
+from fmnist_tracking.addresses import bare, without_user
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,10 @@ from fmnist_tracking.addresses import without_user
 )
 def test_nobody_s_name_and_password_are_left(text: str, shown: str) -> None:
     assert without_user(text) == shown
+
+
+def test_a_bare_address_can_be_used_with_another_name_and_password() -> None:
+    assert bare("https://me:pass@word@host:5000/a") == "https://host:5000/a"
+    assert bare("postgresql+psycopg://me@host/db") == "postgresql+psycopg://host/db"
+    for text in ("sqlite:////home/me/my%20project/mlflow.db", "http://127.0.0.1:5000"):
+        assert bare(text) == text

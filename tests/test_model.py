@@ -1,11 +1,21 @@
+import json
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fmnist_tracking.config import SearchSpace, TrainingConfig, feature_map_sizes
 from fmnist_tracking.data import DataSplit
-from fmnist_tracking.model import build_model, first_layer_activations, load_model, predict
+from fmnist_tracking.model import (
+    build_model,
+    first_layer_activations,
+    load_model,
+    make_portable,
+    predict,
+)
 
 
 @pytest.mark.parametrize("config", SearchSpace().points(TrainingConfig()), ids=str)
@@ -51,6 +61,55 @@ def test_saved_model_loads_safely_and_agrees(tmp_path: Path, split: DataSplit) -
     loaded = load_model(tmp_path / "m.keras")
     images = split.validation_images[:50]
     np.testing.assert_array_equal(predict(loaded, images), predict(model, images))
+
+
+def configs(value: Any) -> Iterator[dict[str, Any]]:
+    """The arguments of every layer and initializer in what Keras has serialized."""
+    if isinstance(value, dict):
+        if isinstance(value.get("config"), dict):
+            yield value["config"]
+        for item in value.values():
+            yield from configs(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from configs(item)
+
+
+def test_a_portable_file_has_only_arguments_that_say_something(
+    tmp_path: Path, split: DataSplit
+) -> None:
+    import keras
+
+    inner = keras.layers.LSTM(3, activation=None, use_bias=False, kernel_initializer="he_normal")
+    layers = [keras.Input((28, 28)), keras.layers.Bidirectional(inner), keras.layers.Dense(2)]
+    images = split.validation_images[:5]
+    for model, inputs in (
+        (build_model(TrainingConfig(filters=4)), images),
+        (keras.Sequential(layers), images[..., 0] / 255),
+    ):
+        path = tmp_path / "m.keras"
+        model.save(path)
+        make_portable(path)
+        with zipfile.ZipFile(path) as file:
+            found = list(configs(json.loads(file.read("config.json"))))
+        assert len(found) > 5
+        for config in found:
+            assert not {"input_axes", "output_axes", "quantization_config", "seed"} & set(config)
+        loaded = keras.models.load_model(path)
+        np.testing.assert_array_equal(loaded.predict(inputs), model.predict(inputs))
+    lstm = next(config for config in found if "recurrent_activation" in config)
+    assert (lstm["use_bias"], lstm["activation"]) == (False, "linear")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.keras"]
+
+
+def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
+    import keras
+
+    keras.Sequential(
+        [keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10)]
+    ).save(tmp_path / "other.keras")
+    with pytest.raises(ValueError, match=r"It takes \(None, 32, 32, 3\) and gives \(None, 10\)"):
+        load_model(tmp_path / "other.keras")
 
 
 def test_code_in_a_model_file_is_not_run(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,14 @@ from PIL import Image
 
 from fmnist_tracking.data import Dataset
 from fmnist_tracking.errors import PictureError
-from fmnist_tracking.pictures import SHARPEN, png, prepare, prepare_image
+from fmnist_tracking.pictures import (
+    NOT_PLAIN,
+    NOT_TRIMMED,
+    SHARPEN,
+    png,
+    prepare,
+    prepare_image,
+)
 
 WHITE, BLACK = 255, 0
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16")
@@ -311,3 +320,73 @@ def saved(folder: Path, image: Image.Image) -> Path:
     path = folder / "saved.png"
     image.save(path)
     return path
+
+
+def test_a_background_that_is_not_plain_is_told() -> None:
+    random = np.random.default_rng(0)
+    grain = random.normal(0, 2, (200, 200))
+    plain = np.asarray(thing((200, 200), 240, 20)) + grain
+    stripes = np.where(np.arange(200) // 10 % 2, 240, 120) + np.zeros((200, 1))
+    half = np.where(np.arange(200) < 100, 240, 60)[:, np.newaxis] + np.zeros(200)
+    for background, notes in ((plain, ()), (stripes, (NOT_PLAIN,)), (half, (NOT_PLAIN,))):
+        shown = np.array(background)
+        shown[60:140, 80:120] = 10
+        image = Image.fromarray(np.clip(shown, 0, 255).astype(np.uint8))
+        assert prepare_image(image).notes == notes
+
+
+def test_a_thing_that_the_edge_cuts_at_one_side_is_on_a_plain_background() -> None:
+    image = Image.new("L", (200, 200), WHITE)
+    image.paste(BLACK, (60, 80, 140, 200))
+    assert prepare_image(image).notes == ()
+
+
+def test_a_picture_of_the_data_set_s_size_is_told_not_to_be_trimmed(dataset: Dataset) -> None:
+    assert prepare_image(Image.fromarray(dataset.test_images[0])).notes == (NOT_TRIMMED,)
+    larger = Image.fromarray(dataset.test_images[0]).resize((29, 29))
+    assert NOT_TRIMMED not in prepare_image(larger).notes
+
+
+# How such files begin; the rest is not looked at.
+HEIC, AVIF = (b"\0\0\0\x1cftyp" + brand + b"\0\0\0\0mif1" for brand in (b"heic", b"avif"))
+ASK = """
+import sys
+from pathlib import Path
+if "without" in sys.argv:
+    sys.modules["pillow_heif"] = None
+from fmnist_tracking.pictures import prepare
+try:
+    print(prepare(Path(sys.argv[1])).size)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def asked(path: Path, *arguments: str) -> str:
+    """What a process that has read no picture before says of one."""
+    command = [sys.executable, "-c", ASK, str(path), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_phone_s_format_is_recognised_by_content_and_a_way_out_told(tmp_path: Path) -> None:
+    for name in ("shoe.heic", "shoe.jpg"):
+        (tmp_path / name).write_bytes(HEIC)
+        assert asked(tmp_path / name, "without") == (
+            f"PictureError {tmp_path / name} is a HEIC picture, which cannot be read here. Install "
+            "'fmnist-tracking[heic]', or save the picture as JPEG or PNG.\n"
+        )
+    (tmp_path / "shoe.avif").write_bytes(AVIF)
+    assert "shoe.avif is an AVIF picture that is damaged" in asked(tmp_path / "shoe.avif")
+    (tmp_path / "text.heic").write_text("no picture at all")
+    assert "is no picture of a format that can be read" in asked(tmp_path / "text.heic")
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    image = Image.new("RGB", (60, 80), "white")
+    image.paste((10, 20, 30), (10, 10, 40, 50))
+    path = tmp_path / "shoe.jpg"
+    pillow_heif.from_pillow(image).save(path)
+    assert asked(path) == "(60, 80)\n"
+    path.write_bytes(path.read_bytes()[:200])
+    assert "damaged or cut short" in asked(path)

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,20 +17,32 @@ from PIL import Image
 from conftest import SMALL
 from fmnist_tracking import tracking
 from fmnist_tracking.config import CLASS_NAMES, SplitConfig, TrainingConfig
-from fmnist_tracking.data import Dataset, split_dataset
+from fmnist_tracking.data import Dataset, split_dataset, test_set
 from fmnist_tracking.errors import OutputError, TrackingError
 from fmnist_tracking.model import build_model, with_weights
 from fmnist_tracking.model import predict as probabilities_of
 from fmnist_tracking.pictures import prepare, prepare_image
-from fmnist_tracking.tracking import DataFacts
+from fmnist_tracking.tracking import DataFacts, names
+from fmnist_tracking.tracking.logged_model import find_models
 from fmnist_tracking.training import train
-from fmnist_tracking.workflows.prediction import Prediction, predict
+from fmnist_tracking.workflows.models import LookTask, Part, about, classify, fetched_model, look
+from fmnist_tracking.workflows.prediction import (
+    Classified,
+    Guess,
+    Prediction,
+    mirror_notes,
+    predict,
+)
 from test_cli import Call, call
 from test_results import training
 from test_tracking import TRIAL
 
 __all__ = ["call"]
+PARTS: tuple[Part, ...] = ("validation", "test")
 CONFIG = TrainingConfig(filters=16, hidden_units=32, epochs=4)
+# What is told of the model of `Kept`.
+ABOUT = {"name": "a trial", "protocol": "canonical", "limit": 600, "training_images": 500,
+         "val_accuracy": 0.8, "is_trial_run": True}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +109,61 @@ def test_an_image_of_the_data_set_as_a_file_is_predicted_as_the_array_is(
         assert [guess.probability for guess in picture.guesses] == row[labels].tolist()
 
 
+SANDAL, SNEAKER, BAG, BOOT = (
+    CLASS_NAMES.index(n) for n in ("Sandal", "Sneaker", "Bag", "Ankle boot")
+)
+
+
+def codes(picture: Classified) -> list[str]:
+    return [note.code for note in picture.notes]
+
+
+@pytest.mark.parametrize("shoe", [SANDAL, SNEAKER, BOOT], ids=lambda label: CLASS_NAMES[label])
+def test_a_shoe_the_wrong_way_round_is_told(
+    ask: Callable[..., Prediction], model: Any, dataset: Dataset, tmp_path: Path, shoe: int
+) -> None:
+    images = dataset.test_images[dataset.test_labels == shoe][:100]
+    paths = [tmp_path / f"{side}{n}.png" for side in "lr" for n in range(len(images))]
+    for path, pixels in zip(paths, [*images, *images[:, :, ::-1]], strict=True):
+        Image.fromarray(pixels).save(path)
+    pictures = ask(*paths).pictures
+    right, turned = pictures[: len(images)], pictures[len(images) :]
+    false_alarms = ["mirrored_shoe" in codes(picture) for picture in right]
+    told = [
+        "mirrored_shoe" in codes(picture)
+        for picture, as_it_should_be in zip(turned, right, strict=True)
+        if picture.guesses[0].label != shoe and as_it_should_be.guesses[0].label == shoe
+    ]
+    assert np.mean(false_alarms) < 0.2
+    assert len(told) > 20
+    assert np.mean(told) > 0.75
+    for picture, other in zip(right, turned, strict=True):
+        assert picture.mirrored == other.guesses[0]
+
+
+@pytest.mark.parametrize(
+    ("guess", "share", "mirrored", "mirrored_share", "code"),
+    [
+        (BAG, 0.99, BOOT, 0.4, "mirrored_shoe"),
+        (SANDAL, 0.5, SNEAKER, 0.9, "mirrored_shoe"),
+        (SNEAKER, 0.9, SANDAL, 0.5, None),  # as it is with a sneaker the right way round
+        (BOOT, 0.9, BAG, 0.99, None),
+        (0, 0.6, 6, 0.5, "mirrored_differs"),
+        (3, 0.6, 3, 0.5, None),
+    ],
+)
+def test_what_a_mirrored_answer_says(
+    guess: int, share: float, mirrored: int, mirrored_share: float, code: str | None
+) -> None:
+    notes = mirror_notes(
+        Guess(name=CLASS_NAMES[guess], label=guess, probability=share),
+        Guess(name=CLASS_NAMES[mirrored], label=mirrored, probability=mirrored_share),
+    )
+    assert [note.code for note in notes] == ([code] if code else [])
+    for note in notes:
+        assert note.text.startswith(f"mirrored it is called {CLASS_NAMES[mirrored]} (")
+
+
 def as_a_person_has_it(pixels: NDArray[np.uint8]) -> Image.Image:
     """An image of the data set, ten times as large, in colour, on a wide white ground."""
     large = Image.fromarray(pixels).resize((280, 280), Image.Resampling.BICUBIC)
@@ -128,6 +198,7 @@ def test_classes_of_other_data_are_numbers(
     Image.fromarray(dataset.test_images[0]).save(path)
     named, numbered = (ask(path, **k).pictures[0].guesses[0] for k in ({}, {"run_id": other}))
     assert (named.name, numbered.name) == (CLASS_NAMES[named.label], str(named.label))
+    assert ask(path, run_id=other).pictures[0].mirrored is None  # what it shows is not known
 
 
 def test_what_cannot_be_used_does_not_keep_the_others_from_an_answer(
@@ -140,11 +211,14 @@ def test_what_cannot_be_used_does_not_keep_the_others_from_an_answer(
     asked = ("predict", *files, "--run-id", run_id, "--tracking-uri", kept.uri)
     status, out, err = call(*asked)
     assert status == 1
-    heading, boot, trousers = out.splitlines()
-    assert heading.split() == ["picture", "class", "second", "third"]
+    heading, boot, trousers, note = out.splitlines()[:4]
+    assert heading.split() == ["picture", "class", "second", "third", "mirrored"]
     assert boot.startswith("boot.png")
     assert trousers.split()[:2] == ["trousers.jpg", "Trouser"]
-    told = err.splitlines()
+    assert note.startswith("boot.png: already 28 by 28, so it was not trimmed")
+    model_line, *told = err.splitlines()
+    assert model_line.startswith(f"Model: {ABOUT['name']}, run {run_id[:8]}, trained on 500 images")
+    assert "It is a trial run, made with --limit 600" in model_line
     assert told[0] == "boot.png: 28 by 28; used as it is"
     assert told[1].startswith("trousers.jpg: 500 by 400; made grey, trimmed to ")
     assert told[2] == "Error: There is no file none.png."
@@ -155,15 +229,17 @@ def test_what_cannot_be_used_does_not_keep_the_others_from_an_answer(
     content = json.loads(out)
     assert status == 1
     assert content["run_id"] == run_id
+    assert content["model"] == {"run_id": run_id, **ABOUT}
     assert [picture["file"] for picture in content["pictures"]] == files
     assert ["error" in picture for picture in content["pictures"]] == [False, True, False, True]
     assert content["pictures"][2]["class"] == "Trouser"
     assert len(content["pictures"][2]["top"]) == 3
 
     status, out, err = call("predict", "none.png", "--run-id", run_id, "--tracking-uri", kept.uri)
-    assert (status, out, err) == (1, "", "Error: There is no file none.png.\n")
+    assert (status, out) == (1, "")
+    assert err == f"{model_line}\nError: There is no file none.png.\n"
     status, out, err = call("predict", "boot.png", "--run-id", run_id, "--tracking-uri", kept.uri)
-    assert (status, len(err.splitlines())) == (0, 1)
+    assert (status, len(err.splitlines())) == (0, 2)
 
 
 def test_what_the_model_saw_is_written(
@@ -229,3 +305,203 @@ def test_a_model_that_diverged(
     diverged.set_weights([np.full_like(w, np.nan) for w in diverged.get_weights()])
     with pytest.raises(TrackingError, match="gives no numbers"):
         ask(tmp_path / "a.png", run_id=kept.keep(diverged, SMALL, dataset.digest))
+
+
+def damaged_models() -> dict[str, Callable[[Path], None]]:
+    """What can lie where a model should: each writes over the model's file."""
+    import keras
+
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return Path.touch, (Path("executed"),)  # type: ignore[return-value]
+
+    def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+        with zipfile.ZipFile(path) as file:
+            contents = {name: file.read(name) for name in file.namelist()}
+        contents["config.json"] = json.dumps(change(json.loads(contents["config.json"]))).encode()
+        with zipfile.ZipFile(path, "w") as file:
+            for name, content in contents.items():
+                file.writestr(name, content)
+
+    def saved(*layers: Any) -> Callable[[Path], None]:
+        return lambda path: keras.Sequential(list(layers)).save(path)
+
+    def half(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    def one_byte_less(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+
+    def pickled(path: Path) -> None:
+        path.write_bytes(pickle.dumps(Hostile()))
+
+    def text(path: Path) -> None:
+        path.write_text("hello")
+
+    def touch(x: Any) -> Any:
+        Path("executed").touch()
+        return x
+
+    return {
+        "empty": lambda path: os.truncate(path, 0),
+        "cut short": half,
+        "altered": one_byte_less,
+        "text": text,
+        "pickle": pickled,
+        "another zip": lambda path: zipfile.ZipFile(path, "w").close(),
+        "code": lambda path: rewritten(
+            path,
+            lambda config: {
+                "module": "os",
+                "class_name": "system",
+                "config": {"command": "touch executed"},
+                "registered_name": None,
+            },
+        ),
+        "list": lambda path: rewritten(path, lambda config: []),
+        "lambda": saved(
+            keras.Input((28, 28, 1)),
+            keras.layers.Lambda(lambda x: touch(x)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ),
+        "colours": saved(keras.Input((28, 28, 3)), keras.layers.Flatten(), keras.layers.Dense(10)),
+        "two outputs": lambda path: _two_outputs().save(path),
+        "none": Path.unlink,
+    }
+
+
+def _two_outputs() -> Any:
+    import keras
+
+    pixels = keras.Input((28, 28, 1))
+    flat = keras.layers.Flatten()(pixels)
+    return keras.Model(pixels, [keras.layers.Dense(10)(flat), keras.layers.Dense(1)(flat)])
+
+
+def test_a_model_file_that_cannot_be_used_is_told_in_a_line_and_runs_nothing(
+    tmp_path: Path,
+) -> None:
+    images = np.zeros((1, 28, 28, 1), np.uint8)
+    for kind, damage in damaged_models().items():
+        path = tmp_path / f"{kind}.keras"
+        build_model(SMALL).save(path)
+        damage(path)
+        Path("executed").unlink(missing_ok=True)  # by Keras, to learn what a layer gives
+        with pytest.raises(TrackingError, match="cannot be used; it is damaged, or not") as told:
+            classify(path, "abcdef0123", images)
+        assert "\n" not in str(told.value), kind
+        assert len(str(told.value)) < 400, kind
+        assert not Path("executed").exists(), kind
+
+
+@pytest.mark.parametrize("command", ["predict", "report", "activations", "predictions"])
+def test_each_command_says_in_a_line_that_a_model_file_cannot_be_used(
+    call: Call, kept: Kept, dataset: Dataset, command: str
+) -> None:
+    Image.fromarray(dataset.test_images[0]).save("boot.png")
+    run_id = kept.keep(build_model(SMALL), SMALL, dataset.digest)
+    with tracking.open_store(kept.uri) as store:
+        (logged,) = find_models(store, store.experiment_id("kept"), run_id)
+    path = Path(logged.artifact_location.removeprefix("file://"), names.KERAS_FILE)
+    pictures = ["boot.png"] if command == "predict" else []
+    damaged = damaged_models()
+    for kind, words in (
+        ("code", "cannot be used; it is damaged, or not"),
+        ("none", "has no file data/model.keras"),
+    ):
+        damaged[kind](path)
+        status, out, err = call(command, *pictures, "--run-id", run_id, "--tracking-uri", kept.uri)
+        assert (status, out) == (1, "")
+        model, error = err.splitlines()
+        assert model.startswith("Model: ")
+        assert error.startswith("Error: The model")
+        assert words in error
+        assert not Path("executed").exists()
+
+
+def test_a_network_without_the_first_layer_has_no_activations(
+    call: Call, kept: Kept, dataset: Dataset
+) -> None:
+    import keras
+
+    other = keras.Sequential(
+        [keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
+    )
+    run_id = kept.keep(other, SMALL, dataset.digest)
+    status, out, err = call("activations", "--run-id", run_id, "--tracking-uri", kept.uri)
+    assert (status, out) == (1, "")
+    assert "No such layer: conv1" in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["activations", "predictions"])
+def test_figures_of_validation_images_leave_the_test_images_sealed(
+    call: Call, kept: Kept, dataset: Dataset, command: str
+) -> None:
+    run_id = kept.keep(build_model(SMALL), SMALL, dataset.digest)
+    status, out, _ = call(command, "--run-id", run_id, "--json", "--tracking-uri", kept.uri)
+    assert status == 0
+    content = json.loads(out)
+    assert content["images"] == "validation"
+    assert content["model"]["training_images"] == 500
+    folder = Path("reports", run_id[:8], "validation")
+    assert {Path(file).parent for file in content["files"]} == {folder}
+    with tracking.open_store(kept.uri) as store:
+        assert names.TEST_OPENED not in store.client.get_run(run_id).data.tags
+        logged = {file.path for file in store.client.list_artifacts(run_id, "validation")}
+    assert {f"validation/{Path(file).name}" for file in content["files"]} <= logged
+
+
+def test_validation_samples_are_of_the_trial_s_validation_images(
+    kept: Kept, model: Any, dataset: Dataset
+) -> None:
+    run_id = kept.keep(model, CONFIG, dataset.digest)
+    with tracking.open_store(kept.uri) as store:
+        trial = tracking.find_run(store, run_id)
+        with fetched_model(store, trial) as path:
+            seen = {
+                part: look(
+                    LookTask(
+                        model=path,
+                        run_id=run_id,
+                        split=trial.split,
+                        data_dir=None,
+                        data_sha256=dataset.digest,
+                        seed=5,
+                        part=part,
+                    ),
+                    print,
+                )
+                for part in PARTS
+            }
+    images = {
+        "validation": split_dataset(dataset, trial.split).validation_images,
+        "test": test_set(dataset, trial.split).images,
+    }
+    for part, looked in seen.items():
+        np.testing.assert_array_equal(looked.images, images[part][looked.chosen])
+        assert (looked.evaluation is None) == (part == "validation")
+        assert looked.available == len(images[part])
+
+
+@pytest.mark.parametrize(
+    ("split", "images", "is_trial_run"),
+    [
+        (SplitConfig(), 50_000, False),
+        (SplitConfig(limit=12_000), 10_000, True),
+        (SplitConfig(limit=61), 50, True),
+        (SplitConfig(protocol="coursework"), 46_666, False),
+        (SplitConfig(limit=60_000), 50_000, False),
+    ],
+)
+def test_what_is_told_of_a_model_is_what_it_was_trained_on(
+    kept: Kept, run_id: str, dataset: Dataset, split: SplitConfig, images: int, is_trial_run: bool
+) -> None:
+    with tracking.open_store(kept.uri) as store:
+        trial = tracking.find_run(store, run_id)
+    told = about(dataclasses.replace(trial, split=split))
+    assert told.training_images == images == len(split_dataset(dataset, split).train_labels)
+    assert told.is_trial_run == is_trial_run
+    assert ("trial run" in str(told)) == is_trial_run

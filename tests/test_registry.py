@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from conftest import SMALL, SMALL_SPLIT
 from fmnist_tracking import tracking
+from fmnist_tracking.cli.using import say_how_to_serve
 from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, PromotionError, TrackingError
@@ -271,7 +275,16 @@ def test_promotion_does_without_tensorflow(finished: Trials, tmp_path: Path) -> 
     assert modules.isdisjoint({"tensorflow", "keras", "keras_tuner", "matplotlib"})
 
 
-def test_what_a_person_is_told(finished: Trials, call: Call) -> None:
+def activate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put this environment's programs on the PATH, as `activate` does."""
+    programs = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_what_a_person_is_told(
+    finished: Trials, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    activate(monkeypatch)
     first, second, third = finished(0.8), finished(0.9), finished(0.7)
 
     def told(*arguments: str) -> tuple[int, str, list[str]]:
@@ -303,9 +316,35 @@ def test_what_a_person_is_told(finished: Trials, call: Call) -> None:
     ]
     status, out, lines = told(third, "--name", "two words", "--tracking-uri", finished.store.uri)
     assert lines[-1] == (
-        "Next, with MLFLOW_TRACKING_URI set to this store: mlflow models serve -m "
+        f"Next: MLFLOW_TRACKING_URI={shlex.quote(finished.store.uri)} mlflow models serve -m "
         "'models:/two words@champion' --env-manager local --port 5001"
     )
+
+
+def test_the_command_that_serves_can_be_pasted_wherever_the_store_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = "mlflow models serve -m models:/x@champion --env-manager local --port 5001"
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    say_how_to_serve("x", "sqlite:////home/my runs/mlflow.db")
+    line = capsys.readouterr().err
+    programs = shlex.quote(str(Path(sys.executable).parent))
+    store = "MLFLOW_TRACKING_URI='sqlite:////home/my runs/mlflow.db'"
+    assert line == f'Next: PATH={programs}:"$PATH" {store} {serve}\n'
+    activate(monkeypatch)
+    for uri, first, shown in (
+        ("http://me:secret@host:5000", "MLFLOW_TRACKING_USERNAME and", "http://host:5000"),
+        (
+            "postgresql://me:secret@host/db",
+            "the name and password put into",
+            "postgresql://host/db",
+        ),
+    ):
+        say_how_to_serve("x", uri)
+        line = capsys.readouterr().err
+        assert "secret" not in line
+        assert line.startswith(f"Next, with {first}")
+        assert line.endswith(f": MLFLOW_TRACKING_URI={shown} {serve}\n")
 
 
 def test_a_promotion_as_json(finished: Trials) -> None:

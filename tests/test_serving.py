@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,16 +43,14 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def model_server(uri: str, folder: Path) -> Iterator[str]:
-    """`mlflow models serve`, as the README has it; gives the address it answers at."""
+def model_server(hint: str, folder: Path) -> Iterator[str]:
+    """What `promote` says comes next, as it stands; gives the address it answers at."""
     port = free_port()
-    command = ["models", "serve", "-m", "models:/fashion-mnist@champion", "--env-manager", "local"]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = hint.removeprefix("Next: ").replace("--port 5001", f"--port {port}")
     with (folder / "serve.log").open("w+") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command, "--port", str(port)],
+            ["sh", "-c", command],
             cwd=folder,
-            env={**os.environ, "MLFLOW_TRACKING_URI": uri, "PATH": path},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -111,7 +108,7 @@ def test_the_champion_answers_as_the_model_does(
         assert "It is the champion already" in again.stderr
     forced = command("promote", "--run-id", other["run_id"], "--force", MLFLOW_TRACKING_URI=uri)
     assert f"version 2: validation accuracy {other['val_accuracy']:.4f}" in forced.stdout
-    back = command("promote", "--run-id", "best", MLFLOW_TRACKING_URI=uri)
+    back = command("promote", "--run-id", "best", "--tracking-uri", uri)
     assert "that version is used" in back.stderr
     assert back.stdout.startswith("champion: fashion-mnist version 1: ")
 
@@ -127,7 +124,8 @@ def test_the_champion_answers_as_the_model_does(
         expected = predict(model, images)
         loaded = mlflow.pyfunc.load_model("models:/fashion-mnist@champion")
         np.testing.assert_allclose(loaded.predict(images), expected, atol=1e-5)
-    with model_server(uri, tmp_path) as address:
+    (hint,) = (line for line in back.stderr.splitlines() if line.startswith("Next"))
+    with model_server(hint, tmp_path) as address:
         answer = np.array(post(address, {"inputs": images.tolist()})["predictions"])
     np.testing.assert_allclose(answer, expected, atol=1e-5)
     assert answer.argmax(axis=1).tolist() == expected.argmax(axis=1).tolist()

@@ -781,6 +781,19 @@ def test_a_report_s_metrics_are_logged_once_and_change_nothing_else(
     assert names.TEST_OPENED in store.client.get_run(search).data.tags
 
 
+def test_figures_of_validation_images_are_kept_and_open_nothing(
+    store: Store, tmp_path: Path
+) -> None:
+    trial = start_trial(store, SMALL, parent=None)
+    file = tmp_path / "predictions.png"
+    file.write_bytes(b"a figure")
+    before = store.client.get_run(trial).data
+    tracking.log_validation_figures(store, trial, [file])
+    kept = [f.path for f in store.client.list_artifacts(trial, "validation")]
+    assert kept == ["validation/predictions.png"]
+    assert store.client.get_run(trial).data.tags == before.tags
+
+
 def test_a_run_of_a_later_version_is_explained(store: Store) -> None:
     run_id = start_trial(store, SMALL, parent=None)
     with sqlite3.connect("mlflow.db") as database:

@@ -1,11 +1,14 @@
 """The commands that use a model: `promote` and `predict`."""
 
 import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from fmnist_tracking.addresses import bare
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
 from fmnist_tracking.cli.printing import new_table, out, print_json, say
@@ -54,9 +57,24 @@ def promote(
     if done.changed and not done.registered:
         say("The trial had been registered before; that version is used.")
     out.print(f"champion: {promotion.describe(done.champion)}", soft_wrap=True)
-    where = ", with MLFLOW_TRACKING_URI set to this store" if tracking_uri else ""
-    model = shlex.quote(f"models:/{name}@champion")
-    say(f"Next{where}: mlflow models serve -m {model} --env-manager local --port 5001")
+    say_how_to_serve(name, tracking_uri)
+
+
+def say_how_to_serve(name: str, tracking_uri: str | None) -> None:
+    """Tell the command that serves the champion, as one line for a shell."""
+    words = ["mlflow", "models", "serve", "-m", f"models:/{name}@champion"]
+    line = shlex.join([*words, "--env-manager", "local", "--port", "5001"])
+    first = "Next"
+    if tracking_uri:
+        line = f"MLFLOW_TRACKING_URI={shlex.quote(bare(tracking_uri))} {line}"
+        if bare(tracking_uri) != tracking_uri:
+            first = "Next, with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD set"
+            if not tracking_uri.startswith("http"):
+                first = "Next, with the name and password put into the address"
+    programs = Path(sys.executable).parent
+    if shutil.which("mlflow") != str(programs / "mlflow"):  # this environment is not activated
+        line = f'PATH={shlex.quote(str(programs))}:"$PATH" {line}'
+    say(f"{first}: {line}")
 
 
 @command(example="fmnist-track predict --run-id best shoe.jpg shirt.png")
@@ -75,7 +93,9 @@ def predict(
     """Classify your own pictures: one thing on a plain background each.
 
     Each is made into what the model was trained on, as Fashion-MNIST itself was made: trimmed,
-    brought to 28 by 28 pixels, grey, light on black. What was done is told for each.
+    brought to 28 by 28 pixels, grey, light on black. What was done is told for each, and what
+    speaks against the answer. The model is asked for the mirrored picture too: Fashion-MNIST has
+    shoes with the toe to the left only.
     """
     from fmnist_tracking.workflows import prediction
 
@@ -85,6 +105,7 @@ def predict(
         output_dir=output_dir,
         experiment=experiment,
         tracking_uri=tracking_uri,
+        announce=say,
     )
     wrong = [picture for picture in done.pictures if picture.error is not None]
     if as_json:
@@ -98,16 +119,19 @@ def predict(
 
 
 def _print_pictures(pictures: "list[Classified]") -> None:
-    table = new_table("picture", "class", "second", "third")
+    answers = ("class", "second", "third", "mirrored")
+    table = new_table("picture", *answers, wrapped=answers)
+    below = []
     for picture in pictures:
+        name = str(picture.path) if str(picture.path).isprintable() else ascii(str(picture.path))
         width, height = picture.size or (0, 0)
         done = ", ".join(picture.steps) or "used as it is"
-        say(f"{picture.path}: {width} by {height}; {done}")
-        table.add_row(
-            str(picture.path), *(f"{g.name} {g.probability:.1%}" for g in picture.guesses)
-        )
+        say(f"{name}: {width} by {height}; {done}")
+        shown = (*picture.guesses, picture.mirrored)
+        table.add_row(name, *(f"{g.name} {g.probability:.1%}" if g else "" for g in shown))
+        below += [f"{name}: {note.text}" for note in picture.notes]
+    below += [str(picture.seen) for picture in pictures if picture.seen is not None]
     if pictures:
         out.print(table)
-    for picture in pictures:
-        if picture.seen is not None:
-            out.print(str(picture.seen), soft_wrap=True)
+    for line in below:
+        out.print(line, soft_wrap=True)

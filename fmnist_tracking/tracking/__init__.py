@@ -55,7 +55,7 @@ from fmnist_tracking.tracking.registry import (
     register_version,
     require_model,
 )
-from fmnist_tracking.tracking.reporting import log_report, mark_report_run
+from fmnist_tracking.tracking.reporting import log_report, log_validation_figures, mark_report_run
 from fmnist_tracking.tracking.standing import (
     OpenTrial,
     Standing,
@@ -119,6 +119,7 @@ __all__ = [
     "log_inputs",
     "log_report",
     "log_reused",
+    "log_validation_figures",
     "logged_steps",
     "make_champion",
     "mark_report_run",

@@ -57,6 +57,8 @@ def log_model(
     Returns:
         The logged model's id, and the bytes of the file with its weights.
     """
+    from fmnist_tracking.model import make_portable  # loads Keras
+
     client = store.client
     if again:
         for known in find_models(store, experiment_id, run_id):
@@ -76,6 +78,16 @@ def log_model(
         model_id=logged.model_id,
         run_id=run_id,
     )
+    # MLflow takes a flavour's options from here if the model has both, so these are of both.
+    about.add_flavor(
+        "keras",
+        data=names.KERAS_FILE.partition("/")[0],
+        model_type="keras",
+        save_format="tf",
+        save_exported_model=False,
+        keras_version=version("keras"),
+        keras_backend="tensorflow",
+    )
     with tempfile.TemporaryDirectory() as scratch, _without_custom_objects():
         folder = Path(scratch, names.MODEL)
         mlflow.tensorflow.save_model(
@@ -86,6 +98,7 @@ def log_model(
             input_example=example,
             pip_requirements=[f"{name}=={version(name)}" for name in MODEL_REQUIREMENTS],
         )
+        make_portable(folder / names.KERAS_FILE)
         size = (folder / names.KERAS_FILE).stat().st_size
         client.log_model_artifacts(logged.model_id, str(folder))
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
@@ -145,7 +158,8 @@ def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
     Raises:
         TrackingError: the trial did not finish, or its model cannot be fetched.
     """
-    location = trial_model(store, trial).artifact_location
+    model = trial_model(store, trial)
+    location = model.artifact_location
     try:
         path = mlflow.artifacts.download_artifacts(
             artifact_uri=f"{location}/{names.KERAS_FILE}",
@@ -153,8 +167,10 @@ def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
             tracking_uri=store.uri,
         )
     except (MlflowException, OSError) as error:
+        require_files(store, trial, model)
+        why = " ".join(without_user(str(error)).split())
         raise TrackingError(
-            f"The model of run {trial.run_id[:8]} cannot be fetched from the store: {error}"
+            f"The model of trial {trial.run_id[:8]} cannot be fetched from the store: {why}"
         ) from None
     return Path(path)
 

@@ -59,6 +59,7 @@ REUSED_FILE = "reused.json"
 AXES_FILE = "axes.json"
 TRACEBACK_FILE = "traceback.txt"
 REPORT_FOLDER = "report"
+VALIDATION_FOLDER = "validation"
 
 # Prefixes of a search's parameters. Bare names would collide with those that `mlflow run`
 # logs on the same run, as the person typed them.

@@ -30,17 +30,12 @@ def log_report(
         store: the store.
         run_id: the trial or search the report is about.
         files: what to keep.
-        metrics: test metrics by name; none if the test set was not scored.
+        metrics: test metrics by name.
         trial_id: the trial whose model was used; `run_id` itself unless that is a search.
     """
     client = store.client
     known = client.get_run(run_id).data
-    with ThreadPoolExecutor(_AT_ONCE) as pool:  # a server with passwords is slow to answer
-        for logged in [
-            pool.submit(client.log_artifact, run_id, str(file), names.REPORT_FOLDER)
-            for file in files
-        ]:
-            logged.result()
+    _log_files(store, run_id, files, names.REPORT_FOLDER)
     if any(known.metrics.get(name) != value for name, value in metrics.items()):
         log_metrics(store, run_id, metrics)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -48,6 +43,19 @@ def log_report(
         tags = known.tags if opened == run_id else client.get_run(opened).data.tags
         if names.TEST_OPENED not in tags:
             client.set_tag(opened, names.TEST_OPENED, now)
+
+
+def log_validation_figures(store: Store, run_id: str, files: Sequence[Path]) -> None:
+    """Keep figures of validation images with the run they are about; no test image was opened."""
+    _log_files(store, run_id, files, names.VALIDATION_FOLDER)
+
+
+def _log_files(store: Store, run_id: str, files: Sequence[Path], folder: str) -> None:
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # a server with passwords is slow to answer
+        for logged in [
+            pool.submit(store.client.log_artifact, run_id, str(file), folder) for file in files
+        ]:
+            logged.result()
 
 
 def mark_report_run(store: Store, run_id: str, name: str) -> None:

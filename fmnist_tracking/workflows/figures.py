@@ -52,7 +52,7 @@ def activations(seen: Looked, subject: str, seed: int) -> list[Picture]:
         Picture(
             file="sample.png",
             heading="A sample",
-            caption=f"Test image {seen.chosen[0]}, chosen with seed {seed}.",
+            caption=f"{seen.part.capitalize()} image {seen.chosen[0]}, chosen with seed {seed}.",
             png=plots.png(plots.sample(image, truth, guess, f"Sample for {subject}")),
         ),
         Picture(
@@ -77,8 +77,8 @@ def predictions(seen: Looked, subject: str, seed: int) -> Picture:
     return Picture(
         file="predictions.png",
         heading="Predictions",
-        caption=f"{len(seen.chosen)} test images chosen with seed {seed}: green and ticked where "
-        "the prediction is right, red and crossed, with the true class, where it is wrong. The "
-        "share is the probability the model gives its prediction.",
+        caption=f"{len(seen.chosen)} {seen.part} images chosen with seed {seed}: green and ticked "
+        "where the prediction is right, red and crossed, with the true class, where it is wrong. "
+        "The share is the probability the model gives its prediction.",
         png=plots.png(figure),
     )

@@ -5,17 +5,18 @@ or draws.
 """
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist_tracking.config import SplitConfig
+from fmnist_tracking.config import SEEN_IMAGES, Protocol, SplitConfig
 from fmnist_tracking.errors import DataError, TrackingError
 from fmnist_tracking.executors import WorkerDied, WorkerPool
 from fmnist_tracking.results import Evaluation
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from fmnist_tracking.tracking import Store, TrackedRun
 
 SAMPLES = 16
+_LONGEST_REASON = 200
+# The test images are for a report alone.
+Part = Literal["validation", "test"]
 
 # Has a function of this module called in that process, given its arguments but the last, and gives
 # what waits for its answer.
@@ -73,8 +77,67 @@ def fetched_model(store: "Store", trial: "TrackedRun") -> Iterator[Path]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class About:
+    """What a model is: which trial's, of how many images, and how good.
+
+    Attributes:
+        run_id: of the trial.
+        name: of the trial, for people.
+        protocol: how the images were split.
+        limit: to how many images the trial was limited, None for all.
+        training_images: how many it was trained on.
+        val_accuracy: of its best epoch, 0 to 1; None if the run does not say.
+    """
+
+    run_id: str
+    name: str
+    protocol: Protocol
+    limit: int | None
+    training_images: int
+    val_accuracy: float | None
+
+    @property
+    def is_trial_run(self) -> bool:
+        """Whether it was trained on a part of the images, to try things out."""
+        return self.limit is not None and self.limit < SEEN_IMAGES[self.protocol]
+
+    def __str__(self) -> str:
+        accuracy = "unknown" if self.val_accuracy is None else f"{self.val_accuracy:.4f}"
+        line = (
+            f"Model: {self.name}, run {self.run_id[:8]}, trained on {self.training_images:,} "
+            f"images (protocol {self.protocol}), validation accuracy {accuracy}."
+        )
+        if self.is_trial_run:
+            line += (
+                f" It is a trial run, made with --limit {self.limit}: expect better answers from a "
+                "model of all images."
+            )
+        return line
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that `json` can write."""
+        return {**asdict(self), "is_trial_run": self.is_trial_run}
+
+
+def about(trial: "TrackedRun") -> About:
+    """What a trial's model is, as its run says."""
+    from fmnist_tracking.data.split import VALIDATION_SHARE
+    from fmnist_tracking.tracking import read_trial
+
+    seen = min(trial.split.limit or math.inf, SEEN_IMAGES[trial.split.protocol])
+    return About(
+        run_id=trial.run_id,
+        name=trial.name if trial.name.isprintable() else ascii(trial.name),
+        protocol=trial.split.protocol,
+        limit=trial.split.limit,
+        training_images=int(seen) - math.ceil(seen * VALIDATION_SHARE),
+        val_accuracy=read_trial(trial).val_accuracy,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LookTask:
-    """What to look at: a trial's model, and test images that it has not seen.
+    """What to look at: a trial's model, and images that it was not trained on.
 
     Attributes:
         model: its `.keras` file.
@@ -83,7 +146,8 @@ class LookTask:
         data_dir: where the data is, None for the usual places.
         data_sha256: `Dataset.digest` of the data it was trained on.
         seed: of the choice of sample images.
-        score: whether all test images are scored, or the samples alone classified.
+        part: `validation`, of which the samples alone are classified; or `test`, which opens the
+            sealed images and scores all of them.
     """
 
     model: Path
@@ -92,7 +156,7 @@ class LookTask:
     data_dir: Path | None
     data_sha256: str
     seed: int
-    score: bool
+    part: Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,20 +167,22 @@ class Looked:
         source: where the data was found.
         is_fashion_mnist: whether it is that.
         class_names: ten names, in label order.
-        test_images: how many test images there are.
+        part: which images the samples are of.
+        available: how many images that part has.
         chosen: the samples' places among them, shape (k,).
         images: the samples, uint8, shape (k, 28, 28, 1).
         labels: their true classes, uint8, shape (k,).
         probabilities: what the model gives for them, float32, shape (k, 10).
         maps: what its first convolution makes of the first sample, float32, shape
             (filters, height, width).
-        evaluation: of all test images, None if they were not to be scored.
+        evaluation: of all test images, None if they stayed sealed.
     """
 
     source: str
     is_fashion_mnist: bool
     class_names: tuple[str, ...]
-    test_images: int
+    part: Part
+    available: int
     chosen: NDArray[np.intp]
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
@@ -126,16 +192,17 @@ class Looked:
 
 
 def look(task: LookTask, _: Callable[[Any], None]) -> Looked:
-    """Look at a model and its test images; for `model_process`.
+    """Look at a model and some images; for `model_process`.
 
     Raises:
         DataError: the data is not what the model was trained on, or cannot be had.
-        TrackingError: the model gives no numbers.
+        TrackingError: the model cannot be used, or gives no numbers.
     """
-    from fmnist_tracking.data import load_dataset, test_set
+    from fmnist_tracking.data import load_dataset, split_dataset, test_set
     from fmnist_tracking.evaluation import evaluate
     from fmnist_tracking.model import first_layer_activations
 
+    model = _load(task.model, task.run_id)
     dataset = load_dataset(task.data_dir)
     if dataset.digest != task.data_sha256:
         raise DataError(
@@ -143,27 +210,34 @@ def look(task: LookTask, _: Callable[[Any], None]) -> Looked:
             f"(SHA-256 {task.data_sha256[:12]}… against {dataset.digest[:12]}…). Name the right "
             "folder with --data-dir."
         )
-    test = test_set(dataset, task.split)
-    count = len(test.labels)
-    chosen = np.random.default_rng(task.seed).choice(count, min(SAMPLES, count), replace=False)
-    images, labels = test.images[chosen], test.labels[chosen]
-    evaluation = None
-    if task.score:
-        everything = classify(task.model, task.run_id, test.images)
-        evaluation = evaluate(test.labels, everything, dataset.class_names)
-        probabilities = everything[chosen]
+    if task.part == "test":
+        test = test_set(dataset, task.split)
+        images, labels = test.images, test.labels
+        everything = classify(task.model, task.run_id, images)
+        evaluation = evaluate(labels, everything, dataset.class_names)
     else:
-        probabilities = classify(task.model, task.run_id, images)
+        split = split_dataset(dataset, task.split)
+        images, labels = split.validation_images, split.validation_labels
+        evaluation = None
+    count = len(labels)
+    chosen = np.random.default_rng(task.seed).choice(count, min(SAMPLES, count), replace=False)
+    try:
+        maps = first_layer_activations(model, images[chosen[0]])
+    except Exception as error:  # of a network that this project did not build
+        raise _unusable(task.run_id, error) from None
     return Looked(
         source=dataset.source,
         is_fashion_mnist=dataset.is_fashion_mnist,
         class_names=dataset.class_names,
-        test_images=count,
+        part=task.part,
+        available=count,
         chosen=chosen,
-        images=images,
-        labels=labels,
-        probabilities=probabilities,
-        maps=first_layer_activations(_load(task.model), images[0]),
+        images=images[chosen],
+        labels=labels[chosen],
+        probabilities=everything[chosen]
+        if evaluation
+        else classify(task.model, task.run_id, images[chosen]),
+        maps=maps,
         evaluation=evaluation,
     )
 
@@ -182,11 +256,11 @@ def classify(
         float32, shape (n, 10).
 
     Raises:
-        TrackingError: the model gives no numbers.
+        TrackingError: the model cannot be used, or gives no numbers.
     """
     from fmnist_tracking.model import predict
 
-    probabilities = predict(_load(model), images)
+    probabilities = predict(_load(model, run_id), images)
     if not np.isfinite(probabilities).all():
         raise TrackingError(
             f"The model of trial {run_id[:8]} gives no numbers (NaN): its training diverged. "
@@ -196,7 +270,19 @@ def classify(
 
 
 @lru_cache(maxsize=1)
-def _load(path: Path) -> Any:
+def _load(path: Path, run_id: str) -> Any:
     from fmnist_tracking.model import load_model
 
-    return load_model(path)
+    try:
+        return load_model(path)
+    except Exception as error:  # Keras raises many kinds of what is damaged or not its own
+        raise _unusable(run_id, error) from None
+
+
+def _unusable(run_id: str, error: Exception) -> TrackingError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    why = (lines or [type(error).__name__])[0][:_LONGEST_REASON]
+    return TrackingError(
+        f"The model file of trial {run_id[:8]} cannot be used; it is damaged, or not one of this "
+        f"project: {why} Choose another trial, or train this one again with --fresh."
+    )

@@ -1,19 +1,24 @@
 """`fmnist-track report`, `activations` and `predictions`: from a run id to figures."""
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fmnist_tracking.addresses import bare
 from fmnist_tracking.analysis import rank
 from fmnist_tracking.config import DEFAULT_SAMPLE_SEED
 from fmnist_tracking.errors import OutputError
 from fmnist_tracking.results import Evaluation, SearchResult, TrialResult
 from fmnist_tracking.workflows.models import (
+    About,
     Looked,
     LookTask,
+    Part,
+    about,
     fetched_model,
     look,
     model_process,
@@ -25,26 +30,29 @@ if TYPE_CHECKING:
     from fmnist_tracking.tracking import TrackedRun
 
 
+Announce = Callable[[str], None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Written:
     """What a command wrote.
 
     Attributes:
         run_id: the run it is about, a trial or a search.
-        trial_id: the trial whose model was used.
+        model: the model that was used.
         files: their paths, the one to open first first.
         evaluation: on the test images, None if they were not all scored.
     """
 
     run_id: str
-    trial_id: str
+    model: About
     files: tuple[Path, ...]
     evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Subject:
-    """A trial that was looked at: its records, and what its model makes of test images."""
+    """A trial that was looked at: its records, and what its model makes of some images."""
 
     run: "TrackedRun"
     trial: "TrackedRun"
@@ -64,6 +72,7 @@ def report(
     experiment: str | None = None,
     tracking_uri: str | None = None,
     data_dir: Path | None = None,
+    announce: Announce = lambda _: None,
 ) -> Written:
     """Score a trial, or a search's best one, on the test images, and draw all its figures.
 
@@ -76,6 +85,7 @@ def report(
         experiment: name of the experiment to look in, None for all.
         tracking_uri: of the MLflow store, None for the usual one.
         data_dir: where the data is, None for the usual places.
+        announce: called with a line for a person to read, which says what the model is.
 
     Raises:
         DataError: the data is not what the trial was trained on.
@@ -91,8 +101,10 @@ def report(
             run = tracking.find_run(store, reference, experiment)
             folder = writable(output_dir or Path("reports", run.run_id[:8]))
             trial = tracking.best_trial(store, run)
+            model_is = about(trial)
+            announce(str(model_is))
             with fetched_model(store, trial) as model:
-                looking = ask(look, _task(trial, model, data_dir, seed, score=True))
+                looking = ask(look, _task(trial, model, data_dir, seed, "test"))
                 # Meanwhile, what needs no answer of the model.
                 search = tracking.read_search(store, run) if run.role == "search" else None
                 history = tracking.read_history(store, trial)
@@ -107,8 +119,11 @@ def report(
                 figures.predictions(seen, _title(trial), seed),
                 figures.confusion(evaluation, _title(trial)),
             ]
+            again = ["fmnist-track", "report", "--run-id", run.run_id, "--seed", str(seed)]
+            again += ["--data-dir", str(data_dir)] if data_dir else []
+            again += ["--tracking-uri", bare(tracking_uri)] if tracking_uri else []
             texts = {
-                "index.html": render_html(_page(subject, search, evaluation, pictures, seed)),
+                "index.html": render_html(_page(subject, search, evaluation, pictures, again)),
                 "classification_report.txt": classification_table(evaluation),
                 "metrics.json": json.dumps(_metrics(subject, evaluation, seed), indent=2) + "\n",
             }
@@ -122,18 +137,19 @@ def report(
             }
             tracking.log_report(store, run.run_id, files, metrics, trial.run_id)
             tracking.mark_report_run(store, run.run_id, "report")
-            return Written(
-                run_id=run.run_id, trial_id=trial.run_id, files=files, evaluation=evaluation
-            )
+            return Written(run_id=run.run_id, model=model_is, files=files, evaluation=evaluation)
 
 
 def activations(reference: str, **options: Any) -> Written:
-    """Draw a sample and its first-layer activation maps; options are those of `report`."""
+    """Draw a sample and its first-layer activation maps; options are those of `report`.
+
+    The sample is a validation image; the test images stay sealed.
+    """
     return _part("activations", reference, **options)
 
 
 def predictions(reference: str, **options: Any) -> Written:
-    """Draw 16 test images with their predictions; options are those of `report`."""
+    """Draw 16 validation images with their predictions; options are those of `report`."""
     return _part("predictions", reference, **options)
 
 
@@ -146,6 +162,7 @@ def _part(
     experiment: str | None = None,
     tracking_uri: str | None = None,
     data_dir: Path | None = None,
+    announce: Announce = lambda _: None,
 ) -> Written:
     with model_process() as ask:
         from fmnist_tracking import tracking
@@ -153,22 +170,25 @@ def _part(
 
         with tracking.open_store(tracking_uri) as store:
             run = tracking.find_run(store, reference, experiment)
-            folder = writable(output_dir or Path("reports", run.run_id[:8]))
+            # Not among a report's own, which show test images.
+            folder = writable(output_dir or Path("reports", run.run_id[:8], "validation"))
             trial = tracking.best_trial(store, run)
+            model_is = about(trial)
+            announce(str(model_is))
             with fetched_model(store, trial) as model:
-                seen = ask(look, _task(trial, model, data_dir, seed, score=False))()
+                seen = ask(look, _task(trial, model, data_dir, seed, "validation"))()
             if name == "activations":
                 pictures = figures.activations(seen, _title(trial), seed)[::-1]
             else:
                 pictures = [figures.predictions(seen, _title(trial), seed)]
             files = _write(folder, {}, pictures)
-            tracking.log_report(store, run.run_id, files, {}, trial.run_id)
+            tracking.log_validation_figures(store, run.run_id, files)
             tracking.mark_report_run(store, run.run_id, name)
-            return Written(run_id=run.run_id, trial_id=trial.run_id, files=files)
+            return Written(run_id=run.run_id, model=model_is, files=files)
 
 
 def _task(
-    trial: "TrackedRun", model: Path, data_dir: Path | None, seed: int, *, score: bool
+    trial: "TrackedRun", model: Path, data_dir: Path | None, seed: int, part: Part
 ) -> LookTask:
     return LookTask(
         model=model,
@@ -177,7 +197,7 @@ def _task(
         data_dir=data_dir,
         data_sha256=trial.data_sha256,
         seed=seed,
-        score=score,
+        part=part,
     )
 
 
@@ -190,7 +210,7 @@ def _page(
     search: SearchResult | None,
     evaluation: Evaluation,
     pictures: Sequence["Picture"],
-    seed: int,
+    again: Sequence[str],
 ) -> "Page":
     from fmnist_tracking.report import Page
 
@@ -207,7 +227,7 @@ def _page(
         axes=search.space.varying if search else (),
         notices=_notices(subject, search),
         commands={
-            "this report": f"fmnist-track report --run-id {run.run_id} --seed {seed}",
+            "this report": shlex.join(again),
             "search" if search else "run": run.run_id,
             "model of run": subject.trial.run_id,
             "data SHA-256": subject.trial.data_sha256,
@@ -246,7 +266,7 @@ def _notices(subject: _Subject, search: SearchResult | None) -> list[str]:
     if subject.trial.split.limit is not None:
         notices.append(
             f"Made with --limit {subject.trial.split.limit}: a trial run on a part of the images, "
-            f"tested on {subject.seen.test_images:,}. Expect better figures from all of them."
+            f"tested on {subject.seen.available:,}. Expect better figures from all of them."
         )
     if search is not None and len(search.finished) < len(search.space):
         notices.append(
@@ -263,7 +283,7 @@ def _metrics(subject: _Subject, evaluation: Evaluation, seed: int) -> dict[str, 
         "params": asdict(subject.result.config),
         "split": asdict(subject.trial.split),
         "val_accuracy": subject.result.val_accuracy,
-        "test_images": subject.seen.test_images,
+        "test_images": subject.seen.available,
         "test_accuracy": evaluation.accuracy,
         "test_loss": evaluation.loss,
         "test_macro_f1": evaluation.macro.f1,
