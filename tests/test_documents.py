@@ -4,6 +4,7 @@ import inspect
 import itertools
 import re
 import shlex
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,23 +71,22 @@ def test_main_is_search() -> None:
     assert set(ENTRIES) == {"main", "search", "train", "report", "activations", "predictions"}
 
 
+def counting(lines: Iterable[str]) -> Iterator[Requirement]:
+    """The requirements that count for Python 3.11."""
+    python = {"python_full_version": "3.11.7", "python_version": "3.11"}
+    for requirement in map(Requirement, filter(None, lines)):
+        if requirement.marker is None or requirement.marker.evaluate(python):
+            yield requirement
+
+
 def test_conda_yaml_pins_what_the_package_needs_as_tested() -> None:
     python, pip, packages = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
     assert (python, pip) == ("python=3.11", "pip")
     pinned = packages["pip"]
-    tested = {}
-    for line in (ROOT / "constraints.txt").read_text().splitlines():
-        if line and not line.startswith("#"):
-            requirement = Requirement(line)
-            if requirement.marker is None or requirement.marker.evaluate(
-                {"python_full_version": "3.11.7", "python_version": "3.11"}
-            ):
-                tested[requirement.name] = str(requirement.specifier)
-    needs = re.findall(
-        r'^    "([a-z0-9-]+)[><=]',
-        (ROOT / "pyproject.toml").read_text().split("dependencies = [")[1].split("]")[0],
-        re.MULTILINE,
-    )
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    tested = {r.name: str(r.specifier) for r in counting(line for line in lines if line[:1] != "#")}
+    listed = (ROOT / "pyproject.toml").read_text().split("dependencies = [")[1].split("\n]")[0]
+    needs = [r.name for r in counting(re.findall(r'^    "([^"]+)",', listed, re.MULTILINE))]
     assert [Requirement(line).name for line in pinned] == needs
     for line in pinned:
         assert tested[Requirement(line).name] == str(Requirement(line).specifier)
