@@ -28,11 +28,11 @@ from fmnist_tracking.tracking.opening import (
     start_trial,
 )
 from fmnist_tracking.tracking.page import run_address, table_address
+from fmnist_tracking.tracking.queries import find_active
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
     UnreadableRun,
     as_tracked,
-    find_active,
     read_history,
     read_search,
     read_trial,

@@ -14,13 +14,10 @@ from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.results import FINISHED, RUNNING, RunSummary
 from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.experiments import experiment_ids
+from fmnist_tracking.tracking.queries import find_active, has_exactly, iterate_runs, liveness
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
     as_tracked,
-    find_active,
-    has_exactly,
-    iterate_runs,
-    liveness,
     read_grid,
     read_search,
     read_space,

@@ -4,14 +4,13 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.utils.search_utils import SearchUtils
 
 from fmnist_tracking import fingerprint
 from fmnist_tracking.config import FIELDS, SearchSpace, SplitConfig, TrainingConfig
@@ -24,17 +23,18 @@ from fmnist_tracking.results import (
     TrialResult,
 )
 from fmnist_tracking.tracking import names
-from fmnist_tracking.tracking.leases import Lease
+from fmnist_tracking.tracking.queries import (
+    find_children,
+    has_exactly,
+    liveness,
+    runs_by_id,
+)
 from fmnist_tracking.tracking.store import Store
 
-_PAGE = 1000
-_IDS_AT_ONCE = 200
 _BEST_VAL_LOSS = "best_val_loss"
-NEWEST_FIRST = ["attributes.start_time DESC"]
 _FINISHED = f"attributes.status = '{FINISHED}'"
 # Above it, not every whole number is a float.
 _LARGEST_WHOLE = 2**53
-_GONE = "RESOURCE_DOES_NOT_EXIST"
 T = TypeVar("T")
 
 
@@ -205,27 +205,6 @@ def _is_intact(store: Store, outcome: SearchResult) -> bool:
     return len(list(found)) == len(reused)
 
 
-def has_exactly(store: Store, experiment_id: str, filter_string: str, count: int) -> bool:
-    """Whether so many runs match a filter, without reading them all: the last one is asked for."""
-    if count == 0:
-        return not store.client.search_runs([experiment_id], filter_string, max_results=1)
-    before_last = SearchUtils.create_page_token(count - 1)  # type: ignore[no-untyped-call]
-    found = store.client.search_runs(
-        [experiment_id],
-        filter_string,
-        max_results=2,
-        page_token=before_last if count > 1 else None,
-    )
-    return len(found) == 1
-
-
-def find_children(store: Store, experiment_id: str, parent: str) -> Iterator[Run]:
-    """The runs of a search's trials, the newest first."""
-    for run in iterate_runs(store, [experiment_id], f"tags.`{names.PARENT}` = '{parent}'"):
-        if names.ROLE in run.data.tags:
-            yield run
-
-
 def reused_runs(store: Store, run: TrackedRun) -> Iterator[Run]:
     """Finished trials of others that a search counts among its own, those that are still there."""
     if names.REUSED not in run.raw.data.tags:
@@ -236,58 +215,6 @@ def reused_runs(store: Store, run: TrackedRun) -> Iterator[Run]:
         store.left_out[run.run_id] = f"its file {names.REUSED_FILE} is missing ({_line(error)})"
         return
     yield from runs_by_id(store, run.experiment_id, ids, _FINISHED)
-
-
-def runs_by_id(
-    store: Store, experiment_id: str, ids: Sequence[str], condition: str
-) -> Iterator[Run]:
-    """The runs with these ids that meet a condition; those that are gone are left out."""
-    for start in range(0, len(ids), _IDS_AT_ONCE):
-        listed = ", ".join(f"'{run_id}'" for run_id in ids[start : start + _IDS_AT_ONCE])
-        filter_string = f"attributes.run_id IN ({listed}) AND {condition}"
-        yield from iterate_runs(store, [experiment_id], filter_string)
-
-
-def liveness(store: Store) -> Callable[[Run], bool]:
-    """Give what tells whether an open run's process is there.
-
-    A search gives signs of life for its trials too; each is asked for once.
-    """
-    live: dict[tuple[str | float, ...], bool] = {}
-
-    def is_live(run: Run) -> bool:
-        parent = run.data.tags.get(names.PARENT)
-        lease = Lease.read(run.data.tags)
-        if lease is None:
-            return False
-        if parent is None or lease.is_live():
-            return lease.is_live()
-        key = (parent, lease.machine, lease.pid, lease.started)
-        if key not in live:
-            holder = find_active(store, parent)
-            held = None if holder is None else Lease.read(holder.data.tags)
-            live[key] = (
-                holder is not None
-                and holder.info.status == RUNNING
-                and held is not None
-                and (held.machine, held.pid, held.started)
-                == (lease.machine, lease.pid, lease.started)
-                and held.is_live()
-            )
-        return live[key]
-
-    return is_live
-
-
-def find_active(store: Store, run_id: str) -> Run | None:
-    """The run with an id; None if it was deleted, or removed for good."""
-    try:
-        run = store.client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != _GONE:
-            raise
-        return None
-    return run if run.info.lifecycle_stage == "active" else None
 
 
 def read_trial(run: TrackedRun) -> TrialResult:
@@ -336,32 +263,6 @@ def require_finished(run: TrackedRun) -> None:
             f"The trial {run.run_id[:8]} is {run.raw.info.status}, so it has no model. Choose a "
             "FINISHED one, or `best`; `fmnist-track runs` shows the status of each."
         )
-
-
-def iterate_runs(
-    store: Store, experiments: Iterable[str], filter_string: str, at_once: int = _PAGE
-) -> Iterator[Run]:
-    """Runs that match a filter, the newest first, however many there are.
-
-    Args:
-        store: the store.
-        experiments: ids of the experiments to look in.
-        filter_string: as MLflow has it.
-        at_once: how many the store is asked for at once.
-    """
-    token, ids = None, list(experiments)
-    while ids:
-        page = store.client.search_runs(
-            ids,
-            filter_string,
-            max_results=at_once,
-            order_by=NEWEST_FIRST,
-            page_token=token,
-        )
-        yield from page
-        token = page.token
-        if not token:
-            break
 
 
 def as_tracked(run: Run) -> TrackedRun:

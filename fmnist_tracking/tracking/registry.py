@@ -19,10 +19,10 @@ from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.failures import registry_error
 from fmnist_tracking.tracking.logged_model import require_files, trial_model
 from fmnist_tracking.tracking.notes import plain
+from fmnist_tracking.tracking.queries import find_active
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
     as_tracked,
-    find_active,
     read_trial,
 )
 from fmnist_tracking.tracking.store import Store

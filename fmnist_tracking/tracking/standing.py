@@ -12,12 +12,10 @@ from fmnist_tracking.errors import SearchError
 from fmnist_tracking.results import FINISHED, RUNNING, TrialResult
 from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.leases import Lease
+from fmnist_tracking.tracking.queries import find_children, iterate_runs, liveness
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
     as_tracked,
-    find_children,
-    iterate_runs,
-    liveness,
     readable,
     trial_result,
 )

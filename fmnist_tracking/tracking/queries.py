@@ -1,0 +1,116 @@
+"""Runs as the store has them: found by a filter, by id or by parent; are they live, or gone."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.utils.search_utils import SearchUtils
+
+from fmnist_tracking.results import RUNNING
+from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking.leases import Lease
+from fmnist_tracking.tracking.store import Store
+
+_PAGE = 1000
+_IDS_AT_ONCE = 200
+_NEWEST_FIRST = ["attributes.start_time DESC"]
+_GONE = "RESOURCE_DOES_NOT_EXIST"
+
+
+def iterate_runs(
+    store: Store, experiments: Iterable[str], filter_string: str, at_once: int = _PAGE
+) -> Iterator[Run]:
+    """Runs that match a filter, the newest first, however many there are.
+
+    Args:
+        store: the store.
+        experiments: ids of the experiments to look in.
+        filter_string: as MLflow has it.
+        at_once: how many the store is asked for at once.
+    """
+    token, ids = None, list(experiments)
+    while ids:
+        page = store.client.search_runs(
+            ids,
+            filter_string,
+            max_results=at_once,
+            order_by=_NEWEST_FIRST,
+            page_token=token,
+        )
+        yield from page
+        token = page.token
+        if not token:
+            break
+
+
+def runs_by_id(
+    store: Store, experiment_id: str, ids: Sequence[str], condition: str
+) -> Iterator[Run]:
+    """The runs with these ids that meet a condition; those that are gone are left out."""
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        listed = ", ".join(f"'{run_id}'" for run_id in ids[start : start + _IDS_AT_ONCE])
+        filter_string = f"attributes.run_id IN ({listed}) AND {condition}"
+        yield from iterate_runs(store, [experiment_id], filter_string)
+
+
+def has_exactly(store: Store, experiment_id: str, filter_string: str, count: int) -> bool:
+    """Whether so many runs match a filter, without reading them all: the last one is asked for."""
+    if count == 0:
+        return not store.client.search_runs([experiment_id], filter_string, max_results=1)
+    before_last = SearchUtils.create_page_token(count - 1)  # type: ignore[no-untyped-call]
+    found = store.client.search_runs(
+        [experiment_id],
+        filter_string,
+        max_results=2,
+        page_token=before_last if count > 1 else None,
+    )
+    return len(found) == 1
+
+
+def find_children(store: Store, experiment_id: str, parent: str) -> Iterator[Run]:
+    """The runs of a search's trials, the newest first."""
+    for run in iterate_runs(store, [experiment_id], f"tags.`{names.PARENT}` = '{parent}'"):
+        if names.ROLE in run.data.tags:
+            yield run
+
+
+def find_active(store: Store, run_id: str) -> Run | None:
+    """The run with an id; None if it was deleted, or removed for good."""
+    try:
+        run = store.client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != _GONE:
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def liveness(store: Store) -> Callable[[Run], bool]:
+    """Give what tells whether an open run's process is there.
+
+    A search gives signs of life for its trials too; each is asked for once.
+    """
+    live: dict[tuple[str | float, ...], bool] = {}
+
+    def is_live(run: Run) -> bool:
+        parent = run.data.tags.get(names.PARENT)
+        lease = Lease.read(run.data.tags)
+        if lease is None:
+            return False
+        if parent is None or lease.is_live():
+            return lease.is_live()
+        key = (parent, lease.machine, lease.pid, lease.started)
+        if key not in live:
+            holder = find_active(store, parent)
+            held = None if holder is None else Lease.read(holder.data.tags)
+            live[key] = (
+                holder is not None
+                and holder.info.status == RUNNING
+                and held is not None
+                and (held.machine, held.pid, held.started)
+                == (lease.machine, lease.pid, lease.started)
+                and held.is_live()
+            )
+        return live[key]
+
+    return is_live
