@@ -57,6 +57,7 @@ class Place:
     uri: str = ""
     state: str = ""
     experiment: str = "fashion-mnist"
+    epochs: int = EPOCHS
 
     def __post_init__(self) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -72,9 +73,10 @@ class Place:
         return self.folder / "log"
 
     def start(self, *options: str, **variables: str) -> "subprocess.Popen[str]":
+        words = [str(self.epochs) if word == str(EPOCHS) else word for word in SEARCH]
         with self.log.open("a") as log, self.out.open("w") as out:
             return subprocess.Popen(
-                [sys.executable, "-m", "fmnist_tracking", *SEARCH, *options],
+                [sys.executable, "-m", "fmnist_tracking", *words, *options],
                 cwd=self.folder,
                 env={
                     **os.environ,
@@ -417,12 +419,11 @@ def test_a_database_that_is_locked_for_a_while(
 
 
 def test_a_second_driver_is_refused(tmp_path: Path, cache: Path) -> None:
-    place = Place(tmp_path / "search", cache)
-    long = ("--epochs", "2000")  # so that it is still there when the second one looks
-    first = place.start(*long)
+    place = Place(tmp_path / "search", cache, epochs=2000)  # still there when the second one looks
+    first = place.start()
     try:
         place.wait_until_said("epoch 1/2000", 1, first)
-        second = place.start(*long)
+        second = place.start()
         assert second.wait(timeout=120) == 1
         assert f"is running already: process {first.pid} on " in place.said()
         assert first.poll() is None

@@ -292,7 +292,7 @@ def _require_store(uri: str, *, create: bool, write: bool, upgrade: bool) -> Non
         if not database.require_current(uri, upgrade=upgrade):
             if not create:
                 raise TrackingError(_no_store(path or without_user(uri)))
-            if path is not None:
+            if path is not None and not path.exists():
                 _make_sqlite_store(path)
     else:
         folder = places.local_path(uri) or Path(uri)
@@ -339,9 +339,6 @@ def _make_sqlite_store(path: Path) -> None:
             MlflowClient(address).search_experiments(max_results=1)
         # MLflow has given its own experiment a place in the working folder, wherever the store is.
         places.relocate(new, {Path.cwd()}, to=path.parent)
-        if path.exists():  # empty
-            new.replace(path)
-            return
         with contextlib.suppress(FileExistsError):  # another process was quicker
             os.link(new, path)
 
