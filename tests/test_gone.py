@@ -153,7 +153,7 @@ def test_models_and_versions_that_are_gone(command: Run, tmp_path: Path) -> None
     for reference in (best, "best"):
         with pytest.raises(TrackingError, match=r"has no file data/model\.keras at"):
             promotion.promote(reference)
-    said = command("predict", "--run-id", best, "boot.png").stderr
+    said = command("report", "--run-id", best).stderr
     assert "cannot be fetched from the store" in said
     file.write_bytes(kept)
     client.delete_logged_model(model.model_id)
