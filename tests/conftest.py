@@ -51,8 +51,13 @@ def _clean_environment(
     monkeypatch.setenv("FMNIST_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("FMNIST_PROGRESS_SECONDS", "0")  # tests wait for lines
     monkeypatch.chdir(tmp_path)
+    kept = dict(os.environ)
     yield
     _use_the_usual_store()
+    # What the program sets for a process that is its own is not for those of later tests.
+    for name in os.environ.keys() - kept.keys():
+        del os.environ[name]
+    os.environ.update(kept)
 
 
 def _use_the_usual_store() -> None:
