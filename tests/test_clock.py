@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Callable
 
+import pytest
+
 from conftest import SMALL
 
 STOPPED_SECONDS = 4.0
@@ -24,9 +26,9 @@ import time
 from fmnist_tracking import clock
 clock.now()
 time.sleep(0.3)
-start, wall = clock.now(), time.monotonic()
+start, wall, used = clock.now(), time.monotonic(), time.process_time()
 pow(7, 1 << 22)
-print(clock.now() - start, time.monotonic() - wall)
+print(clock.now() - start, time.monotonic() - wall, time.process_time() - used)
 """
 TRAINING = """
 import dataclasses, json, sys
@@ -75,7 +77,9 @@ def test_the_clock_stands_still_while_its_process_is_stopped() -> None:
 
 def test_the_clock_runs_on_while_a_library_computes() -> None:
     out, _ = run(HOLDING).communicate(timeout=120)
-    counted, wall = map(float, out.split())
+    counted, wall, used = map(float, out.split())
+    if used < 0.7 * wall:
+        pytest.skip("the machine is too busy to tell a process that waits from one that is stopped")
     assert counted > 0.99 * wall
 
 
