@@ -30,8 +30,8 @@ _PLAIN_SHARE = 0.25
 # from 11.3 on, HEIC only with pillow-heif.
 _HEIC, _AVIF = "a HEIC", "an AVIF"
 _BRANDS = {
-    **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"), _HEIC),
-    **dict.fromkeys((b"mif1", b"msf1"), _HEIC),
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"), _HEIC),
+    **dict.fromkeys((b"heim", b"heis", b"hevm", b"hevs"), _HEIC),  # of several layers
     **dict.fromkeys((b"avif", b"avis"), _AVIF),
 }
 # Pillow hands these to another program, Ghostscript.

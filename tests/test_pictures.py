@@ -375,6 +375,9 @@ def test_a_phone_s_format_is_recognised_by_content_and_a_way_out_told(tmp_path: 
             f"PictureError {tmp_path / name} is a HEIC picture, which cannot be read here. Install "
             "'fmnist-tracking[heic]', or save the picture as JPEG or PNG.\n"
         )
+    for brand in (b"hevm", b"hevs"):  # several layers, as stereo photographs have
+        (tmp_path / "two.heic").write_bytes(HEIC.replace(b"heic", brand))
+        assert "two.heic is a HEIC picture, which" in asked(tmp_path / "two.heic", "without")
     (tmp_path / "shoe.avif").write_bytes(AVIF)
     assert "shoe.avif is an AVIF picture that is damaged" in asked(tmp_path / "shoe.avif")
     (tmp_path / "text.heic").write_text("no picture at all")

@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image
 
 from conftest import Run
 from fmnist_tracking.data import Dataset
+from fmnist_tracking.tracking import names
 from test_end_to_end import free_port
 
 # Root, but held to what the modes of files say, as every other user is.
@@ -22,28 +25,45 @@ SMALL = ("--limit", "600", "--epochs", "1", "--filters", "4", "--strides", "2",
          "--kernel-sizes", "3", "--hidden-units", "8")  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give its powers away")
-def test_a_store_that_may_only_be_read(
-    command: Run, tmp_path: Path, cache: Path, dataset: Dataset
-) -> None:
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give its powers away"),
+]
+
+
+@pytest.fixture
+def shared(command: Run, tmp_path: Path) -> Path:
+    """A folder with a store of one trained trial, none of which may be written."""
     searched = command("search", *SMALL)
     assert searched.returncode == 0, searched.stderr
-    home = tmp_path / "home"
-    home.mkdir()
-    Image.fromarray(dataset.test_images[0]).save(home / "boot.png")
-    shared = tmp_path / "mlruns"
-    for entry in (tmp_path, tmp_path / "mlflow.db", shared, *shared.rglob("*")):
+    runs = tmp_path / "mlruns"
+    for entry in (tmp_path / "mlflow.db", runs, *runs.rglob("*")):
         entry.chmod(0o555 if entry.is_dir() else 0o444)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    before = (tmp_path / "mlflow.db").read_bytes()
-    environment = {
-        "PATH": os.environ["PATH"],
+    (tmp_path / "home").mkdir()
+    tmp_path.chmod(0o555)
+    return tmp_path
+
+
+@pytest.fixture
+def home(shared: Path) -> Path:
+    """The folder that its reader works in."""
+    return shared / "home"
+
+
+@pytest.fixture
+def environment(shared: Path, home: Path, cache: Path) -> dict[str, str]:
+    return {
+        **os.environ,
         "HOME": str(home),
-        "MLFLOW_TRACKING_URI": uri,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{shared}/mlflow.db",
         "FMNIST_CACHE_DIR": str(cache),
         "FMNIST_STATE_DIR": str(home / "state"),
     }
+
+
+@pytest.fixture
+def run(home: Path, environment: dict[str, str]) -> Run:
+    """Runs `fmnist-track` as one who may write into `home` alone."""
 
     def run(*words: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -56,6 +76,14 @@ def test_a_store_that_may_only_be_read(
             timeout=180,
         )
 
+    return run
+
+
+def test_a_store_that_may_only_be_read(
+    run: Run, shared: Path, home: Path, environment: dict[str, str], dataset: Dataset
+) -> None:
+    Image.fromarray(dataset.test_images[0]).save(home / "boot.png")
+    before = (shared / "mlflow.db").read_bytes()
     assert run("--version").returncode == 0
     assert json.loads(run("runs", "--json").stdout)[0]["finished"] == 1
     assert run("best").returncode == 0
@@ -99,4 +127,29 @@ def test_a_store_that_may_only_be_read(
                     time.sleep(0.5)
         finally:
             os.killpg(page.pid, signal.SIGKILL)
-    assert (tmp_path / "mlflow.db").read_bytes() == before
+    assert (shared / "mlflow.db").read_bytes() == before
+
+
+def test_files_that_may_not_be_written_do_not_hide_that_test_images_were_opened(
+    run: Run, shared: Path
+) -> None:
+    (shared / "mlflow.db").chmod(0o644)
+    shared.chmod(0o755)
+    before = tags(shared)
+    looked = run("predictions", "latest", "--json")
+    assert not json.loads(looked.stdout)["kept"]
+    assert tags(shared) == before
+    reported = run("report", "latest", "--json")
+    assert reported.returncode == 0, reported.stderr
+    content = json.loads(reported.stdout)
+    assert not content["kept"]
+    opened = {run_id for run_id, name in tags(shared) - before if name == names.TEST_OPENED}
+    assert opened == {content["run_id"], content["trial_run_id"]}
+    (told,) = (line for line in reported.stderr.splitlines() if "not kept" in line)
+    assert f"Permission denied: {shared}/mlruns/" in told
+
+
+def tags(folder: Path) -> set[tuple[str, str]]:
+    """The tags of a store's runs, each with its run's id."""
+    with closing(sqlite3.connect(folder / "mlflow.db")) as rows:
+        return set(rows.execute("SELECT run_uuid, key FROM tags"))

@@ -27,7 +27,7 @@ def if_allowed(store: Store, write: Callable[[], None]) -> str | None:
     Returns:
         Why nothing, or not all, was written, where the user may read the store alone.
     """
-    why = "its file and folder are for reading alone"
+    why = "its file or its folder is for reading alone"
     if store.can_be_written:
         try:
             write()
@@ -35,7 +35,9 @@ def if_allowed(store: Store, write: Callable[[], None]) -> str | None:
         except (MlflowException, OSError) as error:
             if not is_refused(error):
                 raise
-            why = getattr(error, "strerror", None) or "it does not let this user"
+            why = "it does not let this user"
+            if isinstance(error, OSError):  # the files of runs are elsewhere than the database
+                why = f"{error.strerror}: {error.filename}"
     return f"the store {store.public_uri} cannot be written by this user ({why})"
 
 
@@ -60,14 +62,15 @@ def log_report(
     """
     client = store.client
     known = client.get_run(run_id).data
-    _log_files(store, run_id, files, names.REPORT_FOLDER)
-    if any(known.metrics.get(name) != value for name, value in metrics.items()):
-        log_metrics(store, run_id, metrics)
+    # First of all: it is so, whether or not the rest can be kept.
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     for opened in {run_id, trial_id}:
         tags = known.tags if opened == run_id else client.get_run(opened).data.tags
         if names.TEST_OPENED not in tags:
             client.set_tag(opened, names.TEST_OPENED, now)
+    _log_files(store, run_id, files, names.REPORT_FOLDER)
+    if any(known.metrics.get(name) != value for name, value in metrics.items()):
+        log_metrics(store, run_id, metrics)
 
 
 def log_validation_figures(store: Store, run_id: str, files: Sequence[Path]) -> None:
