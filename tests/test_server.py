@@ -248,7 +248,7 @@ def test_the_database_itself_can_be_read(server: Server, searched: Searched, tra
     # The artifacts are behind the server.
     report = track("report", "--run-id", "latest", "--tracking-uri", uri)
     assert report.returncode == 1
-    assert "must be a valid http or https URI" in report.stderr
+    assert "which only a tracking server can reach" in report.stderr
     password = json.loads((server.state / "secrets.json").read_text())["database_password"]
     assert password not in report.stderr
 
