@@ -4,13 +4,9 @@ import dataclasses
 import difflib
 import itertools
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
-
-import yaml
 
 from fmnist_tracking.errors import ConfigError
 
@@ -103,9 +99,6 @@ _OTHER_NAMES = {
     "neurons_hl": "hidden_units",
     "neuronshl": "hidden_units",
 }
-# Numbers as they are typed: ASCII digits, without leading zeros. No setting is below 0.
-_WHOLE = re.compile(r"(0|[1-9][0-9]*)")
-_DECIMAL = re.compile(r"((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def flag(name: str) -> str:
@@ -150,13 +143,12 @@ def check_value(name: str, value: object) -> Value:
         and (limits.get("below") is None or value < limits["below"])
     )
     if not fits:
-        raise ConfigError(
-            f"Expected {name} to be {_singular(describe_range(name))}, got {value!r}."
-        )
+        raise ConfigError(f"Expected {name} to be {singular(describe_range(name))}, got {value!r}.")
     return int(cast(Value, value)) if whole else float(cast(Value, value))
 
 
-def _singular(words: str) -> str:
+def singular(words: str) -> str:
+    """Turn the words of `describe_range` from many numbers into one."""
     return "a " + words.replace("numbers", "number", 1)
 
 
@@ -173,90 +165,6 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     called = setting_called(word)
     near = [called] if called in bare else difflib.get_close_matches(word.lstrip("-"), bare, n=1)
     return f" Did you mean {bare[near[0]]}?" if near else ""
-
-
-def parse_whole(text: str) -> int:
-    """Read a whole number as it is typed: "600", not "6e2", "600.0", "0600" or " 600".
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not _WHOLE.fullmatch(text):
-        raise ValueError(text)
-    return int(text)
-
-
-def parse_number(name: str, text: str) -> Value:
-    """Read one value of a field as it is typed, and check it.
-
-    Raises:
-        ConfigError: the field cannot be that.
-        ValueError: it is no number of the field's kind.
-    """
-    if FIELDS[name].type is int:
-        return check_value(name, parse_whole(text))
-    if not _DECIMAL.fullmatch(text):
-        raise ValueError(text)
-    number = float(text)
-    if number == 0 and re.search("[1-9]", re.split("[eE]", text)[0]):
-        raise ValueError(text)  # too small for a number of Python
-    return check_value(name, number)
-
-
-def parse_values(name: str, text: str, option: str | None = None) -> tuple[Value, ...]:
-    """Read a comma-separated list of values for one field.
-
-    Args:
-        name: a field of `TrainingConfig`.
-        text: what the person typed, such as "12,36,48"; spaces may follow the commas.
-        option: the option it was typed after, for the message; by default the field's own.
-
-    Raises:
-        ConfigError: the list is empty, or holds something that the field cannot be.
-    """
-    option = option or SEARCH_FLAGS.get(name) or f"--axis {name}"
-    if name not in FIELDS:
-        check_value(name, None)
-    try:
-        return tuple(parse_number(name, part.strip(" ")) for part in text.split(","))
-    except (ValueError, ConfigError):
-        joiner = "=" if option.startswith("--axis") else " "
-        example = ",".join(f"{v:g}" for v in COURSEWORK_GRID.get(name, (FIELDS[name].default,)))
-        raise ConfigError(
-            f"Expected {option} to list {describe_range(name)}, got {text!r}. "
-            f"Example: {option}{joiner}{example}"
-        ) from None
-
-
-def parse_value(name: str, text: str, option: str) -> Value:
-    """Read the one value typed after an option.
-
-    Raises:
-        ConfigError: it is no number, or the field cannot be that.
-    """
-    try:
-        return parse_number(name, text)
-    except (ValueError, ConfigError):
-        raise ConfigError(
-            f"Expected {option} to be {_singular(describe_range(name))}, got {text!r}. "
-            f"Example: {option} {FIELDS[name].default:g}"
-        ) from None
-
-
-def parse_axis(text: str) -> tuple[str, tuple[Value, ...]]:
-    """Read an axis typed as "learning_rate=0.001,0.0003".
-
-    Raises:
-        ConfigError: there is no "=", no such setting, or a value it cannot take.
-    """
-    name, equals, values = text.partition("=")
-    if not equals:
-        raise ConfigError(
-            f"Expected --axis NAME=VALUE,VALUE, got {text!r}. "
-            "Example: --axis learning_rate=0.001,0.0003"
-        )
-    name = name.strip().replace("-", "_")
-    return name, parse_values(name, values, f"--axis {name}")
 
 
 def feature_map_sizes(config: TrainingConfig) -> dict[str, int]:
@@ -371,72 +279,6 @@ class SearchSpace:
     def with_axes(self, axes: Mapping[str, Iterable[Value]]) -> "SearchSpace":
         """This grid with axes added, or replaced where the name is there already."""
         return SearchSpace(axes={**self.axes, **{k: tuple(v) for k, v in axes.items()}})
-
-
-def load_space(path: Path) -> SearchSpace:
-    """Read a grid from a YAML file that maps each axis to its values.
-
-    Numbers are read as they are on the command line, so that none becomes another one: YAML 1.1
-    takes 010 for 8, 1:30 for 90 and yes for true.
-
-    Raises:
-        ConfigError: the file cannot be read, is not such a mapping, gives something twice, or holds
-            a bad axis.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), _TextLoader)
-    except OSError as error:
-        raise ConfigError(f"Cannot read the grid file {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(
-            f"The grid file {path} is not YAML{_what_is_wrong(error)}. Expected {_SPACE_EXAMPLE}"
-        ) from None
-    if content is None:
-        raise ConfigError(f"The grid file {path} is empty. Expected {_SPACE_EXAMPLE}")
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise ConfigError(f"The grid file {path} is not a mapping. Expected {_SPACE_EXAMPLE}")
-    try:
-        return SearchSpace(axes={name: _listed(name, value) for name, value in content.items()})
-    except ConfigError as error:
-        raise ConfigError(f"In the grid file {path}: {error}") from None
-
-
-class _TextLoader(yaml.BaseLoader):
-    """Reads every value as the text it is, and refuses a key that is given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names: list[str] = []
-        for key, _ in node.value:
-            if key.value in names:
-                problem = f"{key.value!r} is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            names.append(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _what_is_wrong(error: Exception) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    return f" (line {mark.line + 1}: {problem})" if mark and problem else ""
-
-
-def _listed(name: str, value: Any) -> tuple[Value, ...]:
-    """The values of an axis in a grid file, which may be one alone."""
-    if name not in FIELDS:
-        check_value(name, None)
-    values = value if isinstance(value, list) else [value]
-    for one in values:
-        try:
-            if not isinstance(one, str):
-                raise ValueError(one)
-            parse_number(name, one)
-        except (ValueError, ConfigError):
-            raise ConfigError(
-                f"Expected {name} to list {describe_range(name)}, got {one!r}."
-            ) from None
-    return tuple(parse_number(name, one) for one in values)
-
-
-_SPACE_EXAMPLE = "one line an axis, such as 'filters: [12, 36, 48]'."
 
 
 @dataclass(frozen=True, kw_only=True)

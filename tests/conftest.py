@@ -20,6 +20,10 @@ from fmnist_tracking.tracking import Store, open_store
 
 SMALL = TrainingConfig(filters=4, strides=2, hidden_units=8, epochs=2)
 SMALL_SPLIT = SplitConfig(limit=600)
+# The smallest training, as options.
+TINY = (
+    "--limit", "600", "--epochs", "1", "--filters", "4", "--strides", "2", "--hidden-units", "8"
+)  # fmt: skip
 CLEAN = ("MLFLOW_", "FMNIST_")
 # No test asserts a time.
 hypothesis.settings.register_profile("untimed", deadline=None)

@@ -49,18 +49,20 @@ def test_the_installed_version_s_revision_is_known(store: Store) -> None:
     assert release in database._RELEASES[revision], "add it to _RELEASES"
 
 
+def assert_refused_unchanged(folder: Path, create: bool, words: str) -> None:
+    before = sha256(folder / "mlflow.db")
+    with pytest.raises(TrackingError, match=words), open_store(create=create, upgrade=True):
+        pass
+    assert sha256(folder / "mlflow.db") == before
+    assert [entry.name for entry in folder.iterdir()] == ["mlflow.db"]
+
+
 @pytest.mark.parametrize("create", [True, False])
 def test_a_database_of_a_newer_version_is_refused(
     store: Store, tmp_path: Path, create: bool
 ) -> None:
     execute(tmp_path / "mlflow.db", "UPDATE alembic_version SET version_num = 'abcdef012345'")
-    before = sha256(tmp_path / "mlflow.db")
-    with (
-        pytest.raises(TrackingError, match=rf"of a newer MLflow.*{mlflow.__version__}"),
-        open_store(create=create, upgrade=True),
-    ):
-        pass
-    assert sha256(tmp_path / "mlflow.db") == before
+    assert_refused_unchanged(tmp_path, create, rf"of a newer MLflow.*{mlflow.__version__}")
 
 
 @pytest.mark.parametrize("tables", [("notes",), ("alembic_version", "users"), ("a", "b", "c", "d")])
@@ -71,14 +73,7 @@ def test_somebody_else_s_database_is_refused(
     for table in tables:
         execute(tmp_path / "mlflow.db", f"CREATE TABLE {table} (version_num TEXT)")
     execute(tmp_path / "mlflow.db", f"INSERT INTO {tables[0]} VALUES ('abc')")
-    before = sha256(tmp_path / "mlflow.db")
-    with (
-        pytest.raises(TrackingError, match=f"not of MLflow.*{tables[0]}"),
-        open_store(create=create, upgrade=True),
-    ):
-        pass
-    assert sha256(tmp_path / "mlflow.db") == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["mlflow.db"]
+    assert_refused_unchanged(tmp_path, create, f"not of MLflow.*{tables[0]}")
 
 
 def test_an_empty_file_is_no_store_yet(tmp_path: Path) -> None:

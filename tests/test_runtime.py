@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import SMALL, Run
+from conftest import SMALL, TINY, Run
 from fmnist_tracking import machine, runtime, step, training
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError
@@ -107,18 +107,6 @@ def test_keras_computes_with_tensorflow_whatever_it_is_set_to(command: Run) -> N
     assert done.returncode == 0, done.stderr
 
 
-TINY = (
-    "--limit",
-    "600",
-    "--epochs",
-    "1",
-    "--filters",
-    "4",
-    "--strides",
-    "2",
-    "--hidden-units",
-    "8",
-)
 TINY_SEARCH = ("search", *TINY, "--kernel-sizes", "3", "--json")
 
 

@@ -12,22 +12,10 @@ import sys
 import termios
 from pathlib import Path
 
-from conftest import Run
+from conftest import TINY, Run
 from test_streams import PROGRAM, shell
 
 ROOT = Path(__file__).parent.parent
-TINY = (
-    "--limit",
-    "600",
-    "--epochs",
-    "1",
-    "--filters",
-    "4",
-    "--strides",
-    "2",
-    "--hidden-units",
-    "8",
-)
 
 
 def on_a_terminal(columns: int, *arguments: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import typer
 
 from fmnist_tracking.cli.completion import axis_names, protocols, run_ids
+from fmnist_tracking.cli.parse import parse_value, parse_whole
 from fmnist_tracking.cli.typed import AXIS, LIST_METAVAR
 from fmnist_tracking.config import (
     COURSEWORK_GRID,
@@ -18,8 +19,6 @@ from fmnist_tracking.config import (
     SplitConfig,
     Value,
     flag,
-    parse_value,
-    parse_whole,
 )
 from fmnist_tracking.errors import ConfigError
 

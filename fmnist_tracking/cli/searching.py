@@ -10,6 +10,7 @@ from fmnist_tracking.addresses import without_user
 from fmnist_tracking.analysis import best
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
+from fmnist_tracking.cli.parse import load_space, parse_axis, parse_values
 from fmnist_tracking.cli.printing import print_plan, print_trial, print_trials, say
 from fmnist_tracking.cli.typed import is_given
 from fmnist_tracking.config import (
@@ -20,9 +21,6 @@ from fmnist_tracking.config import (
     TrainingConfig,
     Value,
     flag,
-    load_space,
-    parse_axis,
-    parse_values,
 )
 from fmnist_tracking.errors import ConfigError, SearchError
 

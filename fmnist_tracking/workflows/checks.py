@@ -5,7 +5,6 @@ import platform
 import shutil
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fmnist_tracking import environment, runtime
 from fmnist_tracking.checkpoints import STATE_VARIABLE, state_dir
 from fmnist_tracking.errors import ConfigError, FmnistTrackingError
+from fmnist_tracking.workflows.output import writable
 
 if TYPE_CHECKING:
     from fmnist_tracking.data import Dataset
@@ -114,14 +114,7 @@ def _settings() -> str:
 
 
 def _checkpoints() -> str:
-    folder = state_dir()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ConfigError(
-            f"{folder} cannot be written ({error.strerror}). Name another with {STATE_VARIABLE}."
-        ) from None
+    folder = writable(state_dir(), STATE_VARIABLE)
     return f"{folder} can be written"
 
 
