@@ -16,8 +16,8 @@ import platformdirs
 from numpy.typing import NDArray
 
 from fmnist_tracking.results import EpochMetrics
+from fmnist_tracking.runtime import STATE_VARIABLE
 
-STATE_VARIABLE = "FMNIST_STATE_DIR"
 _FILE = "checkpoint.npz"
 # What reading a file may raise whose bytes are not those that were written.
 _DAMAGED = (

@@ -34,7 +34,8 @@ DEFAULT_SAMPLE_SEED = 0
 # Images that each protocol has for training and validation together.
 SEEN_IMAGES: dict[Protocol, int] = {"canonical": 60_000, "coursework": 56_000}
 PROTOCOLS = tuple(SEEN_IMAGES)
-# A sixth of the images is for validation, and a stratified sixth needs one image of each class.
+VALIDATION_SHARE = 1 / 6
+# A stratified sixth needs one image of each class.
 SMALLEST_LIMIT = 60
 
 
@@ -315,3 +316,9 @@ class SplitConfig:
                 f"training and validation, to {most}, the images that --protocol {self.protocol} "
                 f"has for them, got {self.limit}."
             )
+
+    @property
+    def training_images(self) -> int:
+        """How many images are for training; a part of an image more is for validation."""
+        seen = self.limit or SEEN_IMAGES[self.protocol]
+        return seen - math.ceil(seen * VALIDATION_SHARE)

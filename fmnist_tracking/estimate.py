@@ -42,7 +42,7 @@ def memory_bytes(config: TrainingConfig, images: int) -> int:
 
     Args:
         config: of the training.
-        images: how many there are; a batch has no more.
+        images: for training; a batch has no more.
     """
     sides = feature_map_sizes(config).values()
     outputs = config.filters * sum(side**2 for side in sides) + config.hidden_units

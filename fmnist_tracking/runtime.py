@@ -54,6 +54,9 @@ _OTHERS = (
     "TF_XLA_FLAGS",
     "TF_USE_LEGACY_KERAS",
 )
+# Of folders: what unfinished searches need, and fetched and decoded images.
+STATE_VARIABLE = "FMNIST_STATE_DIR"
+CACHE_VARIABLE = "FMNIST_CACHE_DIR"
 THREADS_VARIABLE = "FMNIST_THREADS"
 COMPILE_VARIABLE = "FMNIST_JIT_COMPILE"
 

@@ -202,8 +202,15 @@ def _tell_the_version(answer: Answer) -> None:
 
 
 def test_a_password_on_the_command_line_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["fmnist-track", "search", "--tracking-uri", "http://ann:secret@host:5000", "--fresh"]
-    monkeypatch.setattr("sys.argv", words)
+    words = ["fmnist-track", "search", "--limit", "600", "--fresh"]
+    for address in (["--tracking-uri", "http://ann:secret@host:5000"],
+                    ["--tracking-uri=http://ann:secret@host:5000"]):  # fmt: skip
+        monkeypatch.setattr("sys.argv", [*words, *address, "--json"])
+        assert program._how_to_resume() == (
+            " Go on, with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD set, with: "
+            "fmnist-track search --limit 600 --tracking-uri http://host:5000 --json"
+        )
+    monkeypatch.setattr("sys.argv", [*words, "--tracking-uri", "postgresql://ann:secret@host/x"])
     assert program._how_to_resume() == (
-        " Go on with: fmnist-track search --tracking-uri 'http://***@host:5000'"
+        " Go on, with MLFLOW_TRACKING_URI set to this store, with: fmnist-track search --limit 600"
     )

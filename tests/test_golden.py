@@ -97,7 +97,7 @@ CHANGES = {
     "shuffle": edit("training.py", "([config.seed, epoch])", "([epoch, config.seed])"),
     "optimizer": edit("step.py", "_EPSILON = 0.9, 0.999", "_EPSILON = 0.95, 0.999"),
     "dropout": edit("step.py", "tf.cast(first, tf.uint64)", "tf.cast(first + 1, tf.uint64)"),
-    "split": edit("data/split.py", "VALIDATION_SHARE = 1 / 6", "VALIDATION_SHARE = 1 / 5"),
+    "split": edit("config.py", "VALIDATION_SHARE = 1 / 6", "VALIDATION_SHARE = 1 / 5"),
     "scores": edit("evaluation.py", "argmax(axis=1)", "argmin(axis=1)"),
     # A Keras that draws other weights to begin with.
     "another Keras": edit(

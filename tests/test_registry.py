@@ -332,19 +332,19 @@ def test_the_command_that_serves_can_be_pasted_wherever_the_store_is(
     store = "MLFLOW_TRACKING_URI='sqlite:////home/my runs/mlflow.db'"
     assert line == f'Next: PATH={programs}:"$PATH" {store} {serve}\n'
     activate(monkeypatch)
-    for uri, first, shown in (
-        ("http://me:secret@host:5000", "MLFLOW_TRACKING_USERNAME and", "http://host:5000"),
+    for uri, line in (
+        (
+            "http://me:secret@host:5000",
+            "Next, with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD set: "
+            f"MLFLOW_TRACKING_URI=http://host:5000 {serve}\n",
+        ),
         (
             "postgresql://me:secret@host/db",
-            "the name and password put into",
-            "postgresql://host/db",
+            f"Next, with MLFLOW_TRACKING_URI set to this store: {serve}\n",
         ),
     ):
         say_how_to_serve("x", uri)
-        line = capsys.readouterr().err
-        assert "secret" not in line
-        assert line.startswith(f"Next, with {first}")
-        assert line.endswith(f": MLFLOW_TRACKING_URI={shown} {serve}\n")
+        assert capsys.readouterr().err == line
 
 
 def test_a_promotion_as_json(finished: Trials) -> None:

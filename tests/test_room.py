@@ -1,14 +1,16 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
-from conftest import SMALL, SMALL_SPLIT, Run
+from conftest import SMALL, SMALL_SPLIT, TINY, Run
 from fmnist_tracking import machine
 from fmnist_tracking.config import TrainingConfig, model_parameters
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.estimate import memory_bytes
 from fmnist_tracking.workflows import room
-from fmnist_tracking.workflows.room import too_large, workers_for
+from fmnist_tracking.workflows.room import require_room, too_large, workers_for
 from fmnist_tracking.workflows.session import Request
 
 WIDE = TrainingConfig(hidden_units=100_000)
@@ -20,7 +22,7 @@ def request(workers: int | None = None) -> Request:
 
 
 def needed(config: TrainingConfig) -> int:
-    return memory_bytes(config, SMALL_SPLIT.limit or 0)
+    return memory_bytes(config, SMALL_SPLIT.training_images)
 
 
 def test_a_network_is_refused_only_if_its_size_leaves_no_doubt() -> None:
@@ -38,13 +40,37 @@ def test_so_many_workers_as_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert workers_for(points, request()) == 3
     assert workers_for(points, request(2)) == 2
     with pytest.raises(ConfigError, match=r"at most 3 workers .*, got 4: .* take 7\.\d GB"):
-        workers_for(points, request(4))
+        require_room(points, request(4))
+    require_room(points, request(3))
+    require_room(points, request())
     assert workers_for([SMALL] * 5, request(4)) == 4
     assert workers_for([SMALL], request(4)) == 1
     assert workers_for([], request(4)) == 1  # nothing is left to train
     monkeypatch.setattr(machine, "memory", lambda: needed(WIDE) - 1)
     with pytest.raises(ConfigError, match="f48 k3 s1 hidden_units=100000"):
-        workers_for(points, request())
+        require_room(points, request())
+
+
+def test_what_was_trained_on_a_larger_machine_is_reused_here(command: Run) -> None:
+    """As a process that sees less memory than its training took."""
+    grid = ("search", *TINY, "--kernel-sizes", "3", "--json")
+    assert command(*grid).returncode == 0
+    program = (
+        "import sys; from fmnist_tracking import machine; from fmnist_tracking.cli.app import main;"
+        "machine.memory = lambda: 1000; sys.argv = ['fmnist-track', *sys.argv[1:]]; main()"
+    )
+
+    def on_a_small_machine(*words: str) -> "subprocess.CompletedProcess[str]":
+        called = [sys.executable, "-c", program, *words]
+        return subprocess.run(called, capture_output=True, text=True, timeout=120)
+
+    again = on_a_small_machine(*grid)
+    assert json.loads(again.stdout)["reused"] == 1, again.stderr
+    planned = json.loads(on_a_small_machine(*grid, "--dry-run").stdout)
+    assert [point["state"] for point in planned["points"]] == ["finished"]
+    more = on_a_small_machine(*grid, "--axis", "seed=0,1")
+    assert more.returncode == 2
+    assert "there is 0.0 GB in all" in more.stderr
 
 
 def test_a_dry_run_trains_nothing_large(command: Run) -> None:

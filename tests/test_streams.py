@@ -107,6 +107,9 @@ def test_a_user_that_the_system_does_not_know(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("Error: The folder /proc/")
+    folders = f"FMNIST_STATE_DIR={tmp_path}/state FMNIST_CACHE_DIR={tmp_path}/cache"
+    done = shell(f"{user} {known} HOME=/proc {folders} {PROGRAM} {SEARCH} --fresh")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"])

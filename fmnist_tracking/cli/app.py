@@ -17,7 +17,7 @@ from typing import NoReturn, ParamSpec
 import typer
 
 from fmnist_tracking import __version__, runtime
-from fmnist_tracking.addresses import without_user
+from fmnist_tracking.addresses import to_be_typed, without_user
 from fmnist_tracking.cli import streams
 from fmnist_tracking.cli.options import UNDER_MLFLOW_RUN
 from fmnist_tracking.cli.printing import say
@@ -72,8 +72,20 @@ def _paragraphs(function: Callable[..., None]) -> str:
 def _how_to_resume() -> str:
     if UNDER_MLFLOW_RUN:
         return " The same `mlflow run` command goes on where this one stopped."
-    arguments = [without_user(argument) for argument in sys.argv[1:] if argument != "--fresh"]
-    return f" Go on with: {shlex.join(['fmnist-track', *arguments])}"
+    arguments = [part for a in sys.argv[1:] for part in _parts(a) if part != "--fresh"]
+    condition = ""
+    for place, argument in enumerate(arguments):
+        if without_user(argument) != argument:
+            address, condition = to_be_typed(argument)
+            arguments[place - 1 : place + 1] = ["--tracking-uri", address] if address else []
+            break
+    return f" Go on{condition} with: {shlex.join(['fmnist-track', *arguments])}"
+
+
+def _parts(argument: str) -> list[str]:
+    """Split `--tracking-uri=ADDRESS`; leave others as they are."""
+    name, equals, value = argument.partition("=")
+    return [name, value] if equals and name == "--tracking-uri" else [argument]
 
 
 def _require_folders() -> None:
@@ -88,8 +100,8 @@ def _require_folders() -> None:
         Path.home()
     except RuntimeError:  # a user that the system does not know, in a container for instance
         raise FmnistTrackingError(
-            "This user has no home folder, where images and checkpoints are kept. Name one, such "
-            "as: export HOME=$PWD"
+            "This user has no home folder, which MLflow asks for. Name one, such as: "
+            "export HOME=$PWD"
         ) from None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from fmnist_tracking.addresses import without_user
+from fmnist_tracking.addresses import to_be_typed
 from fmnist_tracking.analysis import best
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
@@ -181,14 +181,14 @@ def train(
 def _say_next(context: typer.Context, run_id: str) -> None:
     """Tell which commands show a run, with the options that lead to the same store and data."""
     uri, data_dir = context.params["tracking_uri"], context.params["data_dir"]
-    secret = bool(uri) and without_user(uri) != uri  # a password is not repeated on a screen
-    store = ["--tracking-uri", uri] if uri and not secret else []
+    address, condition = to_be_typed(uri) if uri else (None, "")
+    store = ["--tracking-uri", address] if address else []
     report = ["fmnist-track", "report", run_id[:8], *store]
     if is_given(context, "experiment"):
         report += ["--experiment", context.params["experiment"]]
     if data_dir is not None:
         report += ["--data-dir", str(data_dir)]
-    first = "Next, with MLFLOW_TRACKING_URI set to this store" if secret else "Next"
+    first = f"Next{condition.rstrip(',')}"
     say(f"{first}: {shlex.join(report)}    or: {shlex.join(['fmnist-track', 'ui', *store])}")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from fmnist_tracking.addresses import bare
+from fmnist_tracking.addresses import to_be_typed
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
 from fmnist_tracking.cli.printing import new_table, out, print_json, say
@@ -64,17 +64,13 @@ def say_how_to_serve(name: str, tracking_uri: str | None) -> None:
     """Tell the command that serves the champion, as one line for a shell."""
     words = ["mlflow", "models", "serve", "-m", f"models:/{name}@champion"]
     line = shlex.join([*words, "--env-manager", "local", "--port", "5001"])
-    first = "Next"
-    if tracking_uri:
-        line = f"MLFLOW_TRACKING_URI={shlex.quote(bare(tracking_uri))} {line}"
-        if bare(tracking_uri) != tracking_uri:
-            first = "Next, with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD set"
-            if not tracking_uri.startswith("http"):
-                first = "Next, with the name and password put into the address"
+    address, condition = to_be_typed(tracking_uri) if tracking_uri else (None, "")
+    if address:
+        line = f"MLFLOW_TRACKING_URI={shlex.quote(address)} {line}"
     programs = Path(sys.executable).parent
     if shutil.which("mlflow") != str(programs / "mlflow"):  # this environment is not activated
         line = f'PATH={shlex.quote(str(programs))}:"$PATH" {line}'
-    say(f"{first}: {line}")
+    say(f"Next{condition.rstrip(',')}: {line}")
 
 
 @command(example="fmnist-track predict --run-id best shoe.jpg shirt.png")

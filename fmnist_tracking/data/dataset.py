@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from fmnist_tracking.config import CLASS_NAMES
 from fmnist_tracking.data import arrays, fetch, idx
 from fmnist_tracking.errors import DataError
+from fmnist_tracking.runtime import CACHE_VARIABLE
 
 DATA_DIR_VARIABLE = "FMNIST_DATA_DIR"
-CACHE_DIR_VARIABLE = "FMNIST_CACHE_DIR"
 # SHA-256 of the decompressed files of Fashion-MNIST.
 FASHION_MNIST_SHA256 = {
     "train-images": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -104,7 +104,7 @@ def load_dataset(data_dir: Path | None = None) -> Dataset:
 
 def cache_dir() -> Path:
     """Where fetched and decoded data are kept; FMNIST_CACHE_DIR overrides the system's way."""
-    override = os.environ.get(CACHE_DIR_VARIABLE)
+    override = os.environ.get(CACHE_VARIABLE)
     return Path(override) if override else Path(platformdirs.user_cache_dir("fmnist-tracking"))
 
 
@@ -119,7 +119,7 @@ def _fetch_into(folder: Path) -> None:
     except OSError as error:
         raise DataError(
             f"Cannot keep the data in {folder.parent}: {error.strerror}. "
-            f"Set {CACHE_DIR_VARIABLE} to a folder that can be written."
+            f"Set {CACHE_VARIABLE} to a folder that can be written."
         ) from None
     except DataError as error:
         raise DataError(

@@ -7,12 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from fmnist_tracking.config import CLASS_NAMES, SplitConfig
+from fmnist_tracking.config import CLASS_NAMES, VALIDATION_SHARE, SplitConfig
 from fmnist_tracking.data.dataset import Dataset
 from fmnist_tracking.data.idx import FILES
 from fmnist_tracking.results import DatasetPart
 
-VALIDATION_SHARE = 1 / 6
 COURSEWORK_TEST_SHARE = 0.2
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tracking import environment, runtime
-from fmnist_tracking.checkpoints import STATE_VARIABLE, state_dir
-from fmnist_tracking.errors import ConfigError, FmnistTrackingError
+from fmnist_tracking.checkpoints import state_dir
+from fmnist_tracking.errors import ConfigError, FmnistTrackingError, TrackingError
 from fmnist_tracking.workflows.output import writable
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _settings() -> str:
 
 
 def _checkpoints() -> str:
-    folder = writable(state_dir(), STATE_VARIABLE)
+    folder = writable(state_dir(), runtime.STATE_VARIABLE)
     return f"{folder} can be written"
 
 
@@ -132,8 +132,11 @@ def _store(tracking_uri: str | None, *, relocate: bool, upgrade: bool) -> str:
     with tracking.open_store(tracking_uri, upgrade=upgrade) as store:
         experiment_id = tracking.existing_experiment(store, None)
         if not store.can_be_written:
-            done.append("it can be read but not written by this user: `search` cannot use it")
-            return f"{store.public_uri}: {', '.join(done)}"
+            raise TrackingError(
+                f"{store.public_uri} can be read but not written by this user: `runs`, `best`, "
+                "`report`, `predict` and `ui` work, `search`, `train` and `promote` do not."
+            )
+        tracking.adoptable_run(store, "search")
         place = tracking.try_artifacts(store, experiment_id)
         done.append(f"files are written to, read from and removed from {place}")
         return f"{store.public_uri} can be reached; {', '.join(done)}"

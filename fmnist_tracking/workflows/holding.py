@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fmnist_tracking import checkpoints
-from fmnist_tracking.checkpoints import STATE_VARIABLE, state_dir
+from fmnist_tracking.checkpoints import state_dir
 from fmnist_tracking.errors import OutputError, SearchError
+from fmnist_tracking.runtime import STATE_VARIABLE
 
 _LOCK = "held_by"
 # What flock says of a file that another process has locked.

@@ -5,7 +5,6 @@ or draws.
 """
 
 import contextlib
-import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -121,16 +120,14 @@ class About:
 
 def about(trial: "TrackedRun") -> About:
     """What a trial's model is, as its run says."""
-    from fmnist_tracking.data.split import VALIDATION_SHARE
     from fmnist_tracking.tracking import read_trial
 
-    seen = min(trial.split.limit or math.inf, SEEN_IMAGES[trial.split.protocol])
     return About(
         run_id=trial.run_id,
         name=trial.name if trial.name.isprintable() else ascii(trial.name),
         protocol=trial.split.protocol,
         limit=trial.split.limit,
-        training_images=int(seen) - math.ceil(seen * VALIDATION_SHARE),
+        training_images=trial.split.training_images,
         val_accuracy=read_trial(trial).val_accuracy,
     )
 

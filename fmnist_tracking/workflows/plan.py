@@ -11,7 +11,7 @@ from fmnist_tracking.config import SearchSpace, TrainingConfig
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.estimate import Pace, disk_bytes, time_left, work
 from fmnist_tracking.workflows.holding import folder_of
-from fmnist_tracking.workflows.room import too_large, workers_for
+from fmnist_tracking.workflows.room import require_room, too_large, workers_for
 from fmnist_tracking.workflows.session import Announce, Request
 from fmnist_tracking.workflows.trial import trial_name
 
@@ -129,7 +129,8 @@ def plan(
         state = CONTINUES if done else NEW
         points.append(PlannedPoint(name=name, state=state, epochs_done=done, epochs=epochs))
         to_train.append((config, epochs - done))
-    workers = workers_for([config for config, _ in to_train], request)
+    require_room([config for config, _ in to_train], request)
+    workers = workers_for(good, request)
     seconds, based_on = 0.0, "nothing is left to train"
     if to_train:
         pace, based_on = _pace(request, to_train, dataset, runtime.threads_of(workers))

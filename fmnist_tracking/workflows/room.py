@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 from fmnist_tracking import machine
-from fmnist_tracking.config import SEEN_IMAGES, SplitConfig, TrainingConfig, model_parameters
+from fmnist_tracking.config import SplitConfig, TrainingConfig, model_parameters
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.estimate import memory_bytes
 from fmnist_tracking.workflows.session import Request, best_workers
@@ -26,7 +26,15 @@ def too_large(config: TrainingConfig, split: SplitConfig, memory: int) -> str | 
 
 
 def workers_for(configs: Sequence[TrainingConfig], request: Request) -> int:
-    """How many trials run at once: as many as asked for, or as suit this machine.
+    """Return how many trials run at once: as many as asked for, or as suit this machine."""
+    workers = request.workers
+    if workers is None:
+        workers = min(best_workers(), _fitting(_needs(configs, request.split)))
+    return max(1, min(workers, len(configs)))
+
+
+def require_room(configs: Sequence[TrainingConfig], request: Request) -> None:
+    """Refuse what this machine's memory has no room for.
 
     Args:
         configs: what is to be trained.
@@ -41,23 +49,42 @@ def workers_for(configs: Sequence[TrainingConfig], request: Request) -> int:
         reason = too_large(config, request.split, memory)
         if reason is not None:
             raise ConfigError(reason)
-    # At the worst, the largest run at once.
-    needs = sorted((_needed(config, request.split) for config in configs), reverse=True)
-    fitting = sum(total <= memory for total in itertools.accumulate(needs))
-    if request.workers is None:
-        return max(1, min(best_workers(), fitting, len(configs)))
-    workers = min(request.workers, len(configs))
+    needs = _needs(configs, request.split)
+    fitting, workers = _fitting(needs), min(request.workers or 1, len(configs))
     if workers > fitting:
         raise ConfigError(
             f"Expected at most {fitting} workers for networks of this size, got {workers}: the "
             f"largest {workers} take {_gigabytes(sum(needs[:workers]))} of memory at least, and "
             f"there is {_gigabytes(memory)} in all."
         )
-    return max(1, workers)
+
+
+def require_room_at_once(configs: Sequence[TrainingConfig], request: Request) -> None:
+    """Refuse what has no room before anything is started, unless it may have been trained before.
+
+    Raises:
+        ConfigError: as `require_room`.
+    """
+    try:
+        require_room(configs, request)
+    except ConfigError:
+        from fmnist_tracking import tracking
+
+        if request.fresh or tracking.is_yet_to_be_made(request.tracking_uri):
+            raise
+
+
+def _needs(configs: Sequence[TrainingConfig], split: SplitConfig) -> list[int]:
+    """Return the bytes of each training, the most first: at the worst, those run at once."""
+    return sorted((_needed(config, split) for config in configs), reverse=True)
+
+
+def _fitting(needs: Sequence[int]) -> int:
+    return sum(total <= machine.memory() for total in itertools.accumulate(needs))
 
 
 def _needed(config: TrainingConfig, split: SplitConfig) -> int:
-    return memory_bytes(config, split.limit or SEEN_IMAGES[split.protocol])
+    return memory_bytes(config, split.training_images)
 
 
 def _gigabytes(size: int) -> str:

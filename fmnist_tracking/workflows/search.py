@@ -12,7 +12,7 @@ from fmnist_tracking.errors import SearchError
 from fmnist_tracking.progress import Progress
 from fmnist_tracking.results import FINISHED, Outcome, SearchResult, TrialResult
 from fmnist_tracking.workflows.holding import held_folder
-from fmnist_tracking.workflows.room import workers_for
+from fmnist_tracking.workflows.room import require_room, require_room_at_once, workers_for
 from fmnist_tracking.workflows.session import Announce, Request, open_session
 from fmnist_tracking.workflows.trial import trial_name
 
@@ -48,6 +48,7 @@ def search(
     """
     points = space.points(base)
     names = [trial_name(config, space.varying) for config in points]
+    require_room_at_once(points, request)
     workers = workers_for(points, request)
     cores = machine.cores()
     if workers > cores:
@@ -79,6 +80,10 @@ def search(
                     return dataclasses.replace(result, trials=tuple(reused))
             standing = tracking.find_standing(
                 store, experiment_id, known, keys.points, fresh=request.fresh, reopen=reopen
+            )
+            require_room(
+                [c for c, p in zip(points, prints, strict=True) if p not in standing.finished],
+                request,
             )
             facts = tracking.SearchFacts(
                 name=f"search of {len(space)} point{'s' if len(space) > 1 else ''}",
@@ -187,7 +192,7 @@ def train(
         TrackingError: the store cannot be reached.
     """
     name = trial_name(config)
-    workers_for([config], request)
+    require_room_at_once([config], request)
     progress = Progress([config], [name])
     with open_session("train", request, progress, 1, announce) as session:
         from fmnist_tracking import tracking
@@ -210,6 +215,7 @@ def train(
                     "--fresh trains again."
                 )
                 return dataclasses.replace(finished, reused=True)
+            require_room([config], request)
             facts = session.trial_facts(name, config, point, None, session.adopted)
             session.start(None, folder)
             with progress:
