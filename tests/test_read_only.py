@@ -149,6 +149,19 @@ def test_files_that_may_not_be_written_do_not_hide_that_test_images_were_opened(
     assert f"Permission denied: {shared}/mlruns/" in told
 
 
+def test_a_report_that_cannot_be_written_has_opened_the_test_images(
+    small_disk: Path, run: Run, shared: Path
+) -> None:
+    (shared / "mlflow.db").chmod(0o644)
+    shared.chmod(0o755)
+    (small_disk / "filler").write_bytes(b"x" * 1_000_000)
+    before = tags(shared)
+    reported = run("report", "latest", "--output-dir", str(small_disk))
+    assert reported.returncode == 1
+    assert "No space left on device" in reported.stderr
+    assert len({r for r, name in tags(shared) - before if name == names.TEST_OPENED}) == 2
+
+
 def tags(folder: Path) -> set[tuple[str, str]]:
     """The tags of a store's runs, each with its run's id."""
     with closing(sqlite3.connect(folder / "mlflow.db")) as rows:

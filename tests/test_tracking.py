@@ -770,7 +770,8 @@ def test_a_report_s_metrics_are_logged_once_and_change_nothing_else(
     file = tmp_path / "page.html"
     file.write_text("<p>a page</p>")
     for _ in range(2):
-        tracking.log_report(store, search, [file], {"test_accuracy": 0.5}, trial)
+        tracking.log_test_opened(store, search, trial)
+        tracking.log_report(store, search, [file], {"test_accuracy": 0.5})
     assert [m.value for m in store.client.get_metric_history(search, "test_accuracy")] == [0.5]
     assert [f.path for f in store.client.list_artifacts(search, "report")] == ["report/page.html"]
     after = store.client.get_run(trial)

@@ -58,6 +58,7 @@ from fmnist_tracking.tracking.registry import (
 from fmnist_tracking.tracking.reporting import (
     if_allowed,
     log_report,
+    log_test_opened,
     log_validation_figures,
     mark_report_run,
 )
@@ -125,6 +126,7 @@ __all__ = [
     "log_inputs",
     "log_report",
     "log_reused",
+    "log_test_opened",
     "log_validation_figures",
     "logged_steps",
     "make_champion",

@@ -41,14 +41,24 @@ def if_allowed(store: Store, write: Callable[[], None]) -> str | None:
     return f"the store {store.public_uri} cannot be written by this user ({why})"
 
 
+def log_test_opened(store: Store, run_id: str, trial_id: str) -> None:
+    """Record, the first time, that a model is scored on the test images.
+
+    Args:
+        store: the store.
+        run_id: the trial or search that is reported on.
+        trial_id: the trial whose model is used; `run_id` itself unless that is a search.
+    """
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    for opened in {run_id, trial_id}:
+        if names.TEST_OPENED not in store.client.get_run(opened).data.tags:
+            store.client.set_tag(opened, names.TEST_OPENED, now)
+
+
 def log_report(
-    store: Store,
-    run_id: str,
-    files: Sequence[Path],
-    metrics: Mapping[str, float],
-    trial_id: str,
+    store: Store, run_id: str, files: Sequence[Path], metrics: Mapping[str, float]
 ) -> None:
-    """Keep a report's files with the run it is about, and that the test set was opened.
+    """Keep a report's files and test metrics with the run it is about.
 
     The test metrics are logged once: made again, a report gives the same figures, and a
     second value of a metric would only look like a second measurement.
@@ -58,17 +68,9 @@ def log_report(
         run_id: the trial or search the report is about.
         files: what to keep.
         metrics: test metrics by name.
-        trial_id: the trial whose model was used; `run_id` itself unless that is a search.
     """
-    client = store.client
-    known = client.get_run(run_id).data
-    # First of all: it is so, whether or not the rest can be kept.
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    for opened in {run_id, trial_id}:
-        tags = known.tags if opened == run_id else client.get_run(opened).data.tags
-        if names.TEST_OPENED not in tags:
-            client.set_tag(opened, names.TEST_OPENED, now)
     _log_files(store, run_id, files, names.REPORT_FOLDER)
+    known = store.client.get_run(run_id).data
     if any(known.metrics.get(name) != value for name, value in metrics.items()):
         log_metrics(store, run_id, metrics)
 

@@ -106,6 +106,10 @@ def report(
             model_is = about(trial)
             announce(str(model_is))
             with fetched_model(store, trial) as model:
+                # Before they are: whatever stops this report, nobody is told that they are sealed.
+                tracking.if_allowed(
+                    store, lambda: tracking.log_test_opened(store, run.run_id, trial.run_id)
+                )
                 looking = ask(look, _task(trial, model, data_dir, seed, "test"))
                 # Meanwhile, what needs no answer of the model.
                 search = tracking.read_search(store, run) if run.role == "search" else None
@@ -139,7 +143,7 @@ def report(
             }
 
             def keep() -> None:
-                tracking.log_report(store, run.run_id, files, metrics, trial.run_id)
+                tracking.log_report(store, run.run_id, files, metrics)
                 tracking.mark_report_run(store, run.run_id, "report")
 
             return Written(
