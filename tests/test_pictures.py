@@ -379,7 +379,12 @@ def test_a_phone_s_format_is_recognised_by_content_and_a_way_out_told(tmp_path: 
         (tmp_path / "two.heic").write_bytes(HEIC.replace(b"heic", brand))
         assert "two.heic is a HEIC picture, which" in asked(tmp_path / "two.heic", "without")
     (tmp_path / "shoe.avif").write_bytes(AVIF)
-    assert "shoe.avif is an AVIF picture that is damaged" in asked(tmp_path / "shoe.avif")
+    # Pillow reads it from 11.3 on, and then this one is damaged.
+    readable = Image.registered_extensions().get(".avif") in Image.OPEN
+    told = "that is damaged" if readable else "which cannot be read here. Install Pillow 11.3"
+    assert f"shoe.avif is an AVIF picture{'' if readable else ','} {told}" in asked(
+        tmp_path / "shoe.avif"
+    )
     (tmp_path / "text.heic").write_text("no picture at all")
     assert "is no picture of a format that can be read" in asked(tmp_path / "text.heic")
 

@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -88,10 +89,14 @@ def test_a_working_folder_that_was_deleted(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user can be taken on by root alone")
-def test_a_user_that_the_system_does_not_know(tmp_path: Path) -> None:
-    tmp_path.chmod(0o777)
-    for parent in tmp_path.parents[:2]:  # pytest's own
-        parent.chmod(0o755)
+def test_a_user_that_the_system_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # others may not enter pytest's own
+        monkeypatch.chdir(folder)
+        be_unknown_in(Path(folder))
+
+
+def be_unknown_in(folder: Path) -> None:
+    folder.chmod(0o777)
     # Root's Python may lie where others cannot read.
     reading = "--inh-caps +dac_read_search --ambient-caps +dac_read_search"
     user = f"setpriv --reuid 12345 --regid 12345 --clear-groups {reading} env -i"
@@ -101,13 +106,13 @@ def test_a_user_that_the_system_does_not_know(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: This user has no home folder")
     assert done.stderr.count("\n") == 1
-    done = shell(f"{user} {known} HOME={tmp_path} {PROGRAM} {SEARCH}")
+    done = shell(f"{user} {known} HOME={folder} {PROGRAM} {SEARCH}")
     assert done.returncode == 0, done.stderr
     done = shell(f"{user} {known} HOME=/proc {PROGRAM} {SEARCH} --fresh")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("Error: The folder /proc/")
-    folders = f"FMNIST_STATE_DIR={tmp_path}/state FMNIST_CACHE_DIR={tmp_path}/cache"
+    folders = f"FMNIST_STATE_DIR={folder}/state FMNIST_CACHE_DIR={folder}/cache"
     done = shell(f"{user} {known} HOME=/proc {folders} {PROGRAM} {SEARCH} --fresh")
     assert done.returncode == 0, done.stderr
 
