@@ -6,6 +6,13 @@ PEERS := .venv-peers/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TRACK := $(BIN)/fmnist-track
 
+# An environment does not survive that its folder is moved.
+ifneq ($(wildcard .venv/place),)
+ifneq ($(shell cat .venv/place),$(CURDIR))
+$(shell rm -rf .venv .venv-lowest .venv-peers)
+endif
+endif
+
 .PHONY: help quick full test test-fast test-lowest lint format benchmarks ui server constraints clean
 
 help:  ## List the targets
@@ -71,6 +78,7 @@ $(BIN)/python $(PEERS)/python:
 	$(PYTHON) -m venv $(@:/bin/python=) || { rm -rf $(@:/bin/python=); \
 	$(PYTHON) -m pip install --quiet --target .bootstrap virtualenv && \
 	PYTHONPATH=.bootstrap $(PYTHON) -m virtualenv --quiet $(@:/bin/python=); }
+	echo "$(CURDIR)" > $(@:/bin/python=)/place
 
 .venv/installed: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable .

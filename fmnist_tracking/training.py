@@ -245,7 +245,9 @@ def _is_faster_compiled(
 def _classifier(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     """What gives class probabilities; Keras's own `predict` takes longer to trace."""
     pixels = tf.TensorSpec((None, *network.INPUT_SHAPE), tf.uint8)
-    forward = tf.function(lambda images: model(images, training=False), input_signature=[pixels])
+    forward = tf.function(
+        lambda images: model(images, training=False), input_signature=[pixels], autograph=False
+    )
     number = runtime.shards()
 
     def classify(images: tf.Tensor) -> tf.Tensor:

@@ -187,7 +187,9 @@ def test_a_champion_whose_run_was_deleted(finished: Trials, store: Store) -> Non
     gone = finished(0.8)
     promote(gone)
     store.client.delete_run(gone)
-    with pytest.raises(PromotionError, match=rf"0\.8000, run {gone[:8]}, which was deleted\. Keep"):
+    with pytest.raises(
+        PromotionError, match=rf"0\.8000, run {gone[:8]}, which was deleted\. Restore"
+    ):
         promote(finished(0.7))
     done = promote(finished(0.9))
     assert done.previous is not None

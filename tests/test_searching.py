@@ -63,6 +63,25 @@ def test_what_is_said_to_do_next_can_be_done(command: Run, real_copy: Path, tmp_
     assert not (tmp_path / "mlflow.db").exists()
 
 
+def test_the_next_command_is_called_as_this_one_was() -> None:
+    """Where the environment is not activated, its own folder leads to the program."""
+    program = os.path.relpath(Path(sys.executable).with_name("fmnist-track"))
+    done = shell(shlex.join([program, "train", *TINY]))
+    assert done.returncode == 0, done.stderr
+    report, page = next_commands(done.stderr)
+    assert [report[0], page[0]] == [program, program]
+    bare = shell(shlex.join(report), PATH="/usr/bin:/bin")
+    assert bare.returncode == 0, bare.stderr
+
+
+def test_a_search_leaves_no_temporary_file(command: Run, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    done = command("search", *TINY, "--kernel-sizes", "3", TMPDIR=str(temporary))
+    assert done.returncode == 0, done.stderr
+    assert list(temporary.iterdir()) == []
+
+
 def test_without_options_the_next_command_is_short(command: Run) -> None:
     done = command("train", *TINY)
     report, page = next_commands(done.stderr)

@@ -9,7 +9,7 @@ import pytest
 from conftest import SMALL
 from fmnist_tracking import tracking
 from fmnist_tracking.config import SearchSpace
-from fmnist_tracking.errors import SearchError
+from fmnist_tracking.errors import SearchError, TrackingError
 from fmnist_tracking.tracking import Lease, Standing, Store, names
 from test_results import epoch
 from test_tracking import SEARCH, TRIAL, finish_quickly
@@ -279,6 +279,8 @@ def test_a_killed_search_shows_as_such_at_once(
     for search, expected in shown.items():
         result = tracking.read_search(store, tracking.find_run(store, search))
         assert [trial.status for trial in result.trials] == [expected]
+        with pytest.raises(TrackingError, match=rf"\({expected}\) has no finished trial"):
+            tracking.best_trial(store, tracking.find_run(store, search))
     assert status(store, killed) == "RUNNING"  # to look changes nothing
 
 

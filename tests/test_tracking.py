@@ -718,7 +718,7 @@ def test_runs_that_cannot_be_meant(store: Store) -> None:
     with pytest.raises(TrackingError, match="There is no search in this store yet"):
         tracking.list_runs(store)
     empty = start_search(store)
-    with pytest.raises(TrackingError, match="has no finished trial"):
+    with pytest.raises(TrackingError, match=r"\(RUNNING\) has no finished trial\. Wait for one\."):
         tracking.find_run(store, "best")
     with pytest.raises(TrackingError, match="There is no run abcd1234 in this store"):
         tracking.find_run(store, "abcd1234")

@@ -7,7 +7,6 @@ import gc
 import inspect
 import logging
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from fmnist_tracking import __version__, runtime
 from fmnist_tracking.addresses import to_be_typed, without_user
 from fmnist_tracking.cli import streams
 from fmnist_tracking.cli.options import UNDER_MLFLOW_RUN
-from fmnist_tracking.cli.printing import say
+from fmnist_tracking.cli.printing import say, shell_line
 from fmnist_tracking.cli.typed import Command, Group
 from fmnist_tracking.errors import FmnistTrackingError, Terminated
 
@@ -79,7 +78,7 @@ def _how_to_resume() -> str:
             address, condition = to_be_typed(argument)
             arguments[place - 1 : place + 1] = ["--tracking-uri", address] if address else []
             break
-    return f" Go on{condition} with: {shlex.join(['fmnist-track', *arguments])}"
+    return f" Go on{condition} with: {shell_line(*arguments)}"
 
 
 def _parts(argument: str) -> list[str]:

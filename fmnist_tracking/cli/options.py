@@ -50,7 +50,7 @@ AXES = typer.Option(
     AXIS,
     metavar="NAME=N,N,…",
     help="A further axis: any other setting of the training, such as "
-    "learning_rate=0.001,0.0003. Several at once are separated by a semicolon.",
+    "learning_rate=0.001,0.0003. For several, give it again, or separate them by a semicolon.",
     autocompletion=axis_names,
     rich_help_panel="Grid",
 )

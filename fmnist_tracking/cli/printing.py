@@ -2,11 +2,15 @@
 
 import contextlib
 import json
+import os
+import shlex
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
@@ -67,8 +71,10 @@ def print_trials(result: SearchResult, *, as_json: bool) -> None:
         ],
     }
     # The name of a trial tells its axes too.
-    dispensable = [*axes, "seconds", "best epoch", "status", "run id"]
-    _print_fitting(columns, dispensable, wrapped=("val. acc.", "best epoch"), folded="trial")
+    dispensable = ["seconds", "best epoch", "status", "run id"]
+    _print_fitting(
+        columns, [tuple(axes), *dispensable], wrapped=("val. acc.", "best epoch"), folded="trial"
+    )
     for trial in trials:
         if trial.error:
             out.print(
@@ -107,7 +113,7 @@ def _grid(run: RunSummary) -> str:
         for axis, values in run.grid.items()
     }
     parts = [f"{axis} {values}" for axis, values in axes.items()]
-    parts += [] if run.epochs is None else [f"{run.epochs} epochs"]
+    parts += [] if run.epochs is None else [f"{run.epochs} epoch{'s' if run.epochs > 1 else ''}"]
     parts += [] if run.limit is None else [f"limit {run.limit}"]
     return "; ".join(parts)
 
@@ -142,9 +148,11 @@ def print_plan(plan: "Plan", *, as_json: bool) -> None:
         "epochs done": [
             f"{point.epochs_done}/{point.epochs}" if point.epochs else "" for point in plan.points
         ],
-        "": [(point.run_id or "")[:8] for point in plan.points],
+        "run id": [(point.run_id or "")[:8] for point in plan.points],
     }
-    _print_fitting(columns, ["", "epochs done", "point"], wrapped=("epochs done",), folded="trial")
+    _print_fitting(
+        columns, ["run id", "epochs done", "point"], wrapped=("epochs done",), folded="trial"
+    )
     for point in plan.points:
         if point.reason:
             out.print(f"refused: {point.name}: {point.reason}", soft_wrap=True)
@@ -177,7 +185,7 @@ def new_table(*columns: str, wrapped: Collection[str] = ()) -> Table:
 
 def _print_fitting(
     columns: dict[str, list[str]],
-    dispensable: Sequence[str],
+    dispensable: Sequence[str | tuple[str, ...]],
     *,
     wrapped: Collection[str],
     folded: str,
@@ -187,7 +195,7 @@ def _print_fitting(
 
     Args:
         columns: cells by heading.
-        dispensable: headings, those to leave out first.
+        dispensable: headings, those to leave out first; several of a tuple go together.
         wrapped: headings that may take several lines.
         folded: the column that takes several lines when all that is dispensable is left out.
         fold_at: its width from which on it takes several lines before anything is left out.
@@ -201,10 +209,11 @@ def _print_fitting(
         for heading, cells in columns.items()
     }
     widths[folded] = min(widths[folded], fold_at)
-    for heading in dispensable:
+    for headings in dispensable:
         if sum(widths[kept] + _PADDING for kept in columns) <= out.width:
             break
-        del columns[heading]
+        for heading in (headings,) if isinstance(headings, str) else headings:
+            del columns[heading]
     table = new_table()
     for heading in columns:
         table.add_column(
@@ -234,3 +243,11 @@ def share(value: float | None) -> str:
 def print_json(content: Any) -> None:
     """One line of JSON."""
     print(json.dumps(content))
+
+
+def shell_line(*words: str) -> str:
+    """Return a command of this program as it can be pasted into the shell that started it."""
+    program, started_as = "fmnist-track", sys.argv[0]
+    if Path(started_as).name == program and shutil.which(program) != os.path.abspath(started_as):
+        program = started_as  # its environment is not activated
+    return shlex.join([program, *words])

@@ -1,6 +1,5 @@
 """The commands that train: `search` and `train`."""
 
-import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from fmnist_tracking.analysis import best
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
 from fmnist_tracking.cli.parse import load_space, parse_axis, parse_values
-from fmnist_tracking.cli.printing import print_plan, print_trial, print_trials, say
+from fmnist_tracking.cli.printing import print_plan, print_trial, print_trials, say, shell_line
 from fmnist_tracking.cli.typed import is_given
 from fmnist_tracking.config import (
     FIELDS,
@@ -183,13 +182,13 @@ def _say_next(context: typer.Context, run_id: str) -> None:
     uri, data_dir = context.params["tracking_uri"], context.params["data_dir"]
     address, condition = to_be_typed(uri) if uri else (None, "")
     store = ["--tracking-uri", address] if address else []
-    report = ["fmnist-track", "report", run_id[:8], *store]
+    report = ["report", run_id[:8], *store]
     if is_given(context, "experiment"):
         report += ["--experiment", context.params["experiment"]]
     if data_dir is not None:
         report += ["--data-dir", str(data_dir)]
     first = f"Next{condition.rstrip(',')}"
-    say(f"{first}: {shlex.join(report)}    or: {shlex.join(['fmnist-track', 'ui', *store])}")
+    say(f"{first}: {shell_line(*report)}    or: {shell_line('ui', *store)}")
 
 
 def _refuse_overruled(

@@ -69,7 +69,8 @@ def finish() -> str | None:
         return None
     return (
         f"Cannot write to standard output ({failure.strerror}): the results are not shown in full. "
-        "Those of a search or a training are in the store; `fmnist-track runs` lists them."
+        "Those of a search or a training are in the store, as `fmnist-track runs` lists them; "
+        "files of a report are in its folder."
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from mlflow.entities import Run, ViewType
 
 from fmnist_tracking.analysis import best
-from fmnist_tracking.config import DEFAULT_MODEL_NAME, FIELDS, SplitConfig, Value
+from fmnist_tracking.config import COURSEWORK_GRID, DEFAULT_MODEL_NAME, FIELDS, SplitConfig, Value
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.results import FINISHED, RUNNING, RunSummary
 from fmnist_tracking.tracking import names
@@ -32,6 +32,8 @@ BEST_OF_ALL = "best-of-all"
 # Of the newest runs, so many are asked for at once until one can be read.
 _AT_ONCE = 10
 _RUN_ID = re.compile(r"[0-9a-f]{4,32}")
+# Axes that a search varies unless told otherwise, so that one value alone is worth telling.
+_VARIED = {name for name, values in COURSEWORK_GRID.items() if len(values) > 1}
 
 
 def find_run(store: Store, reference: str, experiment: str | None = None) -> TrackedRun:
@@ -110,7 +112,7 @@ def _best_of_all(
     winners = [best(read_search(store, search).finished) for search in alike]
     scored = [winner for winner in winners if winner is not None]
     if not scored:
-        raise TrackingError(_no_trial_yet(largest))
+        raise TrackingError(_no_trial_yet(store, largest))
     winner = max(scored, key=lambda trial: trial.val_accuracy or 0.0)
     return as_tracked(store.client.get_run(winner.run_id))
 
@@ -151,7 +153,7 @@ def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
             "models is of use. Choose another search, or train with a smaller learning rate."
         )
     if winner is None:
-        raise TrackingError(_no_trial_yet(run))
+        raise TrackingError(_no_trial_yet(store, run))
     return as_tracked(store.client.get_run(winner.run_id))
 
 
@@ -190,13 +192,12 @@ def _summary(store: Store, run: Run, experiment: str, is_live: Callable[[Run], b
         epochs = _whole(run.data.params.get(names.BASE_PREFIX + "epochs"))
         points = len(space)
         finished, val_accuracy = _results(store, tracked)
-    status = run.info.status
     return RunSummary(
         run_id=run.info.run_id,
         role=tracked.role,
         name=tracked.name,
         experiment=experiment,
-        status="KILLED" if status == RUNNING and not is_live(run) else status,
+        status=_status(run, is_live),
         started=run.info.start_time or 0,
         points=points,
         finished=finished,
@@ -204,7 +205,12 @@ def _summary(store: Store, run: Run, experiment: str, is_live: Callable[[Run], b
         grid={
             name: values
             for name, values in axes.items()
-            if name != "epochs" and (len(values) > 1 or values[0] != FIELDS[name].default)
+            if name != "epochs"
+            and (
+                len(values) > 1
+                or values[0] != FIELDS[name].default
+                or (tracked.role == names.SEARCH and name in _VARIED)
+            )
         },
         epochs=epochs,
         limit=tracked.split.limit,
@@ -247,12 +253,19 @@ def _whole(text: str | None) -> int | None:
     return None
 
 
-def _no_trial_yet(search: TrackedRun) -> str:
+def _no_trial_yet(store: Store, search: TrackedRun) -> str:
+    status = _status(search.raw, liveness(store))
+    way_out = "Wait for one." if status == RUNNING else "Give its command again: it goes on."
     return (
-        f"The search {search.run_id[:8]} ({search.raw.info.status}) has no finished trial. Wait "
-        "for one, or, if nothing runs, give the command of the search again: it goes on. "
+        f"The search {search.run_id[:8]} ({status}) has no finished trial. {way_out} "
         f"`fmnist-track runs --run-id {search.run_id[:8]}` lists its trials."
     )
+
+
+def _status(run: Run, is_live: Callable[[Run], bool]) -> str:
+    """Return a run's status, KILLED where it is open and its process is gone."""
+    status = str(run.info.status)
+    return "KILLED" if status == RUNNING and not is_live(run) else status
 
 
 def _role_filter(roles: Sequence[str]) -> str:

@@ -47,8 +47,9 @@ def trials(
     with tracking.open_store(tracking_uri, files=False) as store:
         run = tracking.find_run(store, reference, experiment)
         if run.role != "search":
+            kind = "single training" if run.role == "train" else "trial"
             raise ConfigError(
-                f"The run {run.run_id[:8]} is a {run.role}, not a search, and has no trials. "
+                f"The run {run.run_id[:8]} is a {kind}, not a search, and has no trials. "
                 "Expected the id of a search; `fmnist-track runs` lists them."
             )
         return tracking.read_search(store, run)

@@ -78,7 +78,10 @@ def promote(
         val_accuracy = tracking.read_trial(trial).val_accuracy
         objection = why_not(trial, val_accuracy, champion) if champion else None
         if objection and not force:
-            raise PromotionError(f"{objection} Keep that one, or promote this with --force.")
+            keep = "Keep that one"
+            if champion is not None and not champion.run_exists:
+                keep = f"Restore its run with `mlflow runs restore --run-id {champion.run_id}`"
+            raise PromotionError(f"{objection} {keep}, or promote this with --force.")
         known = tracking.find_version(store, name, trial.run_id)
         version = known or tracking.register_version(store, name, trial)
         tracking.make_champion(store, version)
