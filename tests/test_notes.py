@@ -61,6 +61,39 @@ def test_repeats_are_told_as_a_mean() -> None:
     assert "| mean of its seeds |" in text
 
 
+def half_diverged(*axes: tuple[str, tuple[int | float, ...]], share: int = 2) -> SearchResult:
+    """A grid of two seeds a point: the second of each diverged, or both of each."""
+    space = SearchSpace(axes={**dict(axes), "seed": (0, 1)})
+    trials = tuple(
+        trial(f"{n:032x}", 0.5 + n / 100, config=config, diverged=share == 1 or bool(config.seed))
+        for n, config in enumerate(space.points(TrainingConfig()), start=1)
+    )
+    return SearchResult(run_id="a" * 32, experiment_id="7", space=space, trials=trials)
+
+
+AXES = (("filters", (12, 36, 48)), ("learning_rate", (0.001, 0.01)))
+
+
+def test_a_grid_each_of_whose_points_has_a_seed_that_diverged_is_described() -> None:
+    text = ended(half_diverged(*AXES))
+    assert "12 of 12 points finished; 6 trials diverged." in text
+    assert "**Best: " in text
+    assert "What each setting did" not in text  # no point has a score that can be compared
+    many = ended(half_diverged(("hidden_units", tuple(range(1, 40)))))
+    assert "What each setting did" not in many
+    assert "**Every trial diverged**" in ended(half_diverged(*AXES, share=1))
+
+
+def test_a_setting_of_which_one_value_has_a_score_is_told() -> None:
+    space = SearchSpace(axes={"strides": (1, 2), "seed": (0, 1)})
+    trials = tuple(
+        trial(f"{n:032x}", 0.7, config=config, diverged=config.strides == 2 and config.seed == 1)
+        for n, config in enumerate(space.points(TrainingConfig()), start=1)
+    )
+    text = ended(SearchResult(run_id="a" * 32, experiment_id="7", space=space, trials=trials))
+    assert "| `strides` | 1: 0.7000, 2: diverged | 0.0000 |" in text
+
+
 def test_the_command_trains_the_trial_again() -> None:
     def told(split: SplitConfig) -> str:
         return notes.trial_ended("7", "b" * 32, training(0.5, 0.6), split, "m-1", 1000)

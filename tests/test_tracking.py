@@ -34,6 +34,7 @@ from fmnist_tracking.tracking import (
     names,
 )
 from fmnist_tracking.training import Weights, train
+from fmnist_tracking.workflows.search import grid_picture
 from test_results import epoch, training
 
 FACTS = DataFacts(sha256="d" * 64, name="Fashion-MNIST", source="somewhere")
@@ -910,3 +911,24 @@ def test_a_search_s_description_tells_what_diverged(store: Store) -> None:
     assert "| 3 | " in note
     assert "| diverged |" in note
     assert "0.001: 0.6000, 0.1: 0.7000, 10: diverged | 0.1000" in note
+
+
+def test_a_search_each_of_whose_points_has_a_seed_that_diverged_ends(store: Store) -> None:
+    space = SearchSpace(axes={"filters": (12, 36), "seed": (0, 1)})
+    search = start_search(store, space=space)
+    for place, config in enumerate(space.points(SMALL)):
+        run_id = start_trial(store, config, search)
+        if config.seed == 1:
+            store.client.set_tag(run_id, names.DIVERGED, "1")
+        finish_quickly(store, run_id, 0.5 + place / 10)
+    result = search_result(store, search)
+    tracking.finish_search(store, result, grid_picture(result))
+    ended = store.client.get_run(search)
+    assert ended.info.status == "FINISHED"
+    assert (ended.data.metrics["finished_points"], ended.data.metrics["best_val_accuracy"]) == (
+        4,
+        0.7,
+    )
+    assert "2 trials diverged" in ended.data.tags["mlflow.note.content"]
+    rows = list(csv.DictReader(io.StringIO(read(ended, "leaderboard.csv"))))
+    assert [row["diverged"] for row in rows] == ["False", "True"] * 2

@@ -76,8 +76,10 @@ def search_ended(result: SearchResult, effects: Sequence[Effect]) -> str:
     parts.append(_table(heads, rows))
     if len(result.trials) > _SHOWN:
         parts.append(f"The first {_SHOWN}; all are in the artifact `leaderboard.csv`.")
-    if effects and ranked and not ranked[0].trial.diverged:
-        parts += ["**What each setting did** (mean validation accuracy)", _effects(effects)]
+    # None has a score where each point has a repeat that diverged.
+    scored = [effect for effect in effects if any(mean is not None for mean in effect.means)]
+    if scored:
+        parts += ["**What each setting did** (mean validation accuracy)", _effects(scored)]
     parts.append(
         "**Next**: the artifact `figures/grid.png` draws this. To compare curves, open "
         f"[the table of runs]({table_address(result.experiment_id)}), press the plus sign before "
