@@ -1,6 +1,7 @@
 """Runs that this version cannot read are left out, counted and named; the rest works."""
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable
 
@@ -143,6 +144,35 @@ def test_a_summary_that_cannot_be_read_is_made_up_for(store: Store, content: str
     store.client.log_text(search, content, names.SEARCH_FILE)
     result = search_result(store, search)
     assert sorted(t.run_id for t in result.finished) == sorted(trials)
+
+
+@pytest.mark.parametrize("named", [None, "", "nobody's", "f" * 32, "x" * 400])
+def test_a_search_that_names_no_best_trial_is_read_by_its_trials(
+    store: Store, named: str | None
+) -> None:
+    search, trials = good_search(store)
+    if named is None:
+        store.client.delete_tag(search, names.BEST_RUN)
+    else:
+        store.client.set_tag(search, names.BEST_RUN, named)
+    with open_store() as opened:
+        (summary,) = tracking.list_runs(opened)
+        assert (summary.run_id, summary.finished, summary.val_accuracy) == (search, 4, 0.8)
+        assert tracking.find_run(opened, "best").run_id == trials[-1]
+        assert opened.left_out == {}
+
+
+@pytest.mark.parametrize("listed", ["it's", "", "a b", "\\"])
+def test_a_list_of_reused_trials_that_names_no_runs_stops_nobody(store: Store, listed: str) -> None:
+    search, trials = good_search(store)
+    store.client.set_tag(search, names.REUSED, "1")
+    store.client.log_text(search, json.dumps([listed]), names.REUSED_FILE)
+    with open_store() as opened:
+        (summary,) = tracking.list_runs(opened)
+        assert (summary.run_id, summary.finished) == (search, 4)
+        found = tracking.find_run(opened, "latest")
+        read = tracking.read_search(opened, found, summary=False)
+        assert {trial.run_id for trial in read.finished} == set(trials)
 
 
 def test_what_the_release_before_trained_is_found_again(store: Store) -> None:

@@ -211,6 +211,22 @@ def test_a_champion_that_was_registered_by_other_means(finished: Trials, store: 
     assert promote(finished(0.9), force=True).changed
 
 
+@pytest.mark.parametrize(
+    ("run_id", "why"),
+    [
+        (None, "does not say which run it came from"),
+        ("f" * 32, "came from the run ffffffff, which was deleted"),
+        ("nobody's run", "came from the run nobody's, which was deleted"),
+    ],
+)
+def test_a_champion_of_no_run(store: Store, run_id: str | None, why: str) -> None:
+    store.client.create_registered_model(NAME)
+    version = store.client.create_model_version(NAME, "file:///nowhere", run_id)
+    store.client.set_registered_model_alias(NAME, "champion", version.version)
+    with pytest.raises(TrackingError, match=rf"version 1, {why}\. Name another run"):
+        tracking.find_run(store, "champion")
+
+
 def test_a_search_means_its_best_trial(finished: Trials, store: Store) -> None:
     parent = start_search(store)
     scores = (0.7, 0.6, 0.9, 0.8)

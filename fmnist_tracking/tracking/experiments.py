@@ -9,6 +9,7 @@ from fmnist_tracking.config import DEFAULT_EXPERIMENT, FIELDS
 from fmnist_tracking.errors import ConfigError, TrackingError
 from fmnist_tracking.results import RUNNING
 from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking.queries import find_any, is_absent
 from fmnist_tracking.tracking.store import Store, require_active
 
 _PAGE = 1000
@@ -48,11 +49,8 @@ def adoptable_run(store: Store, command: str) -> str | None:
 
 
 def _why_not_adopted(store: Store, run_id: str, command: str) -> str | None:
-    try:
-        run = store.client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
+    run = find_any(store, run_id)
+    if run is None:
         return f"is not in the store {store.public_uri}"
     tags, metrics, params = run.data.tags, run.data.metrics, run.data.params
     if run.info.lifecycle_stage != "active":
@@ -148,7 +146,7 @@ def _by_id(store: Store, experiment_id: str) -> Experiment:
     try:
         return store.client.get_experiment(experiment_id)
     except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if not is_absent(error):
             raise
         raise ConfigError(
             f"{_ID} is {experiment_id!r}, but the store {store.public_uri} has no experiment with "

@@ -1,9 +1,15 @@
 """Runs as the store has them: found by a filter, by id or by parent; are they live, or gone."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    RESOURCE_DOES_NOT_EXIST,
+    ErrorCode,
+)
 from mlflow.utils.search_utils import SearchUtils
 
 from fmnist_tracking.results import RUNNING
@@ -14,7 +20,11 @@ from fmnist_tracking.tracking.store import Store
 _PAGE = 1000
 _IDS_AT_ONCE = 200
 _NEWEST_FIRST = ["attributes.start_time DESC"]
-_GONE = "RESOURCE_DOES_NOT_EXIST"
+# What MLflow takes for the id of a run.
+_RUN_ID = re.compile(r"[a-zA-Z0-9][\w-]{0,255}", re.ASCII)
+ABSENT = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
+# Also what MLflow says of what can be no id.
+_INVALID = ErrorCode.Name(INVALID_PARAMETER_VALUE)
 
 
 def iterate_runs(
@@ -47,8 +57,9 @@ def runs_by_id(
     store: Store, experiment_id: str, ids: Sequence[str], condition: str
 ) -> Iterator[Run]:
     """The runs with these ids that meet a condition; those that are gone are left out."""
-    for start in range(0, len(ids), _IDS_AT_ONCE):
-        listed = ", ".join(f"'{run_id}'" for run_id in ids[start : start + _IDS_AT_ONCE])
+    known = [run_id for run_id in ids if _RUN_ID.fullmatch(run_id)]
+    for start in range(0, len(known), _IDS_AT_ONCE):
+        listed = ", ".join(f"'{run_id}'" for run_id in known[start : start + _IDS_AT_ONCE])
         filter_string = f"attributes.run_id IN ({listed}) AND {condition}"
         yield from iterate_runs(store, [experiment_id], filter_string)
 
@@ -74,15 +85,25 @@ def find_children(store: Store, experiment_id: str, parent: str) -> Iterator[Run
             yield run
 
 
-def find_active(store: Store, run_id: str) -> Run | None:
-    """The run with an id; None if it was deleted, or removed for good."""
+def is_absent(error: MlflowException) -> bool:
+    """Tell whether MLflow says that nothing has the id it was asked for, or that nothing can."""
+    return error.error_code in (ABSENT, _INVALID)
+
+
+def find_any(store: Store, run_id: str) -> Run | None:
+    """Return the run with an id, be it deleted; None if the store has none."""
     try:
-        run = store.client.get_run(run_id)
+        return store.client.get_run(run_id)
     except MlflowException as error:
-        if error.error_code != _GONE:
+        if not is_absent(error):
             raise
         return None
-    return run if run.info.lifecycle_stage == "active" else None
+
+
+def find_active(store: Store, run_id: str) -> Run | None:
+    """Return the run with an id; None if it was deleted, or the store has none."""
+    run = find_any(store, run_id)
+    return run if run is not None and run.info.lifecycle_stage == "active" else None
 
 
 def liveness(store: Store) -> Callable[[Run], bool]:

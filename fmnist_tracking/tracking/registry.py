@@ -11,6 +11,7 @@ from typing import Any
 
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.errors import ConfigError, TrackingError
@@ -19,7 +20,7 @@ from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.failures import registry_error
 from fmnist_tracking.tracking.logged_model import require_files, trial_model
 from fmnist_tracking.tracking.notes import plain
-from fmnist_tracking.tracking.queries import find_active
+from fmnist_tracking.tracking.queries import ABSENT, find_active, find_any
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
     as_tracked,
@@ -27,7 +28,7 @@ from fmnist_tracking.tracking.reading import (
 )
 from fmnist_tracking.tracking.store import Store
 
-_ABSENT, _EXISTS = "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"
+_EXISTS = ErrorCode.Name(RESOURCE_ALREADY_EXISTS)
 _LOGGED_MODEL = re.compile(r"models:/(m-\w+)")
 _ABOUT_THE_MODEL = (
     "Classifies images of Fashion-MNIST. Each version is the best epoch of a trial that "
@@ -67,7 +68,7 @@ class ModelVersion:
 
 def find_champion(store: Store, name: str) -> ModelVersion | None:
     """The version of a model that is in use; None if there is none, or it was deleted."""
-    with _tolerating(_ABSENT):
+    with _tolerating(ABSENT):
         version = store.client.get_registered_model(name).aliases.get(names.CHAMPION)
         if version is not None:
             return _version(store, store.client.get_model_version(name, version))
@@ -78,7 +79,7 @@ def champion_run(store: Store, name: str) -> TrackedRun:
     """The trial that the version in use came from.
 
     Raises:
-        TrackingError: there is no version in use, or its run was deleted.
+        TrackingError: there is no version in use, its run was deleted, or it names none.
     """
     champion = find_champion(store, name)
     if champion is None:
@@ -87,9 +88,13 @@ def champion_run(store: Store, name: str) -> TrackedRun:
         )
     run = find_active(store, champion.run_id)
     if run is None:
+        why = (
+            f"came from the run {champion.run_id[:8]}, which was deleted"
+            if champion.run_id
+            else "does not say which run it came from"
+        )
         raise TrackingError(
-            f"The champion, {name} version {champion.version}, came from the run "
-            f"{champion.run_id[:8] or 'unknown'}, which was deleted. Name another run."
+            f"The champion, {name} version {champion.version}, {why}. Name another run."
         )
     return as_tracked(run)
 
@@ -150,7 +155,7 @@ def _has_model(store: Store, version: Any) -> bool:
     found = _LOGGED_MODEL.fullmatch(version.source or "")
     if found is None:
         return True
-    with _tolerating(_ABSENT):
+    with _tolerating(ABSENT):
         return bool(store.client.get_logged_model(found[1]).status == LoggedModelStatus.READY)
     return False
 
@@ -171,7 +176,7 @@ def require_model(store: Store, trial: TrackedRun) -> None:
 
 
 def _is_registered(store: Store, name: str) -> bool:
-    with _tolerating(_ABSENT):
+    with _tolerating(ABSENT):
         store.client.get_registered_model(name)
         return True
     return False
@@ -219,7 +224,7 @@ def _link_back(store: Store, version: ModelVersion) -> None:
 def _version(store: Store, raw: Any) -> ModelVersion:
     """A version by its own tags; one that was registered by other means, by its run."""
     tags: Mapping[str, str] = raw.tags
-    run = _run(store, raw.run_id)
+    run = find_any(store, raw.run_id) if raw.run_id else None
     result = None
     if run is not None and names.VAL_ACCURACY not in tags:
         with contextlib.suppress(TrackingError, ConfigError):  # a run of another kind
@@ -235,13 +240,6 @@ def _version(store: Store, raw: Any) -> ModelVersion:
         split=_split(tags),
         run_exists=run is not None and run.info.lifecycle_stage == "active",
     )
-
-
-def _run(store: Store, run_id: str | None) -> Any:
-    if run_id:
-        with _tolerating(_ABSENT):
-            return store.client.get_run(run_id)
-    return None
 
 
 def _tags(trial: TrackedRun, result: TrialResult) -> dict[str, str]:
