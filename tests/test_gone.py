@@ -213,3 +213,17 @@ def test_a_run_that_is_deleted_while_it_is_written(command: Run, tmp_path: Path)
     again = command(*arguments[3:], "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["finished"] == 2
+
+
+def test_a_grid_whose_search_cannot_be_read_is_searched_again(command: Run, tmp_path: Path) -> None:
+    first = search(command)
+    trials = {t["run_id"] for t in first["trials"]}  # type: ignore[attr-defined]
+    client_of(tmp_path).log_param(str(first["run_id"]), "grid.padding", '["same", "valid"]')
+    assert planned(command) == ["finished", "finished"]
+    again = search(command)
+    assert again["run_id"] != first["run_id"]
+    assert (again["finished"], again["reused"]) == (2, 2)
+    assert {t["run_id"] for t in again["trials"]} == trials  # type: ignore[attr-defined]
+    said = command("search", *SMALL).stderr
+    assert "nothing is left to train" in said
+    assert f"cannot read a run: {str(first['run_id'])[:8]} (its grid" in said

@@ -1,8 +1,10 @@
 """Runs that this version cannot read are left out, counted and named; the rest works."""
 
+import contextlib
 import dataclasses
 import json
 import logging
+import sqlite3
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +13,15 @@ from mlflow import MlflowClient
 from conftest import SMALL, SMALL_SPLIT
 from fmnist_tracking import fingerprint, tracking
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking import Store, TrackedRun, UnreadableRun, names, open_store
+from fmnist_tracking.tracking import (
+    OpenTrial,
+    Standing,
+    Store,
+    TrackedRun,
+    UnreadableRun,
+    names,
+    open_store,
+)
 from test_tracking import (
     FACTS,
     SPACE,
@@ -35,10 +45,18 @@ def good_search(store: Store) -> tuple[str, list[str]]:
     return search, trials
 
 
-TRIAL_DAMAGES: dict[str, tuple[Damage, str]] = {
-    "a setting": (lambda c, r: c.log_param(r, "padding", "same"), "the setting 'padding'"),
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "no role": (lambda c, r: c.delete_tag(r, names.ROLE), "fmnist.role is missing"),
+    "another role": (
+        lambda c, r: c.set_tag(r, names.ROLE, "sweep"),
+        "fmnist.role is 'sweep', which is not known here",
+    ),
     "no data": (lambda c, r: c.delete_tag(r, names.DATA_SHA256), "data_sha256 is missing"),
     "no protocol": (lambda c, r: c.delete_tag(r, names.PROTOCOL), "how its data was split"),
+}
+TRIAL_DAMAGES: dict[str, tuple[Damage, str]] = {
+    **DAMAGES,
+    "a setting": (lambda c, r: c.log_param(r, "padding", "same"), "the setting 'padding'"),
     "a protocol": (lambda c, r: c.set_tag(r, names.PROTOCOL, "k-fold"), "how its data was split"),
     "infinite": (lambda c, r: c.log_metric(r, "best_epoch", float("inf")), "no whole number"),
     "not a number": (lambda c, r: c.log_metric(r, "best_epoch", float("nan")), "no whole number"),
@@ -55,9 +73,15 @@ def test_a_trial_that_cannot_be_read_is_left_out(
 ) -> None:
     search, trials = good_search(store)
     damage, why = TRIAL_DAMAGES[what]
+    odd_point = "0" * 64
+
+    def standing_of(opened: Store, found: TrackedRun) -> Standing:
+        points = {odd_point: odd_point}
+        return tracking.find_standing(opened, found.experiment_id, [found], points, reopen=True)
+
     # Of the same search and point, finished, and better than all others.
     odd = start_trial(store, SPACE.points(SMALL)[0], search)
-    store.client.set_tag(odd, names.POINT, "0" * 64)
+    store.client.set_tag(odd, names.POINT, odd_point)
     finish_quickly(store, odd, 0.99)
     damage(store.client, odd)
     caplog.clear()
@@ -68,6 +92,8 @@ def test_a_trial_that_cannot_be_read_is_left_out(
         assert tracking.best_trial(opened, found).run_id == trials[-1]
         assert tracking.find_run(opened, "best").run_id == trials[-1]
         assert len(tracking.read_search(opened, found).trials) == 4
+        assert tracking.find_training(opened, found.experiment_id, [odd_point]) == (None, None)
+        assert standing_of(opened, found).finished == {}
     (line,) = [r.getMessage() for r in caplog.records if "Left out" in r.getMessage()]
     assert odd[:8] in line
     assert why in line
@@ -76,12 +102,40 @@ def test_a_trial_that_cannot_be_read_is_left_out(
 
 
 SEARCH_DAMAGES: dict[str, tuple[Damage, str]] = {
+    **DAMAGES,
     "an axis": (lambda c, r: c.log_param(r, "grid.padding", '["same", "valid"]'), "padding"),
     "an axis that is no list": (lambda c, r: c.log_param(r, "grid.dropout", "0.1;0.2"), "its grid"),
+    "a grid in a file that is gone": (
+        lambda c, r: c.log_param(r, "grid.dropout", f"see {names.AXES_FILE}"),
+        "its grid",
+    ),
     "a value": (lambda c, r: c.log_param(r, "grid.dropout", '["a little"]'), "a little"),
-    "no data": (lambda c, r: c.delete_tag(r, names.DATA_SHA256), "data_sha256 is missing"),
-    "no protocol": (lambda c, r: c.delete_tag(r, names.PROTOCOL), "how its data was split"),
 }
+
+
+def test_a_trial_that_was_cut_off_and_cannot_be_read_is_not_gone_on_with(store: Store) -> None:
+    search, _ = good_search(store)
+    points = {point: point for point in ("0" * 64, "1" * 64)}
+    odd, alone = start_trial(store, SMALL, search), start_trial(store, SMALL, parent=None)
+    for run_id, point in zip((odd, alone), points, strict=True):
+        store.client.set_tag(run_id, names.POINT, point)
+        store.client.set_terminated(run_id, "KILLED")
+    store.client.set_terminated(search, "KILLED")
+
+    def found() -> tuple[set[str], OpenTrial | None]:
+        run = tracking.find_run(store, search)
+        standing = tracking.find_standing(store, run.experiment_id, [run], points)
+        _, cut_off = tracking.find_training(store, run.experiment_id, ["1" * 64])
+        return {trial.run_id for trial in standing.open.values()}, cut_off
+
+    assert found() == ({odd}, OpenTrial(run_id=alone, has_steps=False))
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as database, database:
+        for run_id in (odd, alone):
+            database.execute(
+                "UPDATE params SET value = 'many' WHERE key = 'filters' AND run_uuid = ?", (run_id,)
+            )
+    assert found() == (set(), None)
+    assert set(store.left_out) == {odd, alone}
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "RUNNING"])
@@ -104,6 +158,9 @@ def test_a_search_that_cannot_be_read_is_left_out(
         assert latest is not None
         assert latest.run_id == search
         tracking.close_orphans(opened, [latest.experiment_id])
+        # The same grid again: it is begun anew.
+        assert tracking.find_searches(opened, latest.experiment_id, ["8" * 64]) == []
+        assert len(tracking.find_searches(opened, latest.experiment_id, ["9" * 64])) == 1
     (line,) = [r.getMessage() for r in caplog.records if "Left out" in r.getMessage()]
     assert newer[:8] in line
     assert why in line

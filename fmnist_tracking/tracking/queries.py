@@ -79,10 +79,15 @@ def has_exactly(store: Store, experiment_id: str, filter_string: str, count: int
 
 
 def find_children(store: Store, experiment_id: str, parent: str) -> Iterator[Run]:
-    """The runs of a search's trials, the newest first."""
+    """Iterate over the runs of a search's trials, the newest first."""
     for run in iterate_runs(store, [experiment_id], f"tags.`{names.PARENT}` = '{parent}'"):
-        if names.ROLE in run.data.tags:
+        if is_ours(run):
             yield run
+
+
+def is_ours(run: Run) -> bool:
+    """Tell whether a run is of this project, by any of the tags that say what it is."""
+    return not {names.ROLE, names.POINT, names.GRID}.isdisjoint(run.data.tags)
 
 
 def is_absent(error: MlflowException) -> bool:

@@ -26,6 +26,7 @@ from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.queries import (
     find_children,
     has_exactly,
+    is_ours,
     liveness,
     runs_by_id,
 )
@@ -266,7 +267,7 @@ def require_finished(run: TrackedRun) -> None:
 
 
 def as_tracked(run: Run) -> TrackedRun:
-    """A run of MLflow as one of this project.
+    """Return a run of MLflow as one of this project.
 
     Raises:
         TrackingError: it is not of this project.
@@ -274,11 +275,15 @@ def as_tracked(run: Run) -> TrackedRun:
     """
     tags, params = run.data.tags, run.data.params
     role = tags.get(names.ROLE)
-    if role not in (names.SEARCH, names.TRIAL, names.TRAIN):
+    if role is None:
+        if is_ours(run):
+            raise UnreadableRun(run, f"its tag {names.ROLE} is missing")
         raise TrackingError(
             f"The run {run.info.run_id[:8]} ({run.info.run_name}) is in this store, but it is no "
             "search or trial of fmnist-track. `fmnist-track runs` lists those."
         )
+    if role not in (names.SEARCH, names.TRIAL, names.TRAIN):
+        raise UnreadableRun(run, f"its tag {names.ROLE} is {role!r}, which is not known here")
     if names.DATA_SHA256 not in tags:
         raise UnreadableRun(run, f"its tag {names.DATA_SHA256} is missing")
     limit = params.get(names.SPLIT_PREFIX + "limit", "None")

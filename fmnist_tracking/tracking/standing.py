@@ -16,6 +16,7 @@ from fmnist_tracking.tracking.queries import find_children, iterate_runs, livene
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
     as_tracked,
+    read_grid,
     readable,
     trial_result,
 )
@@ -55,7 +56,9 @@ class Standing:
 
 
 def find_searches(store: Store, experiment_id: str, grids: Iterable[str]) -> list[TrackedRun]:
-    """The runs of one and the same search in an experiment, the newest first.
+    """Find the runs of one and the same search in an experiment, the newest first.
+
+    One whose grid cannot be read is left out: its trials count as those of another search.
 
     Args:
         store: the store.
@@ -68,10 +71,16 @@ def find_searches(store: Store, experiment_id: str, grids: Iterable[str]) -> lis
         for run in readable(
             store,
             iterate_runs(store, [experiment_id], f"tags.`{names.GRID}` = '{grid}'"),
-            as_tracked,
+            _as_search,
         )
     ]
     return sorted(found, key=lambda run: -(run.raw.info.start_time or 0))
+
+
+def _as_search(run: Run) -> TrackedRun:
+    tracked = as_tracked(run)
+    read_grid(run)
+    return tracked
 
 
 def find_standing(
@@ -111,11 +120,11 @@ def find_standing(
     for parent in own:
         for run in find_children(store, experiment_id, parent):
             point = points.get(run.data.tags.get(names.POINT, ""), "")
-            if run.info.status == FINISHED:
-                for trial in readable(store, [run], trial_result):
+            for trial in readable(store, [run], trial_result):
+                if trial.status == FINISHED:
                     finished.setdefault(point, trial)
-            else:
-                open_runs.setdefault(point, _open_trial(run))
+                else:
+                    open_runs.setdefault(point, _open_trial(run))
     if not alone and _has_finished(store, experiment_id):
         for keys in (set(points.values()), points.keys() - set(points.values())):
             wanted = {key for key in keys if points[key] not in finished}
@@ -154,11 +163,11 @@ def find_training(
     for point in points:
         runs = list(iterate_runs(store, [experiment_id], f"tags.`{names.POINT}` = '{point}'"))
         for run in runs:  # the newest first: what was begun anew since the last one that finished
-            if run.info.status == FINISHED:
-                for trial in readable(store, [run], trial_result):
+            for trial in readable(store, [run], trial_result):
+                if trial.status == FINISHED:
                     return trial, None
-            elif names.PARENT not in run.data.tags:
-                return None, _open_trial(run)
+                if names.PARENT not in run.data.tags:
+                    return None, _open_trial(run)
     return None, None
 
 
