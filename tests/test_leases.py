@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import os
 import socket
 import subprocess
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from fmnist_tracking.tracking import Lease, names
 
@@ -91,11 +94,56 @@ def test_a_lease_is_read_back() -> None:
         {names.LEASE: "no json"},
         {names.LEASE: "[1]"},
         {names.LEASE: json.dumps({"pid": 1})},
+        {names.LEASE: "[" * 8000},
     ],
-    ids=str,
+    ids=lambda tags: str(tags)[:40],
 )
 def test_a_lease_that_cannot_be_read_is_none(tags: dict[str, str]) -> None:
     assert Lease.read(tags) is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+GOOD = dataclasses.asdict(Lease.of_this_process())
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            name: st.just(value)
+            | JSON
+            | st.sampled_from([-1, 0, 2**31, 2**63, 10**400, math.inf, math.nan, "7", 1.5, True])
+            for name, value in {**GOOD, "machine": "another"}.items()
+        }
+    )
+    | JSON
+)
+@example({**GOOD, "machine": "another", "beat": "x"})
+@example({**GOOD, "pid": "x"})
+@example({**GOOD, "machine": "another", "beat": math.inf})
+def test_whatever_a_lease_says_it_is_judged(content: object) -> None:
+    lease = Lease.read({names.LEASE: json.dumps(content)})
+    if lease is not None:
+        assert lease.is_live() in (True, False)
+        assert lease.is_mine() in (True, False)
+        assert str(lease).startswith(f"process {lease.pid} on ")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("beat", value) for value in ("x", None, True, math.inf, math.nan, 10**400, [1.0])],
+        *[("pid", value) for value in ("x", None, True, 1.5, 0, -1)],
+        *[("started", value) for value in ("x", None, False, -math.inf)],
+        *[(name, value) for name in ("host", "machine") for value in (1, None, ["a"])],
+    ],
+)
+def test_a_lease_of_the_wrong_type_is_none(field: str, value: object) -> None:
+    assert Lease.read({names.LEASE: json.dumps({**GOOD, field: value})}) is None
+    assert Lease.read({names.LEASE: json.dumps({**GOOD, "beat": 7})}) is not None
 
 
 def test_a_lease_tells_who_holds_it() -> None:

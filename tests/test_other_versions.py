@@ -105,6 +105,10 @@ SEARCH_DAMAGES: dict[str, tuple[Damage, str]] = {
     **DAMAGES,
     "an axis": (lambda c, r: c.log_param(r, "grid.padding", '["same", "valid"]'), "padding"),
     "an axis that is no list": (lambda c, r: c.log_param(r, "grid.dropout", "0.1;0.2"), "its grid"),
+    "an axis that has no end": (
+        lambda c, r: c.log_param(r, "grid.dropout", "[" * 6000),
+        "its grid",
+    ),
     "a grid in a file that is gone": (
         lambda c, r: c.log_param(r, "grid.dropout", f"see {names.AXES_FILE}"),
         "its grid",

@@ -1,6 +1,7 @@
 """Which process a run belongs to, and whether that process is still there."""
 
 import json
+import math
 import os
 import socket
 import time
@@ -52,11 +53,23 @@ class Lease:
 
     @classmethod
     def read(cls, tags: Mapping[str, str]) -> "Lease | None":
-        """The lease among a run's tags, None if there is none that can be read."""
+        """Return the lease among a run's tags, None if there is none that can be read."""
         try:
-            return cls(**json.loads(tags[names.LEASE]))
-        except (KeyError, ValueError, TypeError):
+            lease = cls(**json.loads(tags[names.LEASE]))
+            return lease if lease._is_typed() else None
+        except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
             return None
+
+    def _is_typed(self) -> bool:
+        """Whether each field is what it is to be: anyone may have written the tag."""
+        times = (self.started, self.beat)
+        return (
+            isinstance(self.host, str)
+            and isinstance(self.machine, str)
+            and type(self.pid) is int
+            and self.pid > 0
+            and all(type(time) in (int, float) and math.isfinite(time) for time in times)
+        )
 
     def text(self) -> str:
         """The value of the tag."""

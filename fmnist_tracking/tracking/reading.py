@@ -36,6 +36,8 @@ _BEST_VAL_LOSS = "best_val_loss"
 _FINISHED = f"attributes.status = '{FINISHED}'"
 # Above it, not every whole number is a float.
 _LARGEST_WHOLE = 2**53
+# Of a text that is no JSON, is nested too deep, or holds another kind of value.
+_NO_JSON = (ValueError, TypeError, RecursionError)
 T = TypeVar("T")
 
 
@@ -106,7 +108,7 @@ def read_space(run: Run) -> SearchSpace:
         if f"see {names.AXES_FILE}" in axes.values():
             return SearchSpace(axes=_read_json(run, names.AXES_FILE))
         return SearchSpace(axes={axis: tuple(json.loads(value)) for axis, value in axes.items()})
-    except (ConfigError, ValueError, TypeError, MlflowException, OSError) as error:
+    except (*_NO_JSON, ConfigError, MlflowException, OSError) as error:
         raise UnreadableRun(run, f"its grid is not one of this version ({_line(error)})") from None
 
 
@@ -122,7 +124,7 @@ def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> Searc
         summary: whether that file may be used; else each trial is read.
     """
     if summary and run.raw.info.status == FINISHED:
-        unreadable = (LookupError, TypeError, ValueError, AttributeError, FmnistTrackingError)
+        unreadable = (*_NO_JSON, LookupError, AttributeError, FmnistTrackingError)
         with contextlib.suppress(MlflowException, OSError, *unreadable):
             outcome = _read_outcome(run)
             if _is_intact(store, outcome):
@@ -212,7 +214,7 @@ def reused_runs(store: Store, run: TrackedRun) -> Iterator[Run]:
         return
     try:
         ids = [str(one) for one in _read_json(run.raw, names.REUSED_FILE)]
-    except (MlflowException, OSError, ValueError, TypeError) as error:
+    except (*_NO_JSON, MlflowException, OSError) as error:
         store.left_out[run.run_id] = f"its file {names.REUSED_FILE} is missing ({_line(error)})"
         return
     yield from runs_by_id(store, run.experiment_id, ids, _FINISHED)
@@ -241,7 +243,7 @@ def read_history(store: Store, run: TrackedRun) -> TrainingResult:
             f"The record {names.HISTORY_FILE} of run {run.run_id[:8]} cannot be fetched from the "
             f"store ({_line(error)}). Choose another trial, or train that point again with --fresh."
         ) from None
-    except (LookupError, TypeError, ValueError, AttributeError, ConfigError):
+    except (*_NO_JSON, LookupError, AttributeError, ConfigError):
         raise TrackingError(
             f"The record {names.HISTORY_FILE} of run {run.run_id[:8]} is not one of this version: "
             "it was made by another. Train that point again with --fresh."

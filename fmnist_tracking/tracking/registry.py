@@ -213,7 +213,7 @@ def _link_back(store: Store, version: ModelVersion) -> None:
     try:
         known = json.loads(client.get_logged_model(model_id).tags.get(names.MODEL_VERSIONS, "[]"))
         known = [link for link in known if isinstance(link, dict)]
-    except (ValueError, TypeError):  # somebody else wrote it
+    except (ValueError, TypeError, RecursionError):  # somebody else wrote it
         return
     this = (version.name, version.version)
     if not any((link.get("name"), str(link.get("version"))) == this for link in known):
