@@ -7,12 +7,13 @@ import psutil
 import pytest
 
 from conftest import SMALL
-from fmnist_tracking import tracking
+from fmnist_tracking import fingerprint, tracking
 from fmnist_tracking.config import SearchSpace
+from fmnist_tracking.environment import Code
 from fmnist_tracking.errors import SearchError, TrackingError
 from fmnist_tracking.tracking import Lease, Standing, Store, names
 from test_results import epoch
-from test_tracking import SEARCH, TRIAL, finish_quickly
+from test_tracking import ORIGIN, SEARCH, TRIAL, finish_quickly
 
 SPACE = SearchSpace(axes={"filters": (1, 2, 3, 4)})
 POINTS = SPACE.points(SMALL)
@@ -228,6 +229,25 @@ def test_a_training_of_its_own_is_found(store: Store, experiment: str) -> None:
     assert finished is not None
     assert finished.run_id == done
     assert tracking.find_training(store, experiment, [PRINTS[1]]) == (None, None)
+
+
+def test_time_is_estimated_from_trials_that_were_trained_to_their_end(
+    store: Store, experiment: str
+) -> None:
+    code = Code(version="1", sha256=fingerprint.of_program(), commit=None, branch=None, dirty=False)
+    facts = dataclasses.replace(TRIAL, origin=dataclasses.replace(ORIGIN, code=code))
+    ids = []
+    for place, seconds in enumerate((40.0, 1.0, 2.0, 60.0)):
+        run_id = tracking.start_trial(store, experiment, facts)
+        finish_quickly(store, run_id, 0.5)
+        store.client.log_metric(run_id, "train_seconds", seconds, step=1)
+        ids.append(run_id)
+        if place == 1:
+            store.client.set_tag(run_id, names.DIVERGED, "1")
+        if place == 2:  # as an earlier release recorded it
+            store.client.log_metric(run_id, "best_val_loss", float("nan"))
+    found = tracking.like_trials(store, experiment, TRIAL.split, TRIAL.threads)
+    assert {trial.run_id for trial in found} == {ids[0], ids[3]}
 
 
 def test_an_epoch_counts_as_logged_when_all_its_figures_are(store: Store, experiment: str) -> None:

@@ -190,7 +190,10 @@ def _finished_runs(store: Store, experiment_id: str, points: set[str]) -> Iterat
 def like_trials(
     store: Store, experiment_id: str, split: SplitConfig, threads: int
 ) -> list[TrialResult]:
-    """Some finished trials of this code on as many images and threads, the newest first."""
+    """Find some finished trials of this code on as many images and threads, the newest first.
+
+    Those that diverged are left out: they ended before their last epoch.
+    """
     filter_string = (
         f"attributes.status = '{FINISHED}' AND tags.`{names.THREADS}` = '{threads}' "
         f"AND tags.`{names.CODE_SHA256}` = '{fingerprint.of_program()}' "
@@ -198,7 +201,7 @@ def like_trials(
         f"AND params.`{names.SPLIT_PREFIX}limit` = '{split.limit}'"
     )
     found = store.client.search_runs([experiment_id], filter_string, max_results=_FEW)
-    return list(readable(store, found, trial_result))
+    return [trial for trial in readable(store, found, trial_result) if not trial.diverged]
 
 
 def logged_steps(store: Store, run_id: str) -> set[int]:
