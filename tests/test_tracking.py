@@ -1,10 +1,11 @@
 import csv
 import dataclasses
+import functools
 import io
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -565,6 +566,11 @@ def test_open_runs_of_this_process_are_closed(store: Store) -> None:
     ]
 
 
+def _log_params(client: MlflowClient, run: str, names: Sequence[str]) -> None:
+    for name in names:
+        client.log_param(run, name, "1")
+
+
 def made_by_mlflow_run(
     store: Store, entry_point: str, params: Mapping[str, str] | None = None, name: str | None = None
 ) -> MlflowRun:
@@ -621,7 +627,11 @@ def test_a_training_adopts_the_run_and_its_spelling(
         (lambda client, run: client.log_metric(run, "loss", 1.0), "is in use already"),
         (lambda client, run: client.set_tag(run, names.ENTRY_POINT, "report"), "not made"),
         (lambda client, run: client.delete_tag(run, names.ENTRY_POINT), "not made for"),
-        (lambda client, run: client.log_param(run, "alpha", "1"), "another project"),
+        *[
+            (functools.partial(_log_params, names=(*known, foreign)), f"'{foreign}' is none here")
+            for foreign in ("alpha", "momentum", "zoom")
+            for known in ((), ("axis", "epochs"), ("workers",))
+        ],
     ],
 )  # fmt: skip
 def test_no_other_run_is_adopted(

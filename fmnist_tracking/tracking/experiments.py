@@ -61,8 +61,9 @@ def _why_not_adopted(store: Store, run_id: str, command: str) -> str | None:
         return "is in use already"
     if tags.get(names.ENTRY_POINT) not in _ENTRY_POINTS.get(command, (command,)):
         return f"was not made for `{command}`"
-    if not set(params) <= PROJECT_PARAMETERS:
-        return f"was made for another project (its parameter {min(set(params))!r} is none here)"
+    foreign = params.keys() - PROJECT_PARAMETERS
+    if foreign:
+        return f"was made for another project (its parameter {min(foreign)!r} is none here)"
     return None
 
 
