@@ -207,6 +207,28 @@ def test_a_summary_that_cannot_be_read_is_made_up_for(store: Store, content: str
     assert sorted(t.run_id for t in result.finished) == sorted(trials)
 
 
+@pytest.mark.parametrize("place", range(4))
+def test_a_summary_counts_only_while_each_of_its_trials_is_there(store: Store, place: int) -> None:
+    search = start_search(store)
+    before = start_trial(store, SPACE.points(SMALL)[0], search)
+    finish_quickly(store, before, 0.1)
+    store.client.delete_run(before)
+    trials = [start_trial(store, config, search) for config in SPACE.points(SMALL)]
+    for number, trial in enumerate(trials):
+        finish_quickly(store, trial, 0.5 + number / 10)
+    tracking.finish_search(store, search_result(store, search), b"a picture")
+    assert len(search_result(store, search).finished) == 4
+    # As many as before, though not the same.
+    store.client.delete_run(trials[place])
+    store.client.restore_run(before)
+    left = {before, *trials} - {trials[place]}
+    result = search_result(store, search)
+    assert {trial.run_id for trial in result.finished} <= left
+    assert len(result.finished) == (4 if place == 0 else 3)
+    best = tracking.best_trial(store, tracking.find_run(store, search))
+    assert best.run_id == (trials[2] if place == 3 else trials[3])
+
+
 @pytest.mark.parametrize("named", [None, "", "nobody's", "f" * 32, "x" * 400])
 def test_a_search_that_names_no_best_trial_is_read_by_its_trials(
     store: Store, named: str | None

@@ -14,7 +14,7 @@ from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.results import FINISHED, RUNNING, RunSummary
 from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.experiments import experiment_ids
-from fmnist_tracking.tracking.queries import find_active, has_exactly, iterate_runs, liveness
+from fmnist_tracking.tracking.queries import has_all, has_exactly, iterate_runs, liveness
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
     as_tracked,
@@ -231,16 +231,19 @@ def _results(store: Store, search: TrackedRun) -> tuple[int, float | None]:
             children = (
                 f"tags.`{names.PARENT}` = '{search.run_id}' AND attributes.status = '{FINISHED}'"
             )
+            winner = [tags.get(names.BEST_RUN, "")]
             if (
                 own >= 0
                 and has_exactly(store, search.experiment_id, children, own)
-                and find_active(store, tags.get(names.BEST_RUN, "")) is not None
+                and has_all(
+                    store, search.experiment_id, winner, f"attributes.status = '{FINISHED}'"
+                )
                 and (own == finished or _has_all_reused(store, search))
             ):
                 return finished, metrics[names.BEST_VAL_ACCURACY]
     result = read_search(store, search, summary=False)
-    winner = best(result.finished)
-    return len(result.finished), None if winner is None else winner.val_accuracy
+    first = best(result.finished)
+    return len(result.finished), None if first is None else first.val_accuracy
 
 
 def _has_all_reused(store: Store, search: TrackedRun) -> bool:

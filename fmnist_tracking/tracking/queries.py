@@ -56,12 +56,40 @@ def iterate_runs(
 def runs_by_id(
     store: Store, experiment_id: str, ids: Sequence[str], condition: str
 ) -> Iterator[Run]:
-    """The runs with these ids that meet a condition; those that are gone are left out."""
+    """Iterate over the runs with these ids that meet a condition; those that are gone are left out.
+
+    Args:
+        store: the store.
+        experiment_id: of the experiment they are in.
+        ids: of the runs; what can be none is left out too.
+        condition: a filter, as MLflow has it.
+    """
     known = [run_id for run_id in ids if _RUN_ID.fullmatch(run_id)]
-    for start in range(0, len(known), _IDS_AT_ONCE):
-        listed = ", ".join(f"'{run_id}'" for run_id in known[start : start + _IDS_AT_ONCE])
-        filter_string = f"attributes.run_id IN ({listed}) AND {condition}"
+    for filter_string, _ in _by_id(known, condition):
         yield from iterate_runs(store, [experiment_id], filter_string)
+
+
+def has_all(store: Store, experiment_id: str, ids: Sequence[str], condition: str) -> bool:
+    """Tell whether each of some runs is there and meets a condition, without reading them all.
+
+    Args:
+        store: the store.
+        experiment_id: of the experiment they are in.
+        ids: of the runs, each once.
+        condition: a filter, as MLflow has it.
+    """
+    return all(map(_RUN_ID.fullmatch, ids)) and all(
+        has_exactly(store, experiment_id, filter_string, count)
+        for filter_string, count in _by_id(ids, condition)
+    )
+
+
+def _by_id(ids: Sequence[str], condition: str) -> Iterator[tuple[str, int]]:
+    """Give filters for runs by their ids, each with how many it is for."""
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        some = ids[start : start + _IDS_AT_ONCE]
+        listed = ", ".join(f"'{run_id}'" for run_id in some)
+        yield f"attributes.run_id IN ({listed}) AND {condition}", len(some)
 
 
 def has_exactly(store: Store, experiment_id: str, filter_string: str, count: int) -> bool:

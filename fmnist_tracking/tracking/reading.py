@@ -25,6 +25,7 @@ from fmnist_tracking.results import (
 from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.queries import (
     find_children,
+    has_all,
     has_exactly,
     is_ours,
     liveness,
@@ -202,10 +203,13 @@ def _is_intact(store: Store, outcome: SearchResult) -> bool:
     own = [trial.run_id for trial in outcome.finished if not trial.reused]
     reused = [trial.run_id for trial in outcome.finished if trial.reused]
     children = f"tags.`{names.PARENT}` = '{outcome.run_id}' AND {_FINISHED}"
-    if not has_exactly(store, outcome.experiment_id, children, len(own)):
-        return False
-    found = runs_by_id(store, outcome.experiment_id, reused, _FINISHED)
-    return len(list(found)) == len(reused)
+    experiment_id = outcome.experiment_id
+    return (
+        # None has come since, and none has gone: they may be as many, and not the same.
+        has_exactly(store, experiment_id, children, len(own))
+        and has_all(store, experiment_id, own, children)
+        and has_all(store, experiment_id, reused, _FINISHED)
+    )
 
 
 def reused_runs(store: Store, run: TrackedRun) -> Iterator[Run]:
