@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from conftest import SMALL, SMALL_SPLIT
 from fmnist_tracking import fingerprint, tracking
+from fmnist_tracking.config import SearchSpace
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import (
     OpenTrial,
@@ -274,6 +275,39 @@ def test_what_the_release_before_trained_is_found_again(store: Store) -> None:
     search = start_search(store, grid=fingerprint.of_search([old]))
     (known,) = tracking.find_searches(store, experiment, keys.grids)
     assert known.run_id == search
+
+
+def test_what_the_release_before_trained_is_asked_for_all_at_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = SearchSpace(axes={"filters": tuple(range(1, 7)), "strides": (1, 2)})
+    keys = fingerprint.of_grid(space.points(SMALL), SMALL_SPLIT, FACTS.sha256)
+    assert len(keys.points) > 2 * len(keys.today)
+    assert len(keys.grids) > 2
+    experiment = tracking.choose_experiment(store, "things")
+    olds = [key for key, today in keys.points.items() if today in keys.today[3:5] and key != today]
+    trials = {}
+    for old in (olds[0], olds[-1]):
+        facts = dataclasses.replace(TRIAL, fingerprint=old, parent=None)
+        trials[keys.points[old]] = tracking.start_trial(store, experiment, facts)
+        finish_quickly(store, trials[keys.points[old]], 0.7)
+    search = start_search(store, grid=keys.grids[-1])
+    asked: list[object] = []
+    ask = store.client.search_runs
+
+    def counted(*arguments: object, **options: object) -> object:
+        asked.append(arguments)
+        return ask(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store.client, "search_runs", counted)
+    (known,) = tracking.find_searches(store, experiment, keys.grids)
+    assert known.run_id == search
+    assert len(asked) == 2  # by today's key, and by all older ones
+    asked.clear()
+    standing = tracking.find_standing(store, experiment, [], keys.points)
+    assert {point: trial.run_id for point, trial in standing.finished.items()} == trials
+    # Whether there is any trial, each point by today's key, and all by the older ones.
+    assert len(asked) == 1 + len(space) + 1
 
 
 def test_a_run_without_a_name_or_a_time_is_read(store: Store) -> None:

@@ -25,6 +25,7 @@ from fmnist_tracking.tracking.store import Store
 # Up to so many points are looked for one by one; for more, all trials are read at once.
 _FEW = 100
 _OPEN = f"attributes.status = '{RUNNING}' AND tags.`{names.ROLE}` LIKE '%'"
+_AND_FINISHED = f" AND attributes.status = '{FINISHED}'"
 EPOCH_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds")
 
 
@@ -65,15 +66,12 @@ def find_searches(store: Store, experiment_id: str, grids: Iterable[str]) -> lis
         experiment_id: of the experiment to look in; what is in another does not count.
         grids: the search's fingerprint, and then those that earlier versions gave it.
     """
-    found = [
-        run
-        for grid in dict.fromkeys(grids)
-        for run in readable(
-            store,
-            iterate_runs(store, [experiment_id], f"tags.`{names.GRID}` = '{grid}'"),
-            _as_search,
-        )
+    today, *older = dict.fromkeys(grids)
+    runs = [
+        *iterate_runs(store, [experiment_id], f"tags.`{names.GRID}` = '{today}'"),
+        *_by_older_keys(store, experiment_id, names.GRID, set(older)),
     ]
+    found = readable(store, runs, _as_search)
     return sorted(found, key=lambda run: -(run.raw.info.start_time or 0))
 
 
@@ -126,9 +124,10 @@ def find_standing(
                 else:
                     open_runs.setdefault(point, _open_trial(run))
     if not alone and _has_finished(store, experiment_id):
-        for keys in (set(points.values()), points.keys() - set(points.values())):
+        today = set(points.values())
+        for find, keys in ((_finished_runs, today), (_finished_before, points.keys() - today)):
             wanted = {key for key in keys if points[key] not in finished}
-            for run in _finished_runs(store, experiment_id, wanted):
+            for run in find(store, experiment_id, wanted):
                 point = points[run.data.tags[names.POINT]]
                 for trial in readable(store, [run], trial_result):
                     finished.setdefault(point, dataclasses.replace(trial, reused=True))
@@ -172,7 +171,7 @@ def find_training(
 
 
 def _has_finished(store: Store, experiment_id: str) -> bool:
-    filter_string = f"tags.`{names.POINT}` LIKE '%' AND attributes.status = '{FINISHED}'"
+    filter_string = f"tags.`{names.POINT}` LIKE '%'{_AND_FINISHED}"
     return bool(store.client.search_runs([experiment_id], filter_string, max_results=1))
 
 
@@ -181,9 +180,25 @@ def _finished_runs(store: Store, experiment_id: str, points: set[str]) -> Iterat
     if len(points) > _FEW:
         filters = [f"tags.`{names.POINT}` LIKE '%'"]
     for filter_string in filters:
-        filter_string += f" AND attributes.status = '{FINISHED}'"
-        for run in iterate_runs(store, [experiment_id], filter_string):
+        for run in iterate_runs(store, [experiment_id], filter_string + _AND_FINISHED):
             if run.data.tags[names.POINT] in points:
+                yield run
+
+
+def _finished_before(store: Store, experiment_id: str, points: set[str]) -> Iterator[Run]:
+    """Finished runs by the fingerprints that earlier versions gave their points."""
+    return _by_older_keys(store, experiment_id, names.POINT, points, _AND_FINISHED)
+
+
+def _by_older_keys(
+    store: Store, experiment_id: str, tag: str, keys: set[str], condition: str = ""
+) -> Iterator[Run]:
+    # There are several for each point, and seldom a run: those of other code are read at once.
+    other_code = f"tags.`{names.CODE_SHA256}` != '{fingerprint.of_program()}'"
+    if keys:
+        filter_string = f"tags.`{tag}` LIKE '%' AND {other_code}{condition}"
+        for run in iterate_runs(store, [experiment_id], filter_string):
+            if run.data.tags[tag] in keys:
                 yield run
 
 
