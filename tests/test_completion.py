@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from fmnist_tracking.tracking import Store
+from test_end_to_end import free_port, serving
+from test_tracking import start_search
 
 ROOT = Path(__file__).parent.parent
 PROBE = """
@@ -107,23 +109,37 @@ def test_nothing_is_made_upgraded_or_said(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
-def test_a_server_that_is_away_is_not_told_of() -> None:
-    line = "fmnist-track report --tracking-uri http://127.0.0.1:9 "
+def offered_by_a_server(address: str) -> list[str]:
+    """What is offered where a server has the runs; nothing else is said."""
+    line = f"fmnist-track report --tracking-uri {address} "
+    asked = {
+        "_FMNIST_TRACK_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": "4",
+    }
     done = subprocess.run(
-        [sys.executable, "-c", PROBE],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "_FMNIST_TRACK_COMPLETE": "complete_bash",
-            "COMP_WORDS": line,
-            "COMP_CWORD": "4",
-        },
+        [sys.executable, "-m", "fmnist_tracking"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **asked},
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert done.stdout.splitlines() == WORDS
-    assert "Error" not in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_a_server_that_is_away_is_not_told_of() -> None:
+    assert offered_by_a_server("http://127.0.0.1:9") == WORDS
+
+
+def test_what_a_server_has_is_offered_and_what_cannot_be_read_not_told_of(
+    store: Store, tmp_path: Path
+) -> None:
+    search, odd = start_search(store), start_search(store, grid="8" * 64)
+    store.client.log_param(odd, "grid.padding", "[1]")
+    port = free_port()
+    with serving(port, tmp_path, "mlflow", "server", "--backend-store-uri", store.uri):
+        assert offered_by_a_server(f"http://127.0.0.1:{port}") == [*WORDS, search]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

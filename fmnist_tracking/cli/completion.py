@@ -1,6 +1,7 @@
 """What the shell offers at the Tab key. It makes no store, upgrades none, and fails in silence."""
 
 import contextlib
+import logging
 import os
 import sqlite3
 from pathlib import Path
@@ -41,6 +42,7 @@ def run_ids(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
         ("best-of-all", "the best of all searches on the same images"),
         ("champion", "what `promote` chose"),
     ]
+    logging.disable()  # a line would come between what is being typed; this process ends with it
     with contextlib.suppress(Exception):
         words += _runs(_store(context), incomplete)
     return words
