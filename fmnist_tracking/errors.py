@@ -1,6 +1,12 @@
 """The exceptions a person can meet, each with the exit status the command line gives it."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that is not blank; without one, its kind."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
 class FmnistTrackingError(Exception):
     """An error whose message tells a person what was wrong and what to do.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from fmnist_tracking.config import IMAGE_SIZE
-from fmnist_tracking.errors import PictureError
+from fmnist_tracking.errors import PictureError, first_line
 
 # Of the range from black to white: what differs less from the background belongs to it.
 MARGIN_TOLERANCE = 0.05 * 255
@@ -122,7 +122,7 @@ def prepare(path: Path) -> Prepared:
     except PictureError as error:
         raise PictureError(f"{shown} {error}") from None
     except Exception as error:  # a decoder may raise anything when a file is damaged
-        raise PictureError(f"{shown} is damaged or cut short ({_line(error)}).") from None
+        raise PictureError(f"{shown} is damaged or cut short ({first_line(error)}).") from None
 
 
 def prepare_image(image: Image.Image) -> Prepared:
@@ -356,7 +356,3 @@ def _phone_format(path: Path) -> str | None:
 def _shown(path: Path) -> str:
     """The path on one line."""
     return str(path) if str(path).isprintable() else ascii(str(path))
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -342,7 +342,7 @@ class RunSummary:
         val_accuracy: of the best trial, None until there is one.
         grid: values of each setting that varies, or is not the default; the only one of a
             training of its own.
-        epochs: of each trial, None if that is not known, or an axis.
+        epochs: of each trial, None if that varies.
         limit: of the images, None for all.
     """
 

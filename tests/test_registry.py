@@ -21,7 +21,7 @@ from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, PromotionError, TrackingError
 from fmnist_tracking.model import build_model, predict
-from fmnist_tracking.tracking import DataFacts, Store
+from fmnist_tracking.tracking import DataFacts, Store, names
 from fmnist_tracking.workflows.promotion import promote
 from test_cli import Call, call
 from test_imports import loaded_by
@@ -258,12 +258,16 @@ def test_a_name_that_cannot_be(name: str, store: Store) -> None:
 
 
 @pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("is_tagged", [False, True])
 def test_a_model_that_diverged_cannot_be_promoted(
-    finished: Trials, store: Store, force: bool
+    finished: Trials, store: Store, force: bool, is_tagged: bool
 ) -> None:
     run_id = finished(0.1)
-    store.client.log_metric(run_id, "best_val_loss", float("nan"))
-    with pytest.raises(TrackingError, match=r"gives no numbers \(NaN\): its training diverged"):
+    if is_tagged:
+        store.client.set_tag(run_id, names.DIVERGED, "3")  # its best epoch was before
+    else:  # a run of an earlier version
+        store.client.log_metric(run_id, "best_val_loss", float("nan"))
+    with pytest.raises(TrackingError, match=rf"training of trial {run_id[:8]} diverged"):
         promote(run_id, force=force)
     assert versions(store) == {}
 

@@ -771,6 +771,20 @@ def test_runs_are_listed_newest_first(store: Store) -> None:
     assert (oldest.val_accuracy, oldest.status, oldest.experiment) == (0.6, "RUNNING", "things")
 
 
+@pytest.mark.parametrize(
+    ("epochs", "shown", "listed"), [((), 2, ()), ((7,), 7, ()), ((5, 10), None, (5, 10))]
+)
+def test_the_epochs_of_a_search_are_listed(
+    store: Store, epochs: tuple[int, ...], shown: int | None, listed: tuple[int, ...]
+) -> None:
+    axes = {"epochs": epochs} if epochs else {}
+    start_search(store, space=SearchSpace(axes={"filters": (12, 36), **axes}))
+    (summary,) = tracking.list_runs(store)
+    assert summary.epochs == shown
+    assert summary.grid.get("epochs", ()) == listed
+    assert summary.grid["filters"] == (12, 36)
+
+
 def test_a_report_s_metrics_are_logged_once_and_change_nothing_else(
     store: Store, tmp_path: Path
 ) -> None:

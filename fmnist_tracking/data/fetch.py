@@ -12,7 +12,7 @@ from pathlib import Path
 import pooch
 
 from fmnist_tracking.data.idx import FILES, file_name
-from fmnist_tracking.errors import DataError
+from fmnist_tracking.errors import DataError, first_line
 
 # Each holds the four .gz files; the first is the authors' repository.
 MIRRORS = (
@@ -108,5 +108,4 @@ def _reason(error: Exception) -> str:
         return lines[-1]
     if isinstance(error, subprocess.TimeoutExpired):
         return f"no answer within {error.timeout:.0f} s"
-    cause = error.__cause__ or error.__context__ or error
-    return (str(cause).splitlines() or [type(error).__name__])[0]
+    return first_line(error.__cause__ or error.__context__ or error)

@@ -9,10 +9,9 @@ from fmnist_tracking.config import DEFAULT_EXPERIMENT, FIELDS
 from fmnist_tracking.errors import ConfigError, TrackingError
 from fmnist_tracking.results import RUNNING
 from fmnist_tracking.tracking import names
-from fmnist_tracking.tracking.queries import find_any, is_absent
+from fmnist_tracking.tracking.queries import PAGE, find_any, is_absent, iterate_pages
 from fmnist_tracking.tracking.store import Store, require_active
 
-_PAGE = 1000
 _NAMES_SHOWN = 10
 _RUN, _ID, _NAME = "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"
 _OPTION = "--experiment"
@@ -117,14 +116,10 @@ def experiment_ids(store: Store, name: str | None) -> dict[str, str]:
             f"There is no experiment {name!r} in this store. It has: "
             f"{', '.join(sorted(known))}{', …' if len(known) == _NAMES_SHOWN else '.'}"
         )
-    experiments: dict[str, str] = {}
-    token = None
-    while True:
-        page = store.client.search_experiments(max_results=_PAGE, page_token=token)
-        experiments |= {e.experiment_id: e.name for e in page}
-        token = page.token
-        if not token:
-            return experiments
+    every = iterate_pages(
+        lambda token: store.client.search_experiments(max_results=PAGE, page_token=token)
+    )
+    return {experiment.experiment_id: experiment.name for experiment in every}
 
 
 def _given(store: Store, name: str | None) -> str | None:

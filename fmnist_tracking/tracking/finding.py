@@ -18,6 +18,7 @@ from fmnist_tracking.tracking.queries import has_all, has_exactly, iterate_runs,
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
     as_tracked,
+    read_base,
     read_grid,
     read_search,
     read_space,
@@ -183,13 +184,11 @@ def _summary(store: Store, run: Run, experiment: str, is_live: Callable[[Run], b
         axes: Mapping[str, tuple[Value, ...]] = {
             name: (value,) for name, value in dataclasses.asdict(trial.config).items()
         }
-        epochs: int | None = trial.config.epochs
         points, finished = 1, int(run.info.status == FINISHED)
         val_accuracy = trial.val_accuracy
     else:
         space = read_space(run)
-        axes = space.axes
-        epochs = _whole(run.data.params.get(names.BASE_PREFIX + "epochs"))
+        axes = {"epochs": (read_base(run).epochs,), **space.axes}
         points = len(space)
         finished, val_accuracy = _results(store, tracked)
     return RunSummary(
@@ -205,14 +204,16 @@ def _summary(store: Store, run: Run, experiment: str, is_live: Callable[[Run], b
         grid={
             name: values
             for name, values in axes.items()
-            if name != "epochs"
-            and (
-                len(values) > 1
-                or values[0] != FIELDS[name].default
-                or (tracked.role == names.SEARCH and name in _VARIED)
+            if len(values) > 1
+            or (
+                name != "epochs"
+                and (
+                    values[0] != FIELDS[name].default
+                    or (tracked.role == names.SEARCH and name in _VARIED)
+                )
             )
         },
-        epochs=epochs,
+        epochs=int(epochs[0]) if len(epochs := axes["epochs"]) == 1 else None,
         limit=tracked.split.limit,
     )
 
@@ -248,12 +249,6 @@ def _results(store: Store, search: TrackedRun) -> tuple[int, float | None]:
 
 def _has_all_reused(store: Store, search: TrackedRun) -> bool:
     return len(list(reused_runs(store, search))) == int(search.raw.data.tags[names.REUSED])
-
-
-def _whole(text: str | None) -> int | None:
-    with contextlib.suppress(TypeError, ValueError, OverflowError):
-        return int(float(text))  # type: ignore[arg-type]
-    return None
 
 
 def _no_trial_yet(store: Store, search: TrackedRun) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -10,6 +11,7 @@ from mlflow.protos.databricks_pb2 import (
     RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
+from mlflow.store.entities import PagedList
 from mlflow.utils.search_utils import SearchUtils
 
 from fmnist_tracking.results import RUNNING
@@ -17,8 +19,10 @@ from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.store import Store
 
-_PAGE = 1000
+# The most that MLflow gives at once of some things.
+PAGE = 1000
 _IDS_AT_ONCE = 200
+T = TypeVar("T")
 _NEWEST_FIRST = ["attributes.start_time DESC"]
 # What MLflow takes for the id of a run.
 _RUN_ID = re.compile(r"[a-zA-Z0-9][\w-]{0,255}", re.ASCII)
@@ -28,9 +32,9 @@ _INVALID = ErrorCode.Name(INVALID_PARAMETER_VALUE)
 
 
 def iterate_runs(
-    store: Store, experiments: Iterable[str], filter_string: str, at_once: int = _PAGE
+    store: Store, experiments: Iterable[str], filter_string: str, at_once: int = PAGE
 ) -> Iterator[Run]:
-    """Runs that match a filter, the newest first, however many there are.
+    """Iterate over the runs that match a filter, the newest first, however many there are.
 
     Args:
         store: the store.
@@ -38,19 +42,29 @@ def iterate_runs(
         filter_string: as MLflow has it.
         at_once: how many the store is asked for at once.
     """
-    token, ids = None, list(experiments)
-    while ids:
-        page = store.client.search_runs(
-            ids,
-            filter_string,
-            max_results=at_once,
-            order_by=_NEWEST_FIRST,
-            page_token=token,
+    ids = list(experiments)
+
+    def ask(token: str | None) -> PagedList[Run]:
+        return store.client.search_runs(
+            ids, filter_string, max_results=at_once, order_by=_NEWEST_FIRST, page_token=token
         )
+
+    return iterate_pages(ask) if ids else iter(())
+
+
+def iterate_pages(ask: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
+    """Iterate over what MLflow gives page by page.
+
+    Args:
+        ask: gives the page that a token leads to; None stands for the first.
+    """
+    token = None
+    while True:
+        page = ask(token)
         yield from page
         token = page.token
         if not token:
-            break
+            return
 
 
 def runs_by_id(

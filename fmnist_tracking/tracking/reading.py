@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from fmnist_tracking import fingerprint
 from fmnist_tracking.config import FIELDS, SearchSpace, SplitConfig, TrainingConfig
-from fmnist_tracking.errors import ConfigError, FmnistTrackingError, TrackingError
+from fmnist_tracking.errors import ConfigError, FmnistTrackingError, TrackingError, first_line
 from fmnist_tracking.results import (
     FINISHED,
     RUNNING,
@@ -110,7 +110,9 @@ def read_space(run: Run) -> SearchSpace:
             return SearchSpace(axes=_read_json(run, names.AXES_FILE))
         return SearchSpace(axes={axis: tuple(json.loads(value)) for axis, value in axes.items()})
     except (*_NO_JSON, ConfigError, MlflowException, OSError) as error:
-        raise UnreadableRun(run, f"its grid is not one of this version ({_line(error)})") from None
+        raise UnreadableRun(
+            run, f"its grid is not one of this version ({first_line(error)})"
+        ) from None
 
 
 def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> SearchResult:
@@ -172,13 +174,17 @@ def read_grid(run: Run) -> tuple[SearchSpace, set[TrainingConfig]]:
     """
     space = read_space(run)
     try:
-        return space, set(space.points(_base(run)))
+        return space, set(space.points(read_base(run)))
     except ConfigError as error:
         raise UnreadableRun(run, f"a point of its grid cannot be built here ({error})") from None
 
 
-def _base(run: Run) -> TrainingConfig:
-    """The value of each setting of a search that is not an axis."""
+def read_base(run: Run) -> TrainingConfig:
+    """Read the value of each setting of a search that is not an axis.
+
+    Raises:
+        UnreadableRun: they are no configuration of this version.
+    """
     prefix = names.BASE_PREFIX
     given = {
         key.removeprefix(prefix): value
@@ -219,7 +225,9 @@ def reused_runs(store: Store, run: TrackedRun) -> Iterator[Run]:
     try:
         ids = [str(one) for one in _read_json(run.raw, names.REUSED_FILE)]
     except (*_NO_JSON, MlflowException, OSError) as error:
-        store.left_out[run.run_id] = f"its file {names.REUSED_FILE} is missing ({_line(error)})"
+        store.left_out[run.run_id] = (
+            f"its file {names.REUSED_FILE} is missing ({first_line(error)})"
+        )
         return
     yield from runs_by_id(store, run.experiment_id, ids, _FINISHED)
 
@@ -245,7 +253,8 @@ def read_history(store: Store, run: TrackedRun) -> TrainingResult:
     except (MlflowException, OSError) as error:
         raise TrackingError(
             f"The record {names.HISTORY_FILE} of run {run.run_id[:8]} cannot be fetched from the "
-            f"store ({_line(error)}). Choose another trial, or train that point again with --fresh."
+            f"store ({first_line(error)}). Choose another trial, or train that point again with "
+            "--fresh."
         ) from None
     except (*_NO_JSON, LookupError, AttributeError, ConfigError):
         raise TrackingError(
@@ -381,7 +390,3 @@ def _whole(value: float | None) -> int | None:
     if value is not None and not abs(value) < _LARGEST_WHOLE:  # MLflow has one for infinity
         raise ValueError(f"{value:g}")
     return None if value is None else int(value)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -168,9 +167,9 @@ def require_model(store: Store, trial: TrackedRun) -> None:
             training diverged.
     """
     require_files(store, trial, trial_model(store, trial))
-    if math.isnan(trial.raw.data.metrics.get("best_val_loss", 0.0)):
+    if read_trial(trial).diverged:
         raise TrackingError(
-            f"The model of trial {trial.run_id[:8]} gives no numbers (NaN): its training diverged. "
+            f"The training of trial {trial.run_id[:8]} diverged, so that its model is of no use. "
             "Choose another trial, and train with a smaller learning rate."
         )
 

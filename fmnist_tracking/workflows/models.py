@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_tracking.config import SEEN_IMAGES, Protocol, SplitConfig
-from fmnist_tracking.errors import DataError, TrackingError
+from fmnist_tracking.errors import DataError, TrackingError, first_line
 from fmnist_tracking.executors import WorkerDied, WorkerPool
 from fmnist_tracking.results import Evaluation
 
@@ -277,8 +277,7 @@ def _load(path: Path, run_id: str) -> Any:
 
 
 def _unusable(run_id: str, error: Exception) -> TrackingError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    why = (lines or [type(error).__name__])[0][:_LONGEST_REASON]
+    why = first_line(error)[:_LONGEST_REASON]
     return TrackingError(
         f"The model file of trial {run_id[:8]} cannot be used; it is damaged, or not one of this "
         f"project: {why} Choose another trial, or train this one again with --fresh."

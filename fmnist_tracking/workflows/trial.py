@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmnist_tracking import clock, fingerprint
 from fmnist_tracking.config import SplitConfig, TrainingConfig
-from fmnist_tracking.errors import DataError
+from fmnist_tracking.errors import DataError, first_line
 from fmnist_tracking.events import EpochEnded, TrialStarted
 from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult
 
@@ -107,7 +107,7 @@ def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Faile
             on_start=on_start,
         )
     except Exception as error:
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        line = f"{type(error).__name__}: {first_line(error)}"
         return Failed(line=line, trace="".join(traceback.format_exception(error)))
     return Trained(result=result, weights=weights, seconds=clock.now() - start)
 
