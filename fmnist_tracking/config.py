@@ -161,7 +161,7 @@ def setting_called(name: str) -> str | None:
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """A question that names the likeliest of some names, such as " Did you mean dropout?"."""
+    """Ask by the likeliest of some names, such as " Did you mean dropout?"; "" without one."""
     bare = {name.lstrip("-"): name for name in names}
     called = setting_called(word)
     near = [called] if called in bare else difflib.get_close_matches(word.lstrip("-"), bare, n=1)

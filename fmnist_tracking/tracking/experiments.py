@@ -99,7 +99,7 @@ def existing_experiment(store: Store, name: str | None, adopted: str | None = No
 
 
 def experiment_ids(store: Store, name: str | None) -> dict[str, str]:
-    """Experiments to look in, all or the one that is named: their names by id.
+    """Return the experiments to look in, all or the one that is named: their names by id.
 
     Raises:
         ConfigError: it is given in two ways that differ.

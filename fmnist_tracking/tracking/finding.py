@@ -38,7 +38,7 @@ _VARIED = {name for name, values in COURSEWORK_GRID.items() if len(values) > 1}
 
 
 def find_run(store: Store, reference: str, experiment: str | None = None) -> TrackedRun:
-    """The run that a person means.
+    """Find the run that a person means.
 
     Args:
         store: the store.
@@ -119,7 +119,7 @@ def _best_of_all(
 
 
 def latest_search(store: Store) -> TrackedRun | None:
-    """The newest search of all, None if there is none yet."""
+    """Return the newest search of all, None if there is none yet."""
     return _newest(store, experiment_ids(store, None), [names.SEARCH])
 
 
@@ -139,7 +139,7 @@ def _as_listed(run: Run) -> TrackedRun:
 
 
 def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
-    """The best trial of a search; a trial is its own.
+    """Return the best trial of a search; a trial is its own.
 
     Raises:
         TrackingError: the search has no finished trial.
@@ -159,7 +159,7 @@ def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
 
 
 def list_runs(store: Store, experiment: str | None = None) -> list[RunSummary]:
-    """Every search and every single training, the newest first.
+    """List every search and every single training, the newest first.
 
     Raises:
         TrackingError: there is no such experiment, or nothing in it.

@@ -107,7 +107,7 @@ def _by_id(ids: Sequence[str], condition: str) -> Iterator[tuple[str, int]]:
 
 
 def has_exactly(store: Store, experiment_id: str, filter_string: str, count: int) -> bool:
-    """Whether so many runs match a filter, without reading them all: the last one is asked for."""
+    """Tell whether so many runs match a filter, without reading them: the last is asked for."""
     if count == 0:
         return not store.client.search_runs([experiment_id], filter_string, max_results=1)
     before_last = SearchUtils.create_page_token(count - 1)  # type: ignore[no-untyped-call]

@@ -95,7 +95,7 @@ def readable(store: Store, runs: Iterable[Run], read: Callable[[Run], T]) -> Ite
 
 
 def read_space(run: Run) -> SearchSpace:
-    """The grid of a search's run.
+    """Read the grid of a search's run.
 
     Raises:
         UnreadableRun: it has none, or one that this version cannot build.
@@ -116,7 +116,7 @@ def read_space(run: Run) -> SearchSpace:
 
 
 def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> SearchResult:
-    """A search and its trials, in the grid's order.
+    """Read a search and its trials, in the grid's order.
 
     Of a finished search it is what was written when it ended, one file however many trials there
     are, as long as the store has all of those trials still.
@@ -125,6 +125,9 @@ def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> Searc
         store: the store.
         run: the search.
         summary: whether that file may be used; else each trial is read.
+
+    Raises:
+        UnreadableRun: its grid is missing, or none of this version.
     """
     if summary and run.raw.info.status == FINISHED:
         unreadable = (*_NO_JSON, LookupError, AttributeError, FmnistTrackingError)
@@ -167,7 +170,7 @@ def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> Searc
 
 
 def read_grid(run: Run) -> tuple[SearchSpace, set[TrainingConfig]]:
-    """The grid of a search's run, and all of its points.
+    """Read the grid of a search's run, and all of its points.
 
     Raises:
         UnreadableRun: it has none, or one that this version cannot build.
@@ -219,7 +222,7 @@ def _is_intact(store: Store, outcome: SearchResult) -> bool:
 
 
 def reused_runs(store: Store, run: TrackedRun) -> Iterator[Run]:
-    """Finished trials of others that a search counts among its own, those that are still there."""
+    """Iterate over finished trials of others that a search counts among its own and still has."""
     if names.REUSED not in run.raw.data.tags:
         return
     try:
@@ -233,7 +236,7 @@ def reused_runs(store: Store, run: TrackedRun) -> Iterator[Run]:
 
 
 def read_trial(run: TrackedRun) -> TrialResult:
-    """The record of a trial or a single training.
+    """Read the record of a trial or a single training.
 
     Raises:
         UnreadableRun: its parameters are not those of this version.
@@ -242,7 +245,7 @@ def read_trial(run: TrackedRun) -> TrialResult:
 
 
 def read_history(store: Store, run: TrackedRun) -> TrainingResult:
-    """A finished trial's figures, epoch by epoch.
+    """Read a finished trial's figures, epoch by epoch.
 
     Raises:
         TrackingError: the trial did not finish, so that it has none.
@@ -322,7 +325,7 @@ def as_tracked(run: Run) -> TrackedRun:
 
 
 def trial_result(run: Run) -> TrialResult:
-    """The run of a trial or a single training as a record.
+    """Return the run of a trial or a single training as a record.
 
     Raises:
         UnreadableRun: its parameters are not those of this version, or it finished without

@@ -66,7 +66,7 @@ class ModelVersion:
 
 
 def find_champion(store: Store, name: str) -> ModelVersion | None:
-    """The version of a model that is in use; None if there is none, or it was deleted."""
+    """Return the version of a model that is in use; None without one, or if it was deleted."""
     with _tolerating(ABSENT):
         version = store.client.get_registered_model(name).aliases.get(names.CHAMPION)
         if version is not None:
@@ -75,7 +75,7 @@ def find_champion(store: Store, name: str) -> ModelVersion | None:
 
 
 def champion_run(store: Store, name: str) -> TrackedRun:
-    """The trial that the version in use came from.
+    """Return the trial that the version in use came from.
 
     Raises:
         TrackingError: there is no version in use, its run was deleted, or it names none.
@@ -99,7 +99,7 @@ def champion_run(store: Store, name: str) -> TrackedRun:
 
 
 def find_version(store: Store, name: str, run_id: str) -> ModelVersion | None:
-    """The newest version of a model that a trial's model was registered as, None without one.
+    """Return the newest version that a trial's model was registered as, None without one.
 
     A version whose logged model was deleted does not count.
     """

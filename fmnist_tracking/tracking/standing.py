@@ -220,7 +220,7 @@ def like_trials(
 
 
 def logged_steps(store: Store, run_id: str) -> set[int]:
-    """The epochs whose figures a run has, all of them."""
+    """Return the epochs whose figures a run has, all of them."""
     steps = [
         {metric.step for metric in store.client.get_metric_history(run_id, name)}
         for name in EPOCH_METRICS
@@ -262,7 +262,7 @@ def close_orphans(store: Store, experiments: Iterable[str]) -> list[tuple[str, s
 
 
 def live_runs(store: Store, experiments: Iterable[str]) -> list[str]:
-    """The ids of the open runs of this project whose process is there."""
+    """Return the ids of the open runs of this project whose process is there."""
     is_live = liveness(store)
     return [run.info.run_id for run in iterate_runs(store, experiments, _OPEN) if is_live(run)]
 

@@ -119,7 +119,7 @@ class About:
 
 
 def about(trial: "TrackedRun") -> About:
-    """What a trial's model is, as its run says."""
+    """Return what a trial's model is, as its run says."""
     from fmnist_tracking.tracking import read_trial
 
     return About(

@@ -170,7 +170,7 @@ def _prepare(path: Path) -> "Prepared | str":
 
 
 def mirror_notes(guess: Guess, mirrored: Guess | None) -> "tuple[Note, ...]":
-    """What a different answer to the mirrored picture says, if anything.
+    """Note what a different answer to the mirrored picture says, if anything.
 
     A shoe that is called something else when it is mirrored is as it should be: the model has seen
     none that way round. The other way about, the picture shows it the wrong way round.

@@ -104,7 +104,7 @@ class Session:
         self.trials: Trials
 
     def keys(self, points: Iterable[TrainingConfig]) -> fingerprint.GridKeys:
-        """The fingerprints of a grid's points on this session's data."""
+        """Compute the fingerprints of a grid's points on this session's data."""
         return fingerprint.of_grid(points, self.request.split, self._dataset.digest)
 
     def trial_facts(
