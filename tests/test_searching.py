@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import re
@@ -72,6 +73,20 @@ def test_the_next_command_is_called_as_this_one_was() -> None:
     assert [report[0], page[0]] == [program, program]
     bare = shell(shlex.join(report), PATH="/usr/bin:/bin")
     assert bare.returncode == 0, bare.stderr
+
+
+def test_the_latest_search_is_the_one_whose_command_was_given_last(command: Run) -> None:
+    one, other = (("search", *TINY, "--kernel-sizes", size, "--json") for size in "34")
+    first, second = (json.loads(command(*words).stdout)["run_id"] for words in (one, other))
+    listed = json.loads(command("runs", "--json").stdout)
+    assert [run["run_id"] for run in listed] == [second, first]
+    again = command(*one)
+    assert "nothing is left to train" in again.stderr
+    listed = json.loads(command("runs", "--json").stdout)
+    assert [run["run_id"] for run in listed] == [first, second]
+    shown = json.loads(command("runs", "latest", "--json").stdout)
+    assert shown["run_id"] == first
+    assert json.loads(command("best", "--json").stdout)["run_id"] == shown["best"]["run_id"]
 
 
 def test_a_search_leaves_no_temporary_file(command: Run, tmp_path: Path) -> None:

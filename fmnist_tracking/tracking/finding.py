@@ -14,7 +14,13 @@ from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.results import FINISHED, RUNNING, RunSummary
 from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.experiments import experiment_ids
-from fmnist_tracking.tracking.queries import has_all, has_exactly, iterate_runs, liveness
+from fmnist_tracking.tracking.queries import (
+    LATEST_ASKED_FIRST,
+    has_all,
+    has_exactly,
+    iterate_runs,
+    liveness,
+)
 from fmnist_tracking.tracking.reading import (
     TrackedRun,
     as_tracked,
@@ -124,7 +130,9 @@ def latest_search(store: Store) -> TrackedRun | None:
 
 
 def _newest(store: Store, experiments: Iterable[str], roles: Sequence[str]) -> TrackedRun | None:
-    found = iterate_runs(store, experiments, _role_filter(roles), at_once=_AT_ONCE)
+    found = iterate_runs(
+        store, experiments, _role_filter(roles), at_once=_AT_ONCE, order=LATEST_ASKED_FIRST
+    )
     return next(readable(store, found, _as_listed), None)
 
 
@@ -171,7 +179,8 @@ def list_runs(store: Store, experiment: str | None = None) -> list[RunSummary]:
     def read(run: Run) -> RunSummary:
         return _summary(store, run, experiments[run.info.experiment_id], is_live)
 
-    found = list(readable(store, iterate_runs(store, experiments, filter_string), read))
+    runs = iterate_runs(store, experiments, filter_string, order=LATEST_ASKED_FIRST)
+    found = list(readable(store, runs, read))
     if not found and not store.left_out:
         raise TrackingError(_nothing_yet(experiment))
     return found

@@ -16,6 +16,8 @@ REPORT_OF = "fmnist.report_of"
 BEST_RUN, BEST_OF = "fmnist.best_run", "fmnist.best_of"
 # Fingerprint of a whole grid, on its search's run.
 GRID = "fmnist.grid"
+# When the command of a search or a training was last given, be it to be told that all is done.
+ASKED_AT = "fmnist.asked_at"
 FRESH = "fmnist.fresh"
 LEASE = "fmnist.lease"
 INTERRUPTIONS = "fmnist.interruptions"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 
 from mlflow.entities import Param, RunTag
@@ -153,6 +154,7 @@ def start_search(
         names.ROLE: names.SEARCH,
         names.GRID: facts.grid,
         names.LEASE: Lease.of_this_process().text(),
+        names.ASKED_AT: _now(),
         MLFLOW_RUN_NOTE: notes.search_begun(len(facts.space)),
         **_origin_tags(facts),
     }
@@ -169,6 +171,15 @@ def start_search(
         content = {axis: list(values) for axis, values in facts.space.axes.items()}
         store.client.log_dict(run_id, content, names.AXES_FILE)
     return run_id
+
+
+def log_asked(store: Store, run_id: str) -> None:
+    """Record that the command of a search or a training, which is finished, was given again."""
+    store.client.set_tag(run_id, names.ASKED_AT, _now())
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def move_trials(store: Store, trials: Iterable[str], old: str, new: str) -> None:
@@ -222,7 +233,7 @@ def start_trial(
     if facts.parent is not None:
         tags |= {names.ROLE: names.TRIAL, names.PARENT: facts.parent}
         return _start(store, experiment_id, facts, params, tags, resume)
-    tags[names.ROLE] = names.TRAIN
+    tags |= {names.ROLE: names.TRAIN, names.ASKED_AT: _now()}
     return _start(store, experiment_id, facts, params, tags, facts.adopted or resume)
 
 

@@ -23,7 +23,9 @@ from fmnist_tracking.tracking.store import Store
 PAGE = 1000
 _IDS_AT_ONCE = 200
 T = TypeVar("T")
-_NEWEST_FIRST = ["attributes.start_time DESC"]
+NEWEST_FIRST = ("attributes.start_time DESC",)
+# Those without that tag, of earlier releases, come last.
+LATEST_ASKED_FIRST = (f"tags.`{names.ASKED_AT}` DESC", *NEWEST_FIRST)
 # What MLflow takes for the id of a run.
 _RUN_ID = re.compile(r"[a-zA-Z0-9][\w-]{0,255}", re.ASCII)
 ABSENT = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
@@ -32,7 +34,11 @@ _INVALID = ErrorCode.Name(INVALID_PARAMETER_VALUE)
 
 
 def iterate_runs(
-    store: Store, experiments: Iterable[str], filter_string: str, at_once: int = PAGE
+    store: Store,
+    experiments: Iterable[str],
+    filter_string: str,
+    at_once: int = PAGE,
+    order: Sequence[str] = NEWEST_FIRST,
 ) -> Iterator[Run]:
     """Iterate over the runs that match a filter, the newest first, however many there are.
 
@@ -41,12 +47,13 @@ def iterate_runs(
         experiments: ids of the experiments to look in.
         filter_string: as MLflow has it.
         at_once: how many the store is asked for at once.
+        order: in which they come, as MLflow has it.
     """
     ids = list(experiments)
 
     def ask(token: str | None) -> PagedList[Run]:
         return store.client.search_runs(
-            ids, filter_string, max_results=at_once, order_by=_NEWEST_FIRST, page_token=token
+            ids, filter_string, max_results=at_once, order_by=list(order), page_token=token
         )
 
     return iterate_pages(ask) if ids else iter(())

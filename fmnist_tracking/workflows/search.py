@@ -72,6 +72,7 @@ def search(
                 result = tracking.read_search(store, known[0], summary=False)
                 if {trial.config for trial in result.finished} == set(points):
                     session.pool.kill()
+                    tracking.log_asked(store, known[0].run_id)
                     announce(
                         f"The search {known[0].run_id[:8]} has finished all {len(space)} points "
                         "before; nothing is left to train. --fresh trains them again."
@@ -210,6 +211,7 @@ def train(
             )
             if finished is not None and session.adopted is None:
                 session.pool.kill()
+                tracking.log_asked(store, finished.run_id)
                 announce(
                     f"The run {finished.run_id[:8]} has trained this before; it is reused. "
                     "--fresh trains again."
