@@ -5,9 +5,12 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -161,3 +164,131 @@ def test_a_store_of_an_older_version_is_refused_or_upgraded_as_told(
         "print(mlflow.search_runs(experiment_names=['theirs'])['metrics.a'].tolist())"
     )
     assert seen.strip() == "[1.5]"
+
+
+def python(code: str, *arguments: object) -> "subprocess.Popen[str]":
+    """Run some lines in a process of its own, until they say that they are there."""
+    started = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    )
+    assert started.stdout is not None
+    assert started.stdout.readline() == "there\n"
+    return started
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+WRITES_FOR_EVER = """
+import sqlite3, sys, time
+rows = sqlite3.connect(sys.argv[1], isolation_level=None)
+rows.execute(f"PRAGMA journal_mode = {sys.argv[2]}")
+rows.execute("PRAGMA cache_size = 5")
+rows.execute("BEGIN")
+for number in range(2000):
+    rows.execute("INSERT INTO experiments (name) VALUES (?)", (f"{number} " + "x" * 200,))
+print("there", flush=True)
+time.sleep(600)
+"""
+
+
+def leave_half_written(path: Path, mode: str = "delete") -> None:
+    """Kill a process while it writes, more than it keeps in memory."""
+    kill(python(WRITES_FOR_EVER, path, mode))
+    assert path.with_name(f"{path.name}-{'journal' if mode == 'delete' else 'wal'}").stat().st_size
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+@pytest.mark.parametrize("create", [True, False])
+def test_a_store_whose_writer_was_killed_is_opened(
+    store: Store, tmp_path: Path, mode: str, create: bool
+) -> None:
+    experiment = store.experiment_id("mine")
+    leave_half_written(tmp_path / "mlflow.db", mode)
+    with open_store(create=create) as opened:
+        found = {one.experiment_id for one in opened.client.search_experiments()}
+    assert found == {"0", experiment}
+    assert not (tmp_path / "mlflow.db-journal").exists()
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A file system that can be made to take no more writing, whoever asks."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "none", str(folder)], capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_half_written_store_that_may_only_be_read_is_told(
+    store: Store, tmp_path: Path, read_only: Path
+) -> None:
+    shutil.copyfile(tmp_path / "mlflow.db", read_only / "mlflow.db")
+    leave_half_written(read_only / "mlflow.db")
+    subprocess.run(["mount", "-o", "remount,ro", str(read_only)], check=True)
+    words = "a process that wrote .* was killed.*cannot be written by this user"
+    with (
+        pytest.raises(TrackingError, match=words) as caught,
+        open_store(f"sqlite:///{read_only}/mlflow.db"),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_cannot_be_read_where_it_lies_is_told(
+    store: Store, tmp_path: Path, read_only: Path
+) -> None:
+    shutil.copyfile(tmp_path / "mlflow.db", read_only / "mlflow.db")
+    execute(read_only / "mlflow.db", "PRAGMA journal_mode = wal")  # wants files beside it
+    subprocess.run(["mount", "-o", "remount,ro", str(read_only)], check=True)
+    with (
+        pytest.raises(TrackingError, match=r"cannot be read \(.*permissions of the file"),
+        open_store(f"sqlite:///{read_only}/mlflow.db"),
+    ):
+        pass
+
+
+LOCKS = """
+import sqlite3, sys, time
+rows = sqlite3.connect(sys.argv[1], isolation_level=None)
+rows.execute("BEGIN EXCLUSIVE")
+print("there", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_database_that_is_locked_is_waited_for_when_it_is_opened(
+    store: Store, tmp_path: Path, create: bool
+) -> None:
+    holder = python(LOCKS, tmp_path / "mlflow.db")
+    later = threading.Timer(1, kill, [holder])
+    later.start()
+    with open_store(create=create) as opened:
+        assert holder.poll() is not None
+        opened.client.search_experiments()
+    later.join()
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_database_that_stays_locked_is_called_so(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, create: bool
+) -> None:
+    monkeypatch.setattr(database, "_LOCKED_SECONDS", 0.1)
+    holder = python(LOCKS, tmp_path / "mlflow.db")
+    words = r"mlflow.db is locked by another process \(database is locked\)"
+    with pytest.raises(TrackingError, match=words) as caught, open_store(create=create):
+        pass
+    kill(holder)
+    assert "another file" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"no database at all", b"SQLite format 3\0" + b"x" * 5000])
+def test_what_is_no_database_is_called_so(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mlflow.db").write_bytes(content)
+    assert_refused_unchanged(tmp_path, True, "cannot be read as a SQLite database.*another file")

@@ -24,7 +24,7 @@ from conftest import Run
 from fmnist_tracking import tracking
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import Store, open_store
-from fmnist_tracking.tracking.failures import Fault, sort, tracking_error
+from fmnist_tracking.tracking.failures import Fault, opening_error, sort, tracking_error
 from test_end_to_end import free_port, serving
 
 SMALL = (
@@ -98,6 +98,8 @@ def test_a_locked_database_passes(store: Store, tmp_path: Path) -> None:
     holder.close()
     assert "locked" in str(error)
     assert sort(error) is Fault.PASSING
+    assert "is locked by another process" in str(tracking_error(store.uri, error))
+    assert "is locked by another process" in str(opening_error(store.uri, error))
 
 
 def test_a_database_that_may_not_be_written_is_final(store: Store, tmp_path: Path) -> None:

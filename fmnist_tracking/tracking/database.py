@@ -20,10 +20,14 @@ from sqlalchemy.pool import NullPool
 
 from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.tracking.failures import is_locked, tracking_error
 from fmnist_tracking.tracking.places import sqlite_file, sqlite_uri
 
 _SECONDS = 5
+# For a database that another process has locked.
 _LOCKED_SECONDS = 20
+# What SQLite says, opened to read, of a file whose writer was killed in the middle.
+_HALF_WRITTEN = "readonly database"
 # The releases of MLflow whose tables have each revision, of those that others may still use.
 _RELEASES = {
     "0584bdc529eb": "2.22",
@@ -118,19 +122,7 @@ def _look(uri: str) -> tuple[set[str], str | None]:
     """Return the names of the tables, and the revision that MLflow's tables have."""
     path = sqlite_file(uri)
     if path is not None:
-        try:
-            with contextlib.closing(_connect_to_read(path)) as connection:
-                rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-                tables = {name for (name,) in rows}
-                if "alembic_version" not in tables:
-                    return tables, None
-                versions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
-                return tables, versions[0][0] if versions else None
-        except sqlite3.DatabaseError as error:
-            raise TrackingError(
-                f"{path} cannot be read as a SQLite database ({error}). Name another file with "
-                "--tracking-uri."
-            ) from None
+        return _look_at_file(path)
     engine = _engine(uri)
     try:
         tables = set(inspect(engine).get_table_names())
@@ -142,9 +134,50 @@ def _look(uri: str) -> tuple[set[str], str | None]:
         engine.dispose()
 
 
-def _connect_to_read(path: Path) -> sqlite3.Connection:
-    address = f"file:{quote(str(path))}?mode=ro"
-    return sqlite3.connect(address, uri=True, timeout=_LOCKED_SECONDS)
+def _look_at_file(path: Path) -> tuple[set[str], str | None]:
+    try:
+        try:
+            return _read(path, "ro")
+        except sqlite3.OperationalError as error:
+            if _HALF_WRITTEN not in str(error):
+                raise
+            if not can_be_written(path):
+                raise TrackingError(
+                    f"The MLflow store {path} is half written: a process that wrote to it was "
+                    "killed. What it left is undone by the first command that may write, but the "
+                    "file or its folder cannot be written by this user. Let its owner run "
+                    "`fmnist-track runs` once."
+                ) from None
+            return _read(path, "rw")  # SQLite undoes what was left half written
+    except sqlite3.OperationalError as error:
+        if is_locked(error):
+            raise tracking_error(sqlite_uri(path), error) from None
+        raise TrackingError(
+            f"The MLflow store {path} cannot be read ({error}). Check the disk, and the "
+            "permissions of the file and its folder."
+        ) from None
+    except sqlite3.DatabaseError as error:
+        raise TrackingError(
+            f"{path} cannot be read as a SQLite database ({error}). Name another file with "
+            "--tracking-uri."
+        ) from None
+
+
+def _read(path: Path, mode: str) -> tuple[set[str], str | None]:
+    address = f"file:{quote(str(path))}?mode={mode}"
+    connection = sqlite3.connect(address, uri=True, timeout=_LOCKED_SECONDS)
+    with contextlib.closing(connection):
+        rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        tables = {name for (name,) in rows}
+        if "alembic_version" not in tables:
+            return tables, None
+        versions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+        return tables, versions[0][0] if versions else None
+
+
+def can_be_written(path: Path) -> bool:
+    """Whether this user may write a SQLite file, which takes its folder too."""
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
 
 
 def _engine(uri: str) -> Engine:

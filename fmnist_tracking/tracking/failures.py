@@ -38,6 +38,7 @@ _STAYS = re.compile(
     "|SignatureDoesNotMatch|mlflow-artifacts URI was supplied|Could not find a registered artifact"
     "|CERTIFICATE_VERIFY_FAILED"
 )
+_LOCKED = re.compile("database (table )?is locked")
 # What MLflow says of an answer that is not in the form of its errors: of a gateway, for instance.
 _ANSWERED = re.compile(r"failed with error code (5\d\d|408|409|429)|not in a valid JSON format")
 _CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -101,6 +102,12 @@ def tracking_error(uri: str, error: BaseException | None) -> TrackingError:
             "mlflow-artifacts:/, which only a tracking server can reach. Name that server with "
             "--tracking-uri, or choose another experiment with --experiment."
         )
+    if error is not None and is_locked(error):
+        return TrackingError(
+            f"The MLflow store {without_user(uri)} is locked by another process "
+            f"({_first_line(error)}). Wait for it to end, or stop it, and give the same command "
+            "again."
+        )
     if error is not None and sort(error) is Fault.OURS:
         return TrackingError(
             f"A defect of fmnist-track, not of the store {without_user(uri)}: "
@@ -132,7 +139,7 @@ def registry_error(uri: str, name: str, error: BaseException) -> TrackingError:
 def opening_error(uri: str, error: BaseException) -> TrackingError:
     """What went wrong when a store was first spoken to, in a line."""
     known, text = tracking_error(uri, error), str(error)
-    if isinstance(error, RestException):
+    if isinstance(error, RestException) or is_locked(error):
         return known
     unreachable = _UNREACHABLE.search(text)
     if unreachable or isinstance(error, OperationalError):
@@ -199,6 +206,11 @@ def sort(error: BaseException) -> Fault:
 def is_passing(error: BaseException) -> bool:
     """Whether an error may go away by itself."""
     return sort(error) is Fault.PASSING
+
+
+def is_locked(error: BaseException) -> bool:
+    """Whether an error says that another process has locked a SQLite database."""
+    return bool(_LOCKED.search(str(error)))
 
 
 def is_refused(error: BaseException) -> bool:

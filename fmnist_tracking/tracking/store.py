@@ -82,7 +82,7 @@ class Store:
     def can_be_written(self) -> bool:
         """Whether this user may write a SQLite store's file and folder; True for all others."""
         path = places.sqlite_file(self.uri)
-        return path is None or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+        return path is None or database.can_be_written(path)
 
     def experiment_id(self, name: str) -> str:
         """The id of an experiment, created if there is none of that name.
@@ -360,7 +360,7 @@ def require_sqlite_file(path: Path, *, create: bool, write: bool = False) -> Non
                 f"Expected {path} to be a SQLite file, but it is a folder or a device. Name "
                 "another with --tracking-uri."
             )
-        if (create or write) and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        if (create or write) and not database.can_be_written(path):
             raise TrackingError(
                 f"The MLflow store {path} cannot be written by this user. Change the permissions "
                 "of the file and its folder, or name another with --tracking-uri."
