@@ -15,10 +15,15 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from alembic import command as command_
+from mlflow.store.db.utils import _get_alembic_config
+from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
 
 from conftest import Run
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking import Store, database, open_store
+from fmnist_tracking.tracking import Lease, Store, database, open_store
 
 READING = (
     ("runs",),
@@ -97,6 +102,136 @@ def test_reading_a_current_store_changes_no_byte(store: Store, tmp_path: Path) -
     assert sha256(tmp_path / "mlflow.db") == before
 
 
+def python(code: str, *arguments: object) -> "subprocess.Popen[str]":
+    """Run some lines in a process of its own, until they say that they are there."""
+    started = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    )
+    assert started.stdout is not None
+    assert started.stdout.readline() == "there\n"
+    return started
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+OLDER = "b7e2c1a4d9f3"
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Path:
+    """A store as the release of MLflow before the installed one makes it."""
+    path = tmp_path / "mlflow.db"
+    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    InitialBase.metadata.create_all(engine)
+    config = _get_alembic_config(f"sqlite:///{path}")  # type: ignore[no-untyped-call]
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command_.upgrade(config, OLDER)
+    execute(path, "INSERT INTO experiments (experiment_id, name, artifact_location, "
+                  f"lifecycle_stage, creation_time) VALUES (0, 'Default', '{tmp_path}/mlruns/0', "
+                  "'active', 1)")  # fmt: skip
+    return path
+
+
+def experiments(path: Path) -> set[str]:
+    with contextlib.closing(sqlite3.connect(path)) as rows:
+        return {name for (name,) in rows.execute("SELECT name FROM experiments")}
+
+
+def kept_copy(path: Path) -> Path:
+    return path.with_name(f"mlflow.db.{OLDER}.bak")
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_an_upgrade_loses_nothing_that_was_committed(older: Path, mode: str) -> None:
+    kill(python(COMMITS, older, mode))
+    assert (mode == "wal") == older.with_name("mlflow.db-wal").exists()
+    inode = older.stat().st_ino
+    for upgrade in (True, False):
+        with open_store(upgrade=upgrade) as opened:
+            assert {one.name for one in opened.client.search_experiments()} == {"Default", "last"}
+    assert experiments(kept_copy(older)) == {"Default", "last"}
+    assert older.stat().st_ino == inode
+    assert {entry.name for entry in older.parent.iterdir()} <= {
+        *("mlflow.db", kept_copy(older).name, "mlflow.db-wal", "mlflow.db-shm")
+    }
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_a_store_in_use_is_not_upgraded(
+    older: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setattr(database, "_LOCKED_SECONDS", 0.1)
+    holder = python(WRITES, older, mode)
+    words = "is locked by another process"
+    with pytest.raises(TrackingError, match=words), open_store(upgrade=True):
+        pass
+    assert not kept_copy(older).exists()
+    kill(holder)
+    with open_store(upgrade=True):
+        pass
+
+
+def test_a_store_is_not_upgraded_under_a_search(older: Path) -> None:
+    lease = Lease.of_this_process()
+    run = "0123456789abcdef0123456789abcdef"
+    with contextlib.closing(sqlite3.connect(older)) as rows, rows:
+        rows.execute("INSERT INTO runs (run_uuid, status, lifecycle_stage, experiment_id) "
+                     "VALUES (?, 'RUNNING', 'active', 0)", (run,))  # fmt: skip
+        rows.execute("INSERT INTO tags VALUES ('fmnist.lease', ?, ?)", (lease.text(), run))
+    before = sha256(older)
+    with pytest.raises(TrackingError, match=r"run 01234567.*in progress"), open_store(upgrade=True):
+        pass
+    assert sha256(older) == before
+    execute(older, "UPDATE runs SET status = 'KILLED'")
+    with open_store(upgrade=True):
+        pass
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_upgrade_that_is_killed_leaves_the_store_as_it_was(older: Path, when: str) -> None:
+    done = subprocess.run([sys.executable, "-c", DIES, when], stdin=subprocess.DEVNULL)
+    assert done.returncode == -signal.SIGKILL
+    assert experiments(older) == {"Default"}
+    with pytest.raises(TrackingError, match="--upgrade-store"), open_store():
+        pass
+    with open_store(upgrade=True) as opened:
+        assert [one.name for one in opened.client.search_experiments()] == ["Default"]
+
+
+def test_an_upgrade_that_was_done_meanwhile_leaves_the_copy(
+    older: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = database._look
+    looked: list[str] = []
+
+    def look_and_be_late(uri: str) -> tuple[set[str], str | None]:
+        found = look(uri)
+        if not looked:
+            looked.append(uri)
+            with open_store(upgrade=True):
+                pass
+        return found
+
+    monkeypatch.setattr(database, "_look", look_and_be_late)
+    with open_store(upgrade=True):
+        pass
+    with contextlib.closing(sqlite3.connect(kept_copy(older))) as rows:
+        assert rows.execute("SELECT version_num FROM alembic_version").fetchall() == [(OLDER,)]
+
+
+def test_what_alembic_cannot_upgrade_is_told_in_a_line(older: Path) -> None:
+    execute(older, "INSERT INTO alembic_version VALUES ('abcdef012345')")
+    with pytest.raises(TrackingError) as caught, open_store(upgrade=True):
+        pass
+    assert "abcdef012345" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert experiments(older) == {"Default"}
+
+
 @pytest.fixture(scope="module", params=["2.22.4", "3.1.4"])
 def old_mlflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment with an older MLflow."""
@@ -133,6 +268,8 @@ def test_a_store_of_an_older_version_is_refused_or_upgraded_as_told(
         "with mlflow.start_run(): mlflow.log_metric('a', 1.5)"
     )
     before = sha256(tmp_path / "mlflow.db")
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as rows:
+        dump = list(rows.iterdump())
     files = sorted(tmp_path.rglob("*"))
     for arguments in READING:
         done = command(*arguments)
@@ -149,7 +286,8 @@ def test_a_store_of_an_older_version_is_refused_or_upgraded_as_told(
     done = command("doctor", "--upgrade-store", "--json")
     assert done.returncode == 0, done.stdout
     (kept,) = tmp_path.glob("mlflow.db.*.bak")
-    assert sha256(kept) == before
+    with contextlib.closing(sqlite3.connect(kept)) as rows:
+        assert list(rows.iterdump()) == dump
     small = ("--filters", "4", "--strides", "2", "--kernel-sizes", "3", "--hidden-units", "8")
     done = command("search", "--limit", "600", "--epochs", "1", *small, "--json")
     assert done.returncode == 0, done.stderr
@@ -166,21 +304,6 @@ def test_a_store_of_an_older_version_is_refused_or_upgraded_as_told(
     assert seen.strip() == "[1.5]"
 
 
-def python(code: str, *arguments: object) -> "subprocess.Popen[str]":
-    """Run some lines in a process of its own, until they say that they are there."""
-    started = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True
-    )
-    assert started.stdout is not None
-    assert started.stdout.readline() == "there\n"
-    return started
-
-
-def kill(process: "subprocess.Popen[str]") -> None:
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
 WRITES_FOR_EVER = """
 import sqlite3, sys, time
 rows = sqlite3.connect(sys.argv[1], isolation_level=None)
@@ -191,6 +314,42 @@ for number in range(2000):
     rows.execute("INSERT INTO experiments (name) VALUES (?)", (f"{number} " + "x" * 200,))
 print("there", flush=True)
 time.sleep(600)
+"""
+
+
+COMMITS = """
+import sqlite3, sys, time
+rows = sqlite3.connect(sys.argv[1], isolation_level=None)
+rows.execute(f"PRAGMA journal_mode = {sys.argv[2]}")
+rows.execute("INSERT INTO experiments (name, artifact_location, lifecycle_stage, creation_time) "
+             "SELECT 'last', artifact_location, 'active', 2 FROM experiments")
+print("there", flush=True)
+time.sleep(600)
+"""
+# Not more than is kept in memory: readers are not shut out yet.
+WRITES = """
+import sqlite3, sys, time
+rows = sqlite3.connect(sys.argv[1], isolation_level=None)
+rows.execute(f"PRAGMA journal_mode = {sys.argv[2]}")
+rows.execute("BEGIN IMMEDIATE")
+rows.execute("UPDATE experiments SET name = 'another'")
+print("there", flush=True)
+time.sleep(600)
+"""
+DIES = """
+import os, signal, sys
+from fmnist_tracking.tracking import database, open_store
+
+upgrade = database._upgrade_db
+
+def die(engine):
+    if sys.argv[1] == "after":
+        upgrade(engine)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+database._upgrade_db = die
+with open_store(upgrade=True):
+    pass
 """
 
 

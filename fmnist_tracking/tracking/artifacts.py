@@ -9,7 +9,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking import places
+from fmnist_tracking.tracking import database, places
 from fmnist_tracking.tracking.experiments import experiment_ids
 from fmnist_tracking.tracking.standing import live_runs
 from fmnist_tracking.tracking.store import Store, require_sqlite_file
@@ -33,10 +33,7 @@ def relocate(store: Store) -> int:
     require_sqlite_file(path, create=True)
     live = live_runs(store, experiment_ids(store, None))
     if live:
-        raise TrackingError(
-            f"The run {live[0][:8]} of this store is in progress. Wait for it to end, or stop it, "
-            "and give this command again."
-        )
+        raise TrackingError(database.run_in_progress(live[0]))
     return places.relocate(path, store.moved_from)
 
 

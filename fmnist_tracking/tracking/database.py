@@ -5,8 +5,9 @@ MLflow itself upgrades an older database, or makes its tables in somebody else's
 
 import contextlib
 import os
-import shutil
 import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,13 +15,17 @@ from urllib.parse import quote
 import mlflow
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from mlflow.store.db.utils import _upgrade_db
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import NullPool
 
 from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.results import RUNNING
+from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.failures import is_locked, tracking_error
+from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.places import sqlite_file, sqlite_uri
 
 _SECONDS = 5
@@ -28,6 +33,10 @@ _SECONDS = 5
 _LOCKED_SECONDS = 20
 # What SQLite says, opened to read, of a file whose writer was killed in the middle.
 _HALF_WRITTEN = "readonly database"
+_OPEN_RUNS = (
+    "SELECT runs.run_uuid, tags.value FROM runs JOIN tags ON tags.run_uuid = runs.run_uuid "
+    f"WHERE runs.status = '{RUNNING}' AND tags.key = '{names.LEASE}'"
+)
 # The releases of MLflow whose tables have each revision, of those that others may still use.
 _RELEASES = {
     "0584bdc529eb": "2.22",
@@ -86,7 +95,7 @@ def require_current(uri: str, *, upgrade: bool = False) -> bool:
         )
     script = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
     head = script.get_current_head()
-    if revision == head:
+    if head is None or revision == head:
         return True
     installed = f"the installed one is {mlflow.__version__}"
     try:
@@ -104,7 +113,7 @@ def require_current(uri: str, *, upgrade: bool = False) -> bool:
             "`fmnist-track doctor --upgrade-store` does it and keeps a copy. Or name another store "
             "with --tracking-uri."
         )
-    _upgrade(uri, path, revision)
+    _upgrade(uri, path, head)
     return True
 
 
@@ -187,23 +196,67 @@ def _engine(uri: str) -> Engine:
     return create_engine(uri, poolclass=NullPool, connect_args=arguments)
 
 
-def _upgrade(uri: str, path: Path | None, revision: str) -> None:
+def _upgrade(uri: str, path: Path | None, head: str) -> None:
     """Do what `mlflow db upgrade` does; to a SQLite file in one step, so that it may be cut off."""
-    from mlflow.store.db.utils import _upgrade_db
-
     if path is None:
-        _upgrade_db(_engine(uri))  # type: ignore[no-untyped-call]
-        return
-    kept = path.with_name(f"{path.name}.{revision}.bak")
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        shutil.copy2(path, kept)
-        shutil.copy2(path, new)
-        engine = create_engine(sqlite_uri(new), poolclass=NullPool)
+        engine = _engine(uri)
+        with engine.connect() as opened:
+            _require_no_live_run(opened.execute(text(_OPEN_RUNS)))
         _upgrade_db(engine)  # type: ignore[no-untyped-call]
-        engine.dispose()
-        new.replace(path)
-    except OSError as error:
+        return
+    try:
+        with _held(path) as connection:
+            (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            if revision == head:  # another process was quicker
+                return
+            _require_no_live_run(connection.execute(_OPEN_RUNS))
+            _copy(connection, path.with_name(f"{path.name}.{revision}.bak"))
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
+                new = Path(folder).resolve() / path.name
+                _copy(connection, new)
+                engine = create_engine(sqlite_uri(new), poolclass=NullPool)
+                _upgrade_db(engine)  # type: ignore[no-untyped-call]
+                with contextlib.closing(sqlite3.connect(new)) as upgraded:
+                    upgraded.backup(connection)
+    except (sqlite3.Error, OSError) as error:
+        if is_locked(error):
+            raise tracking_error(uri, error) from None
         raise TrackingError(f"Cannot upgrade {path}: {error}.") from None
-    finally:
-        new.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[sqlite3.Connection]:
+    """Keep all other processes out of a SQLite file, with what it has in a `-wal` put into it."""
+    connection = sqlite3.connect(path, timeout=_LOCKED_SECONDS, isolation_level=None)
+    with contextlib.closing(connection):
+        (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+        # So that the lock stays between transactions: a backup cannot be made within one.
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("PRAGMA journal_mode = DELETE")
+        connection.execute("BEGIN EXCLUSIVE")
+        connection.execute("COMMIT")
+        yield connection
+        connection.execute("PRAGMA locking_mode = NORMAL")
+        if mode == "wal":
+            connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _copy(connection: sqlite3.Connection, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(path)) as copy:
+        connection.backup(copy)
+
+
+def _require_no_live_run(rows: Iterable[Any]) -> None:
+    for run_id, text_of_lease in rows:
+        lease = Lease.read({names.LEASE: text_of_lease})
+        if lease is not None and lease.is_live():
+            raise TrackingError(run_in_progress(run_id))
+
+
+def run_in_progress(run_id: str) -> str:
+    """Say, in a line, that a store cannot be changed while a run of it is in progress."""
+    return (
+        f"The run {run_id[:8]} of this store is in progress. Wait for it to end, or stop it, "
+        "and give this command again."
+    )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
+from alembic.util import CommandError
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.utils.credentials import read_mlflow_creds
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLAlchemyError
@@ -199,7 +200,9 @@ def sort(error: BaseException) -> Fault:
         # MLflow's code for what is wrong with a request or a setting is 500 too, if raised here.
         passes = status in (503, *_TRY_AGAIN) or _ANSWERED.search(text)
         return Fault.PASSING if passes else Fault.FINAL
-    known = isinstance(error, OSError) or type(error).__module__.split(".")[0] in _STORAGE
+    known = isinstance(error, (OSError, CommandError)) or (
+        type(error).__module__.split(".")[0] in _STORAGE
+    )
     return Fault.FINAL if known else Fault.OURS
 
 

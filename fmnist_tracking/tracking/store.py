@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import mlflow
+from alembic.util import CommandError
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, ViewType
 from mlflow.exceptions import MlflowException
@@ -223,7 +224,7 @@ def open_store(
             f"is not installed. Install it: pip install "
             f"{_DRIVERS.get(error.name or '', error.name)}"
         ) from None
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
         raise opening_error(uri, error) from error
     if files:
         store.require_in_place()
