@@ -1,7 +1,9 @@
 """SQLite stores in folders of any name, moved, copied, made anew, and named in odd ways."""
 
+import contextlib
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 
 import mlflow
@@ -190,6 +192,70 @@ def test_an_address_that_is_nearly_one_leads_to_the_right_one(
     assert list(tmp_path.iterdir()) == []
 
 
+SPELLED = (
+    *("sqlite+pysqlite:///{}", "SQLite:///{}", "SQLITE+PYSQLITE:///{}"),
+    *("sqlite:///{}?timeout=30", "sqlite+pysqlite:///{}?timeout=30&check_same_thread=false"),
+)
+
+
+@pytest.mark.parametrize("spelled", SPELLED)
+def test_however_a_sqlite_address_is_spelled_the_file_is_looked_at_first(
+    tmp_path: Path, spelled: str
+) -> None:
+    theirs = tmp_path / "theirs.db"
+    for create in (True, False):
+        if not create:
+            with (
+                pytest.raises(TrackingError, match="There is no MLflow store"),
+                open_store(spelled.format(theirs)),
+            ):
+                pass
+            assert list(tmp_path.iterdir()) == []
+        theirs.touch()
+        with contextlib.closing(sqlite3.connect(theirs)) as rows:
+            rows.execute("CREATE TABLE IF NOT EXISTS notes (text TEXT)")
+        before = theirs.read_bytes()
+        with (
+            pytest.raises(TrackingError, match="not of MLflow"),
+            open_store(spelled.format(theirs), create=create),
+        ):
+            pass
+        assert theirs.read_bytes() == before
+        theirs.unlink()
+
+
+@pytest.mark.parametrize("spelled", SPELLED)
+def test_however_a_sqlite_address_is_spelled_it_is_the_same_store(
+    store: Store, tmp_path: Path, spelled: str
+) -> None:
+    with open_store(spelled.format("mlflow.db")) as opened:
+        assert opened.identity("0") == store.identity("0")
+        assert opened.uri.startswith(store.uri)
+        assert opened.uri.partition("?")[2] == spelled.partition("?")[2]
+        assert opened.can_be_written
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:///file:mlflow.db?mode=ro&uri=true", "sqlite:///mlflow.db?uri=true"]
+)
+def test_sqlite_s_own_kind_of_address_is_refused(store: Store, tmp_path: Path, uri: str) -> None:
+    for create in (True, False):
+        with (
+            pytest.raises(TrackingError, match=rf"Example: sqlite:///{tmp_path}/mlflow.db"),
+            open_store(uri, create=create),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("uri", ["databricks", "databricks://profile", "odd://x"])
+def test_an_address_that_another_package_serves_is_left_to_mlflow(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(TrackingError) as caught, open_store(uri):
+        pass
+    assert "There is no MLflow store" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_folder_is_made_by_looking(tmp_path: Path) -> None:
     for uri in (
         "./mlruns",
@@ -207,12 +273,26 @@ def test_a_working_folder_that_was_removed(tmp_path: Path, monkeypatch: pytest.M
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    for create in (True, False):
-        with (
-            pytest.raises(TrackingError, match="The working folder is not there any more"),
-            open_store(create=create),
-        ):
-            pass
+    for uri in (
+        *(None, "mlflow.db", "sqlite:mlflow.db", "sqlite://", "sqlite:///mlflow.db"),
+        *("sqlite+pysqlite:///a/b.db", "./mlruns", f"sqlite:///{tmp_path}/mlflow.db"),
+    ):
+        for create in (True, False):
+            with (
+                pytest.raises(TrackingError, match="The working folder is not there any more"),
+                open_store(uri, create=create),
+            ):
+                pass
+
+
+def test_a_stray_folder_is_removed_when_opening_fails(tmp_path: Path) -> None:
+    with (
+        contextlib.suppress(ValueError),
+        places.without_stray_folder(f"sqlite:///{tmp_path}/a%20b/c/mlflow.db"),
+    ):
+        (tmp_path / "a%20b" / "c").mkdir(parents=True)
+        raise ValueError
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:

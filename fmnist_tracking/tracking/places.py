@@ -20,6 +20,8 @@ from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
 
 _SQLITE = "sqlite:///"
+# However it is spelled: with a driver's name in it, or in capitals.
+_ANY_SQLITE = re.compile(r"^sqlite(\+\w+)?:", re.IGNORECASE)
 _DEFAULT_FILE = "mlflow.db"
 _FILES = "mlruns"
 _HOST = re.compile(r"(localhost|[\w-]+(\.[\w-]+)*):\d+(/.*)?")
@@ -44,32 +46,48 @@ def default_uri() -> str | None:
     """
     if is_tracking_uri_set():  # type: ignore[no-untyped-call]
         return None
+    return sqlite_uri(working_folder() / _DEFAULT_FILE)
+
+
+def working_folder() -> Path:
+    """Return the working folder.
+
+    Raises:
+        TrackingError: it was removed.
+    """
     try:
-        return sqlite_uri(Path.cwd() / _DEFAULT_FILE)
+        return Path.cwd()
     except FileNotFoundError:
         raise TrackingError(
-            "The working folder is not there any more. Change to another folder, or name the "
-            "store with --tracking-uri."
+            "The working folder is not there any more. Change to another folder, and give this "
+            "command again."
         ) from None
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the full path of the file behind an address; None if it is not SQLite's."""
-    if not uri.startswith("sqlite:"):
+    """Return the full path of the file behind an address; None if it is not SQLite's.
+
+    Raises:
+        TrackingError: it names no file, or is relative to a working folder that was removed.
+    """
+    plain, many = _ANY_SQLITE.subn("sqlite:", uri)
+    if not many:
         return None
     try:
-        database = make_url(uri).database
+        url = make_url(plain)
+        database, is_plain = url.database, "uri" not in url.query
     except ArgumentError:
-        database = None
-    if not database or database == ":memory:" or not uri.startswith(_SQLITE):
+        database, is_plain = None, False
+    if not database or database == ":memory:" or not plain.startswith(_SQLITE) or not is_plain:
         raise TrackingError(
             f"Expected the address of a SQLite file, got {uri!r}. "
-            f"Example: {_SQLITE}{Path.cwd() / _DEFAULT_FILE}"
+            f"Example: {_SQLITE}{working_folder() / _DEFAULT_FILE}"
         )
     path = Path(database)
     decoded = Path(unquote(database))
     # MLflow percent-encodes its default, and SQLAlchemy before 2.1 does not decode it.
-    return Path(os.path.abspath(decoded if decoded.exists() and not path.exists() else path))
+    path = decoded if decoded.exists() and not path.exists() else path
+    return Path(os.path.normpath(path if path.is_absolute() else working_folder() / path))
 
 
 def sqlite_uri(path: Path) -> str:
@@ -92,16 +110,18 @@ def resolve(uri: str) -> str:
     """Return the address in full; of a SQLite store, one that means the same in every folder.
 
     Raises:
-        TrackingError: it is none; the message has the one that was probably meant.
+        TrackingError: it is none, and then the message has the one that was probably meant; or it
+            is relative to a working folder that was removed.
     """
     path = sqlite_file(uri)
     if path is not None:
-        return sqlite_uri(path)
+        _, mark, parameters = uri.partition("?")  # for SQLAlchemy, such as ?timeout=30
+        return sqlite_uri(path) + mark + parameters
     meant = None
     if _HOST.fullmatch(uri):
         meant = f"http://{uri}"
     elif "://" not in uri and uri.endswith((".db", ".sqlite", ".sqlite3")):
-        meant = sqlite_uri(Path.cwd() / uri)
+        meant = sqlite_uri(working_folder() / uri)
     elif re.fullmatch(r"https?:/?[^/].*", uri):
         scheme, _, rest = uri.partition(":")
         meant = f"{scheme}://{rest.lstrip('/')}"
@@ -121,10 +141,12 @@ def without_stray_folder(uri: str) -> Iterator[None]:
     while literal is not None and not literal.exists():
         made.append(literal)
         literal = literal.parent
-    yield
-    with contextlib.suppress(OSError):
-        for folder in made:
-            folder.rmdir()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 def files_of(database: Path, name: str) -> str:

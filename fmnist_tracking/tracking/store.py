@@ -19,6 +19,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from mlflow.utils.rest_utils import http_request
+from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_tracking.addresses import without_user
@@ -286,6 +287,7 @@ def _require_store(uri: str, *, create: bool, write: bool, upgrade: bool) -> Non
     """Look whether the store is one that can be used as it is, before MLflow touches it."""
     path = places.sqlite_file(uri)
     if path is not None:
+        places.working_folder()  # MLflow wants one, wherever the file is
         require_sqlite_file(path, create=create, write=write)
     if uri.startswith(("http://", "https://")):
         _require_server(uri)
@@ -295,8 +297,8 @@ def _require_store(uri: str, *, create: bool, write: bool, upgrade: bool) -> Non
                 raise TrackingError(_no_store(path or without_user(uri)))
             if path is not None and not path.exists():
                 _make_sqlite_store(path)
-    else:
-        folder = places.local_path(uri) or Path(uri)
+    elif is_local_uri(uri):  # type: ignore[no-untyped-call]
+        folder = places.local_path(uri) or places.working_folder() / uri
         if not create and not folder.is_dir():
             raise TrackingError(_no_store(folder))
 
