@@ -126,6 +126,62 @@ def test_files_that_were_put_elsewhere_on_purpose_stay_there(
         assert store.moved_from == frozenset()
 
 
+@pytest.fixture
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store with an experiment whose files are on a disk that was taken away since."""
+    here = inside(tmp_path / "here", monkeypatch)
+    disk = tmp_path / "disk"
+    (disk / "mlruns" / "5").mkdir(parents=True)
+    with open_store(create=True) as store:
+        fill(store)
+        store.client.create_experiment("large", (disk / "mlruns" / "5").as_uri())
+    disk.rename(tmp_path / "taken away")
+    return here
+
+
+@pytest.mark.parametrize("files", [True, False])
+def test_a_disk_that_is_not_there_is_no_store_that_was_moved(
+    away: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, files: bool
+) -> None:
+    with open_store(files=files) as store:
+        assert store.moved_from == frozenset()
+        assert tracking.choose_experiment(store, "fashion-mnist")
+        another = fill(store)
+        assert read(store, another) == "kept"
+    (line,) = caplog.messages
+    assert f"files at {tmp_path}/disk/mlruns are not reached" in line
+
+
+def test_nothing_is_put_where_a_disk_is_not_there(away: Path, tmp_path: Path) -> None:
+    with open_store() as store:
+        with pytest.raises(TrackingError, match=f"files at {tmp_path}/disk/mlruns are not reached"):
+            tracking.choose_experiment(store, "large")
+        large = store.client.get_experiment_by_name("large")
+        assert large is not None
+        with pytest.raises(TrackingError, match="are not reached"):
+            tracking.try_artifacts(store, large.experiment_id)
+    assert not (tmp_path / "disk").exists()
+    (tmp_path / "taken away").rename(tmp_path / "disk")
+    with open_store() as store:
+        assert tracking.choose_experiment(store, "large") == large.experiment_id
+
+
+def test_a_store_that_was_moved_is_told_from_a_disk_that_is_not_there(
+    away: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = tmp_path / "there"
+    away.rename(there)
+    monkeypatch.chdir(there)
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    with open_store(files=False) as store:
+        assert store.moved_from == {away}
+        assert tracking.relocate(store) > 0
+    with open_store() as store:
+        large = store.client.get_experiment_by_name("large")
+        assert large is not None
+        assert large.artifact_location == f"file://{tmp_path}/disk/mlruns/5"
+
+
 def test_a_store_is_not_relocated_under_a_search(store: Store) -> None:
     run = store.client.create_run(store.experiment_id("fashion-mnist"))
     store.client.set_tag(run.info.run_id, "fmnist.role", "search")

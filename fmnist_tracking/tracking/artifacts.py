@@ -48,9 +48,10 @@ def try_artifacts(store: Store, experiment_id: str | None) -> str:
         The place, as it may be shown.
 
     Raises:
-        TrackingError: another content came back.
+        TrackingError: another content came back, or the place is on a disk that is not there.
     """
     location = store.client.get_experiment(experiment_id or "0").artifact_location
+    store.require_reached(location)
     folder = places.local_path(location)
     missing = []
     while folder is not None and not folder.exists():

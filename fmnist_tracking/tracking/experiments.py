@@ -76,10 +76,11 @@ def choose_experiment(store: Store, name: str | None, adopted: str | None = None
 
     Raises:
         ConfigError: it is given in two ways that differ.
-        TrackingError: it was deleted.
+        TrackingError: it was deleted, or its files are on a disk that is not there.
     """
     found = existing_experiment(store, name, adopted)
     if found is not None:
+        store.require_reached(store.client.get_experiment(found).artifact_location)
         return found
     return store.experiment_id(_given(store, name) or DEFAULT_EXPERIMENT)
 

@@ -162,27 +162,46 @@ def local_path(address: str) -> Path | None:
     return Path(address) if address.startswith("/") else None
 
 
-def moved_from(database: Path, address: str) -> Path | None:
-    """Return the folder in which a store was when it wrote an address of files.
+def elsewhere(database: Path, addresses: Iterable[str]) -> tuple[frozenset[Path], frozenset[Path]]:
+    """Find the folders, other than its own, that a store names for `mlruns` and that are gone.
 
     Args:
         database: the store's file.
-        address: of an experiment's files, as the store has it.
+        addresses: of its experiments' files, as the store has them.
 
     Returns:
-        The folder that held the database then; None if the address is right, or names a place
-        that has nothing to do with where the database is.
+        Folders that held the database before it was moved or copied: their files are here, or none
+        of the experiments has its place here. And folders that are out of reach, on a disk that is
+        not mounted for instance. A folder that is there was chosen on purpose, and is in neither.
     """
-    location = local_path(address)
-    if location is None or _FILES not in location.parts:
-        return None
-    parts = location.parts
-    at = len(parts) - 1 - parts[::-1].index(_FILES)
-    base, rest = Path(*parts[:at]), Path(*parts[at:])
     here = database.parent
-    if base == here or _is_same(base, here):
-        return None
-    return base if (here / rest).exists() or not base.exists() else None
+    held: set[Path] = set()
+    gone: set[Path] = set()
+    some_lie_here = False
+    for address in addresses:
+        location = local_path(address)
+        if location is None or _FILES not in location.parts:
+            continue
+        parts = location.parts
+        at = len(parts) - 1 - parts[::-1].index(_FILES)
+        base, rest = Path(*parts[:at]), Path(*parts[at:])
+        if base == here or _is_same(base, here):
+            some_lie_here = True
+        elif (here / rest).exists():
+            held.add(base)
+        elif not base.exists():
+            gone.add(base)
+    if some_lie_here or held:
+        return frozenset(held), frozenset(gone - held)
+    return frozenset(gone), frozenset()
+
+
+def not_reached_line(folder: Path) -> str:
+    """Say, in a line, that a folder that a store names for the files of its runs is not there."""
+    return (
+        f"The files at {folder / _FILES} are not reached: {folder} is not there. If it is on "
+        "another disk, mount it; else work in another experiment: --experiment NAME."
+    )
 
 
 def relocate(database: Path, bases: Iterable[Path], *, to: Path | None = None) -> int:

@@ -67,12 +67,14 @@ class Store:
         client: MLflow's, for that address.
         moved_from: folders that a SQLite store was in when it wrote the addresses of its runs'
             files; empty unless it was moved or copied since.
+        away: folders that it names for the files of its runs, and that are not there.
         left_out: runs that could not be read, by id, each with the reason.
     """
 
     uri: str
     client: MlflowClient
     moved_from: frozenset[Path] = frozenset()
+    away: frozenset[Path] = frozenset()
     left_out: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -129,6 +131,17 @@ class Store:
         """
         if self.moved_from:
             raise TrackingError(self.moved_line())
+
+    def require_reached(self, address: str) -> None:
+        """Refuse an address of files on a disk that is not there, lest they be put on another.
+
+        Raises:
+            TrackingError: it is.
+        """
+        location = places.local_path(address)
+        for folder in self.away:
+            if location is not None and folder in location.parents:
+                raise TrackingError(places.not_reached_line(folder))
 
     def moved_line(self) -> str:
         """Say, in a line, that the store was moved or copied, and what puts it right."""
@@ -218,7 +231,8 @@ def open_store(
         with places.without_stray_folder(uri):
             client = MlflowClient(uri)
             experiments = client.search_experiments(view_type=ViewType.ALL, max_results=_MANY)
-        store = Store(uri=uri, client=client, moved_from=_moved_from(uri, experiments))
+        moved_from, away = _elsewhere(uri, experiments)
+        store = Store(uri=uri, client=client, moved_from=moved_from, away=away)
     except ModuleNotFoundError as error:
         raise TrackingError(
             f"The MLflow store at {without_user(uri)} needs the Python package {error.name}, which "
@@ -231,6 +245,8 @@ def open_store(
         store.require_in_place()
     elif store.moved_from:
         _log.warning("%s", store.moved_line())
+    for folder in sorted(store.away):
+        _log.warning("%s", places.not_reached_line(folder))
     try:
         yield store
     except FmnistTrackingError:
@@ -243,12 +259,13 @@ def open_store(
         _tell_left_out(store)
 
 
-def _moved_from(uri: str, experiments: Iterable[Experiment]) -> frozenset[Path]:
+def _elsewhere(
+    uri: str, experiments: Iterable[Experiment]
+) -> tuple[frozenset[Path], frozenset[Path]]:
     path = places.sqlite_file(uri)
     if path is None:
-        return frozenset()
-    found = (places.moved_from(path, one.artifact_location) for one in experiments)
-    return frozenset(folder for folder in found if folder is not None)
+        return frozenset(), frozenset()
+    return places.elsewhere(path, [one.artifact_location for one in experiments])
 
 
 def _tell_left_out(store: Store) -> None:
