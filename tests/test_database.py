@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -373,15 +373,9 @@ def test_a_store_whose_writer_was_killed_is_opened(
 
 
 @pytest.fixture
-def read_only(tmp_path: Path) -> Iterator[Path]:
+def read_only(mount: Callable[[str], Path]) -> Path:
     """A file system that can be made to take no more writing, whoever asks."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "none", str(folder)], capture_output=True)
-    if done.returncode != 0:
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    return mount("disk")
 
 
 def test_a_half_written_store_that_may_only_be_read_is_told(

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -214,6 +215,20 @@ def test_a_store_is_known_by_what_it_is_not_by_its_address(
     first.rename(third)
     with open_store(f"sqlite:///{third}/mlflow.db", files=False) as store:
         assert store.identity(store.experiment_id("fashion-mnist")) == one
+
+
+def test_copies_of_a_store_are_told_apart_on_whatever_disk(
+    store: Store, tmp_path: Path, mount: Callable[[str], Path]
+) -> None:
+    known = [store.identity("0")]
+    for name in ("one", "other"):
+        disk = mount(name)
+        shutil.copyfile(tmp_path / "mlflow.db", disk / "mlflow.db")
+        with open_store(f"sqlite:///{disk}/mlflow.db", files=False) as opened:
+            known.append(opened.identity("0"))
+    inodes = {(tmp_path / name / "mlflow.db").stat().st_ino for name in ("one", "other")}
+    assert len(inodes) == 1  # the first file of either
+    assert len(set(known)) == 3
 
 
 @pytest.mark.parametrize(

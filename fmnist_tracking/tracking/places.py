@@ -239,8 +239,11 @@ def relocate(database: Path, bases: Iterable[Path], *, to: Path | None = None) -
 
 
 def identity(path: Path) -> str:
-    """Return what tells a file from all others on this machine, whatever it is called."""
-    return f"inode {path.stat().st_ino}"
+    """Return what tells a file from all others on this machine, whatever it is called.
+
+    The number of a file alone does not: on two disks, two files may have the same.
+    """
+    return f"inode {path.stat().st_ino} of file system {os.statvfs(path).f_fsid}"
 
 
 def _is_same(one: Path, other: Path) -> bool:

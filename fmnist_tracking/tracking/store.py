@@ -115,8 +115,10 @@ class Store:
     def identity(self, experiment_id: str) -> str:
         """What tells an experiment from all others, whatever address its store was opened by.
 
-        A store that was moved is the same; one that was made anew in the same place, or copied,
-        is another.
+        A SQLite store that was renamed, upgraded, or moved within its file system is the same. One
+        that was made anew in the same place is another, and so is a copy. A move to another file
+        system and a backup that was put back are copies too: nothing tells which of two is meant,
+        and two stores must never share a lock and checkpoints.
         """
         path = places.sqlite_file(self.uri)
         made = self.client.get_experiment(experiment_id).creation_time
