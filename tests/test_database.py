@@ -1,6 +1,7 @@
 """Databases of other versions of MLflow, and other people's: refused, and not changed by a byte."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -91,6 +92,55 @@ def test_an_empty_file_is_no_store_yet(tmp_path: Path) -> None:
     assert (tmp_path / "mlflow.db").stat().st_size == 0
     with open_store(create=True) as store:
         store.experiment_id("mine")
+
+
+MAKES = """
+from fmnist_tracking.tracking import open_store
+
+with open_store(create=True) as store:
+    print(store.experiment_id("mine"))
+"""
+
+
+def test_an_empty_file_becomes_a_store_as_a_missing_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
+    for folder in (there, elsewhere):
+        folder.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (there / "mlflow.db").touch()
+    with open_store(f"sqlite:///{there}/mlflow.db", create=True) as store:
+        location = store.client.get_experiment("0").artifact_location
+    assert location == (there / "mlruns" / "0").as_uri()
+    assert [entry.name for entry in there.iterdir()] == ["mlflow.db"]
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_two_that_make_one_store_get_one(tmp_path: Path, empty: bool) -> None:
+    if empty:
+        (tmp_path / "mlflow.db").touch()
+    both = [
+        subprocess.Popen([sys.executable, "-c", MAKES], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert said[0] == said[1]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_a_store_is_made_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:  # as exFAT, SMB and some of FUSE do
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with open_store(create=True) as store:
+        store.experiment_id("mine")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 def test_reading_a_current_store_changes_no_byte(store: Store, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import mlflow
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from mlflow import MlflowClient
 from mlflow.store.db.utils import _upgrade_db
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.engine import Engine
@@ -26,7 +27,13 @@ from fmnist_tracking.results import RUNNING
 from fmnist_tracking.tracking import names
 from fmnist_tracking.tracking.failures import is_locked, tracking_error
 from fmnist_tracking.tracking.leases import Lease
-from fmnist_tracking.tracking.places import sqlite_file, sqlite_uri
+from fmnist_tracking.tracking.places import (
+    relocate,
+    sqlite_file,
+    sqlite_uri,
+    without_stray_folder,
+    working_folder,
+)
 
 _SECONDS = 5
 # For a database that another process has locked.
@@ -204,41 +211,71 @@ def _upgrade(uri: str, path: Path | None, head: str) -> None:
             _require_no_live_run(opened.execute(text(_OPEN_RUNS)))
         _upgrade_db(engine)  # type: ignore[no-untyped-call]
         return
-    try:
+    with _held(path) as connection:
+        (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        if revision == head:  # another process was quicker
+            return
+        _require_no_live_run(connection.execute(_OPEN_RUNS))
+        _copy(connection, path.with_name(f"{path.name}.{revision}.bak"))
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
+            new = Path(folder).resolve() / path.name
+            _copy(connection, new)
+            engine = create_engine(sqlite_uri(new), poolclass=NullPool)
+            _upgrade_db(engine)  # type: ignore[no-untyped-call]
+            _fill(connection, new)
+
+
+def make(path: Path) -> None:
+    """Make a new store elsewhere, then put it into a missing or empty file in one step.
+
+    MLflow builds its tables one after the other; killed in between, it leaves a file that it
+    can never open again.
+
+    Raises:
+        TrackingError: the file cannot be written, or is locked.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
+        new = Path(folder).resolve() / path.name
+        address = sqlite_uri(new)
+        with without_stray_folder(address):
+            MlflowClient(address).search_experiments(max_results=1)
+        # MLflow has given its own experiment a place in the working folder, wherever the store is.
+        relocate(new, {working_folder()}, to=path.parent)
         with _held(path) as connection:
-            (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-            if revision == head:  # another process was quicker
-                return
-            _require_no_live_run(connection.execute(_OPEN_RUNS))
-            _copy(connection, path.with_name(f"{path.name}.{revision}.bak"))
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
-                new = Path(folder).resolve() / path.name
-                _copy(connection, new)
-                engine = create_engine(sqlite_uri(new), poolclass=NullPool)
-                _upgrade_db(engine)  # type: ignore[no-untyped-call]
-                with contextlib.closing(sqlite3.connect(new)) as upgraded:
-                    upgraded.backup(connection)
-    except (sqlite3.Error, OSError) as error:
-        if is_locked(error):
-            raise tracking_error(uri, error) from None
-        raise TrackingError(f"Cannot upgrade {path}: {error}.") from None
+            (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+            if tables == 0:  # else another process was quicker
+                _fill(connection, new)
 
 
 @contextlib.contextmanager
 def _held(path: Path) -> Iterator[sqlite3.Connection]:
     """Keep all other processes out of a SQLite file, with what it has in a `-wal` put into it."""
-    connection = sqlite3.connect(path, timeout=_LOCKED_SECONDS, isolation_level=None)
-    with contextlib.closing(connection):
-        (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
-        # So that the lock stays between transactions: a backup cannot be made within one.
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        connection.execute("PRAGMA journal_mode = DELETE")
-        connection.execute("BEGIN EXCLUSIVE")
-        connection.execute("COMMIT")
-        yield connection
-        connection.execute("PRAGMA locking_mode = NORMAL")
-        if mode == "wal":
-            connection.execute("PRAGMA journal_mode = WAL")
+    try:
+        connection = sqlite3.connect(path, timeout=_LOCKED_SECONDS, isolation_level=None)
+        with contextlib.closing(connection):
+            (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+            # So that the lock stays between transactions: a backup cannot be made within one.
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            connection.execute("PRAGMA journal_mode = DELETE")
+            connection.execute("BEGIN EXCLUSIVE")
+            connection.execute("COMMIT")
+            yield connection
+            connection.execute("PRAGMA locking_mode = NORMAL")
+            if mode == "wal":
+                connection.execute("PRAGMA journal_mode = WAL")
+    except (sqlite3.Error, OSError) as error:
+        if is_locked(error):
+            raise tracking_error(sqlite_uri(path), error) from None
+        raise TrackingError(
+            f"The MLflow store {path} cannot be written ({error}). Check the disk, and the "
+            "permissions of the file and its folder."
+        ) from None
+
+
+def _fill(connection: sqlite3.Connection, new: Path) -> None:
+    """Put another file's content in place of what a SQLite file has, wholly or not at all."""
+    with contextlib.closing(sqlite3.connect(new)) as content:
+        content.backup(connection)
 
 
 def _copy(connection: sqlite3.Connection, path: Path) -> None:

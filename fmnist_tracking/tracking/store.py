@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -314,8 +313,8 @@ def _require_store(uri: str, *, create: bool, write: bool, upgrade: bool) -> Non
         if not database.require_current(uri, upgrade=upgrade):
             if not create:
                 raise TrackingError(_no_store(path or without_user(uri)))
-            if path is not None and not path.exists():
-                _make_sqlite_store(path)
+            if path is not None:
+                database.make(path)
     elif is_local_uri(uri):  # type: ignore[no-untyped-call]
         folder = places.local_path(uri) or places.working_folder() / uri
         if not create and not folder.is_dir():
@@ -346,23 +345,6 @@ def _require_server(uri: str) -> None:
             f"recorded here. Expected {oldest} or newer: upgrade the server, or name another with "
             "--tracking-uri."
         )
-
-
-def _make_sqlite_store(path: Path) -> None:
-    """Make a new store elsewhere, then put it in its place in one step.
-
-    MLflow builds its tables one after the other; killed in between, it leaves a file that it
-    can never open again.
-    """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
-        new = Path(folder).resolve() / path.name
-        address = places.sqlite_uri(new)
-        with places.without_stray_folder(address):
-            MlflowClient(address).search_experiments(max_results=1)
-        # MLflow has given its own experiment a place in the working folder, wherever the store is.
-        places.relocate(new, {Path.cwd()}, to=path.parent)
-        with contextlib.suppress(FileExistsError):  # another process was quicker
-            os.link(new, path)
 
 
 def require_sqlite_file(path: Path, *, create: bool, write: bool = False) -> None:
