@@ -5,12 +5,13 @@ import tempfile
 import uuid
 from pathlib import Path
 
+from mlflow.entities import Experiment
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import database, places
-from fmnist_tracking.tracking.experiments import experiment_ids
+from fmnist_tracking.tracking.experiments import experiment_ids, name_in_use
 from fmnist_tracking.tracking.standing import live_runs
 from fmnist_tracking.tracking.store import Store, require_sqlite_file
 
@@ -37,20 +38,22 @@ def relocate(store: Store) -> int:
     return places.relocate(path, store.moved_from)
 
 
-def try_artifacts(store: Store, experiment_id: str | None) -> str:
+def try_artifacts(store: Store, experiment_id: str | None) -> str | None:
     """Write a small file where an experiment keeps those of its runs, read it and remove it.
 
     Args:
         store: the store.
-        experiment_id: of the experiment; None for MLflow's own, while there is no other.
+        experiment_id: of the experiment; None if the first search is yet to make it.
 
     Returns:
-        The place, as it may be shown.
+        The place, as it may be shown; None if only a first search will tell.
 
     Raises:
         TrackingError: another content came back, or the place is on a disk that is not there.
     """
-    location = store.client.get_experiment(experiment_id or "0").artifact_location
+    location = _location(store, experiment_id)
+    if location is None:
+        return None
     store.require_reached(location)
     folder = places.local_path(location)
     missing = []
@@ -63,10 +66,15 @@ def try_artifacts(store: Store, experiment_id: str | None) -> str:
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch, name)
             file.write_text(name)
-            repository.log_artifact(str(file))  # type: ignore[no-untyped-call]
             back = Path(scratch, "back")
             back.mkdir()
-            repository.download_artifacts(name, str(back))  # type: ignore[no-untyped-call]
+            try:
+                repository.log_artifact(str(file))  # type: ignore[no-untyped-call]
+                repository.download_artifacts(name, str(back))  # type: ignore[no-untyped-call]
+            except Exception:
+                with contextlib.suppress(Exception):  # the first error is the one to tell
+                    repository.delete_artifacts(name)  # type: ignore[no-untyped-call]
+                raise
             same = (back / name).read_text() == name
         repository.delete_artifacts(name)  # type: ignore[no-untyped-call]
     finally:
@@ -76,3 +84,14 @@ def try_artifacts(store: Store, experiment_id: str | None) -> str:
     if not same:
         raise TrackingError(f"{without_user(location)} gives back another file than was written.")
     return without_user(location)
+
+
+def _location(store: Store, experiment_id: str | None) -> str | None:
+    if experiment_id is None:
+        path = places.sqlite_file(store.uri)
+        if path is not None:
+            return places.files_of(path, name_in_use(store, None))
+        # A server puts a new experiment where it has put MLflow's own.
+        found = store.client.get_experiment_by_name(Experiment.DEFAULT_EXPERIMENT_NAME)
+        return None if found is None else str(found.artifact_location)
+    return str(store.client.get_experiment(experiment_id).artifact_location)
