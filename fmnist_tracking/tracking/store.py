@@ -24,7 +24,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import FmnistTrackingError, TrackingError
 from fmnist_tracking.tracking import database, places
-from fmnist_tracking.tracking.failures import Fault, opening_error, sort, tracking_error
+from fmnist_tracking.tracking.failures import (
+    Fault,
+    is_of_store,
+    opening_error,
+    sort,
+    tracking_error,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -204,7 +210,7 @@ def open_store(
     files: bool = True,
     upgrade: bool = False,
 ) -> Iterator[Store]:
-    """Open the store; errors of MLflow inside the block become `TrackingError`.
+    """Open the store; errors of MLflow, and of it alone, become `TrackingError` inside the block.
 
     Args:
         uri: of the store; by default MLFLOW_TRACKING_URI or MLflow's own default.
@@ -253,7 +259,7 @@ def open_store(
     except FmnistTrackingError:
         raise
     except Exception as error:
-        if sort(error) is Fault.OURS:
+        if sort(error) is Fault.OURS or not is_of_store(error):
             raise
         raise tracking_error(uri, error) from error
     finally:
