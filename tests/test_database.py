@@ -24,7 +24,7 @@ from sqlalchemy.pool import NullPool
 
 from conftest import Run
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking import Lease, Store, database, open_store
+from fmnist_tracking.tracking import Lease, Store, database, open_store, sqlite_store
 
 READING = (
     ("runs",),
@@ -214,7 +214,7 @@ def test_an_upgrade_loses_nothing_that_was_committed(older: Path, mode: str) -> 
 def test_a_store_in_use_is_not_upgraded(
     older: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    monkeypatch.setattr(database, "_LOCKED_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite_store, "_LOCKED_SECONDS", 0.1)
     holder = python(WRITES, older, mode)
     words = "is locked by another process"
     with pytest.raises(TrackingError, match=words), open_store(upgrade=True):
@@ -482,7 +482,7 @@ def test_a_database_that_is_locked_is_waited_for_when_it_is_opened(
 def test_a_database_that_stays_locked_is_called_so(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, create: bool
 ) -> None:
-    monkeypatch.setattr(database, "_LOCKED_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite_store, "_LOCKED_SECONDS", 0.1)
     holder = python(LOCKS, tmp_path / "mlflow.db")
     words = r"mlflow.db is locked by another process \(database is locked\)"
     with pytest.raises(TrackingError, match=words) as caught, open_store(create=create):

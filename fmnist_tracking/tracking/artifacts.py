@@ -12,8 +12,9 @@ from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import database, places
 from fmnist_tracking.tracking.experiments import experiment_ids, name_in_use
+from fmnist_tracking.tracking.sqlite_store import require_usable
 from fmnist_tracking.tracking.standing import live_runs
-from fmnist_tracking.tracking.store import Store, require_sqlite_file
+from fmnist_tracking.tracking.store import Store
 
 
 def relocate(store: Store) -> int:
@@ -31,7 +32,7 @@ def relocate(store: Store) -> int:
             f"Only a SQLite store can be relocated, and {store.public_uri} is none: whoever runs "
             "it knows where its files are."
         )
-    require_sqlite_file(path, create=True)
+    require_usable(path, create=False, write=True)
     live = live_runs(store, experiment_ids(store, None))
     if live:
         raise TrackingError(database.run_in_progress(live[0]))

@@ -3,19 +3,14 @@
 MLflow itself upgrades an older database, or makes its tables in somebody else's, when it opens it.
 """
 
-import contextlib
-import os
-import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import mlflow
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from mlflow import MlflowClient
 from mlflow.store.db.utils import _upgrade_db
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.engine import Engine
@@ -24,22 +19,11 @@ from sqlalchemy.pool import NullPool
 from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.results import RUNNING
-from fmnist_tracking.tracking import names
-from fmnist_tracking.tracking.failures import is_locked, tracking_error
+from fmnist_tracking.tracking import names, sqlite_store
 from fmnist_tracking.tracking.leases import Lease
-from fmnist_tracking.tracking.places import (
-    relocate,
-    sqlite_file,
-    sqlite_uri,
-    without_stray_folder,
-    working_folder,
-)
+from fmnist_tracking.tracking.places import sqlite_file, sqlite_uri
 
 _SECONDS = 5
-# For a database that another process has locked.
-_LOCKED_SECONDS = 20
-# What SQLite says, opened to read, of a file whose writer was killed in the middle.
-_HALF_WRITTEN = "readonly database"
 _OPEN_RUNS = (
     "SELECT runs.run_uuid, tags.value FROM runs JOIN tags ON tags.run_uuid = runs.run_uuid "
     f"WHERE runs.status = '{RUNNING}' AND tags.key = '{names.LEASE}'"
@@ -86,7 +70,7 @@ def require_current(uri: str, *, upgrade: bool = False) -> bool:
         SQLAlchemyError: it cannot be reached.
     """
     path = sqlite_file(uri)
-    if path is not None and (not path.exists() or path.stat().st_size == 0):
+    if path is not None and sqlite_store.is_yet_to_be_made(path):
         return False
     tables, revision = _look(uri)
     if not tables:
@@ -138,7 +122,7 @@ def _look(uri: str) -> tuple[set[str], str | None]:
     """Return the names of the tables, and the revision that MLflow's tables have."""
     path = sqlite_file(uri)
     if path is not None:
-        return _look_at_file(path)
+        return sqlite_store.look(path)
     engine = _engine(uri)
     try:
         tables = set(inspect(engine).get_table_names())
@@ -148,52 +132,6 @@ def _look(uri: str) -> tuple[set[str], str | None]:
             return tables, opened.execute(text("SELECT version_num FROM alembic_version")).scalar()
     finally:
         engine.dispose()
-
-
-def _look_at_file(path: Path) -> tuple[set[str], str | None]:
-    try:
-        try:
-            return _read(path, "ro")
-        except sqlite3.OperationalError as error:
-            if _HALF_WRITTEN not in str(error):
-                raise
-            if not can_be_written(path):
-                raise TrackingError(
-                    f"The MLflow store {path} is half written: a process that wrote to it was "
-                    "killed. What it left is undone by the first command that may write, but the "
-                    "file or its folder cannot be written by this user. Let its owner run "
-                    "`fmnist-track runs` once."
-                ) from None
-            return _read(path, "rw")  # SQLite undoes what was left half written
-    except sqlite3.OperationalError as error:
-        if is_locked(error):
-            raise tracking_error(sqlite_uri(path), error) from None
-        raise TrackingError(
-            f"The MLflow store {path} cannot be read ({error}). Check the disk, and the "
-            "permissions of the file and its folder."
-        ) from None
-    except sqlite3.DatabaseError as error:
-        raise TrackingError(
-            f"{path} cannot be read as a SQLite database ({error}). Name another file with "
-            "--tracking-uri."
-        ) from None
-
-
-def _read(path: Path, mode: str) -> tuple[set[str], str | None]:
-    address = f"file:{quote(str(path))}?mode={mode}"
-    connection = sqlite3.connect(address, uri=True, timeout=_LOCKED_SECONDS)
-    with contextlib.closing(connection):
-        rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        tables = {name for (name,) in rows}
-        if "alembic_version" not in tables:
-            return tables, None
-        versions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
-        return tables, versions[0][0] if versions else None
-
-
-def can_be_written(path: Path) -> bool:
-    """Whether this user may write a SQLite file, which takes its folder too."""
-    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
 
 
 def _engine(uri: str) -> Engine:
@@ -211,77 +149,18 @@ def _upgrade(uri: str, path: Path | None, head: str) -> None:
             _require_no_live_run(opened.execute(text(_OPEN_RUNS)))
         _upgrade_db(engine)  # type: ignore[no-untyped-call]
         return
-    with _held(path) as connection:
+    with sqlite_store.held(path) as connection:
         (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
         if revision == head:  # another process was quicker
             return
         _require_no_live_run(connection.execute(_OPEN_RUNS))
-        _copy(connection, path.with_name(f"{path.name}.{revision}.bak"))
+        sqlite_store.copy(connection, path.with_name(f"{path.name}.{revision}.bak"))
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
             new = Path(folder).resolve() / path.name
-            _copy(connection, new)
+            sqlite_store.copy(connection, new)
             engine = create_engine(sqlite_uri(new), poolclass=NullPool)
             _upgrade_db(engine)  # type: ignore[no-untyped-call]
-            _fill(connection, new)
-
-
-def make(path: Path) -> None:
-    """Make a new store elsewhere, then put it into a missing or empty file in one step.
-
-    MLflow builds its tables one after the other; killed in between, it leaves a file that it
-    can never open again.
-
-    Raises:
-        TrackingError: the file cannot be written, or is locked.
-    """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
-        new = Path(folder).resolve() / path.name
-        address = sqlite_uri(new)
-        with without_stray_folder(address):
-            MlflowClient(address).search_experiments(max_results=1)
-        # MLflow has given its own experiment a place in the working folder, wherever the store is.
-        relocate(new, {working_folder()}, to=path.parent)
-        with _held(path) as connection:
-            (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-            if tables == 0:  # else another process was quicker
-                _fill(connection, new)
-
-
-@contextlib.contextmanager
-def _held(path: Path) -> Iterator[sqlite3.Connection]:
-    """Keep all other processes out of a SQLite file, with what it has in a `-wal` put into it."""
-    try:
-        connection = sqlite3.connect(path, timeout=_LOCKED_SECONDS, isolation_level=None)
-        with contextlib.closing(connection):
-            (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
-            # So that the lock stays between transactions: a backup cannot be made within one.
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            connection.execute("PRAGMA journal_mode = DELETE")
-            connection.execute("BEGIN EXCLUSIVE")
-            connection.execute("COMMIT")
-            yield connection
-            connection.execute("PRAGMA locking_mode = NORMAL")
-            if mode == "wal":
-                connection.execute("PRAGMA journal_mode = WAL")
-    except (sqlite3.Error, OSError) as error:
-        if is_locked(error):
-            raise tracking_error(sqlite_uri(path), error) from None
-        raise TrackingError(
-            f"The MLflow store {path} cannot be written ({error}). Check the disk, and the "
-            "permissions of the file and its folder."
-        ) from None
-
-
-def _fill(connection: sqlite3.Connection, new: Path) -> None:
-    """Put another file's content in place of what a SQLite file has, wholly or not at all."""
-    with contextlib.closing(sqlite3.connect(new)) as content:
-        content.backup(connection)
-
-
-def _copy(connection: sqlite3.Connection, path: Path) -> None:
-    path.unlink(missing_ok=True)
-    with contextlib.closing(sqlite3.connect(path)) as copy:
-        connection.backup(copy)
+            sqlite_store.fill(connection, new)
 
 
 def _require_no_live_run(rows: Iterable[Any]) -> None:

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import FmnistTrackingError, TrackingError
-from fmnist_tracking.tracking import database, places
+from fmnist_tracking.tracking import database, places, sqlite_store
 from fmnist_tracking.tracking.failures import (
     Fault,
     is_of_store,
@@ -91,7 +91,7 @@ class Store:
     def can_be_written(self) -> bool:
         """Whether this user may write a SQLite store's file and folder; True for all others."""
         path = places.sqlite_file(self.uri)
-        return path is None or database.can_be_written(path)
+        return path is None or sqlite_store.can_be_written(path)
 
     def experiment_id(self, name: str) -> str:
         """The id of an experiment, created if there is none of that name.
@@ -186,7 +186,7 @@ def tracking_uri(uri: str | None = None) -> str:
 def is_yet_to_be_made(uri: str | None = None) -> bool:
     """Whether the store is a SQLite file that is not there yet, or empty."""
     path = places.sqlite_file(tracking_uri(uri))
-    return path is not None and (not path.exists() or path.stat().st_size == 0)
+    return path is not None and sqlite_store.is_yet_to_be_made(path)
 
 
 def require_can_be_made(uri: str | None = None) -> Path | None:
@@ -197,7 +197,7 @@ def require_can_be_made(uri: str | None = None) -> Path | None:
     """
     path = places.sqlite_file(tracking_uri(uri))
     if path is not None:
-        require_sqlite_file(path, create=True)
+        sqlite_store.require_usable(path, create=True)
     return path
 
 
@@ -312,19 +312,19 @@ def _require_store(uri: str, *, create: bool, write: bool, upgrade: bool) -> Non
     path = places.sqlite_file(uri)
     if path is not None:
         places.working_folder()  # MLflow wants one, wherever the file is
-        require_sqlite_file(path, create=create, write=write)
+        sqlite_store.require_usable(path, create=create, write=write)
     if uri.startswith(("http://", "https://")):
         _require_server(uri)
     elif database.is_database(uri):
         if not database.require_current(uri, upgrade=upgrade):
             if not create:
-                raise TrackingError(_no_store(path or without_user(uri)))
+                raise TrackingError(sqlite_store.no_store(path or without_user(uri)))
             if path is not None:
-                database.make(path)
+                sqlite_store.make(path)
     elif is_local_uri(uri):  # type: ignore[no-untyped-call]
         folder = places.local_path(uri) or places.working_folder() / uri
         if not create and not folder.is_dir():
-            raise TrackingError(_no_store(folder))
+            raise TrackingError(sqlite_store.no_store(folder))
 
 
 def _require_server(uri: str) -> None:
@@ -351,46 +351,3 @@ def _require_server(uri: str) -> None:
             f"recorded here. Expected {oldest} or newer: upgrade the server, or name another with "
             "--tracking-uri."
         )
-
-
-def require_sqlite_file(path: Path, *, create: bool, write: bool = False) -> None:
-    """Refuse a file that this user cannot use as a SQLite store.
-
-    Args:
-        path: of the file.
-        create: whether it is to be made if it is not there, and written.
-        write: whether it is to be written.
-
-    Raises:
-        TrackingError: it is missing, no file, or may not be read or written.
-    """
-    if path.exists():
-        if not path.is_file():
-            raise TrackingError(
-                f"Expected {path} to be a SQLite file, but it is a folder or a device. Name "
-                "another with --tracking-uri."
-            )
-        if (create or write) and not database.can_be_written(path):
-            raise TrackingError(
-                f"The MLflow store {path} cannot be written by this user. Change the permissions "
-                "of the file and its folder, or name another with --tracking-uri."
-            )
-        if not os.access(path, os.R_OK):
-            raise TrackingError(
-                f"The MLflow store {path} cannot be read by this user. Change its permissions, or "
-                "name another with --tracking-uri."
-            )
-    elif create and not os.access(path.parent, os.W_OK):
-        raise TrackingError(
-            f"The MLflow store {path} cannot be created: its folder is missing or cannot be "
-            "written. Work in another folder, or name a store with --tracking-uri."
-        )
-    elif not create:
-        raise TrackingError(_no_store(path))
-
-
-def _no_store(where: object) -> str:
-    return (
-        f"There is no MLflow store {where} yet. Run `fmnist-track search` first, or go to the "
-        "folder where you ran it, or name the store with --tracking-uri."
-    )
