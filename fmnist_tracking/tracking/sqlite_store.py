@@ -163,10 +163,12 @@ def held(path: Path) -> Iterator[sqlite3.Connection]:
             connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute("BEGIN EXCLUSIVE")
             connection.execute("COMMIT")
-            yield connection
-            connection.execute("PRAGMA locking_mode = NORMAL")
-            if mode == "wal":
-                connection.execute("PRAGMA journal_mode = WAL")
+            try:
+                yield connection
+            finally:
+                connection.execute("PRAGMA locking_mode = NORMAL")
+                if mode == "wal":
+                    connection.execute("PRAGMA journal_mode = WAL")
     except (sqlite3.Error, OSError) as error:
         if is_locked(error):
             raise tracking_error(sqlite_uri(path), error) from None
