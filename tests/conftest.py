@@ -111,6 +111,25 @@ def store(tmp_path: Path, empty_store: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Gives a folder that is a file system of its own."""
+    mounted = []
+
+    def give(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "none", str(folder)], capture_output=True)
+        if done.returncode != 0:
+            pytest.skip("needs the right to mount a file system")
+        mounted.append(folder)
+        return folder
+
+    yield give
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
 def command(tmp_path: Path, cache: Path) -> Run:
     """Runs `fmnist-track` as a person does, in a process of its own, in an empty folder."""
 

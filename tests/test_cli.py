@@ -420,3 +420,14 @@ def test_an_empty_option_is_not_given() -> None:
     file = Path("grid.yaml")
     file.write_text("filters: [24, 48]")
     assert space_of(file=file, texts={"filters": "", "strides": ""}) == {"filters": (24, 48)}
+
+
+def test_an_error_of_the_system_is_told_in_a_line(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise OSError(28, "No space left on device", "/tmp/file")
+
+    monkeypatch.setattr(checks, "data", fail)
+    status, _, err = call("data")
+    assert (status, err) == (1, "Error: No space left on device: /tmp/file.\n")

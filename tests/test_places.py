@@ -1,7 +1,10 @@
 """SQLite stores in folders of any name, moved, copied, made anew, and named in odd ways."""
 
+import contextlib
 import os
 import shutil
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -124,6 +127,62 @@ def test_files_that_were_put_elsewhere_on_purpose_stay_there(
         assert store.moved_from == frozenset()
 
 
+@pytest.fixture
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store with an experiment whose files are on a disk that was taken away since."""
+    here = inside(tmp_path / "here", monkeypatch)
+    disk = tmp_path / "disk"
+    (disk / "mlruns" / "5").mkdir(parents=True)
+    with open_store(create=True) as store:
+        fill(store)
+        store.client.create_experiment("large", (disk / "mlruns" / "5").as_uri())
+    disk.rename(tmp_path / "taken away")
+    return here
+
+
+@pytest.mark.parametrize("files", [True, False])
+def test_a_disk_that_is_not_there_is_no_store_that_was_moved(
+    away: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, files: bool
+) -> None:
+    with open_store(files=files) as store:
+        assert store.moved_from == frozenset()
+        assert tracking.choose_experiment(store, "fashion-mnist")
+        another = fill(store)
+        assert read(store, another) == "kept"
+    (line,) = caplog.messages
+    assert f"files at {tmp_path}/disk/mlruns are not reached" in line
+
+
+def test_nothing_is_put_where_a_disk_is_not_there(away: Path, tmp_path: Path) -> None:
+    with open_store() as store:
+        with pytest.raises(TrackingError, match=f"files at {tmp_path}/disk/mlruns are not reached"):
+            tracking.choose_experiment(store, "large")
+        large = store.client.get_experiment_by_name("large")
+        assert large is not None
+        with pytest.raises(TrackingError, match="are not reached"):
+            tracking.try_artifacts(store, large.experiment_id)
+    assert not (tmp_path / "disk").exists()
+    (tmp_path / "taken away").rename(tmp_path / "disk")
+    with open_store() as store:
+        assert tracking.choose_experiment(store, "large") == large.experiment_id
+
+
+def test_a_store_that_was_moved_is_told_from_a_disk_that_is_not_there(
+    away: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = tmp_path / "there"
+    away.rename(there)
+    monkeypatch.chdir(there)
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    with open_store(files=False) as store:
+        assert store.moved_from == {away}
+        assert tracking.relocate(store) > 0
+    with open_store() as store:
+        large = store.client.get_experiment_by_name("large")
+        assert large is not None
+        assert large.artifact_location == f"file://{tmp_path}/disk/mlruns/5"
+
+
 def test_a_store_is_not_relocated_under_a_search(store: Store) -> None:
     run = store.client.create_run(store.experiment_id("fashion-mnist"))
     store.client.set_tag(run.info.run_id, "fmnist.role", "search")
@@ -158,6 +217,20 @@ def test_a_store_is_known_by_what_it_is_not_by_its_address(
         assert store.identity(store.experiment_id("fashion-mnist")) == one
 
 
+def test_copies_of_a_store_are_told_apart_on_whatever_disk(
+    store: Store, tmp_path: Path, mount: Callable[[str], Path]
+) -> None:
+    known = [store.identity("0")]
+    for name in ("one", "other"):
+        disk = mount(name)
+        shutil.copyfile(tmp_path / "mlflow.db", disk / "mlflow.db")
+        with open_store(f"sqlite:///{disk}/mlflow.db", files=False) as opened:
+            known.append(opened.identity("0"))
+    inodes = {(tmp_path / name / "mlflow.db").stat().st_ino for name in ("one", "other")}
+    assert len(inodes) == 1  # the first file of either
+    assert len(set(known)) == 3
+
+
 @pytest.mark.parametrize(
     ("uri", "meant"),
     [
@@ -190,6 +263,70 @@ def test_an_address_that_is_nearly_one_leads_to_the_right_one(
     assert list(tmp_path.iterdir()) == []
 
 
+SPELLED = (
+    *("sqlite+pysqlite:///{}", "SQLite:///{}", "SQLITE+PYSQLITE:///{}"),
+    *("sqlite:///{}?timeout=30", "sqlite+pysqlite:///{}?timeout=30&check_same_thread=false"),
+)
+
+
+@pytest.mark.parametrize("spelled", SPELLED)
+def test_however_a_sqlite_address_is_spelled_the_file_is_looked_at_first(
+    tmp_path: Path, spelled: str
+) -> None:
+    theirs = tmp_path / "theirs.db"
+    for create in (True, False):
+        if not create:
+            with (
+                pytest.raises(TrackingError, match="There is no MLflow store"),
+                open_store(spelled.format(theirs)),
+            ):
+                pass
+            assert list(tmp_path.iterdir()) == []
+        theirs.touch()
+        with contextlib.closing(sqlite3.connect(theirs)) as rows:
+            rows.execute("CREATE TABLE IF NOT EXISTS notes (text TEXT)")
+        before = theirs.read_bytes()
+        with (
+            pytest.raises(TrackingError, match="not of MLflow"),
+            open_store(spelled.format(theirs), create=create),
+        ):
+            pass
+        assert theirs.read_bytes() == before
+        theirs.unlink()
+
+
+@pytest.mark.parametrize("spelled", SPELLED)
+def test_however_a_sqlite_address_is_spelled_it_is_the_same_store(
+    store: Store, tmp_path: Path, spelled: str
+) -> None:
+    with open_store(spelled.format("mlflow.db")) as opened:
+        assert opened.identity("0") == store.identity("0")
+        assert opened.uri.startswith(store.uri)
+        assert opened.uri.partition("?")[2] == spelled.partition("?")[2]
+        assert opened.can_be_written
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:///file:mlflow.db?mode=ro&uri=true", "sqlite:///mlflow.db?uri=true"]
+)
+def test_sqlite_s_own_kind_of_address_is_refused(store: Store, tmp_path: Path, uri: str) -> None:
+    for create in (True, False):
+        with (
+            pytest.raises(TrackingError, match=rf"Example: sqlite:///{tmp_path}/mlflow.db"),
+            open_store(uri, create=create),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("uri", ["databricks", "databricks://profile", "odd://x"])
+def test_an_address_that_another_package_serves_is_left_to_mlflow(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(TrackingError) as caught, open_store(uri):
+        pass
+    assert "There is no MLflow store" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_folder_is_made_by_looking(tmp_path: Path) -> None:
     for uri in (
         "./mlruns",
@@ -207,12 +344,26 @@ def test_a_working_folder_that_was_removed(tmp_path: Path, monkeypatch: pytest.M
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    for create in (True, False):
-        with (
-            pytest.raises(TrackingError, match="The working folder is not there any more"),
-            open_store(create=create),
-        ):
-            pass
+    for uri in (
+        *(None, "mlflow.db", "sqlite:mlflow.db", "sqlite://", "sqlite:///mlflow.db"),
+        *("sqlite+pysqlite:///a/b.db", "./mlruns", f"sqlite:///{tmp_path}/mlflow.db"),
+    ):
+        for create in (True, False):
+            with (
+                pytest.raises(TrackingError, match="The working folder is not there any more"),
+                open_store(uri, create=create),
+            ):
+                pass
+
+
+def test_a_stray_folder_is_removed_when_opening_fails(tmp_path: Path) -> None:
+    with (
+        contextlib.suppress(ValueError),
+        places.without_stray_folder(f"sqlite:///{tmp_path}/a%20b/c/mlflow.db"),
+    ):
+        (tmp_path / "a%20b" / "c").mkdir(parents=True)
+        raise ValueError
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:

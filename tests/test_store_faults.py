@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import importlib
 import json
 import os
 import sqlite3
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.db.db_types import SQLITE
 from mlflow.store.db.utils import _get_managed_session_maker
 from sqlalchemy import create_engine, orm, text
@@ -24,7 +26,7 @@ from conftest import Run
 from fmnist_tracking import tracking
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import Store, open_store
-from fmnist_tracking.tracking.failures import Fault, sort, tracking_error
+from fmnist_tracking.tracking.failures import Fault, opening_error, sort, tracking_error
 from test_end_to_end import free_port, serving
 
 SMALL = (
@@ -98,6 +100,8 @@ def test_a_locked_database_passes(store: Store, tmp_path: Path) -> None:
     holder.close()
     assert "locked" in str(error)
     assert sort(error) is Fault.PASSING
+    assert "is locked by another process" in str(tracking_error(store.uri, error))
+    assert "is locked by another process" in str(opening_error(store.uri, error))
 
 
 def test_a_database_that_may_not_be_written_is_final(store: Store, tmp_path: Path) -> None:
@@ -171,13 +175,76 @@ def test_a_search_says_at_once_that_files_cannot_be_kept(
 
 def test_files_are_written_read_and_removed_without_a_trace(store: Store, tmp_path: Path) -> None:
     experiment = store.experiment_id("fashion-mnist")
-    assert "mlruns/fashion-mnist" in tracking.try_artifacts(store, experiment)
+    place = tracking.try_artifacts(store, experiment)
+    assert place is not None
+    assert "mlruns/fashion-mnist" in place
     assert not (tmp_path / "mlruns").exists()
     run = store.client.create_run(experiment)
     store.client.log_text(run.info.run_id, "text", "file.txt")
     before = sorted((tmp_path / "mlruns").rglob("*"))
     tracking.try_artifacts(store, experiment)
     assert sorted((tmp_path / "mlruns").rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", [None, "mine"])
+def test_before_the_first_search_its_own_place_is_tried(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    if name is not None:
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
+    # MLflow's own experiment is none of the search's: it may be anywhere, or not be there.
+    for statement in (
+        "UPDATE experiments SET artifact_location = 's3://bucket/here'",
+        "DELETE FROM experiments",
+    ):
+        with contextlib.closing(sqlite3.connect("mlflow.db")) as rows, rows:
+            rows.execute(statement)
+        place = tracking.try_artifacts(store, None)
+        assert place == (tmp_path / "mlruns" / (name or "fashion-mnist")).as_uri()
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_a_file_that_cannot_be_read_back_is_removed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = store.experiment_id("fashion-mnist")
+
+    def fail(*_: object, **__: object) -> str:
+        raise MlflowException("cannot be read back")
+
+    monkeypatch.setattr(LocalArtifactRepository, "download_artifacts", fail)
+    with pytest.raises(TrackingError, match="cannot be read back"), open_store() as opened:
+        tracking.try_artifacts(opened, experiment)
+    assert not (tmp_path / "mlruns").exists()
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda: Path("folder").read_text(),
+        lambda: Path("nowhere", "at", "all").read_text(),
+        lambda: Path("folder").mkdir(),
+        lambda: importlib.import_module("no_such_package"),
+    ],
+)
+def test_an_error_of_other_files_and_packages_is_not_the_store_s(
+    store: Store, action: Callable[[], object]
+) -> None:
+    Path("folder").mkdir()
+    kind = type(raised(action))
+    with pytest.raises(kind), open_store():
+        action()
+
+
+def test_an_error_of_the_files_of_runs_is_the_store_s(store: Store, tmp_path: Path) -> None:
+    run = store.client.create_run(store.experiment_id("fashion-mnist"))
+    (tmp_path / "mlruns").touch()  # a file in place of the folder
+    for action in (
+        lambda: store.client.log_text(run.info.run_id, "text", "file.txt"),
+        lambda: mlflow.artifacts.load_text(f"{run.info.artifact_uri}/file.txt"),
+    ):
+        with pytest.raises(TrackingError, match="MLflow failed at"), open_store():
+            action()
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ def command(
                 function(*args, **kwargs)
             except FmnistTrackingError as error:
                 _fail(f"Error: {error}", error.exit_status)
+            except OSError as error:  # a full disk for temporary files, for instance
+                _fail(f"Error: {error.strerror or error}{_of_file(error)}.", 1)
             except Terminated:
                 _fail("Stopped by a signal." + (_how_to_resume() if resumable else ""), 143)
             except KeyboardInterrupt:
@@ -60,6 +62,10 @@ def command(
         return run
 
     return register
+
+
+def _of_file(error: OSError) -> str:
+    return "" if error.filename is None else f": {error.filename}"
 
 
 def _paragraphs(function: Callable[..., None]) -> str:

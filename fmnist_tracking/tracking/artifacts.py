@@ -5,14 +5,16 @@ import tempfile
 import uuid
 from pathlib import Path
 
+from mlflow.entities import Experiment
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking import places
-from fmnist_tracking.tracking.experiments import experiment_ids
+from fmnist_tracking.tracking import database, places
+from fmnist_tracking.tracking.experiments import experiment_ids, name_in_use
+from fmnist_tracking.tracking.sqlite_store import require_usable
 from fmnist_tracking.tracking.standing import live_runs
-from fmnist_tracking.tracking.store import Store, require_sqlite_file
+from fmnist_tracking.tracking.store import Store
 
 
 def relocate(store: Store) -> int:
@@ -30,30 +32,30 @@ def relocate(store: Store) -> int:
             f"Only a SQLite store can be relocated, and {store.public_uri} is none: whoever runs "
             "it knows where its files are."
         )
-    require_sqlite_file(path, create=True)
+    require_usable(path, create=False, write=True)
     live = live_runs(store, experiment_ids(store, None))
     if live:
-        raise TrackingError(
-            f"The run {live[0][:8]} of this store is in progress. Wait for it to end, or stop it, "
-            "and give this command again."
-        )
+        raise TrackingError(database.run_in_progress(live[0]))
     return places.relocate(path, store.moved_from)
 
 
-def try_artifacts(store: Store, experiment_id: str | None) -> str:
+def try_artifacts(store: Store, experiment_id: str | None) -> str | None:
     """Write a small file where an experiment keeps those of its runs, read it and remove it.
 
     Args:
         store: the store.
-        experiment_id: of the experiment; None for MLflow's own, while there is no other.
+        experiment_id: of the experiment; None if the first search is yet to make it.
 
     Returns:
-        The place, as it may be shown.
+        The place, as it may be shown; None if only a first search will tell.
 
     Raises:
-        TrackingError: another content came back.
+        TrackingError: another content came back, or the place is on a disk that is not there.
     """
-    location = store.client.get_experiment(experiment_id or "0").artifact_location
+    location = _location(store, experiment_id)
+    if location is None:
+        return None
+    store.require_reached(location)
     folder = places.local_path(location)
     missing = []
     while folder is not None and not folder.exists():
@@ -65,10 +67,15 @@ def try_artifacts(store: Store, experiment_id: str | None) -> str:
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch, name)
             file.write_text(name)
-            repository.log_artifact(str(file))  # type: ignore[no-untyped-call]
             back = Path(scratch, "back")
             back.mkdir()
-            repository.download_artifacts(name, str(back))  # type: ignore[no-untyped-call]
+            try:
+                repository.log_artifact(str(file))  # type: ignore[no-untyped-call]
+                repository.download_artifacts(name, str(back))  # type: ignore[no-untyped-call]
+            except Exception:
+                with contextlib.suppress(Exception):  # the first error is the one to tell
+                    repository.delete_artifacts(name)  # type: ignore[no-untyped-call]
+                raise
             same = (back / name).read_text() == name
         repository.delete_artifacts(name)  # type: ignore[no-untyped-call]
     finally:
@@ -78,3 +85,14 @@ def try_artifacts(store: Store, experiment_id: str | None) -> str:
     if not same:
         raise TrackingError(f"{without_user(location)} gives back another file than was written.")
     return without_user(location)
+
+
+def _location(store: Store, experiment_id: str | None) -> str | None:
+    if experiment_id is None:
+        path = places.sqlite_file(store.uri)
+        if path is not None:
+            return places.files_of(path, name_in_use(store, None))
+        # A server puts a new experiment where it has put MLflow's own.
+        found = store.client.get_experiment_by_name(Experiment.DEFAULT_EXPERIMENT_NAME)
+        return None if found is None else str(found.artifact_location)
+    return str(store.client.get_experiment(experiment_id).artifact_location)

@@ -3,27 +3,31 @@
 MLflow itself upgrades an older database, or makes its tables in somebody else's, when it opens it.
 """
 
-import contextlib
-import os
-import shutil
-import sqlite3
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import mlflow
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from mlflow.store.db.utils import _upgrade_db
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import NullPool
 
 from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.results import RUNNING
+from fmnist_tracking.tracking import names, sqlite_store
+from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.places import sqlite_file, sqlite_uri
 
 _SECONDS = 5
-_LOCKED_SECONDS = 20
+_OPEN_RUNS = (
+    "SELECT runs.run_uuid, tags.value FROM runs JOIN tags ON tags.run_uuid = runs.run_uuid "
+    f"WHERE runs.status = '{RUNNING}' AND tags.key = '{names.LEASE}'"
+)
 # The releases of MLflow whose tables have each revision, of those that others may still use.
 _RELEASES = {
     "0584bdc529eb": "2.22",
@@ -66,7 +70,7 @@ def require_current(uri: str, *, upgrade: bool = False) -> bool:
         SQLAlchemyError: it cannot be reached.
     """
     path = sqlite_file(uri)
-    if path is not None and (not path.exists() or path.stat().st_size == 0):
+    if path is not None and sqlite_store.is_yet_to_be_made(path):
         return False
     tables, revision = _look(uri)
     if not tables:
@@ -82,7 +86,7 @@ def require_current(uri: str, *, upgrade: bool = False) -> bool:
         )
     script = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
     head = script.get_current_head()
-    if revision == head:
+    if head is None or revision == head:
         return True
     installed = f"the installed one is {mlflow.__version__}"
     try:
@@ -100,7 +104,7 @@ def require_current(uri: str, *, upgrade: bool = False) -> bool:
             "`fmnist-track doctor --upgrade-store` does it and keeps a copy. Or name another store "
             "with --tracking-uri."
         )
-    _upgrade(uri, path, revision)
+    _upgrade(uri, path, head)
     return True
 
 
@@ -118,19 +122,7 @@ def _look(uri: str) -> tuple[set[str], str | None]:
     """Return the names of the tables, and the revision that MLflow's tables have."""
     path = sqlite_file(uri)
     if path is not None:
-        try:
-            with contextlib.closing(_connect_to_read(path)) as connection:
-                rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-                tables = {name for (name,) in rows}
-                if "alembic_version" not in tables:
-                    return tables, None
-                versions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
-                return tables, versions[0][0] if versions else None
-        except sqlite3.DatabaseError as error:
-            raise TrackingError(
-                f"{path} cannot be read as a SQLite database ({error}). Name another file with "
-                "--tracking-uri."
-            ) from None
+        return sqlite_store.look(path)
     engine = _engine(uri)
     try:
         tables = set(inspect(engine).get_table_names())
@@ -142,11 +134,6 @@ def _look(uri: str) -> tuple[set[str], str | None]:
         engine.dispose()
 
 
-def _connect_to_read(path: Path) -> sqlite3.Connection:
-    address = f"file:{quote(str(path))}?mode=ro"
-    return sqlite3.connect(address, uri=True, timeout=_LOCKED_SECONDS)
-
-
 def _engine(uri: str) -> Engine:
     arguments: dict[str, Any] = {}
     if uri.startswith(("postgresql", "mysql")):
@@ -154,23 +141,38 @@ def _engine(uri: str) -> Engine:
     return create_engine(uri, poolclass=NullPool, connect_args=arguments)
 
 
-def _upgrade(uri: str, path: Path | None, revision: str) -> None:
+def _upgrade(uri: str, path: Path | None, head: str) -> None:
     """Do what `mlflow db upgrade` does; to a SQLite file in one step, so that it may be cut off."""
-    from mlflow.store.db.utils import _upgrade_db
-
     if path is None:
-        _upgrade_db(_engine(uri))  # type: ignore[no-untyped-call]
-        return
-    kept = path.with_name(f"{path.name}.{revision}.bak")
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        shutil.copy2(path, kept)
-        shutil.copy2(path, new)
-        engine = create_engine(sqlite_uri(new), poolclass=NullPool)
+        engine = _engine(uri)
+        with engine.connect() as opened:
+            _require_no_live_run(opened.execute(text(_OPEN_RUNS)))
         _upgrade_db(engine)  # type: ignore[no-untyped-call]
-        engine.dispose()
-        new.replace(path)
-    except OSError as error:
-        raise TrackingError(f"Cannot upgrade {path}: {error}.") from None
-    finally:
-        new.unlink(missing_ok=True)
+        return
+    with sqlite_store.held(path) as connection:
+        (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        if revision == head:  # another process was quicker
+            return
+        _require_no_live_run(connection.execute(_OPEN_RUNS))
+        sqlite_store.copy(connection, path.with_name(f"{path.name}.{revision}.bak"))
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
+            new = Path(folder).resolve() / path.name
+            sqlite_store.copy(connection, new)
+            engine = create_engine(sqlite_uri(new), poolclass=NullPool)
+            _upgrade_db(engine)  # type: ignore[no-untyped-call]
+            sqlite_store.fill(connection, new)
+
+
+def _require_no_live_run(rows: Iterable[Any]) -> None:
+    for run_id, text_of_lease in rows:
+        lease = Lease.read({names.LEASE: text_of_lease})
+        if lease is not None and lease.is_live():
+            raise TrackingError(run_in_progress(run_id))
+
+
+def run_in_progress(run_id: str) -> str:
+    """Say, in a line, that a store cannot be changed while a run of it is in progress."""
+    return (
+        f"The run {run_id[:8]} of this store is in progress. Wait for it to end, or stop it, "
+        "and give this command again."
+    )

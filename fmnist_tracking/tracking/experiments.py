@@ -76,12 +76,22 @@ def choose_experiment(store: Store, name: str | None, adopted: str | None = None
 
     Raises:
         ConfigError: it is given in two ways that differ.
-        TrackingError: it was deleted.
+        TrackingError: it was deleted, or its files are on a disk that is not there.
     """
     found = existing_experiment(store, name, adopted)
     if found is not None:
+        store.require_reached(store.client.get_experiment(found).artifact_location)
         return found
-    return store.experiment_id(_given(store, name) or DEFAULT_EXPERIMENT)
+    return store.experiment_id(name_in_use(store, name))
+
+
+def name_in_use(store: Store, name: str | None) -> str:
+    """Return the name of the experiment to put runs in, whether it is there or not.
+
+    Raises:
+        ConfigError: it is given in two ways that differ.
+    """
+    return _given(store, name) or DEFAULT_EXPERIMENT
 
 
 def existing_experiment(store: Store, name: str | None, adopted: str | None = None) -> str | None:
@@ -91,7 +101,7 @@ def existing_experiment(store: Store, name: str | None, adopted: str | None = No
         _require_equal({**_ways(store, name), "the run of `mlflow run`": experiment.name})
         require_active(experiment)
         return str(experiment.experiment_id)
-    found = store.client.get_experiment_by_name(_given(store, name) or DEFAULT_EXPERIMENT)
+    found = store.client.get_experiment_by_name(name_in_use(store, name))
     if found is None:
         return None
     require_active(found)

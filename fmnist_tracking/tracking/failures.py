@@ -2,11 +2,14 @@
 
 import errno
 import re
+import sqlite3
 import traceback
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
+import mlflow
+from alembic.util import CommandError
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.utils.credentials import read_mlflow_creds
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLAlchemyError
@@ -19,6 +22,8 @@ _TRY_AGAIN = {408, 409, 429}
 _LASTING = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 # Packages whose errors are of the place where artifacts are kept.
 _STORAGE = ("botocore", "boto3", "google", "azure", "paramiko", "pysftp", "requests", "urllib3")
+_OF_STORES = (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error)
+_MLFLOW = Path(mlflow.__file__).parent
 # That holds a module, where the names differ.
 _PACKAGES = {
     "google": "google-cloud-storage",
@@ -38,6 +43,7 @@ _STAYS = re.compile(
     "|SignatureDoesNotMatch|mlflow-artifacts URI was supplied|Could not find a registered artifact"
     "|CERTIFICATE_VERIFY_FAILED"
 )
+_LOCKED = re.compile("database (table )?is locked")
 # What MLflow says of an answer that is not in the form of its errors: of a gateway, for instance.
 _ANSWERED = re.compile(r"failed with error code (5\d\d|408|409|429)|not in a valid JSON format")
 _CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -89,7 +95,7 @@ def tracking_error(uri: str, error: BaseException | None) -> TrackingError:
             "server speaks plain HTTP, name it with http://"
         )
     missing = next((one for one in _chain(error) if isinstance(one, ModuleNotFoundError)), None)
-    if missing is not None:
+    if missing is not None and _passes(missing, _MLFLOW / "store" / "artifact"):
         return TrackingError(
             f"The place where {without_user(uri)} keeps the files of runs needs the Python package "
             f"{missing.name}, which is not installed. Install it: pip install "
@@ -100,6 +106,12 @@ def tracking_error(uri: str, error: BaseException | None) -> TrackingError:
             f"The store {without_user(uri)} is a database, but keeps the files of its runs at "
             "mlflow-artifacts:/, which only a tracking server can reach. Name that server with "
             "--tracking-uri, or choose another experiment with --experiment."
+        )
+    if error is not None and is_locked(error):
+        return TrackingError(
+            f"The MLflow store {without_user(uri)} is locked by another process "
+            f"({_first_line(error)}). Wait for it to end, or stop it, and give the same command "
+            "again."
         )
     if error is not None and sort(error) is Fault.OURS:
         return TrackingError(
@@ -132,7 +144,7 @@ def registry_error(uri: str, name: str, error: BaseException) -> TrackingError:
 def opening_error(uri: str, error: BaseException) -> TrackingError:
     """What went wrong when a store was first spoken to, in a line."""
     known, text = tracking_error(uri, error), str(error)
-    if isinstance(error, RestException):
+    if isinstance(error, RestException) or is_locked(error):
         return known
     unreachable = _UNREACHABLE.search(text)
     if unreachable or isinstance(error, OperationalError):
@@ -192,13 +204,36 @@ def sort(error: BaseException) -> Fault:
         # MLflow's code for what is wrong with a request or a setting is 500 too, if raised here.
         passes = status in (503, *_TRY_AGAIN) or _ANSWERED.search(text)
         return Fault.PASSING if passes else Fault.FINAL
-    known = isinstance(error, OSError) or type(error).__module__.split(".")[0] in _STORAGE
+    known = isinstance(error, (OSError, *_OF_STORES)) or _is_of_storage(error)
     return Fault.FINAL if known else Fault.OURS
+
+
+def is_of_store(error: BaseException) -> bool:
+    """Whether an error comes from a store or its files, not from others that are used meanwhile."""
+    return any(
+        isinstance(one, _OF_STORES) or _is_of_storage(one) or _passes(one, _MLFLOW)
+        for one in _chain(error)
+    )
+
+
+def _is_of_storage(error: BaseException) -> bool:
+    return type(error).__module__.split(".")[0] in _STORAGE
+
+
+def _passes(error: BaseException, folder: Path) -> bool:
+    """Whether an error came through code of a folder."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(folder in Path(frame.f_code.co_filename).parents for frame, _ in frames)
 
 
 def is_passing(error: BaseException) -> bool:
     """Whether an error may go away by itself."""
     return sort(error) is Fault.PASSING
+
+
+def is_locked(error: BaseException) -> bool:
+    """Whether an error says that another process has locked a SQLite database."""
+    return bool(_LOCKED.search(str(error)))
 
 
 def is_refused(error: BaseException) -> bool:

@@ -20,6 +20,8 @@ from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
 
 _SQLITE = "sqlite:///"
+# However it is spelled: with a driver's name in it, or in capitals.
+_ANY_SQLITE = re.compile(r"^sqlite(\+\w+)?:", re.IGNORECASE)
 _DEFAULT_FILE = "mlflow.db"
 _FILES = "mlruns"
 _HOST = re.compile(r"(localhost|[\w-]+(\.[\w-]+)*):\d+(/.*)?")
@@ -44,32 +46,48 @@ def default_uri() -> str | None:
     """
     if is_tracking_uri_set():  # type: ignore[no-untyped-call]
         return None
+    return sqlite_uri(working_folder() / _DEFAULT_FILE)
+
+
+def working_folder() -> Path:
+    """Return the working folder.
+
+    Raises:
+        TrackingError: it was removed.
+    """
     try:
-        return sqlite_uri(Path.cwd() / _DEFAULT_FILE)
+        return Path.cwd()
     except FileNotFoundError:
         raise TrackingError(
-            "The working folder is not there any more. Change to another folder, or name the "
-            "store with --tracking-uri."
+            "The working folder is not there any more. Change to another folder, and give this "
+            "command again."
         ) from None
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the full path of the file behind an address; None if it is not SQLite's."""
-    if not uri.startswith("sqlite:"):
+    """Return the full path of the file behind an address; None if it is not SQLite's.
+
+    Raises:
+        TrackingError: it names no file, or is relative to a working folder that was removed.
+    """
+    plain, many = _ANY_SQLITE.subn("sqlite:", uri)
+    if not many:
         return None
     try:
-        database = make_url(uri).database
+        url = make_url(plain)
+        database, is_plain = url.database, "uri" not in url.query
     except ArgumentError:
-        database = None
-    if not database or database == ":memory:" or not uri.startswith(_SQLITE):
+        database, is_plain = None, False
+    if not database or database == ":memory:" or not plain.startswith(_SQLITE) or not is_plain:
         raise TrackingError(
             f"Expected the address of a SQLite file, got {uri!r}. "
-            f"Example: {_SQLITE}{Path.cwd() / _DEFAULT_FILE}"
+            f"Example: {_SQLITE}{working_folder() / _DEFAULT_FILE}"
         )
     path = Path(database)
     decoded = Path(unquote(database))
     # MLflow percent-encodes its default, and SQLAlchemy before 2.1 does not decode it.
-    return Path(os.path.abspath(decoded if decoded.exists() and not path.exists() else path))
+    path = decoded if decoded.exists() and not path.exists() else path
+    return Path(os.path.normpath(path if path.is_absolute() else working_folder() / path))
 
 
 def sqlite_uri(path: Path) -> str:
@@ -92,16 +110,18 @@ def resolve(uri: str) -> str:
     """Return the address in full; of a SQLite store, one that means the same in every folder.
 
     Raises:
-        TrackingError: it is none; the message has the one that was probably meant.
+        TrackingError: it is none, and then the message has the one that was probably meant; or it
+            is relative to a working folder that was removed.
     """
     path = sqlite_file(uri)
     if path is not None:
-        return sqlite_uri(path)
+        _, mark, parameters = uri.partition("?")  # for SQLAlchemy, such as ?timeout=30
+        return sqlite_uri(path) + mark + parameters
     meant = None
     if _HOST.fullmatch(uri):
         meant = f"http://{uri}"
     elif "://" not in uri and uri.endswith((".db", ".sqlite", ".sqlite3")):
-        meant = sqlite_uri(Path.cwd() / uri)
+        meant = sqlite_uri(working_folder() / uri)
     elif re.fullmatch(r"https?:/?[^/].*", uri):
         scheme, _, rest = uri.partition(":")
         meant = f"{scheme}://{rest.lstrip('/')}"
@@ -121,10 +141,12 @@ def without_stray_folder(uri: str) -> Iterator[None]:
     while literal is not None and not literal.exists():
         made.append(literal)
         literal = literal.parent
-    yield
-    with contextlib.suppress(OSError):
-        for folder in made:
-            folder.rmdir()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 def files_of(database: Path, name: str) -> str:
@@ -140,27 +162,46 @@ def local_path(address: str) -> Path | None:
     return Path(address) if address.startswith("/") else None
 
 
-def moved_from(database: Path, address: str) -> Path | None:
-    """Return the folder in which a store was when it wrote an address of files.
+def elsewhere(database: Path, addresses: Iterable[str]) -> tuple[frozenset[Path], frozenset[Path]]:
+    """Find the folders, other than its own, that a store names for `mlruns` and that are gone.
 
     Args:
         database: the store's file.
-        address: of an experiment's files, as the store has it.
+        addresses: of its experiments' files, as the store has them.
 
     Returns:
-        The folder that held the database then; None if the address is right, or names a place
-        that has nothing to do with where the database is.
+        Folders that held the database before it was moved or copied: their files are here, or none
+        of the experiments has its place here. And folders that are out of reach, on a disk that is
+        not mounted for instance. A folder that is there was chosen on purpose, and is in neither.
     """
-    location = local_path(address)
-    if location is None or _FILES not in location.parts:
-        return None
-    parts = location.parts
-    at = len(parts) - 1 - parts[::-1].index(_FILES)
-    base, rest = Path(*parts[:at]), Path(*parts[at:])
     here = database.parent
-    if base == here or _is_same(base, here):
-        return None
-    return base if (here / rest).exists() or not base.exists() else None
+    held: set[Path] = set()
+    gone: set[Path] = set()
+    some_lie_here = False
+    for address in addresses:
+        location = local_path(address)
+        if location is None or _FILES not in location.parts:
+            continue
+        parts = location.parts
+        at = len(parts) - 1 - parts[::-1].index(_FILES)
+        base, rest = Path(*parts[:at]), Path(*parts[at:])
+        if base == here or _is_same(base, here):
+            some_lie_here = True
+        elif (here / rest).exists():
+            held.add(base)
+        elif not base.exists():
+            gone.add(base)
+    if some_lie_here or held:
+        return frozenset(held), frozenset(gone - held)
+    return frozenset(gone), frozenset()
+
+
+def not_reached_line(folder: Path) -> str:
+    """Say, in a line, that a folder that a store names for the files of its runs is not there."""
+    return (
+        f"The files at {folder / _FILES} are not reached: {folder} is not there. If it is on "
+        "another disk, mount it; else work in another experiment: --experiment NAME."
+    )
 
 
 def relocate(database: Path, bases: Iterable[Path], *, to: Path | None = None) -> int:
@@ -198,8 +239,11 @@ def relocate(database: Path, bases: Iterable[Path], *, to: Path | None = None) -
 
 
 def identity(path: Path) -> str:
-    """Return what tells a file from all others on this machine, whatever it is called."""
-    return f"inode {path.stat().st_ino}"
+    """Return what tells a file from all others on this machine, whatever it is called.
+
+    The number of a file alone does not: on two disks, two files may have the same.
+    """
+    return f"inode {path.stat().st_ino} of file system {os.statvfs(path).f_fsid}"
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -4,13 +4,13 @@ import contextlib
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import mlflow
+from alembic.util import CommandError
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, ViewType
 from mlflow.exceptions import MlflowException
@@ -18,12 +18,19 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from mlflow.utils.rest_utils import http_request
+from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import FmnistTrackingError, TrackingError
-from fmnist_tracking.tracking import database, places
-from fmnist_tracking.tracking.failures import Fault, opening_error, sort, tracking_error
+from fmnist_tracking.tracking import database, places, sqlite_store
+from fmnist_tracking.tracking.failures import (
+    Fault,
+    is_of_store,
+    opening_error,
+    sort,
+    tracking_error,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -65,12 +72,14 @@ class Store:
         client: MLflow's, for that address.
         moved_from: folders that a SQLite store was in when it wrote the addresses of its runs'
             files; empty unless it was moved or copied since.
+        away: folders that it names for the files of its runs, and that are not there.
         left_out: runs that could not be read, by id, each with the reason.
     """
 
     uri: str
     client: MlflowClient
     moved_from: frozenset[Path] = frozenset()
+    away: frozenset[Path] = frozenset()
     left_out: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -82,7 +91,7 @@ class Store:
     def can_be_written(self) -> bool:
         """Whether this user may write a SQLite store's file and folder; True for all others."""
         path = places.sqlite_file(self.uri)
-        return path is None or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+        return path is None or sqlite_store.can_be_written(path)
 
     def experiment_id(self, name: str) -> str:
         """The id of an experiment, created if there is none of that name.
@@ -111,8 +120,10 @@ class Store:
     def identity(self, experiment_id: str) -> str:
         """What tells an experiment from all others, whatever address its store was opened by.
 
-        A store that was moved is the same; one that was made anew in the same place, or copied,
-        is another.
+        A SQLite store that was renamed, upgraded, or moved within its file system is the same. One
+        that was made anew in the same place is another, and so is a copy. A move to another file
+        system and a backup that was put back are copies too: nothing tells which of two is meant,
+        and two stores must never share a lock and checkpoints.
         """
         path = places.sqlite_file(self.uri)
         made = self.client.get_experiment(experiment_id).creation_time
@@ -127,6 +138,17 @@ class Store:
         """
         if self.moved_from:
             raise TrackingError(self.moved_line())
+
+    def require_reached(self, address: str) -> None:
+        """Refuse an address of files on a disk that is not there, lest they be put on another.
+
+        Raises:
+            TrackingError: it is.
+        """
+        location = places.local_path(address)
+        for folder in self.away:
+            if location is not None and folder in location.parents:
+                raise TrackingError(places.not_reached_line(folder))
 
     def moved_line(self) -> str:
         """Say, in a line, that the store was moved or copied, and what puts it right."""
@@ -164,7 +186,7 @@ def tracking_uri(uri: str | None = None) -> str:
 def is_yet_to_be_made(uri: str | None = None) -> bool:
     """Whether the store is a SQLite file that is not there yet, or empty."""
     path = places.sqlite_file(tracking_uri(uri))
-    return path is not None and (not path.exists() or path.stat().st_size == 0)
+    return path is not None and sqlite_store.is_yet_to_be_made(path)
 
 
 def require_can_be_made(uri: str | None = None) -> Path | None:
@@ -175,7 +197,7 @@ def require_can_be_made(uri: str | None = None) -> Path | None:
     """
     path = places.sqlite_file(tracking_uri(uri))
     if path is not None:
-        require_sqlite_file(path, create=True)
+        sqlite_store.require_usable(path, create=True)
     return path
 
 
@@ -188,7 +210,7 @@ def open_store(
     files: bool = True,
     upgrade: bool = False,
 ) -> Iterator[Store]:
-    """Open the store; errors of MLflow inside the block become `TrackingError`.
+    """Open the store; errors of MLflow, and of it alone, become `TrackingError` inside the block.
 
     Args:
         uri: of the store; by default MLFLOW_TRACKING_URI or MLflow's own default.
@@ -216,37 +238,41 @@ def open_store(
         with places.without_stray_folder(uri):
             client = MlflowClient(uri)
             experiments = client.search_experiments(view_type=ViewType.ALL, max_results=_MANY)
-        store = Store(uri=uri, client=client, moved_from=_moved_from(uri, experiments))
+        moved_from, away = _elsewhere(uri, experiments)
+        store = Store(uri=uri, client=client, moved_from=moved_from, away=away)
     except ModuleNotFoundError as error:
         raise TrackingError(
             f"The MLflow store at {without_user(uri)} needs the Python package {error.name}, which "
             f"is not installed. Install it: pip install "
             f"{_DRIVERS.get(error.name or '', error.name)}"
         ) from None
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
         raise opening_error(uri, error) from error
     if files:
         store.require_in_place()
     elif store.moved_from:
         _log.warning("%s", store.moved_line())
+    for folder in sorted(store.away):
+        _log.warning("%s", places.not_reached_line(folder))
     try:
         yield store
     except FmnistTrackingError:
         raise
     except Exception as error:
-        if sort(error) is Fault.OURS:
+        if sort(error) is Fault.OURS or not is_of_store(error):
             raise
         raise tracking_error(uri, error) from error
     finally:
         _tell_left_out(store)
 
 
-def _moved_from(uri: str, experiments: Iterable[Experiment]) -> frozenset[Path]:
+def _elsewhere(
+    uri: str, experiments: Iterable[Experiment]
+) -> tuple[frozenset[Path], frozenset[Path]]:
     path = places.sqlite_file(uri)
     if path is None:
-        return frozenset()
-    found = (places.moved_from(path, one.artifact_location) for one in experiments)
-    return frozenset(folder for folder in found if folder is not None)
+        return frozenset(), frozenset()
+    return places.elsewhere(path, [one.artifact_location for one in experiments])
 
 
 def _tell_left_out(store: Store) -> None:
@@ -285,19 +311,20 @@ def _require_store(uri: str, *, create: bool, write: bool, upgrade: bool) -> Non
     """Look whether the store is one that can be used as it is, before MLflow touches it."""
     path = places.sqlite_file(uri)
     if path is not None:
-        require_sqlite_file(path, create=create, write=write)
+        places.working_folder()  # MLflow wants one, wherever the file is
+        sqlite_store.require_usable(path, create=create, write=write)
     if uri.startswith(("http://", "https://")):
         _require_server(uri)
     elif database.is_database(uri):
         if not database.require_current(uri, upgrade=upgrade):
             if not create:
-                raise TrackingError(_no_store(path or without_user(uri)))
-            if path is not None and not path.exists():
-                _make_sqlite_store(path)
-    else:
-        folder = places.local_path(uri) or Path(uri)
+                raise TrackingError(sqlite_store.no_store(path or without_user(uri)))
+            if path is not None:
+                sqlite_store.make(path)
+    elif is_local_uri(uri):  # type: ignore[no-untyped-call]
+        folder = places.local_path(uri) or places.working_folder() / uri
         if not create and not folder.is_dir():
-            raise TrackingError(_no_store(folder))
+            raise TrackingError(sqlite_store.no_store(folder))
 
 
 def _require_server(uri: str) -> None:
@@ -324,63 +351,3 @@ def _require_server(uri: str) -> None:
             f"recorded here. Expected {oldest} or newer: upgrade the server, or name another with "
             "--tracking-uri."
         )
-
-
-def _make_sqlite_store(path: Path) -> None:
-    """Make a new store elsewhere, then put it in its place in one step.
-
-    MLflow builds its tables one after the other; killed in between, it leaves a file that it
-    can never open again.
-    """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
-        new = Path(folder).resolve() / path.name
-        address = places.sqlite_uri(new)
-        with places.without_stray_folder(address):
-            MlflowClient(address).search_experiments(max_results=1)
-        # MLflow has given its own experiment a place in the working folder, wherever the store is.
-        places.relocate(new, {Path.cwd()}, to=path.parent)
-        with contextlib.suppress(FileExistsError):  # another process was quicker
-            os.link(new, path)
-
-
-def require_sqlite_file(path: Path, *, create: bool, write: bool = False) -> None:
-    """Refuse a file that this user cannot use as a SQLite store.
-
-    Args:
-        path: of the file.
-        create: whether it is to be made if it is not there, and written.
-        write: whether it is to be written.
-
-    Raises:
-        TrackingError: it is missing, no file, or may not be read or written.
-    """
-    if path.exists():
-        if not path.is_file():
-            raise TrackingError(
-                f"Expected {path} to be a SQLite file, but it is a folder or a device. Name "
-                "another with --tracking-uri."
-            )
-        if (create or write) and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
-            raise TrackingError(
-                f"The MLflow store {path} cannot be written by this user. Change the permissions "
-                "of the file and its folder, or name another with --tracking-uri."
-            )
-        if not os.access(path, os.R_OK):
-            raise TrackingError(
-                f"The MLflow store {path} cannot be read by this user. Change its permissions, or "
-                "name another with --tracking-uri."
-            )
-    elif create and not os.access(path.parent, os.W_OK):
-        raise TrackingError(
-            f"The MLflow store {path} cannot be created: its folder is missing or cannot be "
-            "written. Work in another folder, or name a store with --tracking-uri."
-        )
-    elif not create:
-        raise TrackingError(_no_store(path))
-
-
-def _no_store(where: object) -> str:
-    return (
-        f"There is no MLflow store {where} yet. Run `fmnist-track search` first, or go to the "
-        "folder where you ran it, or name the store with --tracking-uri."
-    )

@@ -138,7 +138,11 @@ def _store(tracking_uri: str | None, *, relocate: bool, upgrade: bool) -> str:
             )
         tracking.adoptable_run(store, "search")
         place = tracking.try_artifacts(store, experiment_id)
-        done.append(f"files are written to, read from and removed from {place}")
+        done.append(
+            "where files are kept is known after a first search"
+            if place is None
+            else f"files are written to, read from and removed from {place}"
+        )
         return f"{store.public_uri} can be reached; {', '.join(done)}"
 
 

@@ -1,0 +1,191 @@
+"""The file of a SQLite store: may it be used, what is in it, and how it is made and replaced."""
+
+import contextlib
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from mlflow import MlflowClient
+
+from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.tracking.failures import is_locked, tracking_error
+from fmnist_tracking.tracking.places import (
+    relocate,
+    sqlite_uri,
+    without_stray_folder,
+    working_folder,
+)
+
+# For a database that another process has locked.
+_LOCKED_SECONDS = 20
+# What SQLite says, opened to read, of a file whose writer was killed in the middle.
+_HALF_WRITTEN = "readonly database"
+
+
+def is_yet_to_be_made(path: Path) -> bool:
+    """Whether there is no file, or an empty one."""
+    return not path.exists() or path.stat().st_size == 0
+
+
+def require_usable(path: Path, *, create: bool, write: bool = False) -> None:
+    """Refuse a file that this user cannot use as a SQLite store.
+
+    Args:
+        path: of the file.
+        create: whether it is to be made if it is not there, and written.
+        write: whether it is to be written.
+
+    Raises:
+        TrackingError: it is missing, no file, or may not be read or written.
+    """
+    if path.exists():
+        if not path.is_file():
+            raise TrackingError(
+                f"Expected {path} to be a SQLite file, but it is a folder or a device. Name "
+                "another with --tracking-uri."
+            )
+        if (create or write) and not can_be_written(path):
+            raise TrackingError(
+                f"The MLflow store {path} cannot be written by this user. Change the permissions "
+                "of the file and its folder, or name another with --tracking-uri."
+            )
+        if not os.access(path, os.R_OK):
+            raise TrackingError(
+                f"The MLflow store {path} cannot be read by this user. Change its permissions, or "
+                "name another with --tracking-uri."
+            )
+    elif create and not os.access(path.parent, os.W_OK):
+        raise TrackingError(
+            f"The MLflow store {path} cannot be created: its folder is missing or cannot be "
+            "written. Work in another folder, or name a store with --tracking-uri."
+        )
+    elif not create:
+        raise TrackingError(no_store(path))
+
+
+def no_store(where: object) -> str:
+    """Say, in a line, that there is no store yet in some place."""
+    return (
+        f"There is no MLflow store {where} yet. Run `fmnist-track search` first, or go to the "
+        "folder where you ran it, or name the store with --tracking-uri."
+    )
+
+
+def look(path: Path) -> tuple[set[str], str | None]:
+    """Return the names of a file's tables, and the revision that MLflow's tables have.
+
+    Raises:
+        TrackingError: it cannot be read, stays locked, or is no database.
+    """
+    try:
+        try:
+            return _read(path, "ro")
+        except sqlite3.OperationalError as error:
+            if _HALF_WRITTEN not in str(error):
+                raise
+            if not can_be_written(path):
+                raise TrackingError(
+                    f"The MLflow store {path} is half written: a process that wrote to it was "
+                    "killed. What it left is undone by the first command that may write, but the "
+                    "file or its folder cannot be written by this user. Let its owner run "
+                    "`fmnist-track runs` once."
+                ) from None
+            return _read(path, "rw")  # SQLite undoes what was left half written
+    except sqlite3.OperationalError as error:
+        if is_locked(error):
+            raise tracking_error(sqlite_uri(path), error) from None
+        raise TrackingError(
+            f"The MLflow store {path} cannot be read ({error}). Check the disk, and the "
+            "permissions of the file and its folder."
+        ) from None
+    except sqlite3.DatabaseError as error:
+        raise TrackingError(
+            f"{path} cannot be read as a SQLite database ({error}). Name another file with "
+            "--tracking-uri."
+        ) from None
+
+
+def _read(path: Path, mode: str) -> tuple[set[str], str | None]:
+    address = f"file:{quote(str(path))}?mode={mode}"
+    connection = sqlite3.connect(address, uri=True, timeout=_LOCKED_SECONDS)
+    with contextlib.closing(connection):
+        rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        tables = {name for (name,) in rows}
+        if "alembic_version" not in tables:
+            return tables, None
+        versions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+        return tables, versions[0][0] if versions else None
+
+
+def can_be_written(path: Path) -> bool:
+    """Whether this user may write a SQLite file, which takes its folder too."""
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+
+
+def make(path: Path) -> None:
+    """Make a new store elsewhere, then put it into a missing or empty file in one step.
+
+    MLflow builds its tables one after the other; killed in between, it leaves a file that it
+    can never open again.
+
+    Raises:
+        TrackingError: the file cannot be written, or is locked.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
+        new = Path(folder).resolve() / path.name
+        address = sqlite_uri(new)
+        with without_stray_folder(address):
+            MlflowClient(address).search_experiments(max_results=1)
+        # MLflow has given its own experiment a place in the working folder, wherever the store is.
+        relocate(new, {working_folder()}, to=path.parent)
+        with held(path) as connection:
+            (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+            if tables == 0:  # else another process was quicker
+                fill(connection, new)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[sqlite3.Connection]:
+    """Keep all other processes out of a SQLite file, with what it has in a `-wal` put into it.
+
+    Raises:
+        TrackingError: it stays locked, or cannot be written.
+    """
+    try:
+        connection = sqlite3.connect(path, timeout=_LOCKED_SECONDS, isolation_level=None)
+        with contextlib.closing(connection):
+            (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+            # So that the lock stays between transactions: a backup cannot be made within one.
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            connection.execute("PRAGMA journal_mode = DELETE")
+            connection.execute("BEGIN EXCLUSIVE")
+            connection.execute("COMMIT")
+            try:
+                yield connection
+            finally:
+                connection.execute("PRAGMA locking_mode = NORMAL")
+                if mode == "wal":
+                    connection.execute("PRAGMA journal_mode = WAL")
+    except (sqlite3.Error, OSError) as error:
+        if is_locked(error):
+            raise tracking_error(sqlite_uri(path), error) from None
+        raise TrackingError(
+            f"The MLflow store {path} cannot be written ({error}). Check the disk, and the "
+            "permissions of the file and its folder."
+        ) from None
+
+
+def fill(connection: sqlite3.Connection, new: Path) -> None:
+    """Put another file's content in place of what a SQLite file has, wholly or not at all."""
+    with contextlib.closing(sqlite3.connect(new)) as content:
+        content.backup(connection)
+
+
+def copy(connection: sqlite3.Connection, path: Path) -> None:
+    """Write what a SQLite file has into a new one."""
+    path.unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(path)) as copy:
+        connection.backup(copy)
