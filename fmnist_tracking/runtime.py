@@ -20,11 +20,13 @@ Keras's `steps_per_execution` has no place here: a whole epoch is one call of Te
 Keras's backend be chosen, because that call is TensorFlow's.
 """
 
+import gc
+import importlib
 import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from fmnist_tracking import machine
@@ -169,6 +171,23 @@ def load_tensorflow(threads: int | None = None, worker: int = 0) -> None:
         if gpus:
             tf.config.set_visible_devices([gpus[worker % len(gpus)]], "GPU")
         tf.config.list_logical_devices()
+
+
+def prepare_process(threads: int, worker: int, modules: Sequence[str]) -> None:
+    """Make a process that is there for it ready to train, or to ask a model.
+
+    Args:
+        threads: for the training; see `load_tensorflow`.
+        worker: number of the process; see `load_tensorflow`.
+        modules: what else to import, so that the first task begins at once.
+    """
+    gc.disable()  # until all is imported: none of it is garbage
+    load_tensorflow(threads, worker)
+    for module in modules:
+        importlib.import_module(module)
+    # What is loaded by now stays; looking for garbage in it would take a third of a second a trial.
+    gc.freeze()
+    gc.enable()
 
 
 def shards() -> int:

@@ -24,7 +24,7 @@ from fmnist_tracking import machine, tracking
 from fmnist_tracking.config import FIELDS, SplitConfig
 from fmnist_tracking.data import Dataset, split_dataset, test_set
 from fmnist_tracking.tracking import Store, open_store
-from test_executors import wait_for
+from processes import wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -30,8 +30,8 @@ from mlflow.entities import Run as MlflowRun
 from fmnist_tracking.model import load_model
 from fmnist_tracking.tracking import logged_steps, open_store
 from fmnist_tracking.tracking.standing import EPOCH_METRICS
+from processes import is_alive, wait_for
 from test_end_to_end import free_port, serving
-from test_executors import is_alive, wait_for
 
 pytestmark = pytest.mark.slow
 

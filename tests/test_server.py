@@ -27,8 +27,8 @@ from conftest import CLEAN
 from fmnist_tracking.config import FIELDS, SplitConfig
 from fmnist_tracking.data import Dataset, split_dataset
 from fmnist_tracking.tracking import open_store
+from processes import wait_for
 from test_end_to_end import REPORT_FILES, free_port, processes_of
-from test_executors import wait_for
 from test_faults import (
     EPOCHS,
     LIMIT,

@@ -20,8 +20,8 @@ from fmnist_tracking import tracking
 from fmnist_tracking.config import CLASS_NAMES, SplitConfig
 from fmnist_tracking.data import Dataset, test_set
 from fmnist_tracking.model import load_model, predict
+from processes import wait_for
 from test_end_to_end import free_port, processes_of, serving
-from test_executors import wait_for
 
 SEARCH = ("search", "--limit", "1200", "--epochs", "2", "--filters", "8", "--strides", "1,2",
           "--kernel-sizes", "3", "--json")  # fmt: skip

@@ -8,23 +8,25 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fmnist_tracking import runtime
 from fmnist_tracking.config import SEEN_IMAGES, Protocol, SplitConfig
 from fmnist_tracking.errors import DataError, TrackingError, first_line
-from fmnist_tracking.executors import WorkerDied, WorkerPool
 from fmnist_tracking.results import Evaluation
+from fmnist_tracking.workers import LocalWorker, WorkerDied, WorkerPool, start_helpers
 
 if TYPE_CHECKING:
     from fmnist_tracking.tracking import Store, TrackedRun
 
 SAMPLES = 16
 _LONGEST_REASON = 200
+_MODULES = ("fmnist_tracking.data", "fmnist_tracking.evaluation", "fmnist_tracking.model")
 # The test images are for a report alone.
 Part = Literal["validation", "test"]
 
@@ -40,7 +42,9 @@ def model_process() -> Iterator[Ask]:
     Waiting for an answer raises what the function raises, and `TrackingError` if the process
     died.
     """
-    with WorkerPool(1, lambda *_: None, _prepare) as pool:
+    prepare = partial(runtime.prepare_process, runtime.threads_of(1), 0, _MODULES)
+    start_helpers([])
+    with WorkerPool([LocalWorker(prepare)], lambda *_: None) as pool:
 
         def ask(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
             answer = pool.submit(function, *arguments)
@@ -56,10 +60,6 @@ def model_process() -> Iterator[Ask]:
             return wait
 
         yield ask
-
-
-def _prepare() -> None:
-    from fmnist_tracking import data, evaluation, model  # noqa: F401
 
 
 @contextlib.contextmanager

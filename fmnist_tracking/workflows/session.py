@@ -8,17 +8,17 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tracking import fingerprint, machine, runtime
 from fmnist_tracking.config import FASHION_MNIST, SplitConfig, TrainingConfig
 from fmnist_tracking.errors import ConfigError
-from fmnist_tracking.executors import WorkerPool
 from fmnist_tracking.progress import Progress
+from fmnist_tracking.workers import LocalWorker, WorkerPool, start_helpers
 from fmnist_tracking.workflows.keeping import Keeper, outage_lines
-from fmnist_tracking.workflows.trial import TrialTask, keep_split, prepare_worker
+from fmnist_tracking.workflows.trial import TrialTask, keep_split
 from fmnist_tracking.workflows.trials import Trials
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _CLOSING_SECONDS = 8.0
 _SWITCH_SECONDS = 0.0005
 # Libraries keep some memory of each trial; a new process gives it back.
 _TRIALS_PER_PROCESS = 25
-_PRELOAD = "fmnist_tracking.workflows.warm"
+_PRELOAD, _TRAINING = "fmnist_tracking.workflows.warm", "fmnist_tracking.training"
 # Of a worker that trains the coursework's largest network, or of the driver, rounded up.
 _PROCESS_BYTES = 1e9
 # Images kept with each logged model as its input example.
@@ -84,6 +84,7 @@ class Session:
         progress: Progress,
         announce: Announce,
         pool: WorkerPool,
+        threads: int,
         dataset: "Dataset",
         store: "Store",
         experiment_id: str,
@@ -91,6 +92,7 @@ class Session:
     ) -> None:
         self.request = request
         self.pool = pool
+        self.threads = threads  # of each worker
         self.store = store
         self.experiment_id = experiment_id
         self.adopted = adopted
@@ -125,7 +127,7 @@ class Session:
             data=self.data_facts,
             origin=self.origin,
             fingerprint=point,
-            threads=self.pool.threads,
+            threads=self.threads,
             parent=parent,
             adopted=adopted,
         )
@@ -137,7 +139,7 @@ class Session:
 
         runtime.load_tensorflow()  # which knows the GPUs
         return tracking.Origin(
-            code=environment.code(), environment=environment.describe(self.pool.threads)
+            code=environment.code(), environment=environment.describe(self.threads)
         )
 
     def task(self, number: int, config: TrainingConfig, point: str, folder: Path) -> TrialTask:
@@ -262,7 +264,15 @@ def open_session(
     def on_report(worker: int, event: Any) -> None:
         sessions[0].trials.on_report(worker, event)
 
-    with WorkerPool(workers, on_report, prepare_worker, _TRIALS_PER_PROCESS, [_PRELOAD]) as pool:
+    threads = runtime.threads_of(workers)
+    start_helpers([_PRELOAD])
+    local = [
+        LocalWorker(
+            partial(runtime.prepare_process, threads, number, [_TRAINING]), _TRIALS_PER_PROCESS
+        )
+        for number in range(workers)
+    ]
+    with WorkerPool(local, on_report) as pool:
         from fmnist_tracking import tracking
         from fmnist_tracking.data import load_dataset
 
@@ -277,7 +287,7 @@ def open_session(
             if closed:
                 announce(f"Closed as KILLED: {len(closed)} runs whose process was gone.")
             session = Session(
-                request, progress, announce, pool, dataset, store, experiment_id, adopted
+                request, progress, announce, pool, threads, dataset, store, experiment_id, adopted
             )
             sessions.append(session)
             try:

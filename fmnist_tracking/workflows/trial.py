@@ -72,11 +72,6 @@ def trial_name(config: TrainingConfig, axes: tuple[str, ...] = ()) -> str:
     return " ".join([name, *(f"{axis}={getattr(config, axis):.15g}" for axis in others)])
 
 
-def prepare_worker() -> None:
-    """Import what a trial needs, so that the first trial of a worker starts at once."""
-    from fmnist_tracking import training  # noqa: F401
-
-
 def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Failed:
     """Train one point, or go on with one that was cut off.
 

@@ -15,9 +15,9 @@ from fmnist_tracking.events import (
     TrialStarted,
     WorkerLost,
 )
-from fmnist_tracking.executors import NoWorker, WorkerDied, WorkerPool
 from fmnist_tracking.progress import Progress
 from fmnist_tracking.results import Outcome, TrialResult
+from fmnist_tracking.workers import NoWorker, WorkerDied, WorkerPool
 from fmnist_tracking.workflows.keeping import Keeper
 from fmnist_tracking.workflows.trial import Failed, Trained, TrialTask, run_trial
 

@@ -13,8 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
-from fmnist_tracking import machine, processes
-from fmnist_tracking.executors import NoWorker, WorkerDied, WorkerPool
+from fmnist_tracking import machine
+from fmnist_tracking.workers import LocalWorker, NoWorker, OnReport, WorkerDied, WorkerPool, process
+from processes import is_alive, wait_for
 
 
 def report_twice(number: int, report: Callable[[Any], None]) -> tuple[int, int]:
@@ -40,20 +41,10 @@ def prepare_nothing() -> None:
     pass
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{pid}/stat") as stat:
-        return stat.read().rpartition(")")[2].split()[0] != "Z"
+def pool_of(workers: int, on_report: OnReport, tasks_per_process: int | None = None) -> WorkerPool:
+    return WorkerPool(
+        [LocalWorker(prepare_nothing, tasks_per_process) for _ in range(workers)], on_report
+    )
 
 
 class Reports:
@@ -96,20 +87,13 @@ def report_a_lot(report: Callable[[Any], None]) -> None:
         report("x" * 500 + str(number))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _fork_server() -> None:
-    """The one of this process, which outlives a pool, with TensorFlow imported in it."""
-    with WorkerPool(1, Reports(), prepare_nothing, preload=["fmnist_tracking.workflows.warm"]):
-        pass
-
-
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_results_and_reports_come_back_from_another_process(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "start_method", lambda: method)
+    monkeypatch.setattr(process, "_start_method", lambda: method)
     reports = Reports()
-    with WorkerPool(1, reports, prepare_nothing) as pool:
+    with pool_of(1, reports) as pool:
         futures = [pool.submit(report_twice, number) for number in range(3)]
         results = [future.result() for future in futures]
     assert [number for number, _ in results] == [0, 1, 2]
@@ -123,10 +107,9 @@ def test_a_long_name_of_the_temporary_folder(tmp_path: Path) -> None:
     folder.mkdir()
     script = tmp_path / "script.py"
     script.write_text(
-        "from test_executors import Reports, prepare_nothing, report_twice\n"
-        "from fmnist_tracking.executors import WorkerPool\n"
+        "from test_workers import Reports, pool_of, report_twice\n"
         "if __name__ == '__main__':\n"
-        "    with WorkerPool(1, Reports(), prepare_nothing) as pool:\n"
+        "    with pool_of(1, Reports()) as pool:\n"
         "        print(pool.submit(report_twice, 7).result()[0])\n"
     )
     path = os.pathsep.join(filter(None, sys.path))
@@ -141,7 +124,7 @@ def test_a_long_name_of_the_temporary_folder(tmp_path: Path) -> None:
 
 def test_each_worker_reports_under_its_number(tmp_path: Path) -> None:
     reports = Reports()
-    with WorkerPool(2, reports, prepare_nothing) as pool:
+    with pool_of(2, reports) as pool:
         futures = [pool.submit(wait_for_file, tmp_path / "go") for _ in range(2)]
         wait_for(lambda: len(reports.all) == 2)
         (tmp_path / "go").touch()
@@ -158,7 +141,7 @@ def test_reports_are_passed_on_before_the_task_is_done() -> None:
         time.sleep(0.0005)
         reports(worker, report)
 
-    with WorkerPool(1, slowly, prepare_nothing) as pool:
+    with pool_of(1, slowly) as pool:
         future = pool.submit(report_a_lot)
         future.add_done_callback(lambda _: taken_in.append(len(reports.all)))
         future.result(timeout=60)
@@ -169,7 +152,7 @@ def test_reports_are_passed_on_before_the_task_is_done() -> None:
 
 
 def test_an_error_of_a_task_is_its_future_s_and_the_process_stays() -> None:
-    with WorkerPool(1, Reports(), prepare_nothing) as pool:
+    with pool_of(1, Reports()) as pool:
         before = pool.submit(own_pid).result(timeout=60)
         with pytest.raises(ValueError, match="of the task"):
             pool.submit(fail).result(timeout=60)
@@ -180,7 +163,7 @@ def test_a_report_that_cannot_be_shown_does_not_hold_up_the_work() -> None:
     def broken(worker: int, report: Any) -> None:
         raise SystemExit(1)
 
-    with WorkerPool(1, broken, prepare_nothing) as pool:
+    with pool_of(1, broken) as pool:
         future = pool.submit(report_a_lot)
         future.result(timeout=60)
         pool.submit(report_a_lot).result(timeout=60)
@@ -189,7 +172,7 @@ def test_a_report_that_cannot_be_shown_does_not_hold_up_the_work() -> None:
 def test_an_exception_ends_the_workers_at_once() -> None:
     reports = Reports()
     start = time.monotonic()
-    with pytest.raises(RuntimeError), WorkerPool(1, reports, prepare_nothing) as pool:
+    with pytest.raises(RuntimeError), pool_of(1, reports) as pool:
         pool.submit(sleep_long)
         reports.first()
         raise RuntimeError
@@ -197,27 +180,45 @@ def test_an_exception_ends_the_workers_at_once() -> None:
     assert not is_alive(reports.first())
 
 
-def test_workers_end_with_the_process_they_are_forked_from() -> None:
+def test_a_task_survives_the_process_that_its_worker_was_forked_from(tmp_path: Path) -> None:
     reports = Reports()
-    with WorkerPool(1, reports, prepare_nothing) as pool:
-        lost = pool.submit(sleep_long)
+    with pool_of(1, reports) as pool:
+        task = pool.submit(wait_for_file, tmp_path / "go")
         worker = psutil.Process(reports.first())
         server = worker.parent()
         assert server is not None and server.pid != os.getpid()
         assert "forkserver" in " ".join(server.cmdline())
         server.kill()
-        with pytest.raises(WorkerDied, match="the process that it was forked from is gone"):
-            lost.result(timeout=60)
-        wait_for(lambda: not is_alive(worker.pid), seconds=0.5)
+        wait_for(lambda: not is_alive(server.pid))
+        (tmp_path / "go").touch()
+        assert task.result(timeout=60) == worker.pid
+        # Nobody can tell any more how that process is; the next task gets another one.
         assert pool.submit(own_pid).result(timeout=60) != worker.pid
+        assert not is_alive(worker.pid)
+
+
+def test_how_a_worker_ended_is_not_made_up() -> None:
+    reports = Reports()
+    with pool_of(1, reports) as pool:
+        lost = pool.submit(sleep_long)
+        worker = psutil.Process(reports.first())
+        server = worker.parent()
+        assert server is not None
+        server.kill()
+        wait_for(lambda: not is_alive(server.pid))
+        worker.kill()
+        with pytest.raises(WorkerDied, match="forked from, which would know how, is gone"):
+            lost.result(timeout=60)
 
 
 LEFT_AT_ONCE = """
     import sys
     sys.path.insert(0, {tests!r})
-    from test_executors import WorkerPool, prepare_nothing
+    from fmnist_tracking.workers import start_helpers
+    from test_workers import pool_of
     if __name__ == "__main__":
-        with WorkerPool(2, print, prepare_nothing, preload=["imported_slowly"]) as pool:
+        start_helpers(["imported_slowly"])
+        with pool_of(2, print) as pool:
             {leave}
 """
 
@@ -246,7 +247,7 @@ def test_workers_import_what_the_driver_does(tmp_path: Path) -> None:
 
 
 def test_left_normally_the_pool_does_all_that_was_submitted() -> None:
-    with WorkerPool(1, Reports(), prepare_nothing) as pool:
+    with pool_of(1, Reports()) as pool:
         futures = [pool.submit(report_twice, number) for number in range(3)]
     wait(futures, timeout=10)
     assert [future.done() for future in futures] == [True] * 3
@@ -255,7 +256,7 @@ def test_left_normally_the_pool_does_all_that_was_submitted() -> None:
 
 def test_what_waits_is_cancelled_when_the_workers_are_killed() -> None:
     reports = Reports()
-    with WorkerPool(1, reports, prepare_nothing) as pool:
+    with pool_of(1, reports) as pool:
         running, waiting = pool.submit(sleep_long), pool.submit(sleep_long)
         reports.first()
         pool.kill()
@@ -267,7 +268,7 @@ def test_what_waits_is_cancelled_when_the_workers_are_killed() -> None:
 
 def test_a_killed_worker_costs_its_own_task_only(tmp_path: Path) -> None:
     reports = Reports()
-    with WorkerPool(2, reports, prepare_nothing) as pool:
+    with pool_of(2, reports) as pool:
         doomed = pool.submit(sleep_long)
         killed = reports.first()
         other = pool.submit(wait_for_file, tmp_path / "go")
@@ -291,13 +292,12 @@ def two_die_while_a_report_is_taken_in() -> None:
         taking_in.set()
         time.sleep(2)
 
-    with WorkerPool(2, slowly, prepare_nothing) as pool:
+    with pool_of(2, slowly) as pool:
         idle = pool.submit(own_pid).result()
         dying = pool.submit(exit_with_status, 3)
         taking_in.wait()
         os.kill(idle, signal.SIGKILL)
         wait_for(lambda: not is_alive(idle))
-        time.sleep(0.5)  # until the pool of that process knows
         wait([dying, pool.submit(own_pid)])
         print(repr(dying.exception()))
 
@@ -305,7 +305,7 @@ def two_die_while_a_report_is_taken_in() -> None:
 def test_workers_that_die_while_a_report_is_taken_in_do_not_hold_up_the_pool() -> None:
     code = (
         f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); "
-        "import test_executors; test_executors.two_die_while_a_report_is_taken_in()"
+        "import test_workers; test_workers.two_die_while_a_report_is_taken_in()"
     )
     done = subprocess.run(  # not in this process, which would hang
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=120
@@ -320,7 +320,7 @@ def test_want_of_memory_is_told_only_where_the_system_has_counted_it(
     (tmp_path / "vmstat").write_text("oom_kill 3\n")
     monkeypatch.setattr(machine, "_SYSTEM", tmp_path / "vmstat")
     monkeypatch.setattr(machine, "_CONTROL_GROUPS", tmp_path)
-    with WorkerPool(1, Reports(), prepare_nothing) as pool:
+    with pool_of(1, Reports()) as pool:
         pid = pool.submit(own_pid).result(timeout=60)
         dying = pool.submit(sleep_long)
         (tmp_path / "vmstat").write_text(f"oom_kill {3 + kills}\n")
@@ -333,26 +333,43 @@ def test_want_of_memory_is_told_only_where_the_system_has_counted_it(
 
 
 def test_why_no_process_can_be_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(*_: object) -> None:
+    def start() -> None:
         os.open("/proc/self/no such file", os.O_RDONLY)
 
-    with WorkerPool(1, Reports(), prepare_nothing) as pool:
+    with pool_of(1, Reports()) as pool:
         with pytest.raises(WorkerDied, match="exit status 7"):
             pool.submit(exit_with_status, 7).result(timeout=60)
-        monkeypatch.setattr(processes.WorkerProcess, "start", start)
+        monkeypatch.setattr(process, "_ensure_fork_server", start)
         with pytest.raises(NoWorker, match=r"^FileNotFoundError: \[Errno 2\] No such file"):
             pool.submit(own_pid).result(timeout=60)
 
 
+def return_a_lock(report: Callable[[Any], None]) -> Any:
+    return threading.Lock()
+
+
+def test_a_result_that_cannot_be_sent_is_an_error_of_its_task() -> None:
+    with pool_of(1, Reports()) as pool:
+        with pytest.raises(TypeError, match=r"lock cannot be sent to the driver: cannot pickle"):
+            pool.submit(return_a_lock).result(timeout=60)
+        assert pool.submit(own_pid).result(timeout=60)
+
+
+def test_a_task_given_to_a_pool_that_ends_is_cancelled() -> None:
+    with pool_of(1, Reports()) as pool:
+        pool.kill()
+        assert pool.submit(own_pid).cancelled()
+
+
 def test_a_worker_s_exit_status_is_told() -> None:
-    with WorkerPool(1, Reports(), prepare_nothing) as pool:
+    with pool_of(1, Reports()) as pool:
         with pytest.raises(WorkerDied, match="exit status 7"):
             pool.submit(exit_with_status, 7).result(timeout=60)
         assert pool.submit(own_pid).result(timeout=60)
 
 
 def test_a_process_is_replaced_after_its_tasks() -> None:
-    with WorkerPool(1, Reports(), prepare_nothing, tasks_per_process=2) as pool:
+    with pool_of(1, Reports(), tasks_per_process=2) as pool:
         futures = [pool.submit(own_pid) for _ in range(4)]
         first, second, third, fourth = (future.result(timeout=120) for future in futures)
         assert first == second
@@ -363,7 +380,7 @@ def test_a_process_is_replaced_after_its_tasks() -> None:
 
 def test_workers_leave_signals_to_the_driver(tmp_path: Path) -> None:
     reports = Reports()
-    with WorkerPool(2, reports, prepare_nothing) as pool:
+    with pool_of(2, reports) as pool:
         futures = [pool.submit(wait_for_file, tmp_path / "go") for _ in range(2)]
         wait_for(lambda: len(reports.all) == 2)
         pids = [pid for _, pid in reports.all]
@@ -379,11 +396,12 @@ def test_workers_leave_signals_to_the_driver(tmp_path: Path) -> None:
 DRIVER = """
     import sys
     sys.path.insert(0, {tests!r})
-    from test_executors import *
+    from test_workers import *
+    from fmnist_tracking.workers import start_helpers
     if __name__ == "__main__":
-        preload = ["fmnist_tracking.workflows.warm"]
+        start_helpers(["fmnist_tracking.workflows.warm"])
         say = lambda worker, report: print(report, flush=True)
-        with WorkerPool(1, say, prepare_nothing, preload=preload) as pool:
+        with pool_of(1, say) as pool:
             pool.submit({task}).result()
 """
 

@@ -1,0 +1,14 @@
+"""Workers that run functions and report while they do; they know no TensorFlow and no MLflow."""
+
+from fmnist_tracking.workers.pool import NoWorker, OnReport, Worker, WorkerDied, WorkerPool
+from fmnist_tracking.workers.process import LocalWorker, start_helpers
+
+__all__ = [
+    "LocalWorker",
+    "NoWorker",
+    "OnReport",
+    "Worker",
+    "WorkerDied",
+    "WorkerPool",
+    "start_helpers",
+]

@@ -1,0 +1,288 @@
+"""A worker that is a process of this machine."""
+
+import contextlib
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
+from multiprocessing.connection import Connection
+from typing import Any
+
+import psutil
+
+from fmnist_tracking import machine, runtime
+from fmnist_tracking.workers.pool import NoWorker, WorkerDied
+
+_JOIN_SECONDS = 5.0
+# What Python gives as the exit status of a process whose fork server is gone.
+_UNKNOWN = 255
+# The fork server listens at a socket in the folder for temporary files, and the kernel takes paths
+# of up to 107 bytes: this much is left for the folder's own.
+_LONGEST_TEMPORARY_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
+# The driver decides what becomes of trials. Ctrl-C and the end of a terminal reach every
+# process of it, and a service manager's SIGTERM every process of the service.
+_LEFT_TO_THE_DRIVER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_SEMAPHORES = "/dev/shm"
+# What a worker sends: any number of reports, then one of the others.
+_REPORT, _RESULT, _ERROR = "report", "result", "error"
+
+# One process is started at a time: the environment and the mask of signals are changed meanwhile.
+_starting = threading.Lock()
+
+
+class LocalWorker:
+    """A process, replaced when it has died or grown old, and the channel to it.
+
+    On Linux it is forked from a process that Python starts for it, the fork server, which has
+    imported what is needed and computed nothing: to fork one that has begun to compute with
+    TensorFlow would make it hang. Elsewhere, and where the folder for temporary files has too long
+    a name for the fork server's socket, it is started anew and imports by itself. It ends by itself
+    when the process that started it is gone.
+
+    Args:
+        prepare: run in the process before its first task; it must survive pickling.
+        tasks_per_process: after so many tasks a new process takes over, which gives back memory
+            that libraries have kept; None never does.
+    """
+
+    def __init__(self, prepare: Callable[[], None], tasks_per_process: int | None = None) -> None:
+        self._prepare = prepare
+        self._tasks_per_process = tasks_per_process
+        self._tasks = 0
+        self._oom_kills = 0
+        self._channel: Connection | None = None
+        self._process: Any = None  # multiprocessing's, of the start method
+        self._lock = threading.Lock()  # of the two above, and of:
+        self._is_killed = False
+
+    def start(self) -> None:
+        """Start the process, unless there is one that is fit for another task.
+
+        Raises:
+            NoWorker: it cannot be started.
+        """
+        worn = self._tasks_per_process is not None and self._tasks >= self._tasks_per_process
+        if self._process is not None:
+            if self._process.is_alive() and not worn:
+                return
+            self._end()
+        try:
+            process, channel = self._started()
+        except Exception as error:
+            raise NoWorker(_why_not_started(error)) from error
+        with self._lock:
+            self._process, self._channel = process, channel
+            if self._is_killed:
+                _kill(process.pid)
+        self._tasks = 0
+
+    def run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Generator[Any, None, Any]:
+        """Run `function(*args, report)`; yield what it reports, and return what it returns.
+
+        Raises:
+            WorkerDied: the process ended first.
+            Exception: what the function raises.
+        """
+        assert self._channel is not None
+        self._tasks += 1
+        try:
+            self._channel.send((function, args))
+            while True:
+                kind, content = self._channel.recv()
+                if kind != _REPORT:
+                    break
+                yield content
+        except (EOFError, ConnectionError):
+            raise WorkerDied(self._how_it_ended()) from None
+        if kind == _ERROR:
+            error, trace = content
+            raise error from _InWorker(trace)
+        return content
+
+    def kill(self) -> None:
+        """End the process at once, whatever it is doing; one that is being started, too."""
+        with self._lock:
+            self._is_killed = True
+            started = self._process is not None
+            if started:
+                _kill(self._process.pid)
+        if not started:  # perhaps it waits for the fork server, which imports for seconds
+            _end_fork_server()
+
+    def _started(self) -> tuple[Any, Connection]:
+        method = _start_method()
+        context: Any = get_context(method)
+        ours, theirs = context.Pipe()
+        # The process has the other end to itself: when it is gone, reading comes to an end.
+        with theirs, _starting, _signals_held_back(_LEFT_TO_THE_DRIVER):
+            if method == "forkserver":
+                _ensure_fork_server()
+            self._oom_kills = machine.oom_kills()
+            arguments = theirs, self._prepare, dict(os.environ)
+            process = context.Process(target=_serve, args=arguments)
+            process.start()
+        return process, ours
+
+    def _end(self) -> None:
+        """End a process that is of no more use."""
+        _kill(self._process.pid)
+        self._process.join(_JOIN_SECONDS)
+        if self._channel is not None:
+            self._channel.close()
+
+    def _how_it_ended(self) -> str:
+        """Return how a process that no longer answers has ended, in words."""
+        self._process.join(_JOIN_SECONDS)
+        if self._process.is_alive():  # it lost touch with this process, and is of no use
+            _kill(self._process.pid)
+            self._process.join()
+        code = self._process.exitcode
+        if code == _UNKNOWN and _fork_server() is None:
+            return "the process that it was forked from, which would know how, is gone"
+        if code is None or code >= 0:
+            return f"exit status {code}"
+        how = f"killed by signal {-code}, {signal.strsignal(-code)}"
+        kills = machine.oom_kills() - self._oom_kills
+        if code == -signal.SIGKILL and kills > 0:
+            how += (
+                f"; since it was started, the system has killed {kills} "
+                f"process{'es' if kills > 1 else ''} for want of memory"
+            )
+        return how
+
+
+class _InWorker(Exception):
+    """The traceback of an error, as text from the process in which it was raised."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def start_helpers(preload: Sequence[str]) -> None:
+    """Start Python's own helper processes, out of reach of the signals that are for the driver.
+
+    Args:
+        preload: modules for the fork server to import, if it does not run yet; they must not begin
+            to compute.
+    """
+    # Killed by the end of a terminal, the tracker would be started again, and complain of all that
+    # it knows nothing of.
+    with _signals_held_back({signal.SIGHUP}):
+        resource_tracker.ensure_running()
+    if _start_method() == "forkserver":
+        get_context("forkserver").set_forkserver_preload(list(preload))
+        with _starting, _signals_held_back(_LEFT_TO_THE_DRIVER):
+            _ensure_fork_server()
+
+
+def _start_method() -> str:
+    """Return how workers are started: forked ready to work, where that can be.
+
+    Raises:
+        OutputError: there is no folder for temporary files.
+    """
+    folder = os.fsencode(runtime.temporary_folder())
+    can_fork = sys.platform == "linux" and len(folder) <= _LONGEST_TEMPORARY_FOLDER
+    return "forkserver" if can_fork else "spawn"
+
+
+def _why_not_started(error: Exception) -> str:
+    seen = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if sys.platform == "linux" and not os.access(_SEMAPHORES, os.W_OK):
+        seen += f"; {_SEMAPHORES}, where Python keeps what processes share, cannot be written"
+    return seen
+
+
+@contextlib.contextmanager
+def _signals_held_back(signals: set[signal.Signals]) -> Iterator[None]:
+    """Block signals while child processes are started: a process inherits which are blocked."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _ensure_fork_server() -> None:
+    """Start the fork server, unless it runs; it imports from where this process does.
+
+    Python starts it as `python -c`, which would look in the working folder first.
+    """
+    if _fork_server() is not None:
+        return  # without changing the environment, which another thread may be reading
+    path = [os.path.abspath(folder) for folder in sys.path]
+    changes = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)}
+    kept = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _end_fork_server() -> None:
+    """End the fork server at once, whatever it imports."""
+    server = _fork_server()
+    if server is not None:
+        # A start that is under way may begin another one: that is ready at once, then.
+        get_context("forkserver").set_forkserver_preload([])
+        _kill(server.pid)
+
+
+def _fork_server() -> psutil.Process | None:
+    """Return the process that workers are forked from, if there is one."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            if any("multiprocessing.forkserver" in word for word in child.cmdline()):
+                return child
+    return None
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _serve(channel: Connection, prepare: Callable[[], None], environment: dict[str, str]) -> None:
+    """Run the tasks that come through a channel, in a worker's process."""
+    # Standard output belongs to the driver's results, whatever a library prints here.
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    # The fork server has that of its start; what TensorFlow read at its import stays.
+    os.environ.clear()
+    os.environ.update(environment)
+    threading.Thread(target=_end_with_the_driver, daemon=True).start()
+    prepare()
+    with contextlib.suppress(EOFError, ConnectionError):  # the driver is gone
+        while True:
+            function, args = channel.recv()
+            _send_outcome(channel, function, args)
+    os._exit(1)
+
+
+def _send_outcome(channel: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    outcome: tuple[str, Any]
+    try:
+        outcome = _RESULT, function(*args, lambda content: channel.send((_REPORT, content)))
+    except BaseException as error:
+        outcome = _ERROR, (error, traceback.format_exc())
+    try:
+        channel.send(outcome)
+    except (TypeError, AttributeError, ValueError, pickle.PicklingError) as error:
+        why = TypeError(f"{type(outcome[1]).__name__} cannot be sent to the driver: {error}")
+        channel.send((_ERROR, (why, traceback.format_exc())))
+
+
+def _end_with_the_driver() -> None:
+    driver = parent_process()
+    assert driver is not None
+    driver.join()
+    os._exit(1)
