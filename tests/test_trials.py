@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -35,20 +34,9 @@ NEEDS_MOUNTS = pytest.mark.skipif(
 
 
 @NEEDS_MOUNTS
-def test_why_no_worker_can_be_started_is_what_the_system_says(tmp_path: Path) -> None:
+def test_shared_memory_that_cannot_be_written_is_not_needed(tmp_path: Path) -> None:
     done = in_own_mounts("mount -t tmpfs -o ro tmpfs /dev/shm", *SEARCH)
-    assert done.returncode == 1
-    assert (
-        "FAILED: no worker process could be started (OSError: [Errno 30] Read-only file system; "
-        "/dev/shm, where Python keeps what processes share, cannot be written)"
-    ) in done.stderr
-    assert "memory" not in done.stderr
-    assert "process died" not in done.stderr
-    again = subprocess.run(
-        [sys.executable, "-m", "fmnist_tracking", *SEARCH], capture_output=True, text=True
-    )
-    assert again.returncode == 0, again.stderr
-    assert os.access("/dev/shm", os.W_OK)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_search_with_a_trial_that_diverges_and_one_of_none_but_such(

@@ -26,7 +26,6 @@ _LONGEST_TEMPORARY_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 # The driver decides what becomes of trials. Ctrl-C and the end of a terminal reach every
 # process of it, and a service manager's SIGTERM every process of the service.
 _LEFT_TO_THE_DRIVER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-_SEMAPHORES = "/dev/shm"
 # What a worker sends: any number of reports, then one of the others.
 _REPORT, _RESULT, _ERROR = "report", "result", "error"
 
@@ -73,7 +72,8 @@ class LocalWorker:
         try:
             process, channel = self._started()
         except Exception as error:
-            raise NoWorker(_why_not_started(error)) from error
+            seen = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            raise NoWorker(seen) from error
         with self._lock:
             self._process, self._channel = process, channel
             if self._is_killed:
@@ -188,13 +188,6 @@ def _start_method() -> str:
     folder = os.fsencode(runtime.temporary_folder())
     can_fork = sys.platform == "linux" and len(folder) <= _LONGEST_TEMPORARY_FOLDER
     return "forkserver" if can_fork else "spawn"
-
-
-def _why_not_started(error: Exception) -> str:
-    seen = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    if sys.platform == "linux" and not os.access(_SEMAPHORES, os.W_OK):
-        seen += f"; {_SEMAPHORES}, where Python keeps what processes share, cannot be written"
-    return seen
 
 
 @contextlib.contextmanager
