@@ -234,6 +234,7 @@ def test_a_pool_that_is_left_at_once_leaves_nothing(tmp_path: Path, leave: str) 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 knows no safe path")
 def test_workers_import_what_the_driver_does(tmp_path: Path) -> None:
     """Not what lies in the working folder, where a file may have the name of a module."""
     (tmp_path / "random.py").write_text("raise SystemExit('the wrong one')")

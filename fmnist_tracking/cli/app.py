@@ -53,6 +53,12 @@ def command(
                 _fail(f"Error: {error}", error.exit_status)
             except OSError as error:  # a full disk for temporary files, for instance
                 _fail(f"Error: {error.strerror or error}{_of_file(error)}.", 1)
+            except ModuleNotFoundError as error:
+                _fail(
+                    f"Error: The Python package {error.name} is not installed, which fmnist-track "
+                    "needs. Install fmnist-tracking again.",
+                    1,
+                )
             except Terminated:
                 _fail("Stopped by a signal." + (_how_to_resume() if resumable else ""), 143)
             except KeyboardInterrupt:
