@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, wait
@@ -14,77 +13,20 @@ import psutil
 import pytest
 
 from fmnist_tracking import machine
-from fmnist_tracking.workers import LocalWorker, NoWorker, OnReport, WorkerDied, WorkerPool, process
+from fmnist_tracking.workers import NoWorker, WorkerDied, process
 from processes import is_alive, wait_for
-
-
-def report_twice(number: int, report: Callable[[Any], None]) -> tuple[int, int]:
-    report(("begun", number))
-    report(("done", number))
-    return number, os.getpid()
-
-
-def sleep_long(report: Callable[[Any], None]) -> None:
-    report(os.getpid())
-    time.sleep(600)
-
-
-def print_something(report: Callable[[Any], None]) -> None:
-    print("from a library")
-
-
-def what_is_loaded(report: Callable[[Any], None]) -> None:
-    report("fmnist_tracking.training" in sys.modules)
-
-
-def prepare_nothing() -> None:
-    pass
-
-
-def pool_of(workers: int, on_report: OnReport, tasks_per_process: int | None = None) -> WorkerPool:
-    return WorkerPool(
-        [LocalWorker(prepare_nothing, tasks_per_process) for _ in range(workers)], on_report
-    )
-
-
-class Reports:
-    """What workers reported: the worker's number and the report."""
-
-    def __init__(self) -> None:
-        self.all: list[tuple[int, Any]] = []
-
-    def __call__(self, worker: int, report: Any) -> None:
-        self.all.append((worker, report))
-
-    def first(self) -> Any:
-        """The first report, once there is one."""
-        wait_for(lambda: bool(self.all))
-        return self.all[0][1]
-
-
-def own_pid(report: Callable[[Any], None]) -> int:
-    return os.getpid()
-
-
-def wait_for_file(path: Path, report: Callable[[Any], None]) -> int:
-    """End when a file is there."""
-    report(os.getpid())
-    wait_for(path.exists)
-    return os.getpid()
-
-
-def fail(report: Callable[[Any], None]) -> None:
-    raise ValueError("of the task")
-
-
-def exit_with_status(status: int, report: Callable[[Any], None]) -> None:
-    report("about to end")
-    os._exit(status)
-
-
-def report_a_lot(report: Callable[[Any], None]) -> None:
-    for number in range(2000):  # more than the pipe between the processes holds
-        report("x" * 500 + str(number))
+from tasks import (
+    Reports,
+    exit_with_status,
+    fail,
+    own_pid,
+    pool_of,
+    report_a_lot,
+    report_twice,
+    return_a_lock,
+    sleep_long,
+    wait_for_file,
+)
 
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
@@ -107,7 +49,7 @@ def test_a_long_name_of_the_temporary_folder(tmp_path: Path) -> None:
     folder.mkdir()
     script = tmp_path / "script.py"
     script.write_text(
-        "from test_workers import Reports, pool_of, report_twice\n"
+        "from tasks import Reports, pool_of, report_twice\n"
         "if __name__ == '__main__':\n"
         "    with pool_of(1, Reports()) as pool:\n"
         "        print(pool.submit(report_twice, 7).result()[0])\n"
@@ -215,7 +157,7 @@ LEFT_AT_ONCE = """
     import sys
     sys.path.insert(0, {tests!r})
     from fmnist_tracking.workers import start_helpers
-    from test_workers import pool_of
+    from tasks import pool_of
     if __name__ == "__main__":
         start_helpers(["imported_slowly"])
         with pool_of(2, print) as pool:
@@ -286,27 +228,10 @@ def test_a_killed_worker_costs_its_own_task_only(tmp_path: Path) -> None:
     assert not is_alive(replaced)
 
 
-def two_die_while_a_report_is_taken_in() -> None:
-    taking_in = threading.Event()
-
-    def slowly(worker: int, report: Any) -> None:
-        taking_in.set()
-        time.sleep(2)
-
-    with pool_of(2, slowly) as pool:
-        idle = pool.submit(own_pid).result()
-        dying = pool.submit(exit_with_status, 3)
-        taking_in.wait()
-        os.kill(idle, signal.SIGKILL)
-        wait_for(lambda: not is_alive(idle))
-        wait([dying, pool.submit(own_pid)])
-        print(repr(dying.exception()))
-
-
 def test_workers_that_die_while_a_report_is_taken_in_do_not_hold_up_the_pool() -> None:
     code = (
         f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); "
-        "import test_workers; test_workers.two_die_while_a_report_is_taken_in()"
+        "import tasks; tasks.two_die_while_a_report_is_taken_in()"
     )
     done = subprocess.run(  # not in this process, which would hang
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=120
@@ -343,10 +268,6 @@ def test_why_no_process_can_be_started_is_told(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(process, "_ensure_fork_server", start)
         with pytest.raises(NoWorker, match=r"^FileNotFoundError: \[Errno 2\] No such file"):
             pool.submit(own_pid).result(timeout=60)
-
-
-def return_a_lock(report: Callable[[Any], None]) -> Any:
-    return threading.Lock()
 
 
 def test_a_result_that_cannot_be_sent_is_an_error_of_its_task() -> None:
@@ -397,7 +318,7 @@ def test_workers_leave_signals_to_the_driver(tmp_path: Path) -> None:
 DRIVER = """
     import sys
     sys.path.insert(0, {tests!r})
-    from test_workers import *
+    from tasks import *
     from fmnist_tracking.workers import start_helpers
     if __name__ == "__main__":
         start_helpers(["fmnist_tracking.workflows.warm"])
