@@ -1,8 +1,14 @@
-"""Waiting for other processes."""
+"""Processes to start, to look for and to wait for."""
 
 import os
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+PROGRAM = shlex.join([sys.executable, "-m", "fmnist_tracking"])
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -19,3 +25,28 @@ def is_alive(pid: int) -> bool:
         return False
     with open(f"/proc/{pid}/stat") as stat:
         return stat.read().rpartition(")")[2].split()[0] != "Z"
+
+
+def processes_of(group: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[2]) == group and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def shell(line: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, **variables}
+    return subprocess.run(
+        ["bash", "-c", line],
+        env=environment,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=180,
+    )

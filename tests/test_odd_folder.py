@@ -5,14 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from conftest import Run
 from fmnist_tracking.data import Dataset
-from test_serving import model_server, post
+from servers import model_server, post
 
 pytestmark = pytest.mark.slow
 
@@ -20,10 +20,8 @@ ROOT = Path(__file__).parent.parent
 SETTINGS = {"limit": "600", "epochs": "1", "filters": "4,6", "strides": "2", "hidden_units": "8"}
 GRID = [word for name, value in SETTINGS.items() for word in (f"--{name.replace('_', '-')}", value)]
 
-Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
-
-def caller(folder: Path, cache: Path) -> Call:
+def caller(folder: Path, cache: Path) -> Run:
     """Runs a module in a folder as a person does there."""
 
     def call(module: str, *words: str) -> "subprocess.CompletedProcess[str]":
@@ -43,7 +41,7 @@ def caller(folder: Path, cache: Path) -> Call:
     return call
 
 
-def use(folder: Path, call: Call) -> None:
+def use(folder: Path, call: Run) -> None:
     """Report, promote, predict and serve, from the store of a folder."""
     reported = call("fmnist_tracking", "report", "latest", "--json")
     assert reported.returncode == 0, reported.stderr

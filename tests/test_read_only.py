@@ -17,7 +17,7 @@ from PIL import Image
 from conftest import Run
 from fmnist_tracking.data import Dataset
 from fmnist_tracking.tracking import names
-from test_end_to_end import free_port
+from servers import free_port
 
 # Root, but held to what the modes of files say, as every other user is.
 AS_ANYBODY = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")

@@ -14,7 +14,7 @@ import termios
 from pathlib import Path
 
 from conftest import TINY, Run
-from test_streams import PROGRAM, shell
+from processes import PROGRAM, shell
 
 ROOT = Path(__file__).parent.parent
 

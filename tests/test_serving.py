@@ -1,14 +1,8 @@
 """From a search to a service: searched, promoted, served by MLflow, asked over HTTP."""
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -20,8 +14,7 @@ from fmnist_tracking import tracking
 from fmnist_tracking.config import CLASS_NAMES, SplitConfig
 from fmnist_tracking.data import Dataset, test_set
 from fmnist_tracking.model import load_model, predict
-from processes import wait_for
-from test_end_to_end import free_port, processes_of, serving
+from servers import free_port, model_server, post, serving
 
 SEARCH = ("search", "--limit", "1200", "--epochs", "2", "--filters", "8", "--strides", "1,2",
           "--kernel-sizes", "3", "--json")  # fmt: skip
@@ -40,49 +33,6 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     port = free_port()
     with serving(port, home, "mlflow", "server", "--backend-store-uri", file):
         yield f"http://127.0.0.1:{port}"
-
-
-@contextlib.contextmanager
-def model_server(hint: str, folder: Path) -> Iterator[str]:
-    """What `promote` says comes next, as it stands; gives the address it answers at."""
-    port = free_port()
-    command = hint.removeprefix("Next: ").replace("--port 5001", f"--port {port}")
-    with (folder / "serve.log").open("w+") as log:
-        server = subprocess.Popen(
-            ["sh", "-c", command],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # it starts another process, which must end with it
-        )
-
-        def answers() -> bool:
-            assert server.poll() is None, (folder / "serve.log").read_text()
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5) as page:
-                    return bool(page.status == 200)
-            except OSError:
-                return False
-
-        try:
-            wait_for(answers, seconds=180)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-            wait_for(lambda: not processes_of(server.pid), seconds=20)
-
-
-def post(address: str, content: dict[str, Any]) -> Any:
-    request = urllib.request.Request(
-        f"{address}/invocations",
-        data=json.dumps(content).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.loads(answer.read())
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from fmnist_tracking import tracking
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import Store, open_store
 from fmnist_tracking.tracking.failures import Fault, opening_error, sort, tracking_error
-from test_end_to_end import free_port, serving
+from servers import free_port, serving
 
 SMALL = (
     *("--limit", "600", "--epochs", "1", "--filters", "4"),

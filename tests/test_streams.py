@@ -1,30 +1,15 @@
 """Standard output and error as other programs and shells leave them."""
 
 import os
-import shlex
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from fmnist_tracking.tracking import Store
+from processes import PROGRAM, shell
 
-PROGRAM = shlex.join([sys.executable, "-m", "fmnist_tracking"])
 SEARCH = "search --limit 600 --epochs 1 --filters 4 --strides 2 --kernel-sizes 3 --hidden-units 8"
-
-
-def shell(line: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, **variables}
-    return subprocess.run(
-        ["bash", "-c", line],
-        env=environment,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=180,
-    )
 
 
 @pytest.mark.parametrize(
