@@ -1,4 +1,4 @@
-"""What several tests share: the real images, a real store, small configurations."""
+"""Fixtures that several tests share: the real images, a real store, the command line."""
 
 import contextlib
 import os
@@ -14,9 +14,15 @@ import numpy as np
 import pytest
 
 from fmnist_tracking import runtime
-from fmnist_tracking.config import SplitConfig, TrainingConfig
+from fmnist_tracking.cli import main
+from fmnist_tracking.config import CLASS_NAMES, SplitConfig, TrainingConfig
 from fmnist_tracking.data import Dataset, DataSplit, idx, load_dataset, split_dataset
+from fmnist_tracking.evaluation import evaluate
+from fmnist_tracking.results import Evaluation
 from fmnist_tracking.tracking import Store, open_store
+
+# Their asserts say what they compared, as those of a test do.
+pytest.register_assert_rewrite("processes", "searches", "servers")
 
 SMALL = TrainingConfig(filters=4, strides=2, hidden_units=8, epochs=2)
 SMALL_SPLIT = SplitConfig(limit=600)
@@ -85,6 +91,15 @@ def split(dataset: Dataset) -> DataSplit:
     return split_dataset(dataset, SMALL_SPLIT)
 
 
+@pytest.fixture(scope="module")
+def evaluation() -> Evaluation:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 10, 500).astype(np.uint8)
+    probabilities = random.dirichlet(np.ones(10), 500).astype(np.float32)
+    probabilities[np.arange(500), labels] += 0.3
+    return evaluate(labels, probabilities / probabilities.sum(1, keepdims=True), CLASS_NAMES)
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of a new SQLite store, to be copied: MLflow takes a second to make its tables."""
@@ -147,6 +162,25 @@ def command(tmp_path: Path, cache: Path) -> Run:
         )
 
     return run
+
+
+class Call:
+    """Calls the command line in this process: exit status, standard output, standard error."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        self._monkeypatch.setattr(sys, "argv", ["fmnist-track", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = self._capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    return Call(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 
 from fmnist_tracking.analysis import best, effects, leaderboard, rank
 from fmnist_tracking.config import SearchSpace, TrainingConfig
-from test_results import trial
+from records import trial
 
 
 def config(**values: float) -> TrainingConfig:

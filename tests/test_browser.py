@@ -1,33 +1,24 @@
 """The report's page in a real browser, cut off from the network."""
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from playwright.sync_api import sync_playwright
 
+from browsers import NEEDS_CHROMIUM, launch_chromium
 from fmnist_tracking import plots
 from fmnist_tracking.report import Picture, render_html
-from test_report import evaluation, page
-from test_results import training
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-
-NEEDS_CHROMIUM = pytest.mark.skipif(
-    CHROMIUM is None and not os.environ.get("CI"), reason="no Chromium on this machine"
-)
+from fmnist_tracking.results import Evaluation
+from records import training
+from reports import page
 
 pytestmark = [pytest.mark.browser, NEEDS_CHROMIUM]
-__all__ = ["evaluation"]  # the fixture
 
 
 @pytest.mark.parametrize("width", [1280, 400])
 def test_the_page_shows_all_and_asks_for_nothing(
-    tmp_path: Path, evaluation: object, width: int
+    tmp_path: Path, evaluation: Evaluation, width: int
 ) -> None:
     maps = np.random.default_rng(0).random((12, 26, 26), dtype=np.float32)
     pictures = [
@@ -38,13 +29,11 @@ def test_the_page_shows_all_and_asks_for_nothing(
         )
     ]
     file = tmp_path / "index.html"
-    file.write_text(render_html(page(evaluation, pictures=pictures)))  # type: ignore[arg-type]
+    file.write_text(render_html(page(evaluation, pictures=pictures)))
     requests: list[str] = []
     complaints: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"]
-        )
+        browser = launch_chromium(playwright)
         view = browser.new_page(viewport={"width": width, "height": 900})
         view.on("request", lambda request: requests.append(request.url))
         view.on("console", lambda message: complaints.append(message.text))

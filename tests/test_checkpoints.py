@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fmnist_tracking import checkpoints
 from fmnist_tracking.checkpoints import Checkpoint
-from test_results import epoch
+from records import epoch
 
 PRINT = "f" * 64
 CHECKPOINT = Checkpoint(

@@ -1,5 +1,4 @@
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,33 +6,15 @@ from typing import Any
 import mlflow
 import pytest
 
+from conftest import Call
 from fmnist_tracking import environment
-from fmnist_tracking.cli import main, options, searching
+from fmnist_tracking.cli import options, searching
 from fmnist_tracking.cli.app import app
 from fmnist_tracking.config import COURSEWORK_GRID
 from fmnist_tracking.tracking import Store
 from fmnist_tracking.workflows import checks
 
 COMMANDS = [info.callback.__name__ for info in app.registered_commands if info.callback]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "Call":
-    return Call(monkeypatch, capsys)
-
-
-class Call:
-    """Calls the command line in this process: exit status, standard output, standard error."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        self._monkeypatch.setattr(sys, "argv", ["fmnist-track", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = self._capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
 
 
 @pytest.mark.parametrize("name", COMMANDS)

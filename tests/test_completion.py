@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fmnist_tracking.tracking import Store
-from test_end_to_end import free_port, serving
-from test_tracking import start_search
+from runs import start_search
+from servers import free_port, serving
 
 ROOT = Path(__file__).parent.parent
 PROBE = """

@@ -1,16 +1,13 @@
 """The whole way from the command line: real images, real processes, a real store."""
 
-import contextlib
 import csv
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +21,12 @@ from fmnist_tracking import machine, tracking
 from fmnist_tracking.config import FIELDS, SplitConfig
 from fmnist_tracking.data import Dataset, split_dataset, test_set
 from fmnist_tracking.tracking import Store, open_store
-from processes import wait_for
+from processes import processes_of, wait_for
+from reports import REPORT_FILES
+from servers import free_port, serving
 
 pytestmark = pytest.mark.slow
 
-REPORT_FILES = {
-    "index.html",
-    "learning_curves.png",
-    "sample.png",
-    "activations.png",
-    "predictions.png",
-    "confusion_matrix.png",
-    "classification_report.txt",
-    "metrics.json",
-}
 # Of a unit of the hidden layer behind 4 values: weights, gradients, Adam's two moments; and what
 # the unit gives for a batch.
 BYTES_A_UNIT = (4 + 1 + 10) * 4 * 4 + 32 * 4
@@ -211,19 +200,6 @@ def started(tmp_path: Path, cache: Path) -> Any:
     process.wait()
 
 
-def processes_of(group: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(fields[2]) == group and fields[0] != "Z":
-                found.append(int(entry.name))
-    return found
-
-
 @pytest.mark.parametrize(
     ("stop", "status", "word"),
     [
@@ -255,46 +231,9 @@ def test_a_stopped_search_closes_every_run(
     wait_for(lambda: not processes_of(started.pid), seconds=10)
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @pytest.fixture
 def port() -> int:
     return free_port()
-
-
-@contextlib.contextmanager
-def serving(port: int, folder: Path, *command: str) -> Iterator["subprocess.Popen[str]"]:
-    """A web server in a process group of its own, once it answers."""
-    server = subprocess.Popen(
-        [sys.executable, "-m", *command, "--port", str(port)],
-        cwd=folder,
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-    def answers() -> bool:
-        assert server.poll() is None, server.stdout and server.stdout.read()
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=5) as page:
-                return bool(page.status == 200)
-        except OSError:
-            return False
-
-    try:
-        wait_for(answers, seconds=120)
-        yield server
-    finally:
-        if server.poll() is None:
-            server.terminate()
-            server.communicate(timeout=60)
 
 
 def test_ui_serves_the_store_and_leaves_nothing_behind(

@@ -1,7 +1,6 @@
 """MLflow's own page, in a real browser, on what a search has recorded."""
 
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -12,8 +11,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from browsers import NEEDS_CHROMIUM, launch_chromium
 from conftest import Run
-from test_browser import CHROMIUM, NEEDS_CHROMIUM
+from servers import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, NEEDS_CHROMIUM]
 
@@ -34,8 +34,7 @@ def served(command: Run, tmp_path: Path) -> Iterator[Served]:
     grid = ("--filters", "4,8", "--strides", "2", "--kernel-sizes", "3", "--hidden-units", "8")
     done = command("search", *grid, "--limit", "600", "--epochs", "3")
     assert done.returncode == 0, done.stderr
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     log = tmp_path / "ui.log"
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -60,9 +59,7 @@ def served(command: Run, tmp_path: Path) -> Iterator[Served]:
 @pytest.fixture
 def page() -> Iterator[Page]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"]
-        )
+        browser = launch_chromium(playwright)
         page = browser.new_page(viewport={"width": 1700, "height": 1000})
         page.set_default_timeout(MILLISECONDS)
         expect.set_options(timeout=MILLISECONDS)

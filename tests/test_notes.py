@@ -7,7 +7,7 @@ from fmnist_tracking.analysis import effects
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
 from fmnist_tracking.results import SearchResult
 from fmnist_tracking.tracking import notes
-from test_results import training, trial
+from records import training, trial
 
 SPACE = SearchSpace(axes={"filters": (12, 48), "strides": (1, 2)})
 SCORES = (0.8, 0.7, 0.9, None)

@@ -23,7 +23,7 @@ from fmnist_tracking.tracking import (
     names,
     open_store,
 )
-from test_tracking import (
+from runs import (
     FACTS,
     SPACE,
     TRIAL,

@@ -12,7 +12,7 @@ from fmnist_tracking.analysis import Effect
 from fmnist_tracking.config import CLASS_NAMES
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.evaluation import evaluate
-from test_results import training
+from records import training
 
 
 def title(figure: Figure) -> str:

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from conftest import SMALL
+from conftest import SMALL, Call
 from fmnist_tracking import tracking
 from fmnist_tracking.config import CLASS_NAMES, SplitConfig, TrainingConfig
 from fmnist_tracking.data import Dataset, split_dataset, test_set
@@ -33,11 +33,9 @@ from fmnist_tracking.workflows.prediction import (
     mirror_notes,
     predict,
 )
-from test_cli import Call, call
-from test_results import training
-from test_tracking import TRIAL
+from records import training
+from runs import TRIAL
 
-__all__ = ["call"]
 PARTS: tuple[Part, ...] = ("validation", "test")
 CONFIG = TrainingConfig(filters=16, hidden_units=32, epochs=4)
 # What is told of the model of `Kept`.

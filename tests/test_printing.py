@@ -10,7 +10,7 @@ from fmnist_tracking.config import COURSEWORK_GRID, SearchSpace, TrainingConfig,
 from fmnist_tracking.results import SearchResult
 from fmnist_tracking.workflows.plan import Plan, PlannedPoint
 from fmnist_tracking.workflows.trial import trial_name
-from test_results import trial
+from records import trial
 
 MANY_AXES: dict[str, tuple[Value, ...]] = {
     "filters": (128, 256),

@@ -18,7 +18,7 @@ from fmnist_tracking.events import (
 )
 from fmnist_tracking.progress import INTERVAL_VARIABLE, Progress
 from fmnist_tracking.results import EpochMetrics
-from test_results import epoch
+from records import epoch
 
 POINTS = SearchSpace(axes={"filters": (12, 12 + 1)}).points(TrainingConfig(epochs=2))
 NAMES = ("f12", "f13")

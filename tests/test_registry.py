@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from conftest import SMALL, SMALL_SPLIT
+from conftest import SMALL, SMALL_SPLIT, Call
 from fmnist_tracking import tracking
 from fmnist_tracking.cli.using import say_how_to_serve
 from fmnist_tracking.config import SplitConfig
@@ -23,12 +23,10 @@ from fmnist_tracking.errors import ConfigError, PromotionError, TrackingError
 from fmnist_tracking.model import build_model, predict
 from fmnist_tracking.tracking import DataFacts, Store, names
 from fmnist_tracking.workflows.promotion import promote
-from test_cli import Call, call
-from test_imports import loaded_by
-from test_results import training
-from test_tracking import FACTS, SPACE, TRIAL, start_search
+from imports import loaded_by
+from records import training
+from runs import FACTS, SPACE, TRIAL, start_search
 
-__all__ = ["call"]
 NAME = "fashion-mnist"
 
 

@@ -3,47 +3,17 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
-import pytest
 from sklearn.metrics import classification_report
 
 from fmnist_tracking.analysis import rank
 from fmnist_tracking.config import CLASS_NAMES, TrainingConfig
 from fmnist_tracking.evaluation import evaluate
-from fmnist_tracking.report import Page, Picture, classification_table, render_html
+from fmnist_tracking.report import Picture, classification_table, render_html
 from fmnist_tracking.results import Evaluation
-from test_results import trial
+from records import trial
+from reports import page
 
 HOSTILE = "<script>alert('x')</script>"
-
-
-@pytest.fixture(scope="module")
-def evaluation() -> Evaluation:
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 10, 500).astype(np.uint8)
-    probabilities = random.dirichlet(np.ones(10), 500).astype(np.float32)
-    probabilities[np.arange(500), labels] += 0.3
-    return evaluate(labels, probabilities / probabilities.sum(1, keepdims=True), CLASS_NAMES)
-
-
-def page(evaluation: Evaluation, **changes: object) -> Page:
-    config = TrainingConfig(filters=12)
-    ranked = rank(
-        [trial("aaaaaaaa1", 0.75, config=config, name="f12", model_parameters=1, train_seconds=1)]
-    )
-    fields: dict[str, object] = {
-        "title": "A title",
-        "subtitle": "A subtitle",
-        "facts": {"test accuracy": "91 %"},
-        "settings": {"filters": "12"},
-        "pictures": [Picture(file="a.png", heading="A picture", caption="Look.", png=b"bytes")],
-        "evaluation": evaluation,
-        "ranked": ranked,
-        "axes": ("filters",),
-        "notices": ("A notice.",),
-        "commands": {"this report": "fmnist-track report"},
-        **changes,
-    }
-    return Page(**fields)  # type: ignore[arg-type]
 
 
 class Tags(HTMLParser):

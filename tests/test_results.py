@@ -4,70 +4,14 @@ import math
 
 import pytest
 
-from fmnist_tracking.config import CLASS_NAMES, SearchSpace, TrainingConfig, flops_per_image
+from fmnist_tracking.config import SearchSpace, TrainingConfig, flops_per_image
 from fmnist_tracking.results import (
-    ClassScores,
-    EpochMetrics,
-    Evaluation,
     SearchResult,
     TrainingResult,
     TrialResult,
     best_epoch,
 )
-
-
-def epoch(number: int, val_accuracy: float) -> EpochMetrics:
-    return EpochMetrics(
-        epoch=number,
-        loss=1.0 / number,
-        accuracy=0.5,
-        val_loss=0.9,
-        val_accuracy=val_accuracy,
-        epoch_seconds=2.0,
-    )
-
-
-def evaluation(accuracy: float) -> Evaluation:
-    """Of 10 images, one of each class."""
-    classes = tuple(
-        ClassScores(name=name, precision=0.5, recall=0.4, f1=n / 10, support=1)
-        for n, name in enumerate(CLASS_NAMES)
-    )
-    mean = dataclasses.replace(classes[0], name="macro avg", f1=0.45, support=10)
-    confusion = tuple(tuple(int(row == column) for column in range(10)) for row in range(10))
-    return Evaluation(
-        accuracy=accuracy,
-        loss=0.9,
-        classes=classes,
-        macro=mean,
-        weighted=dataclasses.replace(mean, name="weighted avg"),
-        confusion=confusion,
-    )
-
-
-def training(*scores: float) -> TrainingResult:
-    return TrainingResult(
-        config=TrainingConfig(epochs=len(scores)),
-        epochs=tuple(epoch(n, s) for n, s in enumerate(scores, start=1)),
-        model_parameters=7,
-        train_seconds=2.0 * len(scores),
-        images_per_second=100.0,
-        train_images=500,
-        validation=evaluation(max(scores)),
-    )
-
-
-def trial(run_id: str, val_accuracy: float | None, **changes: object) -> TrialResult:
-    fields: dict[str, object] = {
-        "run_id": run_id,
-        "name": f"trial {run_id}",
-        "status": "FAILED" if val_accuracy is None else "FINISHED",
-        "config": TrainingConfig(),
-        "val_accuracy": val_accuracy,
-        "best_epoch": None if val_accuracy is None else 3,
-        **changes,
-    }
-    return TrialResult(**fields)  # type: ignore[arg-type]
+from records import epoch, training, trial
 
 
 def test_best_epoch_is_the_earliest_of_the_highest() -> None:

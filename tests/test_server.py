@@ -14,7 +14,7 @@ import sys
 import tempfile
 import urllib.request
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ import mlflow
 import numpy as np
 import pytest
 
-from conftest import CLEAN
+from conftest import CLEAN, Run
 from fmnist_tracking.config import FIELDS, SplitConfig
 from fmnist_tracking.data import Dataset, split_dataset
 from fmnist_tracking.tracking import open_store
-from processes import wait_for
-from test_end_to_end import REPORT_FILES, free_port, processes_of
-from test_faults import (
+from processes import processes_of, wait_for
+from reports import REPORT_FILES
+from searches import (
     EPOCHS,
     LIMIT,
     POINTS,
@@ -39,11 +39,11 @@ from test_faults import (
     finish,
     outcome,
 )
+from servers import free_port
 
 pytestmark = pytest.mark.service
 
 START = Path(__file__).parent.parent / "server" / "start.py"
-Track = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ def as_admin(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def track(tmp_path: Path, cache: Path, server: Server) -> Track:
+def track(tmp_path: Path, cache: Path, server: Server) -> Run:
     """Runs `fmnist-track` on the server, in an empty folder."""
 
     def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
@@ -221,7 +221,7 @@ def test_a_search_is_recorded_whole(server: Server, searched: Searched, dataset:
 
 @pytest.mark.usefixtures("as_admin")
 def test_what_was_searched_can_be_shown(
-    server: Server, searched: Searched, track: Track, tmp_path: Path
+    server: Server, searched: Searched, track: Run, tmp_path: Path
 ) -> None:
     best = searched.result["best"]["run_id"]
     (listed,) = json.loads(track("runs", "--experiment", "fashion-mnist", "--json").stdout)
@@ -239,7 +239,7 @@ def test_what_was_searched_can_be_shown(
     assert {p.name for p in tmp_path.iterdir()} <= {"reports", "state"}
 
 
-def test_the_database_itself_can_be_read(server: Server, searched: Searched, track: Track) -> None:
+def test_the_database_itself_can_be_read(server: Server, searched: Searched, track: Run) -> None:
     uri = (server.state / "database.uri").read_text().strip()
     (listed,) = json.loads(track("runs", "--tracking-uri", uri, "--json").stdout)
     assert listed["run_id"] == searched.result["run_id"]
@@ -274,7 +274,7 @@ def test_two_searches_at_once_of_which_one_is_killed(
         assert_as_undisturbed(place, searched.outcome)
 
 
-def test_a_password_that_is_wrong_or_missing(server: Server, track: Track) -> None:
+def test_a_password_that_is_wrong_or_missing(server: Server, track: Run) -> None:
     for variables, words in (
         ({"MLFLOW_TRACKING_PASSWORD": "wrong"}, "does not accept the name 'admin' with the"),
         (
@@ -290,7 +290,7 @@ def test_a_password_that_is_wrong_or_missing(server: Server, track: Track) -> No
         assert "Traceback" not in done.stderr
 
 
-def test_a_password_in_the_address(server: Server, searched: Searched, track: Track) -> None:
+def test_a_password_in_the_address(server: Server, searched: Searched, track: Run) -> None:
     uri = server.address.replace("//", f"//{server.user}:{server.password}@")
     nothing = {"MLFLOW_TRACKING_USERNAME": "", "MLFLOW_TRACKING_PASSWORD": ""}
     run_id = searched.result["run_id"]
@@ -298,7 +298,7 @@ def test_a_password_in_the_address(server: Server, searched: Searched, track: Tr
     assert json.loads(done.stdout) == searched.result
 
 
-def test_no_permission(server: Server, searched: Searched, track: Track) -> None:
+def test_no_permission(server: Server, searched: Searched, track: Run) -> None:
     own = server.variables("eve", server.new_user("eve"))
     assert track("runs", **own).returncode == 0  # to look is allowed
     done = track("train", "--limit", "600", "--epochs", "1", "--filters", "16", **own)
@@ -308,7 +308,7 @@ def test_no_permission(server: Server, searched: Searched, track: Track) -> None
 
 
 def test_no_permission_for_a_registered_model(
-    server: Server, searched: Searched, track: Track
+    server: Server, searched: Searched, track: Run
 ) -> None:
     own = server.variables("joe", server.new_user("joe"))
     best = searched.result["best"]["run_id"]

@@ -12,8 +12,8 @@ from fmnist_tracking.config import SearchSpace
 from fmnist_tracking.environment import Code
 from fmnist_tracking.errors import SearchError, TrackingError
 from fmnist_tracking.tracking import Lease, Standing, Store, names
-from test_results import epoch
-from test_tracking import ORIGIN, SEARCH, TRIAL, finish_quickly
+from records import epoch
+from runs import ORIGIN, SEARCH, TRIAL, finish_quickly
 
 SPACE = SearchSpace(axes={"filters": (1, 2, 3, 4)})
 POINTS = SPACE.points(SMALL)

@@ -17,73 +17,31 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from conftest import SMALL, SMALL_SPLIT
+from conftest import SMALL
 from fmnist_tracking import plots, tracking
-from fmnist_tracking.config import CLASS_NAMES, FIELDS, SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.config import CLASS_NAMES, FIELDS, SearchSpace, SplitConfig
 from fmnist_tracking.data import DataSplit
-from fmnist_tracking.environment import Code
 from fmnist_tracking.errors import ConfigError, TrackingError
 from fmnist_tracking.model import load_model, predict, with_weights
-from fmnist_tracking.results import SearchResult, TrainingResult
+from fmnist_tracking.results import TrainingResult
 from fmnist_tracking.tracking import (
-    DataFacts,
     Lease,
-    Origin,
-    SearchFacts,
     Store,
-    TrialFacts,
     names,
 )
 from fmnist_tracking.training import Weights, train
 from fmnist_tracking.workflows.search import grid_picture
-from test_results import epoch, training
-
-FACTS = DataFacts(sha256="d" * 64, name="Fashion-MNIST", source="somewhere")
-CODE = Code(version="1.2", sha256="c" * 64, commit="a" * 40, branch="main", dirty=True)
-ORIGIN = Origin(code=CODE, environment={"python": "CPython 3"})
-SPACE = SearchSpace(axes={"filters": (12, 36), "learning_rate": (0.01, 0.001)})
-
-
-SEARCH = SearchFacts(
-    name="a search",
-    space=SPACE,
-    base=SMALL,
-    split=SMALL_SPLIT,
-    data=FACTS,
-    origin=ORIGIN,
-    grid="9" * 64,
+from records import epoch, training
+from runs import (
+    FACTS,
+    SEARCH,
+    SPACE,
+    TRIAL,
+    finish_quickly,
+    search_result,
+    start_search,
+    start_trial,
 )
-TRIAL = TrialFacts(
-    name="a trial",
-    config=SMALL,
-    split=SMALL_SPLIT,
-    data=FACTS,
-    origin=ORIGIN,
-    fingerprint="f" * 64,
-    threads=2,
-    parent=None,
-)
-
-
-def start_search(store: Store, **changes: object) -> str:
-    experiment = tracking.choose_experiment(store, "things")
-    return tracking.start_search(store, experiment, dataclasses.replace(SEARCH, **changes))  # type: ignore[arg-type]
-
-
-def start_trial(
-    store: Store, config: TrainingConfig, parent: str | None, resume: str | None = None
-) -> str:
-    experiment = tracking.choose_experiment(store, "things")
-    facts = dataclasses.replace(TRIAL, config=config, parent=parent)
-    return tracking.start_trial(store, experiment, facts, resume)
-
-
-def finish_quickly(store: Store, run_id: str, score: float) -> None:
-    """A trial's end without the cost of a model."""
-    result = training(score)
-    for name, value in result.summary().items():
-        store.client.log_metric(run_id, name, value)
-    store.client.set_terminated(run_id, "FINISHED")
 
 
 def finish(
@@ -113,10 +71,6 @@ def finish(
 def fail(store: Store, run_id: str, line: str, trace: str) -> None:
     experiment = store.client.get_run(run_id).info.experiment_id
     tracking.fail_trial(store, experiment, run_id, TRIAL, line, trace)
-
-
-def search_result(store: Store, run_id: str) -> SearchResult:
-    return tracking.read_search(store, tracking.find_run(store, run_id))
 
 
 @pytest.fixture(scope="module")

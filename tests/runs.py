@@ -1,0 +1,60 @@
+"""Searches and trials in a store, begun and ended without a training."""
+
+import dataclasses
+
+from conftest import SMALL, SMALL_SPLIT
+from fmnist_tracking import tracking
+from fmnist_tracking.config import SearchSpace, TrainingConfig
+from fmnist_tracking.environment import Code
+from fmnist_tracking.results import SearchResult
+from fmnist_tracking.tracking import DataFacts, Origin, SearchFacts, Store, TrialFacts
+from records import training
+
+FACTS = DataFacts(sha256="d" * 64, name="Fashion-MNIST", source="somewhere")
+CODE = Code(version="1.2", sha256="c" * 64, commit="a" * 40, branch="main", dirty=True)
+ORIGIN = Origin(code=CODE, environment={"python": "CPython 3"})
+SPACE = SearchSpace(axes={"filters": (12, 36), "learning_rate": (0.01, 0.001)})
+SEARCH = SearchFacts(
+    name="a search",
+    space=SPACE,
+    base=SMALL,
+    split=SMALL_SPLIT,
+    data=FACTS,
+    origin=ORIGIN,
+    grid="9" * 64,
+)
+TRIAL = TrialFacts(
+    name="a trial",
+    config=SMALL,
+    split=SMALL_SPLIT,
+    data=FACTS,
+    origin=ORIGIN,
+    fingerprint="f" * 64,
+    threads=2,
+    parent=None,
+)
+
+
+def start_search(store: Store, **changes: object) -> str:
+    experiment = tracking.choose_experiment(store, "things")
+    return tracking.start_search(store, experiment, dataclasses.replace(SEARCH, **changes))  # type: ignore[arg-type]
+
+
+def start_trial(
+    store: Store, config: TrainingConfig, parent: str | None, resume: str | None = None
+) -> str:
+    experiment = tracking.choose_experiment(store, "things")
+    facts = dataclasses.replace(TRIAL, config=config, parent=parent)
+    return tracking.start_trial(store, experiment, facts, resume)
+
+
+def finish_quickly(store: Store, run_id: str, score: float) -> None:
+    """A trial's end without the cost of a model."""
+    result = training(score)
+    for name, value in result.summary().items():
+        store.client.log_metric(run_id, name, value)
+    store.client.set_terminated(run_id, "FINISHED")
+
+
+def search_result(store: Store, run_id: str) -> SearchResult:
+    return tracking.read_search(store, tracking.find_run(store, run_id))
