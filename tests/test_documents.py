@@ -141,3 +141,12 @@ def test_the_tests_that_the_guarantees_name_are_there() -> None:
     defined = set(re.findall(r"^def (test_\w+)", sources, re.MULTILINE))
     assert len(named) > 50
     assert named - defined == set()
+
+
+def test_no_test_module_imports_another() -> None:
+    modules = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
+    assert len(modules) > 50
+    for path in (ROOT / "tests").glob("*.py"):
+        # Those too that a script in a string imports.
+        imported = set(re.findall(r"\b(?:from|import) (\w+)", path.read_text()))
+        assert imported & modules == set(), path.name
