@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PEERS := .venv-peers/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# A process for each core and one more, as many tests wait for the processes that they start; those of
+# a module share what it sets up.
+AT_ONCE := -n $(shell expr $$(nproc 2>/dev/null || echo 2) + 1) --dist loadfile
 TRACK := $(BIN)/fmnist-track
 
 # An environment does not survive that its folder is moved.
@@ -13,7 +16,7 @@ $(shell rm -rf .venv .venv-lowest .venv-peers)
 endif
 endif
 
-.PHONY: help quick full test test-fast test-lowest lint format benchmarks ui server constraints clean
+.PHONY: help quick full test test-fast test-lowest test-release lint format benchmarks ui server constraints clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -27,13 +30,16 @@ full: .venv/installed  ## Set up, search at full size (12 points, 25 epochs, all
 	$(TRACK) report --run-id latest
 
 test: .venv/installed-dev  ## Set up and pass all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(AT_ONCE) -m "not release"
+
+test-release: .venv/installed-dev  ## Set up and pass what is tested at greater length before a release
+	$(BIN)/python -m pytest -m release
 
 test-fast: .venv/installed-dev  ## Set up and pass the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not browser and not service"
+	$(BIN)/python -m pytest $(AT_ONCE) -m "not slow and not browser and not service"
 
 test-lowest: .venv-lowest/installed  ## The same with the oldest packages that pyproject.toml allows
-	.venv-lowest/bin/python -m pytest -m "not slow and not browser and not service"
+	.venv-lowest/bin/python -m pytest $(AT_ONCE) -m "not slow and not browser and not service"
 
 lint: .venv/installed-dev  ## Style, types and the layers of the design
 	$(BIN)/ruff check .

@@ -362,7 +362,7 @@ def test_what_has_finished_is_reused(command: Run, tmp_path: Path) -> None:
 
 
 def test_a_dry_run_writes_nothing(command: Run, tmp_path: Path) -> None:
-    small = ("search", *QUICK, "--strides", "2", "--filters", "4", "--json")
+    small = ("search", *QUICK, "--strides", "2", "--filters", "4", "--workers", "1", "--json")
     planned = json.loads(command(*small, "--kernel-sizes", "3,4,9", "--dry-run").stdout)
     assert not (tmp_path / "mlflow.db").exists()
     assert [p["state"] for p in planned["points"]] == ["new", "new", "refused"]
