@@ -246,9 +246,10 @@ def test_want_of_memory_is_told_only_where_the_system_has_counted_it(
     (tmp_path / "vmstat").write_text("oom_kill 3\n")
     monkeypatch.setattr(machine, "_SYSTEM", tmp_path / "vmstat")
     monkeypatch.setattr(machine, "_CONTROL_GROUPS", tmp_path)
-    with pool_of(1, Reports()) as pool:
-        pid = pool.submit(own_pid).result(timeout=60)
+    reports = Reports()
+    with pool_of(1, reports) as pool:
         dying = pool.submit(sleep_long)
+        pid = reports.first()
         (tmp_path / "vmstat").write_text(f"oom_kill {3 + kills}\n")
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(WorkerDied) as caught:
