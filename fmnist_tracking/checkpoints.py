@@ -76,8 +76,8 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     new = folder / f"{_FILE}.{os.getpid()}.new"
     try:
-        with new.open("wb") as file:
-            file.write(content.getbuffer())
+        with new.open("wb") as file, content.getbuffer() as written:
+            file.write(written)
             file.flush()
             os.fsync(file.fileno())
         new.replace(folder / _FILE)

@@ -1,5 +1,6 @@
 """What the shell offers at the Tab key, asked for as its scripts ask."""
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -98,7 +99,7 @@ def test_nothing_is_made_upgraded_or_said(tmp_path: Path) -> None:
     assert offered("fmnist-track report ") == WORDS
     assert list(tmp_path.iterdir()) == []
     database = tmp_path / "mlflow.db"
-    with sqlite3.connect(database) as rows:  # of a version without tags
+    with contextlib.closing(sqlite3.connect(database)) as rows:  # of a version without tags
         rows.execute("CREATE TABLE runs (run_uuid TEXT)")
     before = database.read_bytes()
     assert offered("fmnist-track report ") == WORDS

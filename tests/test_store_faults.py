@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.db.db_types import SQLITE
 from mlflow.store.db.utils import _get_managed_session_maker
-from sqlalchemy import create_engine, orm, text
+from sqlalchemy import Engine, create_engine, orm, text
 from sqlalchemy.pool import QueuePool
 
 from conftest import Run
@@ -43,15 +43,33 @@ def raised(action: Callable[[], object]) -> BaseException:
     raise AssertionError("nothing was raised")
 
 
-def session(path: Path, **pool: Any) -> Any:
-    """MLflow's own session on a SQLite file, which turns SQLAlchemy's errors into its own."""
-    engine = create_engine(f"sqlite:///{path}", poolclass=QueuePool, **pool)
+Engines = Callable[..., Engine]
+
+
+@pytest.fixture
+def engine_of() -> Iterator[Engines]:
+    """Makes SQLAlchemy's engines, and closes their connections at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(uri: str, **options: Any) -> Engine:
+            engine = create_engine(uri, **options)
+            stack.callback(engine.dispose)
+            return engine
+
+        yield make
+
+
+def session(engine: Engine) -> Any:
+    """MLflow's own session, which turns SQLAlchemy's errors into its own."""
     maker = orm.sessionmaker(bind=engine)
     return _get_managed_session_maker(maker, SQLITE)  # type: ignore[no-untyped-call]
 
 
-def test_a_pool_without_a_free_connection_passes(store: Store, tmp_path: Path) -> None:
-    make = session(tmp_path / "mlflow.db", pool_size=1, max_overflow=0, pool_timeout=0.05)
+def test_a_pool_without_a_free_connection_passes(
+    store: Store, tmp_path: Path, engine_of: Engines
+) -> None:
+    pool = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05}
+    make = session(engine_of(f"sqlite:///{tmp_path}/mlflow.db", **pool))
 
     def two_at_once() -> None:
         with make() as first:
@@ -76,9 +94,9 @@ def test_a_pool_without_a_free_connection_passes(store: Store, tmp_path: Path) -
     ],
 )
 def test_what_a_database_refuses_is_final(
-    store: Store, tmp_path: Path, statement: str, fault: Fault
+    store: Store, tmp_path: Path, engine_of: Engines, statement: str, fault: Fault
 ) -> None:
-    make = session(tmp_path / "mlflow.db")
+    make = session(engine_of(f"sqlite:///{tmp_path}/mlflow.db"))
 
     def run() -> None:
         with make() as opened:
@@ -87,10 +105,10 @@ def test_what_a_database_refuses_is_final(
     assert sort(raised(run)) is fault
 
 
-def test_a_locked_database_passes(store: Store, tmp_path: Path) -> None:
+def test_a_locked_database_passes(store: Store, tmp_path: Path, engine_of: Engines) -> None:
     holder = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
-    engine = create_engine(f"sqlite:///{tmp_path}/mlflow.db", connect_args={"timeout": 0.05})
+    engine = engine_of(f"sqlite:///{tmp_path}/mlflow.db", connect_args={"timeout": 0.05})
 
     def write() -> None:
         with engine.begin() as opened:
@@ -104,8 +122,10 @@ def test_a_locked_database_passes(store: Store, tmp_path: Path) -> None:
     assert "is locked by another process" in str(opening_error(store.uri, error))
 
 
-def test_a_database_that_may_not_be_written_is_final(store: Store, tmp_path: Path) -> None:
-    engine = create_engine(f"sqlite:///file:{tmp_path}/mlflow.db?mode=ro&uri=true")
+def test_a_database_that_may_not_be_written_is_final(
+    store: Store, tmp_path: Path, engine_of: Engines
+) -> None:
+    engine = engine_of(f"sqlite:///file:{tmp_path}/mlflow.db?mode=ro&uri=true")
 
     def write() -> None:
         with engine.begin() as opened:

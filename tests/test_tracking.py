@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -705,7 +706,7 @@ def test_runs_that_cannot_be_meant(store: Store) -> None:
 def test_an_ambiguous_beginning_lists_the_runs(store: Store) -> None:
     ids = sorted(start_search(store) for _ in range(3))
     # Ids are random; their common beginning is empty, so one is forced by the store's own table.
-    with sqlite3.connect("mlflow.db") as database:
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as database, database:
         database.execute("PRAGMA foreign_keys = OFF")
         for number, run_id in enumerate(ids[:2]):
             new = f"abcdef{number}" + run_id[7:]
@@ -776,7 +777,7 @@ def test_figures_of_validation_images_are_kept_and_open_nothing(
 
 def test_a_run_of_a_later_version_is_explained(store: Store) -> None:
     run_id = start_trial(store, SMALL, parent=None)
-    with sqlite3.connect("mlflow.db") as database:
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as database, database:
         database.execute("UPDATE params SET value = 'many' WHERE key = 'filters'")
     with pytest.raises(TrackingError, match="are not a configuration of this version"):
         tracking.read_trial(tracking.find_run(store, run_id))
