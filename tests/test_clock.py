@@ -95,7 +95,6 @@ def test_seconds_in_which_a_training_was_stopped_do_not_count() -> None:
         took = time.monotonic() - first
     seconds, speed, images, epochs = json.loads(last)
     assert took > STOPPED_SECONDS
-    assert max(epochs) < STOPPED_SECONDS
     assert sum(epochs[1:]) < took - STOPPED_SECONDS + 0.5
     assert seconds == sum(epochs) < time.monotonic() - begun
     assert speed > images * len(epochs) / seconds

@@ -13,7 +13,7 @@ import sqlalchemy
 
 from fmnist_tracking import tracking
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking import Store, open_store, places
+from fmnist_tracking.tracking import Store, open_store, places, tracking_uri
 
 NAMES = ("plain", "my project", "é", "a&b", "a?b", "a#b", "a%20b", "c%b", "a+b", "é my #1 project")
 
@@ -370,3 +370,22 @@ def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
     os.mkdir(tmp_path / "mlflow.db")
     with pytest.raises(TrackingError, match="is a folder or a device"), open_store(create=True):
         pass
+
+
+@pytest.mark.skipif(not places._IS_DECODED, reason="SQLAlchemy 2.0 leaves that to us")
+def test_a_folder_whose_name_is_another_s_encoded_has_a_store_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a b", "a%20b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a b" / "mlflow.db").touch()
+    monkeypatch.chdir(tmp_path / "a%20b")
+    assert places.sqlite_file(tracking_uri()) == tmp_path / "a%20b" / "mlflow.db"
+
+
+def test_the_way_up_from_a_link_is_that_of_the_system(tmp_path: Path) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "real" / "deep")
+    file = places.sqlite_file(f"sqlite:///{tmp_path}/here/link/../x.db")
+    assert file == tmp_path / "real" / "x.db"

@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -92,6 +94,22 @@ def give(store: Store, run_id: str, lease: Lease) -> None:
 
 def status(store: Store, run_id: str) -> str:
     return str(store.client.get_run(run_id).info.status)
+
+
+def test_of_equal_searches_the_one_last_asked_for_comes_first(
+    store: Store, experiment: str
+) -> None:
+    ahead, later = start_search(store, experiment), start_search(store, experiment)
+    with (
+        contextlib.closing(sqlite3.connect("mlflow.db")) as rows,
+        rows,
+    ):  # the clock was a day ahead
+        rows.execute(
+            "UPDATE runs SET start_time = start_time + 86400000 WHERE run_uuid = ?", (ahead,)
+        )
+    store.client.set_tag(ahead, names.ASKED_AT, "2026-01-01T00:00:00.000+00:00")
+    searches = tracking.find_searches(store, experiment, [GRID])
+    assert [search.run_id for search in searches] == [later, ahead]
 
 
 def test_an_empty_store_has_nothing(store: Store, experiment: str) -> None:

@@ -20,6 +20,7 @@ from mlflow.entities import Run as MlflowRun
 
 from conftest import SMALL
 from fmnist_tracking import plots, tracking
+from fmnist_tracking.cli.printing import print_runs
 from fmnist_tracking.config import CLASS_NAMES, FIELDS, SearchSpace, SplitConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, TrackingError
@@ -911,3 +912,31 @@ def test_a_search_each_of_whose_points_has_a_seed_that_diverged_ends(store: Stor
     assert "2 trials diverged" in ended.data.tags["mlflow.note.content"]
     rows = list(csv.DictReader(io.StringIO(read(ended, "leaderboard.csv"))))
     assert [row["diverged"] for row in rows] == ["False", "True"] * 2
+
+
+@pytest.mark.parametrize("start", [99999999999999999, -99999999999999, "'abc'"])
+def test_a_search_that_began_at_no_time_of_people_is_listed(
+    store: Store, start: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start_search(store)
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as rows, rows:
+        rows.execute(f"UPDATE runs SET start_time = {start}")
+    print_runs(tracking.list_runs(store))
+    assert "search" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["'abc'", -1, 1e308])
+def test_a_search_s_own_figures_are_believed_if_they_can_be(store: Store, value: object) -> None:
+    search = start_search(store)
+    trial = start_trial(store, SPACE.points(SMALL)[0], search)
+    finish_quickly(store, trial, 0.6)
+    tracking.finish_search(
+        store, tracking.read_search(store, tracking.find_run(store, search)), b""
+    )
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as rows, rows:
+        rows.execute(
+            f"UPDATE latest_metrics SET value = {value} WHERE key = 'best_val_accuracy' "
+            "AND run_uuid = ?", (search,)
+        )  # fmt: skip
+    (listed,) = tracking.list_runs(store)
+    assert listed.val_accuracy == 0.6

@@ -139,6 +139,21 @@ def test_a_task_survives_the_process_that_its_worker_was_forked_from(tmp_path: P
         assert not is_alive(worker.pid)
 
 
+def test_a_fork_server_that_is_stopped_holds_up_nobody_s_end() -> None:
+    reports = Reports()
+    with pool_of(2, reports) as pool:
+        tasks = [pool.submit(sleep_long) for _ in range(2)]
+        wait_for(lambda: len(reports.all) == 2)
+        killed, other = (psutil.Process(pid) for _, pid in reports.all)
+        server = killed.parent()
+        assert server is not None
+        server.suspend()
+        killed.kill()
+        pool.kill()
+        assert len(wait(tasks, timeout=60).done) == 2
+    wait_for(lambda: not is_alive(other.pid) and not is_alive(server.pid), seconds=20)
+
+
 def test_how_a_worker_ended_is_not_made_up() -> None:
     reports = Reports()
     with pool_of(1, reports) as pool:
@@ -225,7 +240,7 @@ def test_a_killed_worker_costs_its_own_task_only(tmp_path: Path) -> None:
         assert replaced not in (killed, undisturbed)
         (tmp_path / "go").touch()
         assert other.result(timeout=60) == undisturbed
-    assert not is_alive(replaced)
+    wait_for(lambda: not is_alive(replaced), seconds=20)
 
 
 def test_workers_that_die_while_a_report_is_taken_in_do_not_hold_up_the_pool() -> None:

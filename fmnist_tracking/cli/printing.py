@@ -93,9 +93,7 @@ def print_runs(found: Sequence[RunSummary]) -> None:
         "grid": [_grid(run) for run in found],
         "experiment": [_printable(run.experiment) for run in found],
         "status": [run.status for run in found],
-        "started": [
-            f"{datetime.fromtimestamp(run.started / 1000):%Y-%m-%d %H:%M}" for run in found
-        ],
+        "started": [_time(run.started) for run in found],
         "points": [f"{run.finished}/{run.points}" for run in found],
         "val. acc.": [share(run.val_accuracy) for run in found],
     }
@@ -103,6 +101,14 @@ def print_runs(found: Sequence[RunSummary]) -> None:
     _print_fitting(
         columns, dispensable, wrapped=("started", "val. acc."), folded="grid", fold_at=_GRID_WIDTH
     )
+
+
+def _time(milliseconds: Any) -> str:
+    """Return a time of the store, in this place's; nothing for what is none that people live in."""
+    try:
+        return f"{datetime.fromtimestamp(milliseconds / 1000):%Y-%m-%d %H:%M}"
+    except (TypeError, ValueError, OverflowError, OSError):
+        return ""
 
 
 def _grid(run: RunSummary) -> str:

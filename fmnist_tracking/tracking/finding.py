@@ -235,7 +235,7 @@ def _results(store: Store, search: TrackedRun) -> tuple[int, float | None]:
     """
     metrics, tags = search.raw.data.metrics, search.raw.data.tags
     if {names.FINISHED_POINTS, names.BEST_VAL_ACCURACY} <= metrics.keys():
-        with contextlib.suppress(ValueError, OverflowError):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
             finished = int(metrics[names.FINISHED_POINTS])
             own = finished - int(tags.get(names.REUSED, 0))
             children = (
@@ -244,6 +244,7 @@ def _results(store: Store, search: TrackedRun) -> tuple[int, float | None]:
             winner = [tags.get(names.BEST_RUN, "")]
             if (
                 own >= 0
+                and 0 <= metrics[names.BEST_VAL_ACCURACY] <= 1
                 and has_exactly(store, search.experiment_id, children, own)
                 and has_all(
                     store, search.experiment_id, winner, f"attributes.status = '{FINISHED}'"

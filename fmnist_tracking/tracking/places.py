@@ -20,6 +20,8 @@ from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
 
 _SQLITE = "sqlite:///"
+# SQLAlchemy before 2.1 does not decode what is percent-encoded.
+_IS_DECODED = make_url(f"{_SQLITE}%20").database == " "
 # However it is spelled: with a driver's name in it, or in capitals.
 _ANY_SQLITE = re.compile(r"^sqlite(\+\w+)?:", re.IGNORECASE)
 _DEFAULT_FILE = "mlflow.db"
@@ -84,10 +86,13 @@ def sqlite_file(uri: str) -> Path | None:
             f"Example: {_SQLITE}{working_folder() / _DEFAULT_FILE}"
         )
     path = Path(database)
-    decoded = Path(unquote(database))
-    # MLflow percent-encodes its default, and SQLAlchemy before 2.1 does not decode it.
-    path = decoded if decoded.exists() and not path.exists() else path
-    return Path(os.path.normpath(path if path.is_absolute() else working_folder() / path))
+    if not _IS_DECODED:  # MLflow percent-encodes its default
+        decoded = Path(unquote(database))
+        path = decoded if decoded.exists() and not path.exists() else path
+    path = path if path.is_absolute() else working_folder() / path
+    if ".." in path.parts:  # after a link, it leads elsewhere than the text says
+        path = path.parent.resolve() / path.name
+    return Path(os.path.normpath(path))
 
 
 def sqlite_uri(path: Path) -> str:

@@ -24,6 +24,8 @@ from fmnist_tracking.tracking.store import Store
 
 # Up to so many points are looked for one by one; for more, all trials are read at once.
 _FEW = 100
+# Ten years: what takes longer was not measured.
+_LONGEST_SECONDS = 3e8
 _OPEN = f"attributes.status = '{RUNNING}' AND tags.`{names.ROLE}` LIKE '%'"
 _AND_FINISHED = f" AND attributes.status = '{FINISHED}'"
 EPOCH_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds")
@@ -57,7 +59,7 @@ class Standing:
 
 
 def find_searches(store: Store, experiment_id: str, grids: Iterable[str]) -> list[TrackedRun]:
-    """Find the runs of one and the same search in an experiment, the newest first.
+    """Find the runs of one and the same search in an experiment, the one last asked for first.
 
     One whose grid cannot be read is left out: its trials count as those of another search.
 
@@ -72,7 +74,12 @@ def find_searches(store: Store, experiment_id: str, grids: Iterable[str]) -> lis
         *_by_older_keys(store, experiment_id, names.GRID, set(older)),
     ]
     found = readable(store, runs, _as_search)
-    return sorted(found, key=lambda run: -(run.raw.info.start_time or 0))
+    return sorted(found, key=_last_asked, reverse=True)
+
+
+def _last_asked(search: TrackedRun) -> tuple[str, int]:
+    """Order searches as `queries.LATEST_ASKED_FIRST` does."""
+    return search.raw.data.tags.get(names.ASKED_AT, ""), search.raw.info.start_time or 0
 
 
 def _as_search(run: Run) -> TrackedRun:
@@ -207,7 +214,8 @@ def like_trials(
 ) -> list[TrialResult]:
     """Find some finished trials of this code on as many images and threads, the newest first.
 
-    Those that diverged are left out: they ended before their last epoch.
+    Those that diverged are left out: they ended before their last epoch. So are those whose time is
+    none.
     """
     filter_string = (
         f"attributes.status = '{FINISHED}' AND tags.`{names.THREADS}` = '{threads}' "
@@ -216,7 +224,11 @@ def like_trials(
         f"AND params.`{names.SPLIT_PREFIX}limit` = '{split.limit}'"
     )
     found = store.client.search_runs([experiment_id], filter_string, max_results=_FEW)
-    return [trial for trial in readable(store, found, trial_result) if not trial.diverged]
+    return [
+        trial
+        for trial in readable(store, found, trial_result)
+        if not trial.diverged and 0 < (trial.train_seconds or 0) < _LONGEST_SECONDS
+    ]
 
 
 def logged_steps(store: Store, run_id: str) -> set[int]:

@@ -110,13 +110,15 @@ class LocalWorker:
             started = self._process is not None
             if started:
                 _kill(self._process.pid)
-        if not started:  # perhaps it waits for the fork server, which imports for seconds
-            _end_fork_server()
+        # One that is not started yet waits, perhaps, for the fork server, which imports for
+        # seconds; and a fork server that is stopped tells nobody that its children have ended.
+        _end_fork_server(only_if_stopped=started)
 
     def _started(self) -> tuple[Any, Connection]:
         method = _start_method()
         context: Any = get_context(method)
         ours, theirs = context.Pipe()
+        _ensure_tracker()
         # The process has the other end to itself: when it is gone, reading comes to an end.
         with theirs, _starting, _signals_held_back(_LEFT_TO_THE_DRIVER):
             if method == "forkserver":
@@ -139,7 +141,8 @@ class LocalWorker:
         self._process.join(_JOIN_SECONDS)
         if self._process.is_alive():  # it lost touch with this process, and is of no use
             _kill(self._process.pid)
-            self._process.join()
+            _end_fork_server(only_if_stopped=True)
+            self._process.join(_JOIN_SECONDS)
         code = self._process.exitcode
         if code == _UNKNOWN and _fork_server() is None:
             return "the process that it was forked from, which would know how, is gone"
@@ -169,10 +172,7 @@ def start_helpers(preload: Sequence[str]) -> None:
         preload: modules for the fork server to import, if it does not run yet; they must not begin
             to compute.
     """
-    # Killed by the end of a terminal, the tracker would be started again, and complain of all that
-    # it knows nothing of.
-    with _signals_held_back({signal.SIGHUP}):
-        resource_tracker.ensure_running()
+    _ensure_tracker()
     if _start_method() == "forkserver":
         get_context("forkserver").set_forkserver_preload(list(preload))
         with _starting, _signals_held_back(_LEFT_TO_THE_DRIVER):
@@ -200,6 +200,17 @@ def _signals_held_back(signals: set[signal.Signals]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
+def _ensure_tracker() -> None:
+    """Start Python's tracker of shared resources, unless it runs, before signals are held back.
+
+    Its start lets them through again.
+    """
+    # Killed by the end of a terminal, it would be started again, and complain of all that it knows
+    # nothing of.
+    with _signals_held_back({signal.SIGHUP}):
+        resource_tracker.ensure_running()
+
+
 def _ensure_fork_server() -> None:
     """Start the fork server, unless it runs; it imports from where this process does.
 
@@ -221,13 +232,19 @@ def _ensure_fork_server() -> None:
                 os.environ[name] = value
 
 
-def _end_fork_server() -> None:
+def _end_fork_server(*, only_if_stopped: bool) -> None:
     """End the fork server at once, whatever it imports."""
     server = _fork_server()
-    if server is not None:
+    if server is not None and (not only_if_stopped or _is_stopped(server)):
         # A start that is under way may begin another one: that is ready at once, then.
         get_context("forkserver").set_forkserver_preload([])
         _kill(server.pid)
+
+
+def _is_stopped(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.status() == psutil.STATUS_STOPPED)
+    return False
 
 
 def _fork_server() -> psutil.Process | None:
