@@ -11,6 +11,7 @@ import mlflow
 import pytest
 import sqlalchemy
 
+from conftest import Run
 from fmnist_tracking import tracking
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import Store, open_store, places, tracking_uri
@@ -389,3 +390,31 @@ def test_the_way_up_from_a_link_is_that_of_the_system(tmp_path: Path) -> None:
     (tmp_path / "here" / "link").symlink_to(tmp_path / "real" / "deep")
     file = places.sqlite_file(f"sqlite:///{tmp_path}/here/link/../x.db")
     assert file == tmp_path / "real" / "x.db"
+
+
+def test_an_address_of_blanks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", " ")
+    with pytest.raises(TrackingError, match=r"got ' '\. Unset MLFLOW_TRACKING_URI"), open_store():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("MLFLOW_SQLALCHEMYSTORE_POOL_SIZE", "abc", "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE"),
+        ("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "Foo", "Invalid poolclass parameter: Foo"),
+        ("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db?timeout=abc", "float: 'abc'"),
+    ],
+)
+def test_a_setting_that_mlflow_cannot_use_is_told_in_a_line(
+    command: Run, store: Store, variable: str, value: str, said: str
+) -> None:
+    done = command("runs", **{variable: value})
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert said in done.stderr
+
+
+def test_a_level_of_logging_that_is_none_is_another_program_s(command: Run, store: Store) -> None:
+    done = command("runs", MLFLOW_LOGGING_LEVEL="foo")
+    assert done.stderr.startswith("Error: There is no search in this store yet")

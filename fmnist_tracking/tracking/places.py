@@ -118,6 +118,11 @@ def resolve(uri: str) -> str:
         TrackingError: it is none, and then the message has the one that was probably meant; or it
             is relative to a working folder that was removed.
     """
+    if not uri.strip():
+        raise TrackingError(
+            f"Expected the address of an MLflow store, got {uri!r}. Unset MLFLOW_TRACKING_URI for "
+            f"{_DEFAULT_FILE} in the working folder, or name another with --tracking-uri."
+        )
     path = sqlite_file(uri)
     if path is not None:
         _, mark, parameters = uri.partition("?")  # for SQLAlchemy, such as ?timeout=30

@@ -22,7 +22,7 @@ from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_tracking.addresses import without_user
-from fmnist_tracking.errors import FmnistTrackingError, TrackingError
+from fmnist_tracking.errors import FmnistTrackingError, TrackingError, first_line
 from fmnist_tracking.tracking import database, places, sqlite_store
 from fmnist_tracking.tracking.failures import (
     Fault,
@@ -248,6 +248,11 @@ def open_store(
         ) from None
     except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
         raise opening_error(uri, error) from error
+    except (TypeError, ValueError) as error:  # what MLflow and SQLAlchemy say of a wrong setting
+        raise TrackingError(
+            f"The MLflow store at {without_user(uri)} cannot be opened ({first_line(error)}). "
+            "Correct its address, or that setting in the environment (MLFLOW_…)."
+        ) from error
     if files:
         store.require_in_place()
     elif store.moved_from:
