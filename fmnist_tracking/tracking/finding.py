@@ -125,7 +125,7 @@ def _best_of_all(
 
 
 def latest_search(store: Store) -> TrackedRun | None:
-    """Return the newest search of all, None if there is none yet."""
+    """Return the search last asked for, None if there is none yet."""
     return _newest(store, experiment_ids(store, None), [names.SEARCH])
 
 
@@ -167,7 +167,7 @@ def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
 
 
 def list_runs(store: Store, experiment: str | None = None) -> list[RunSummary]:
-    """List every search and every single training, the newest first.
+    """List every search and every single training, the one last asked for first.
 
     Raises:
         TrackingError: there is no such experiment, or nothing in it.
