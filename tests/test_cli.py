@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import pytest
 from conftest import Call
 from fmnist_tracking import environment
 from fmnist_tracking.cli import options, searching
-from fmnist_tracking.cli.app import app
+from fmnist_tracking.cli.commands import app
 from fmnist_tracking.config import COURSEWORK_GRID
 from fmnist_tracking.tracking import Store
 from fmnist_tracking.workflows import checks
@@ -308,6 +310,18 @@ def test_no_arguments_show_the_commands(call: Call) -> None:
     assert (status, err) == (0, "")
     for name in COMMANDS:
         assert name in out
+
+
+def test_ctrl_c_while_the_program_is_loaded_is_no_traceback() -> None:
+    interrupted = (
+        "import builtins, fmnist_tracking.cli as cli; real = builtins.__import__\n"
+        "def load(name, *rest, **more):\n"
+        "    if name == 'typer': raise KeyboardInterrupt\n"
+        "    return real(name, *rest, **more)\n"
+        "builtins.__import__ = load; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", interrupted], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_version(call: Call) -> None:

@@ -13,7 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from typer.models import OptionInfo
 
-from fmnist_tracking.cli.app import app
+from fmnist_tracking.cli.commands import app
 
 ROOT = Path(__file__).parent.parent
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())

@@ -183,7 +183,10 @@ def test_experiments_that_are_gone_or_renamed(command: Run, tmp_path: Path) -> N
     assert search(command)["reused"] == 0
 
 
-def test_a_run_that_is_deleted_while_it_is_written(command: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", ["trial", "search"])
+def test_a_run_that_is_deleted_while_it_is_written(
+    command: Run, tmp_path: Path, whose: str
+) -> None:
     longer = ("40" if value == "2" and SMALL[place - 1] == "--epochs" else value
               for place, value in enumerate(SMALL))  # fmt: skip
     arguments = [sys.executable, "-m", "fmnist_tracking", "search", *longer]
@@ -202,17 +205,34 @@ def test_a_run_that_is_deleted_while_it_is_written(command: Run, tmp_path: Path)
                 continue
             open_trials = [t for t in trials if "loss" in t.data.metrics]
             if open_trials:
-                deleted = open_trials[0].info.run_id
+                trial = open_trials[0]
+                of_search = trial.data.tags["mlflow.parentRunId"]
+                deleted = trial.info.run_id if whose == "trial" else of_search
                 client_of(tmp_path).delete_run(deleted)
         _, said = running.communicate(timeout=300)
     assert deleted is not None
     assert running.returncode == 1
     assert f"The run {deleted[:8]}" in said
-    assert "the store has runs for 1 of them. Run the same search again" in said
+    if whose == "trial":
+        assert "the store has runs for 1 of them. Run the same search again" in said
+    else:
+        assert f"mlflow runs restore --run-id {deleted}`, or leave it" in " ".join(said.split())
     assert "Traceback" not in said
     again = command(*arguments[3:], "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["finished"] == 2
+    assert json.loads(again.stdout)["reused"] == (0 if whose == "trial" else 2)
+
+
+def test_what_a_fresh_search_misses_is_planned_as_it_is_trained(
+    command: Run, tmp_path: Path
+) -> None:
+    search(command)
+    fresh = search(command, "--fresh")
+    client_of(tmp_path).delete_run(fresh["best"]["run_id"])  # type: ignore[index]
+    assert planned(command) == ["finished", "new"]
+    again = search(command)
+    assert (again["run_id"], again["finished"], again["reused"]) == (fresh["run_id"], 2, 0)
 
 
 def test_a_grid_whose_search_cannot_be_read_is_searched_again(command: Run, tmp_path: Path) -> None:

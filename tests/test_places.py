@@ -328,6 +328,40 @@ def test_an_address_that_another_package_serves_is_left_to_mlflow(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("letter", ["n", "é", "長"])
+def test_an_experiment_s_name_may_be_longer_than_a_folder_s(store: Store, letter: str) -> None:
+    for name in (letter * 300, letter * 299 + "m"):
+        run = store.client.create_run(store.experiment_id(name))
+        store.client.log_text(run.info.run_id, name, "name.txt")
+        uri = store.client.get_run(run.info.run_id).info.artifact_uri
+        assert mlflow.artifacts.load_text(f"{uri}/name.txt") == name
+    folders = {location.parent.name for location in Path.cwd().glob("mlruns/*/*")}
+    assert len(folders) == 2
+    assert all(folder.startswith(letter * 50) for folder in folders)
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_no_store_is_made_where_its_files_have_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    folder = inside(tmp_path / "here", monkeypatch)
+    if kind == "file":
+        (folder / "mlruns").write_text("mine")
+    else:
+        (folder / "mlruns").symlink_to(tmp_path / "gone")
+    with (
+        pytest.raises(TrackingError, match=r"is not a folder|leads nowhere"),
+        open_store(create=True),
+    ):
+        pass
+    assert [entry.name for entry in folder.iterdir()] == ["mlruns"]
+    (folder / "mlruns").unlink()
+    (tmp_path / "disk").mkdir()
+    (folder / "mlruns").symlink_to(tmp_path / "disk")
+    with open_store(create=True) as store:
+        assert read(store, fill(store)) == "kept"
+
+
 def test_no_folder_is_made_by_looking(tmp_path: Path) -> None:
     for uri in (
         "./mlruns",

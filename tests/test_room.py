@@ -56,7 +56,7 @@ def test_what_was_trained_on_a_larger_machine_is_reused_here(command: Run) -> No
     grid = ("search", *TINY, "--kernel-sizes", "3", "--json")
     assert command(*grid).returncode == 0
     program = (
-        "import sys; from fmnist_tracking import machine; from fmnist_tracking.cli.app import main;"
+        "import sys; from fmnist_tracking import machine; from fmnist_tracking.cli import main;"
         "machine.memory = lambda: 1000; sys.argv = ['fmnist-track', *sys.argv[1:]]; main()"
     )
 

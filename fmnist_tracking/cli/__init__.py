@@ -1,7 +1,12 @@
 """The `fmnist-track` command line: options -> one workflow call -> print."""
 
-# Importing a module registers its commands, in the order in which --help lists them.
-from fmnist_tracking.cli import searching, listing, reporting, using, checking  # noqa: I001, F401
-from fmnist_tracking.cli.app import main
+import sys
 
-__all__ = ["main"]
+
+def main() -> None:
+    """Run the command line; see `fmnist_tracking.cli.app.main`."""
+    try:
+        from fmnist_tracking.cli import commands
+    except KeyboardInterrupt:  # before there is anything to close
+        sys.exit(130)
+    commands.main()

@@ -5,6 +5,7 @@ Its tables hold the full address of each run's files, which is wrong once the fo
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import sqlite3
@@ -26,6 +27,8 @@ _IS_DECODED = make_url(f"{_SQLITE}%20").database == " "
 _ANY_SQLITE = re.compile(r"^sqlite(\+\w+)?:", re.IGNORECASE)
 _DEFAULT_FILE = "mlflow.db"
 _FILES = "mlruns"
+# Bytes in the name of a folder, on the file systems in use.
+_LONGEST_NAME = 255
 _HOST = re.compile(r"(localhost|[\w-]+(\.[\w-]+)*):\d+(/.*)?")
 # The columns that hold addresses of files.
 _ADDRESSES = (
@@ -162,7 +165,25 @@ def without_stray_folder(uri: str) -> Iterator[None]:
 def files_of(database: Path, name: str) -> str:
     """Return the address for the files of an experiment: below `mlruns` beside the database."""
     folder = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "experiment"
+    if len(folder.encode()) > _LONGEST_NAME:
+        start = folder.encode()[: _LONGEST_NAME - 17].decode(errors="ignore")
+        folder = f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return (database.parent / _FILES / folder).as_uri()
+
+
+def require_place_for_files(database: Path) -> None:
+    """Refuse a folder in which a store is to be made, and something else is where its files go.
+
+    Raises:
+        TrackingError: `mlruns` is there, and is no folder.
+    """
+    folder = database.parent / _FILES
+    if os.path.lexists(folder) and not folder.is_dir():
+        what = "is a link that leads nowhere" if folder.is_symlink() else "is not a folder"
+        raise TrackingError(
+            f"The files of runs are to be kept in {folder}, which {what}. Remove or mend it, or "
+            "work in another folder."
+        )
 
 
 def local_path(address: str) -> Path | None:

@@ -14,6 +14,7 @@ from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking.failures import is_locked, tracking_error
 from fmnist_tracking.tracking.places import (
     relocate,
+    require_place_for_files,
     sqlite_uri,
     without_stray_folder,
     working_folder,
@@ -132,8 +133,9 @@ def make(path: Path) -> None:
     can never open again.
 
     Raises:
-        TrackingError: the file cannot be written, or is locked.
+        TrackingError: the file cannot be written, or is locked; or runs' files have no place.
     """
+    require_place_for_files(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
         new = Path(folder).resolve() / path.name
         address = sqlite_uri(new)

@@ -182,7 +182,9 @@ def _known(request: Request, keys: fingerprint.GridKeys) -> _Known:
         if experiment_id is None:
             return _Known(finished={}, folder=None)
         searches = tracking.find_searches(store, experiment_id, keys.grids)
-        standing = tracking.find_standing(store, experiment_id, searches, keys.points)
+        standing = tracking.find_standing(
+            store, experiment_id, searches, keys.points, reopen=adopted is None
+        )
         return _Known(
             finished={point: trial.run_id for point, trial in standing.finished.items()},
             folder=folder_of(store.identity(experiment_id), experiment_id, keys.grids[0]),

@@ -19,7 +19,7 @@ from fmnist_tracking.workflows.trial import trial_name
 __all__ = ["Request", "grid_picture", "search", "train"]
 
 if TYPE_CHECKING:
-    from fmnist_tracking.tracking import Standing, Store
+    from fmnist_tracking.tracking import Standing, Store, TrackedRun
 
 
 def search(
@@ -129,7 +129,7 @@ def search(
                 else:
                     explore(space, submit, workers, session.recorder.failed)
                 reading = session.recorder.submit(
-                    lambda _: tracking.read_search(store, tracking.find_run(store, run_id))
+                    lambda _: tracking.read_search(store, _own_run(store, run_id))
                 )
                 session.pool.close()  # so that the last report is shown too
                 session.write_all()
@@ -139,6 +139,24 @@ def search(
                 session.recorder.submit(lambda _: tracking.finish_search(store, result, picture))
                 session.write_all()
             return result
+
+
+def _own_run(store: "Store", run_id: str) -> "TrackedRun":
+    """Return the run that this process has written.
+
+    Raises:
+        SearchError: somebody has deleted it meanwhile.
+    """
+    from fmnist_tracking import tracking
+
+    run = tracking.find_active(store, run_id)
+    if run is None:
+        raise SearchError(
+            f"The run {run_id[:8]} was deleted while it was written. Restore it with `mlflow runs "
+            f"restore --run-id {run_id}`, or leave it: either way, the same command goes on with "
+            "what is missing."
+        )
+    return tracking.as_tracked(run)
 
 
 def _take_over(store: "Store", standing: "Standing", run_id: str) -> None:
@@ -231,4 +249,4 @@ def train(
                 raise SearchError(
                     f"The training failed ({outcome.result().error}). Its run is {run_id}."
                 )
-            return tracking.read_trial(tracking.find_run(store, run_id))
+            return tracking.read_trial(_own_run(store, run_id))
