@@ -104,7 +104,8 @@ def test_an_image_of_the_data_set_as_a_file_is_predicted_as_the_array_is(
         labels = [guess.label for guess in picture.guesses]
         assert labels == np.argsort(-row, kind="stable")[:3].tolist()
         assert [guess.name for guess in picture.guesses] == [CLASS_NAMES[k] for k in labels]
-        assert [guess.probability for guess in picture.guesses] == row[labels].tolist()
+        # To the last digit but one: they were computed in two processes.
+        assert [guess.probability for guess in picture.guesses] == pytest.approx(row[labels], 1e-5)
 
 
 SANDAL, SNEAKER, BAG, BOOT = (
