@@ -323,7 +323,8 @@ def test_artifacts_that_can_no_longer_be_kept(command: Run, tmp_path: Path, cach
 
 
 def test_artifacts_that_cannot_be_kept_at_all(command: Run, tmp_path: Path) -> None:
-    (tmp_path / "mlruns").touch()  # a file where the folder of artifacts should be
+    (tmp_path / "mlruns").mkdir()
+    (tmp_path / "mlruns" / "fashion-mnist").touch()  # where the folder of artifacts should be
     done = command("search", *QUICK, "--filters", "4", "--strides", "2")
     assert done.returncode == 1
     assert "Error: MLflow failed at " in done.stderr
