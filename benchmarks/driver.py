@@ -15,15 +15,15 @@ from pathlib import Path
 from benchmarks import stubs
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
 from fmnist_tracking.results import SearchResult
-from fmnist_tracking.workflows import search as searching
-from fmnist_tracking.workflows import session, trials
+from fmnist_tracking.search import resources, scheduler
+from fmnist_tracking.search import run as searching
 
 WORKERS = 4
 POINTS = 64
 MANY = 10_000
 REPEATS = 3
 BASE = TrainingConfig(epochs=1)
-REQUEST = session.Request(split=SplitConfig(limit=600), experiment="stubs", workers=WORKERS)
+REQUEST = resources.Request(split=SplitConfig(limit=600), experiment="stubs", workers=WORKERS)
 
 
 def grid(points: int, first: int = 0) -> SearchSpace:
@@ -92,13 +92,13 @@ def _pretend_finished(space: SearchSpace, like: str) -> str:
     prints = [fingerprint.of_point(point, REQUEST.split, digest) for point in points]
     with tracking.open_store() as store:
         experiment_id = store.experiment_id("stubs")
-        facts = tracking.SearchFacts(
+        facts = tracking.SearchInfo(
             name="a large search",
             space=space,
             base=BASE,
             split=REQUEST.split,
-            data=tracking.DataFacts(sha256=digest, name="Fashion-MNIST", source="here"),
-            origin=tracking.Origin(code=environment.code(), environment={}),
+            data=tracking.DatasetInfo(sha256=digest, name="Fashion-MNIST", source="here"),
+            origin=tracking.Provenance(code=environment.code(), environment={}),
             grid=fingerprint.of_search(prints),
         )
         run_id = tracking.start_search(store, experiment_id, facts)
@@ -129,8 +129,8 @@ def _pretend_finished(space: SearchSpace, like: str) -> str:
 
 def main() -> None:
     """Measure, in a new folder with a new store."""
-    setattr(trials, "run_trial", stubs.run_trial)  # noqa: B010
-    setattr(session, "prepare_worker", stubs.prepare)  # noqa: B010
+    setattr(scheduler, "run_trial", stubs.run_trial)  # noqa: B010
+    setattr(resources, "prepare_worker", stubs.prepare)  # noqa: B010
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ["FMNIST_STATE_DIR"] = str(Path(folder, "state"))

@@ -4,9 +4,10 @@
 
 A real search of the network with 48 filters, kernel size 3 and strides of 1, whose trials wait
 instead of training and give drawn weights (`stubs.py`). All that is done in the store is done by
-the driver's recorder, one operation after the other, each asked for by a method of `Keeper`; the
-seconds of each operation are counted for its trial, and given to the parts of `PARTS` by watching
-which functions it spends them in. So the table holds whatever the sequence of calls becomes.
+the driver's background writer, one operation after the other, each asked for by a method of
+`TrialLogger`; the seconds of each operation are counted for its trial, and given to the parts of
+`PARTS` by watching which functions it spends them in. So the table holds whatever the sequence of
+calls becomes.
 
 Without a URI the store is a new SQLite file. At a server, the runs stay in an experiment of their
 own, whose name is printed.
@@ -38,16 +39,16 @@ from urllib.parse import urlsplit
 from benchmarks import stubs
 from fmnist_tracking import runtime
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
-from fmnist_tracking.workflows import search as searching
-from fmnist_tracking.workflows import session, trials
+from fmnist_tracking.search import resources, scheduler
+from fmnist_tracking.search import run as searching
 
 EPOCHS = 25
 TRIALS = 20
 REST = ""
 
-# For each method of `Keeper`: part -> the functions whose time it is, by the names below; REST is
-# what the operation does in none of them. The outermost of the named functions counts, except that
-# those of `INNER` are counted by themselves wherever they are called.
+# For each method of `TrialLogger`: part -> the functions whose time it is, by the names below; REST
+# is what the operation does in none of them. The outermost of the named functions counts, except
+# that those of `INNER` are counted by themselves wherever they are called.
 PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "begin": {
         "environment logged": ("MlflowClient.log_dict",),
@@ -83,8 +84,8 @@ OWNERS = {
     "MlflowClient": "mlflow:MlflowClient",
     "mlflow.tensorflow": "mlflow.tensorflow",
     "plots": "fmnist_tracking.plots",
-    "model": "fmnist_tracking.model",
-    "checkpoints": "fmnist_tracking.checkpoints",
+    "model": "fmnist_tracking.networks.coursework",
+    "checkpoints": "fmnist_tracking.training.checkpoints",
 }
 
 Function = Callable[..., Any]
@@ -107,7 +108,7 @@ class Meter:
         self._thread = threading.local()
 
     def asked_by(self, name: str, method: Function) -> Function:
-        """A method of `Keeper`, so that what it submits is known to be its own."""
+        """A method of `TrialLogger`, so that what it submits is known to be its own."""
 
         @functools.wraps(method)
         def wrapper(keeper: Any, number: int, *args: Any, **kwargs: Any) -> Any:
@@ -120,7 +121,7 @@ class Meter:
         return wrapper
 
     def submitting(self, submit: Function) -> Function:
-        """`Recorder.submit`, so that what is submitted is timed when it is carried out."""
+        """`BackgroundWriter.submit`, so that what is submitted is timed when it is carried out."""
 
         @functools.wraps(submit)
         def wrapper(recorder: Any, operation: Callable[[bool], Any]) -> Any:
@@ -187,7 +188,7 @@ def _public_functions() -> dict[str, tuple[Any, str]]:
 
 @functools.cache
 def _parts(method: str) -> dict[str, str]:
-    """The part that each function belongs to in the operations of a method of `Keeper`."""
+    """The part that each function belongs to in the operations of a method of `TrialLogger`."""
     parts = {REST: method}  # of a method that PARTS does not name
     for part, patterns in PARTS.get(method, {}).items():
         for pattern in patterns:
@@ -199,10 +200,10 @@ def _parts(method: str) -> dict[str, str]:
 
 
 def install(meter: Meter) -> None:
-    """Have the meter watch `Keeper`, `Recorder` and all functions of `PARTS`."""
+    """Have the meter watch `TrialLogger`, `BackgroundWriter` and all functions of `PARTS`."""
     runtime.load_tensorflow()  # without its notices
-    from fmnist_tracking.tracking import Recorder
-    from fmnist_tracking.workflows.keeping import Keeper
+    from fmnist_tracking.search.trial_logger import TrialLogger
+    from fmnist_tracking.tracking import BackgroundWriter
 
     names = {name for method in PARTS for name in _parts(method)} - {REST}
     for name in names:
@@ -212,12 +213,12 @@ def install(meter: Meter) -> None:
             setattr(owner, attribute, classmethod(meter.watched(name, value.__func__)))
         else:
             setattr(owner, attribute, meter.watched(name, value))
-    for name, method in list(vars(Keeper).items()):
+    for name, method in list(vars(TrialLogger).items()):
         if isinstance(method, FunctionType) and list(inspect.signature(method).parameters)[1:2] == [
             "number"
         ]:
-            setattr(Keeper, name, meter.asked_by(name, method))
-    setattr(Recorder, "submit", meter.submitting(Recorder.submit))  # noqa: B010
+            setattr(TrialLogger, name, meter.asked_by(name, method))
+    setattr(BackgroundWriter, "submit", meter.submitting(BackgroundWriter.submit))  # noqa: B010
 
 
 def table(meter: Meter) -> str:
@@ -254,8 +255,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.trials < 1:
         parser.error("--trials must be at least 1")
-    setattr(trials, "run_trial", stubs.run_short_trial)  # noqa: B010
-    setattr(session, "prepare_worker", stubs.prepare)  # noqa: B010
+    setattr(scheduler, "run_trial", stubs.run_short_trial)  # noqa: B010
+    setattr(resources, "prepare_worker", stubs.prepare)  # noqa: B010
     experiment = f"tracking-cost-{time.strftime('%Y%m%d-%H%M%S')}"
     meter = Meter()
     with tempfile.TemporaryDirectory() as folder:
@@ -266,7 +267,7 @@ def main() -> None:
         searching.search(
             SearchSpace(axes={"seed": tuple(range(options.trials + 1))}),
             TrainingConfig(epochs=EPOCHS),
-            session.Request(split=SplitConfig(), experiment=experiment, tracking_uri=uri),
+            resources.Request(split=SplitConfig(), experiment=experiment, tracking_uri=uri),
         )
         os.chdir("/")
     where = f", experiment {experiment}" if options.tracking_uri else ""

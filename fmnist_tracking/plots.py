@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from fmnist_tracking.analysis import Effect
-from fmnist_tracking.results import Evaluation, TrainingResult
+from fmnist_tracking.leaderboard import Effect, effects
+from fmnist_tracking.results import Evaluation, SearchResult, TrainingResult
 
 # Blue and orange of M. Okabe and K. Ito's palette, green and red of P. Tol's: told apart with
 # any colour vision. Right and wrong have a mark too.
@@ -82,6 +82,12 @@ def learning_curves(result: TrainingResult, title: str) -> Figure:
         if name == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
+
+
+def search_grid(search: SearchResult) -> Figure:
+    """Draw what each setting of a search did to validation accuracy; see `grid`."""
+    title = f"Grid of {len(search.space)} points (search {search.run_id[:8]})"
+    return grid(effects(search.space, search.finished), title)
 
 
 @_in_own_style

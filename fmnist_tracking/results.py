@@ -30,7 +30,7 @@ class EpochMetrics:
         val_accuracy: share of validation images classified rightly after the epoch.
         epoch_seconds: wall-clock seconds for training and validation together.
         ended_at: when the epoch ended, in milliseconds since 1970 (UTC).
-        usage: what the machine did meanwhile, by metric name; see `fmnist_tracking.usage`.
+        usage: what the machine did meanwhile, by metric name; see `training.system_metrics`.
     """
 
     epoch: int
@@ -217,7 +217,7 @@ class TrainingResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TrialScore:
     """How a trial came out.
 
     Attributes:

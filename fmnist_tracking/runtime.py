@@ -11,6 +11,8 @@ default: a variable that is already set in the environment wins.
   operations are computed at once, each on one thread: `step` gives each thread a part of the batch
   (of at least four images: a batch of 32 keeps eight threads busy at most), which is up to twice as
   fast as to give each operation all threads.
+- `FMNIST_STORE_PATIENCE`: seconds for which, when all is trained, a store that does not answer is
+  waited for.
 - `FMNIST_JIT_COMPILE`: 1 has XLA compile the training step, 0 does not. Unset, it is not compiled
   on a processor, where that makes it many times as slow; on a GPU, each network is tried both ways.
 
@@ -20,14 +22,15 @@ Keras's `steps_per_execution` has no place here: a whole epoch is one call of Te
 Keras's backend be chosen, because that call is TensorFlow's.
 """
 
+import contextlib
 import gc
 import importlib
+import math
 import os
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 from fmnist_tracking import machine
 from fmnist_tracking.errors import ConfigError, OutputError
@@ -62,6 +65,8 @@ STATE_VARIABLE = "FMNIST_STATE_DIR"
 CACHE_VARIABLE = "FMNIST_CACHE_DIR"
 THREADS_VARIABLE = "FMNIST_THREADS"
 COMPILE_VARIABLE = "FMNIST_JIT_COMPILE"
+STORE_PATIENCE_VARIABLE = "FMNIST_STORE_PATIENCE"
+_STORE_PATIENCE_SECONDS = 300.0
 
 
 def apply_defaults() -> None:
@@ -217,7 +222,7 @@ def temporary_folder() -> str:
         ) from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def _native_stderr_held_back() -> Iterator[None]:
     sys.stderr.flush()
     kept = os.dup(2)
@@ -232,3 +237,19 @@ def _native_stderr_held_back() -> Iterator[None]:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+
+
+def store_patience() -> float:
+    """Return for how many seconds, at the end, a store that does not answer is waited for.
+
+    Raises:
+        ConfigError: the environment gives no number of seconds.
+    """
+    text = os.environ.get(STORE_PATIENCE_VARIABLE, str(_STORE_PATIENCE_SECONDS))
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+        if 0 <= seconds < math.inf:
+            return seconds
+    raise ConfigError(
+        f"Expected {STORE_PATIENCE_VARIABLE} to be a number of seconds, got {text!r}."
+    )

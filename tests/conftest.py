@@ -17,7 +17,7 @@ from fmnist_tracking import runtime
 from fmnist_tracking.cli import main
 from fmnist_tracking.config import CLASS_NAMES, SplitConfig, TrainingConfig
 from fmnist_tracking.data import Dataset, DataSplit, idx, load_dataset, split_dataset
-from fmnist_tracking.evaluation import evaluate
+from fmnist_tracking.metrics import evaluate
 from fmnist_tracking.results import Evaluation
 from fmnist_tracking.tracking import Store, open_store
 

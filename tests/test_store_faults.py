@@ -26,7 +26,7 @@ from conftest import Run
 from fmnist_tracking import tracking
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import Store, open_store
-from fmnist_tracking.tracking.failures import Fault, opening_error, sort, tracking_error
+from fmnist_tracking.tracking.error_messages import Fault, opening_error, sort, tracking_error
 from servers import free_port, serving
 
 SMALL = (

@@ -20,19 +20,18 @@ from mlflow.entities import Run as MlflowRun
 
 from conftest import SMALL
 from fmnist_tracking import plots, tracking
-from fmnist_tracking.cli.printing import print_runs
+from fmnist_tracking.cli.output import print_runs
 from fmnist_tracking.config import CLASS_NAMES, FIELDS, SearchSpace, SplitConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, TrackingError
-from fmnist_tracking.model import load_model, predict, with_weights
+from fmnist_tracking.networks.coursework import load_model, predict, with_weights
 from fmnist_tracking.results import TrainingResult
 from fmnist_tracking.tracking import (
     Lease,
     Store,
-    names,
+    schema,
 )
-from fmnist_tracking.training import Weights, train
-from fmnist_tracking.workflows.search import grid_picture
+from fmnist_tracking.training.loop import Weights, train
 from records import epoch, training
 from runs import (
     FACTS,
@@ -60,7 +59,7 @@ def finish(
         store,
         run.info.experiment_id,
         run_id,
-        dataclasses.replace(TRIAL, parent=run.data.tags.get(names.PARENT)),
+        dataclasses.replace(TRIAL, parent=run.data.tags.get(schema.PARENT)),
         result,
         with_weights(result.config, weights),
         data.validation_images[:2],
@@ -256,7 +255,7 @@ def test_a_trial_that_was_cut_off_goes_on_in_its_run(store: Store) -> None:
     assert start_trial(store, SMALL, second, resume=run_id) == run_id
     run = store.client.get_run(run_id)
     assert run.info.status == "RUNNING"
-    assert names.ERROR not in run.data.tags
+    assert schema.ERROR not in run.data.tags
     assert run.data.tags["mlflow.parentRunId"] == second
     assert tracking.logged_steps(store, run_id) == {1}
 
@@ -274,7 +273,7 @@ def test_a_trial_that_this_process_has_opened_is_found(store: Store) -> None:
     ):
         assert tracking.find_trial(store, experiment, other) is None
     lease = dataclasses.replace(Lease.of_this_process(), machine="another")
-    store.client.set_tag(run_id, names.LEASE, lease.text())
+    store.client.set_tag(run_id, schema.LEASE, lease.text())
     assert tracking.find_trial(store, experiment, facts) is None
     tracking.renew_lease(store, run_id)
     assert tracking.find_trial(store, experiment, facts) == run_id
@@ -508,10 +507,10 @@ def test_open_runs_of_this_process_are_closed(store: Store) -> None:
     finish_quickly(store, done, 0.5)
     other = start_search(store)
     lease = dataclasses.replace(Lease.of_this_process(), machine="another")
-    store.client.set_tag(other, names.LEASE, lease.text())
+    store.client.set_tag(other, schema.LEASE, lease.text())
     experiment = tracking.choose_experiment(store, "things")
     foreign = store.client.create_run(experiment).info.run_id
-    tracking.close_held(store, experiment, "FAILED")
+    tracking.close_own(store, experiment, "FAILED")
     runs = (done, running, run_id, other, foreign)
     assert [store.client.get_run(r).info.status for r in runs] == [
         "FINISHED",
@@ -581,8 +580,8 @@ def test_a_training_adopts_the_run_and_its_spelling(
         (lambda client, run: client.delete_run(run), "was deleted"),
         (lambda client, run: client.set_tag(run, "fmnist.role", "train"), "is in use already"),
         (lambda client, run: client.log_metric(run, "loss", 1.0), "is in use already"),
-        (lambda client, run: client.set_tag(run, names.ENTRY_POINT, "report"), "not made"),
-        (lambda client, run: client.delete_tag(run, names.ENTRY_POINT), "not made for"),
+        (lambda client, run: client.set_tag(run, schema.ENTRY_POINT, "report"), "not made"),
+        (lambda client, run: client.delete_tag(run, schema.ENTRY_POINT), "not made for"),
         *[
             (functools.partial(_log_params, names=(*known, foreign)), f"'{foreign}' is none here")
             for foreign in ("alpha", "momentum", "zoom")
@@ -759,8 +758,8 @@ def test_a_report_s_metrics_are_logged_once_and_change_nothing_else(
     assert after.data.metrics == before.data.metrics
     assert after.data.params == before.data.params
     assert after.info.status == before.info.status
-    assert set(after.data.tags) - set(before.data.tags) == {names.TEST_OPENED}
-    assert names.TEST_OPENED in store.client.get_run(search).data.tags
+    assert set(after.data.tags) - set(before.data.tags) == {schema.TEST_OPENED}
+    assert schema.TEST_OPENED in store.client.get_run(search).data.tags
 
 
 def test_figures_of_validation_images_are_kept_and_open_nothing(
@@ -883,7 +882,7 @@ def test_a_search_s_description_tells_what_diverged(store: Store) -> None:
     for rate, score in ((0.001, 0.6), (0.1, 0.7), (10.0, 0.9)):
         run_id = start_trial(store, dataclasses.replace(SMALL, learning_rate=rate), search)
         if rate == 10:
-            store.client.set_tag(run_id, names.DIVERGED, "1")
+            store.client.set_tag(run_id, schema.DIVERGED, "1")
         finish_quickly(store, run_id, score)
     tracking.finish_search(store, search_result(store, search), b"picture")
     note = store.client.get_run(search).data.tags["mlflow.note.content"]
@@ -899,10 +898,10 @@ def test_a_search_each_of_whose_points_has_a_seed_that_diverged_ends(store: Stor
     for place, config in enumerate(space.points(SMALL)):
         run_id = start_trial(store, config, search)
         if config.seed == 1:
-            store.client.set_tag(run_id, names.DIVERGED, "1")
+            store.client.set_tag(run_id, schema.DIVERGED, "1")
         finish_quickly(store, run_id, 0.5 + place / 10)
     result = search_result(store, search)
-    tracking.finish_search(store, result, grid_picture(result))
+    tracking.finish_search(store, result, plots.png(plots.search_grid(result)))
     ended = store.client.get_run(search)
     assert ended.info.status == "FINISHED"
     assert (ended.data.metrics["finished_points"], ended.data.metrics["best_val_accuracy"]) == (

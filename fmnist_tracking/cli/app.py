@@ -16,12 +16,12 @@ from typing import NoReturn, ParamSpec
 import typer
 
 from fmnist_tracking import __version__, runtime
-from fmnist_tracking.addresses import to_be_typed, without_user
 from fmnist_tracking.cli import streams
 from fmnist_tracking.cli.options import UNDER_MLFLOW_RUN
-from fmnist_tracking.cli.printing import say, shell_line
+from fmnist_tracking.cli.output import say, shell_line
 from fmnist_tracking.cli.typed import Command, Group
 from fmnist_tracking.errors import FmnistTrackingError, Terminated
+from fmnist_tracking.redact import to_be_typed, without_user
 
 PROGRAM = "fmnist-track"
 P = ParamSpec("P")

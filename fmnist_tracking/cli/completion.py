@@ -66,7 +66,7 @@ def _runs(uri: str, incomplete: str) -> list[tuple[str, str]]:
 
 
 def _runs_of_a_server(uri: str, incomplete: str) -> list[tuple[str, str]]:
-    from fmnist_tracking.workflows import listing
+    from fmnist_tracking import listing
 
     found = [run for run in listing.runs(tracking_uri=uri) if run.run_id.startswith(incomplete)]
     return [(run.run_id, f"{run.name} {run.status}") for run in found[:_MOST_RUNS]]

@@ -13,7 +13,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from fmnist_tracking.config import CLASS_NAMES
-from fmnist_tracking.data import arrays, fetch, idx
+from fmnist_tracking.data import array_cache, download, idx
 from fmnist_tracking.errors import DataError
 from fmnist_tracking.runtime import CACHE_VARIABLE
 
@@ -94,8 +94,8 @@ def load_dataset(data_dir: Path | None = None) -> Dataset:
                 "leave --data-dir out to use or fetch Fashion-MNIST."
             )
         return _load_folder(named.resolve(), require_fashion_mnist=False)
-    if fetch.PACKAGE_FOLDER.is_dir():
-        return _load_folder(fetch.PACKAGE_FOLDER, require_fashion_mnist=True)
+    if download.PACKAGE_FOLDER.is_dir():
+        return _load_folder(download.PACKAGE_FOLDER, require_fashion_mnist=True)
     downloads = cache_dir() / "fashion-mnist"
     if not downloads.is_dir():
         _fetch_into(downloads)
@@ -110,10 +110,10 @@ def cache_dir() -> Path:
 
 def _fetch_into(folder: Path) -> None:
     try:
-        partial = arrays.begin(folder)
+        partial = array_cache.begin(folder)
         try:
-            fetch.fetch(partial, verify=_require_fashion_mnist_in)
-            arrays.put_in_place(partial, folder)
+            download.fetch(partial, verify=_require_fashion_mnist_in)
+            array_cache.put_in_place(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
@@ -124,8 +124,8 @@ def _fetch_into(folder: Path) -> None:
     except DataError as error:
         raise DataError(
             "Fashion-MNIST is nowhere to be had. Tried: --data-dir and "
-            f"{DATA_DIR_VARIABLE} (not set); {fetch.PACKAGE_FOLDER} (not there); {folder} (not "
-            f"there); {error}. Ways out: `apt-get install {fetch.DEBIAN_PACKAGE}`, or get the "
+            f"{DATA_DIR_VARIABLE} (not set); {download.PACKAGE_FOLDER} (not there); {folder} (not "
+            f"there); {error}. Ways out: `apt-get install {download.DEBIAN_PACKAGE}`, or get the "
             "four .gz files by other means and name their folder with --data-dir."
         ) from None
 
@@ -148,7 +148,7 @@ def _load_folder(folder: Path, *, require_fashion_mnist: bool) -> Dataset:
             sha256[part] = hashlib.sha256(decompressed).hexdigest()
             content[part] = idx.parse(part, decompressed, path)
         dataset = _dataset(content, str(folder), sha256)
-        arrays.write(decoded, content, sha256)
+        array_cache.write(decoded, content, sha256)
     if require_fashion_mnist:
         for part, path in files.items():
             _require_fashion_mnist(part, dataset.sha256[part], str(path))
@@ -185,13 +185,13 @@ def _stamp(files: dict[str, Path]) -> str:
 
 def _read_decoded(folder: Path, source: str) -> Dataset | None:
     """The arrays decoded earlier, memory-mapped, or None if they are not there or damaged."""
-    found = arrays.read(folder, idx.FILES, mode="r")
+    found = array_cache.read(folder, idx.FILES, mode="r")
     if found is None:
         return None
     content, sha256 = found
     for part, shape in idx.FILES.items():
         if content[part].shape != shape or _idx_sha256(content[part]) != sha256.get(part):
-            arrays.discard(folder)
+            array_cache.discard(folder)
             return None
     return _dataset(content, source, sha256)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from mlflow.entities import Experiment
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking import database, places
+from fmnist_tracking.redact import without_user
+from fmnist_tracking.tracking import locations, migrations
 from fmnist_tracking.tracking.experiments import experiment_ids, name_in_use
+from fmnist_tracking.tracking.resume import live_runs
 from fmnist_tracking.tracking.sqlite_store import require_usable
-from fmnist_tracking.tracking.standing import live_runs
 from fmnist_tracking.tracking.store import Store
 
 
@@ -26,7 +26,7 @@ def relocate(store: Store) -> int:
     Raises:
         TrackingError: it is no SQLite store, cannot be written, or a search is working on it.
     """
-    path = places.sqlite_file(store.uri)
+    path = locations.sqlite_file(store.uri)
     if path is None:
         raise TrackingError(
             f"Only a SQLite store can be relocated, and {store.public_uri} is none: whoever runs "
@@ -35,8 +35,8 @@ def relocate(store: Store) -> int:
     require_usable(path, create=False, write=True)
     live = live_runs(store, experiment_ids(store, None))
     if live:
-        raise TrackingError(database.run_in_progress(live[0]))
-    return places.relocate(path, store.moved_from)
+        raise TrackingError(migrations.run_in_progress(live[0]))
+    return locations.relocate(path, store.moved_from)
 
 
 def try_artifacts(store: Store, experiment_id: str | None) -> str | None:
@@ -56,7 +56,7 @@ def try_artifacts(store: Store, experiment_id: str | None) -> str | None:
     if location is None:
         return None
     store.require_reached(location)
-    folder = places.local_path(location)
+    folder = locations.local_path(location)
     missing = []
     while folder is not None and not folder.exists():
         missing.append(folder)
@@ -89,9 +89,9 @@ def try_artifacts(store: Store, experiment_id: str | None) -> str | None:
 
 def _location(store: Store, experiment_id: str | None) -> str | None:
     if experiment_id is None:
-        path = places.sqlite_file(store.uri)
+        path = locations.sqlite_file(store.uri)
         if path is not None:
-            return places.files_of(path, name_in_use(store, None))
+            return locations.files_of(path, name_in_use(store, None))
         # A server puts a new experiment where it has put MLflow's own.
         found = store.client.get_experiment_by_name(Experiment.DEFAULT_EXPERIMENT_NAME)
         return None if found is None else str(found.artifact_location)

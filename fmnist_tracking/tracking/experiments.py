@@ -8,7 +8,7 @@ from mlflow.exceptions import MlflowException
 from fmnist_tracking.config import DEFAULT_EXPERIMENT, FIELDS
 from fmnist_tracking.errors import ConfigError, TrackingError
 from fmnist_tracking.results import RUNNING
-from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.queries import PAGE, find_any, is_absent, iterate_pages
 from fmnist_tracking.tracking.store import Store, require_active
 
@@ -56,9 +56,9 @@ def _why_not_adopted(store: Store, run_id: str, command: str) -> str | None:
         return "was deleted"
     if run.info.status != RUNNING:
         return f"is {run.info.status}"
-    if names.ROLE in tags or names.REPORT_OF in tags or metrics:
+    if schema.ROLE in tags or schema.REPORT_OF in tags or metrics:
         return "is in use already"
-    if tags.get(names.ENTRY_POINT) not in _ENTRY_POINTS.get(command, (command,)):
+    if tags.get(schema.ENTRY_POINT) not in _ENTRY_POINTS.get(command, (command,)):
         return f"was not made for `{command}`"
     foreign = params.keys() - PROJECT_PARAMETERS
     if foreign:

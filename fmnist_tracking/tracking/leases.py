@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking import schema
 
 BEAT_SECONDS = 20.0
 # A process on another machine cannot be looked at: it is taken for dead after so many seconds
@@ -55,7 +55,7 @@ class Lease:
     def read(cls, tags: Mapping[str, str]) -> "Lease | None":
         """Return the lease among a run's tags, None if there is none that can be read."""
         try:
-            lease = cls(**json.loads(tags[names.LEASE]))
+            lease = cls(**json.loads(tags[schema.LEASE]))
             return lease if lease._is_typed() else None
         except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
             return None

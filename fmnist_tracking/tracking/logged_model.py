@@ -15,10 +15,10 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 from numpy.typing import NDArray
 
-from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking import names
-from fmnist_tracking.tracking.reading import TrackedRun, require_finished
+from fmnist_tracking.redact import without_user
+from fmnist_tracking.tracking import schema
+from fmnist_tracking.tracking.records import TrackedRun, require_finished
 from fmnist_tracking.tracking.store import Store
 
 # What is needed to load and serve a logged model, pinned to what trained it.
@@ -57,7 +57,7 @@ def log_model(
     Returns:
         The logged model's id, and the bytes of the file with its weights.
     """
-    from fmnist_tracking.model import make_portable  # loads Keras
+    from fmnist_tracking.networks.coursework import make_portable  # loads Keras
 
     client = store.client
     if again:
@@ -67,7 +67,7 @@ def log_model(
             client.delete_logged_model(known.model_id)
     logged = client.create_logged_model(
         experiment_id,
-        name=names.MODEL,
+        name=schema.MODEL,
         source_run_id=run_id,
         params={name: str(value) for name, value in params.items()},
         tags=dict(tags),
@@ -81,7 +81,7 @@ def log_model(
     # MLflow takes a flavour's options from here if the model has both, so these are of both.
     about.add_flavor(
         "keras",
-        data=names.KERAS_FILE.partition("/")[0],
+        data=schema.KERAS_FILE.partition("/")[0],
         model_type="keras",
         save_format="tf",
         save_exported_model=False,
@@ -89,7 +89,7 @@ def log_model(
         keras_backend="tensorflow",
     )
     with tempfile.TemporaryDirectory() as scratch, _without_custom_objects():
-        folder = Path(scratch, names.MODEL)
+        folder = Path(scratch, schema.MODEL)
         mlflow.tensorflow.save_model(
             model,
             str(folder),
@@ -98,8 +98,8 @@ def log_model(
             input_example=example,
             pip_requirements=[f"{name}=={version(name)}" for name in MODEL_REQUIREMENTS],
         )
-        make_portable(folder / names.KERAS_FILE)
-        size = (folder / names.KERAS_FILE).stat().st_size
+        make_portable(folder / schema.KERAS_FILE)
+        size = (folder / schema.KERAS_FILE).stat().st_size
         client.log_model_artifacts(logged.model_id, str(folder))
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
@@ -125,11 +125,11 @@ def trial_model(store: Store, trial: TrackedRun) -> LoggedModel:
     found = [
         model
         for model in find_models(store, trial.experiment_id, trial.run_id)
-        if model.name == names.MODEL and model.status == LoggedModelStatus.READY
+        if model.name == schema.MODEL and model.status == LoggedModelStatus.READY
     ]
     if not found:
         raise TrackingError(
-            f"The trial {trial.run_id[:8]} has no logged model {names.MODEL!r}: it was deleted. "
+            f"The trial {trial.run_id[:8]} has no logged model {schema.MODEL!r}: it was deleted. "
             "Choose another trial, or train this one again with --fresh."
         )
     return max(found, key=lambda model: model.creation_timestamp)
@@ -143,7 +143,7 @@ def require_files(store: Store, trial: TrackedRun, model: LoggedModel) -> None:
     """
     if not _size(store, model.model_id):
         raise TrackingError(
-            f"The model of trial {trial.run_id[:8]} has no file {names.KERAS_FILE} at "
+            f"The model of trial {trial.run_id[:8]} has no file {schema.KERAS_FILE} at "
             f"{without_user(model.artifact_location)}: it was removed, or the place is not reached "
             "from here. Choose another trial, or train this one again with --fresh."
         )
@@ -162,7 +162,7 @@ def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
     location = model.artifact_location
     try:
         path = mlflow.artifacts.download_artifacts(
-            artifact_uri=f"{location}/{names.KERAS_FILE}",
+            artifact_uri=f"{location}/{schema.KERAS_FILE}",
             dst_path=str(folder),
             tracking_uri=store.uri,
         )
@@ -176,9 +176,9 @@ def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
 
 
 def _size(store: Store, model_id: str) -> int:
-    folder, _, _ = names.KERAS_FILE.rpartition("/")
+    folder, _, _ = schema.KERAS_FILE.rpartition("/")
     files = store.client.list_logged_model_artifacts(model_id, folder)
-    return sum(file.file_size or 0 for file in files if file.path.endswith(names.KERAS_FILE))
+    return sum(file.file_size or 0 for file in files if file.path.endswith(schema.KERAS_FILE))
 
 
 @contextlib.contextmanager

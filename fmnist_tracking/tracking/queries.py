@@ -15,7 +15,7 @@ from mlflow.store.entities import PagedList
 from mlflow.utils.search_utils import SearchUtils
 
 from fmnist_tracking.results import RUNNING
-from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.store import Store
 
@@ -25,7 +25,7 @@ _IDS_AT_ONCE = 200
 T = TypeVar("T")
 NEWEST_FIRST = ("attributes.start_time DESC",)
 # Those without that tag, of earlier releases, come last.
-LATEST_ASKED_FIRST = (f"tags.`{names.ASKED_AT}` DESC", *NEWEST_FIRST)
+LATEST_ASKED_FIRST = (f"tags.`{schema.ASKED_AT}` DESC", *NEWEST_FIRST)
 # What MLflow takes for the id of a run.
 _RUN_ID = re.compile(r"[a-zA-Z0-9][\w-]{0,255}", re.ASCII)
 ABSENT = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
@@ -129,14 +129,14 @@ def has_exactly(store: Store, experiment_id: str, filter_string: str, count: int
 
 def find_children(store: Store, experiment_id: str, parent: str) -> Iterator[Run]:
     """Iterate over the runs of a search's trials, the newest first."""
-    for run in iterate_runs(store, [experiment_id], f"tags.`{names.PARENT}` = '{parent}'"):
+    for run in iterate_runs(store, [experiment_id], f"tags.`{schema.PARENT}` = '{parent}'"):
         if is_ours(run):
             yield run
 
 
 def is_ours(run: Run) -> bool:
     """Tell whether a run is of this project, by any of the tags that say what it is."""
-    return not {names.ROLE, names.POINT, names.GRID}.isdisjoint(run.data.tags)
+    return not {schema.ROLE, schema.POINT, schema.GRID}.isdisjoint(run.data.tags)
 
 
 def is_absent(error: MlflowException) -> bool:
@@ -168,7 +168,7 @@ def liveness(store: Store) -> Callable[[Run], bool]:
     live: dict[tuple[str | float, ...], bool] = {}
 
     def is_live(run: Run) -> bool:
-        parent = run.data.tags.get(names.PARENT)
+        parent = run.data.tags.get(schema.PARENT)
         lease = Lease.read(run.data.tags)
         if lease is None:
             return False

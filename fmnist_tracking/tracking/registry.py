@@ -15,12 +15,12 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.errors import ConfigError, TrackingError
 from fmnist_tracking.results import TrialResult
-from fmnist_tracking.tracking import names
-from fmnist_tracking.tracking.failures import registry_error
+from fmnist_tracking.tracking import schema
+from fmnist_tracking.tracking.descriptions import plain
+from fmnist_tracking.tracking.error_messages import registry_error
 from fmnist_tracking.tracking.logged_model import require_files, trial_model
-from fmnist_tracking.tracking.notes import plain
 from fmnist_tracking.tracking.queries import ABSENT, find_active, find_any
-from fmnist_tracking.tracking.reading import (
+from fmnist_tracking.tracking.records import (
     TrackedRun,
     as_tracked,
     read_trial,
@@ -31,7 +31,7 @@ _EXISTS = ErrorCode.Name(RESOURCE_ALREADY_EXISTS)
 _LOGGED_MODEL = re.compile(r"models:/(m-\w+)")
 _ABOUT_THE_MODEL = (
     "Classifies images of Fashion-MNIST. Each version is the best epoch of a trial that "
-    f"`fmnist-track promote` chose; the alias `{names.CHAMPION}` is on the one in use. Versions "
+    f"`fmnist-track promote` chose; the alias `{schema.CHAMPION}` is on the one in use. Versions "
     "are compared by validation accuracy; the test images have no part in it.\n\n"
     "It takes raw pixels, `uint8` of shape (n, 28, 28, 1), light on black, and gives the "
     "probabilities of the ten classes, `float32` of shape (n, 10)."
@@ -68,7 +68,7 @@ class ModelVersion:
 def find_champion(store: Store, name: str) -> ModelVersion | None:
     """Return the version of a model that is in use; None without one, or if it was deleted."""
     with _tolerating(ABSENT):
-        version = store.client.get_registered_model(name).aliases.get(names.CHAMPION)
+        version = store.client.get_registered_model(name).aliases.get(schema.CHAMPION)
         if version is not None:
             return _version(store, store.client.get_model_version(name, version))
     return None
@@ -146,7 +146,7 @@ def make_champion(store: Store, version: ModelVersion) -> None:
     """
     _link_back(store, version)
     with _changing(store, version.name):
-        store.client.set_registered_model_alias(version.name, names.CHAMPION, version.version)
+        store.client.set_registered_model_alias(version.name, schema.CHAMPION, version.version)
 
 
 def _has_model(store: Store, version: Any) -> bool:
@@ -210,14 +210,14 @@ def _link_back(store: Store, version: ModelVersion) -> None:
         return
     model_id = found[1]
     try:
-        known = json.loads(client.get_logged_model(model_id).tags.get(names.MODEL_VERSIONS, "[]"))
+        known = json.loads(client.get_logged_model(model_id).tags.get(schema.MODEL_VERSIONS, "[]"))
         known = [link for link in known if isinstance(link, dict)]
     except (ValueError, TypeError, RecursionError):  # somebody else wrote it
         return
     this = (version.name, version.version)
     if not any((link.get("name"), str(link.get("version"))) == this for link in known):
         known.append({"name": version.name, "version": raw.version})
-        client.set_logged_model_tags(model_id, {names.MODEL_VERSIONS: json.dumps(known)})
+        client.set_logged_model_tags(model_id, {schema.MODEL_VERSIONS: json.dumps(known)})
 
 
 def _version(store: Store, raw: Any) -> ModelVersion:
@@ -225,7 +225,7 @@ def _version(store: Store, raw: Any) -> ModelVersion:
     tags: Mapping[str, str] = raw.tags
     run = find_any(store, raw.run_id) if raw.run_id else None
     result = None
-    if run is not None and names.VAL_ACCURACY not in tags:
+    if run is not None and schema.VAL_ACCURACY not in tags:
         with contextlib.suppress(TrackingError, ConfigError):  # a run of another kind
             tracked = as_tracked(run)
             result = read_trial(tracked)
@@ -233,9 +233,9 @@ def _version(store: Store, raw: Any) -> ModelVersion:
     return ModelVersion(
         name=raw.name,
         version=str(raw.version),
-        run_id=raw.run_id or tags.get(names.RUN, ""),
-        val_accuracy=_number(tags.get(names.VAL_ACCURACY)),
-        data_sha256=tags.get(names.DATA_SHA256),
+        run_id=raw.run_id or tags.get(schema.RUN, ""),
+        val_accuracy=_number(tags.get(schema.VAL_ACCURACY)),
+        data_sha256=tags.get(schema.DATA_SHA256),
         split=_split(tags),
         run_exists=run is not None and run.info.lifecycle_stage == "active",
     )
@@ -244,12 +244,12 @@ def _version(store: Store, raw: Any) -> ModelVersion:
 def _tags(trial: TrackedRun, result: TrialResult) -> dict[str, str]:
     """What a version says of itself, so that it can be judged when its run is gone."""
     tags = {
-        names.RUN: trial.run_id,
-        names.VAL_ACCURACY: str(result.val_accuracy),
-        names.SPLIT_SEED: str(trial.split.seed),
-        names.SPLIT_LIMIT: str(trial.split.limit),
+        schema.RUN: trial.run_id,
+        schema.VAL_ACCURACY: str(result.val_accuracy),
+        schema.SPLIT_SEED: str(trial.split.seed),
+        schema.SPLIT_LIMIT: str(trial.split.limit),
     }
-    for name in (names.POINT, names.DATA_SHA256, names.DATASET, names.PROTOCOL):
+    for name in (schema.POINT, schema.DATA_SHA256, schema.DATASET, schema.PROTOCOL):
         if name in trial.raw.data.tags:
             tags[name] = trial.raw.data.tags[name]
     return tags
@@ -263,10 +263,10 @@ def _number(text: str | None) -> float | None:
 
 def _split(tags: Mapping[str, str]) -> SplitConfig | None:
     with contextlib.suppress(KeyError, ValueError, ConfigError):
-        limit = tags[names.SPLIT_LIMIT]
+        limit = tags[schema.SPLIT_LIMIT]
         return SplitConfig(
-            protocol=tags[names.PROTOCOL],  # type: ignore[arg-type]  # checked by SplitConfig
-            seed=int(tags[names.SPLIT_SEED]),
+            protocol=tags[schema.PROTOCOL],  # type: ignore[arg-type]  # checked by SplitConfig
+            seed=int(tags[schema.SPLIT_SEED]),
             limit=None if limit == "None" else int(limit),
         )
     return None
@@ -280,7 +280,7 @@ def _description(trial: TrackedRun, result: TrialResult) -> str:
         "best epoch": f"{result.best_epoch} of {result.config.epochs}",
         "run": trial.run_id,
         "settings": settings,
-        "data": trial.raw.data.tags.get(names.DATASET, "unknown"),
+        "data": trial.raw.data.tags.get(schema.DATASET, "unknown"),
         "data SHA-256": trial.data_sha256,
         "protocol": f"{split.protocol}, seed {split.seed}, "
         + ("all images" if split.limit is None else f"{split.limit} images"),

@@ -11,8 +11,8 @@ from urllib.parse import quote
 from mlflow import MlflowClient
 
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking.failures import is_locked, tracking_error
-from fmnist_tracking.tracking.places import (
+from fmnist_tracking.tracking.error_messages import is_locked, tracking_error
+from fmnist_tracking.tracking.locations import (
     relocate,
     require_place_for_files,
     sqlite_uri,

@@ -21,10 +21,10 @@ from mlflow.utils.rest_utils import http_request
 from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
-from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import FmnistTrackingError, TrackingError, first_line
-from fmnist_tracking.tracking import database, places, sqlite_store
-from fmnist_tracking.tracking.failures import (
+from fmnist_tracking.redact import without_user
+from fmnist_tracking.tracking import locations, migrations, sqlite_store
+from fmnist_tracking.tracking.error_messages import (
     Fault,
     is_of_store,
     opening_error,
@@ -90,7 +90,7 @@ class Store:
     @property
     def can_be_written(self) -> bool:
         """Whether this user may write a SQLite store's file and folder; True for all others."""
-        path = places.sqlite_file(self.uri)
+        path = locations.sqlite_file(self.uri)
         return path is None or sqlite_store.can_be_written(path)
 
     def experiment_id(self, name: str) -> str:
@@ -101,12 +101,12 @@ class Store:
         """
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            path = places.sqlite_file(self.uri)
+            path = locations.sqlite_file(self.uri)
             try:
                 return str(
                     self.client.create_experiment(
                         name,
-                        artifact_location=places.files_of(path, name) if path else None,
+                        artifact_location=locations.files_of(path, name) if path else None,
                         tags=_EXPERIMENT_TAGS,
                     )
                 )
@@ -125,9 +125,9 @@ class Store:
         system and a backup that was put back are copies too: nothing tells which of two is meant,
         and two stores must never share a lock and checkpoints.
         """
-        path = places.sqlite_file(self.uri)
+        path = locations.sqlite_file(self.uri)
         made = self.client.get_experiment(experiment_id).creation_time
-        where = "" if path is None else places.identity(path)
+        where = "" if path is None else locations.identity(path)
         return f"experiment {experiment_id} of {made} {where}"
 
     def require_in_place(self) -> None:
@@ -145,14 +145,14 @@ class Store:
         Raises:
             TrackingError: it is.
         """
-        location = places.local_path(address)
+        location = locations.local_path(address)
         for folder in self.away:
             if location is not None and folder in location.parents:
-                raise TrackingError(places.not_reached_line(folder))
+                raise TrackingError(locations.not_reached_line(folder))
 
     def moved_line(self) -> str:
         """Say, in a line, that the store was moved or copied, and what puts it right."""
-        path = places.sqlite_file(self.uri)
+        path = locations.sqlite_file(self.uri)
         old = " and ".join(str(folder) for folder in sorted(self.moved_from))
         return (
             f"The store {path} was moved or copied here from {old}: it still names that folder for "
@@ -180,12 +180,12 @@ def tracking_uri(uri: str | None = None) -> str:
     Raises:
         TrackingError: it is no address of a store.
     """
-    return places.resolve(uri or places.default_uri() or str(mlflow.get_tracking_uri()))
+    return locations.resolve(uri or locations.default_uri() or str(mlflow.get_tracking_uri()))
 
 
 def is_yet_to_be_made(uri: str | None = None) -> bool:
     """Whether the store is a SQLite file that is not there yet, or empty."""
-    path = places.sqlite_file(tracking_uri(uri))
+    path = locations.sqlite_file(tracking_uri(uri))
     return path is not None and sqlite_store.is_yet_to_be_made(path)
 
 
@@ -195,7 +195,7 @@ def require_can_be_made(uri: str | None = None) -> Path | None:
     Raises:
         TrackingError: this user cannot make it.
     """
-    path = places.sqlite_file(tracking_uri(uri))
+    path = locations.sqlite_file(tracking_uri(uri))
     if path is not None:
         sqlite_store.require_usable(path, create=True)
     return path
@@ -235,7 +235,7 @@ def open_store(
     try:
         _require_store(uri, create=create, write=write, upgrade=upgrade)
         mlflow.set_tracking_uri(uri)
-        with places.without_stray_folder(uri):
+        with locations.without_stray_folder(uri):
             client = MlflowClient(uri)
             experiments = client.search_experiments(view_type=ViewType.ALL, max_results=_MANY)
         moved_from, away = _elsewhere(uri, experiments)
@@ -258,7 +258,7 @@ def open_store(
     elif store.moved_from:
         _log.warning("%s", store.moved_line())
     for folder in sorted(store.away):
-        _log.warning("%s", places.not_reached_line(folder))
+        _log.warning("%s", locations.not_reached_line(folder))
     try:
         yield store
     except FmnistTrackingError:
@@ -274,10 +274,10 @@ def open_store(
 def _elsewhere(
     uri: str, experiments: Iterable[Experiment]
 ) -> tuple[frozenset[Path], frozenset[Path]]:
-    path = places.sqlite_file(uri)
+    path = locations.sqlite_file(uri)
     if path is None:
         return frozenset(), frozenset()
-    return places.elsewhere(path, [one.artifact_location for one in experiments])
+    return locations.elsewhere(path, [one.artifact_location for one in experiments])
 
 
 def _tell_left_out(store: Store) -> None:
@@ -314,20 +314,20 @@ def _with_credentials_aside(uri: str) -> str:
 
 def _require_store(uri: str, *, create: bool, write: bool, upgrade: bool) -> None:
     """Look whether the store is one that can be used as it is, before MLflow touches it."""
-    path = places.sqlite_file(uri)
+    path = locations.sqlite_file(uri)
     if path is not None:
-        places.working_folder()  # MLflow wants one, wherever the file is
+        locations.working_folder()  # MLflow wants one, wherever the file is
         sqlite_store.require_usable(path, create=create, write=write)
     if uri.startswith(("http://", "https://")):
         _require_server(uri)
-    elif database.is_database(uri):
-        if not database.require_current(uri, upgrade=upgrade):
+    elif migrations.is_database(uri):
+        if not migrations.require_current(uri, upgrade=upgrade):
             if not create:
                 raise TrackingError(sqlite_store.no_store(path or without_user(uri)))
             if path is not None:
                 sqlite_store.make(path)
     elif is_local_uri(uri):  # type: ignore[no-untyped-call]
-        folder = places.local_path(uri) or places.working_folder() / uri
+        folder = locations.local_path(uri) or locations.working_folder() / uri
         if not create and not folder.is_dir():
             raise TrackingError(sqlite_store.no_store(folder))
 

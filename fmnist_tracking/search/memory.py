@@ -1,0 +1,91 @@
+"""Whether trainings fit into this machine's memory, by the known size of their networks."""
+
+import itertools
+from collections.abc import Sequence
+
+from fmnist_tracking import machine
+from fmnist_tracking.config import SplitConfig, TrainingConfig, model_parameters
+from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.search.resources import Request, best_workers
+from fmnist_tracking.search.time_estimate import memory_bytes
+from fmnist_tracking.search.worker import trial_name
+
+
+def too_large(config: TrainingConfig, split: SplitConfig, memory: int) -> str | None:
+    """Say why a network cannot be trained in so many bytes; None if its size does not tell."""
+    needed = _needed(config, split)
+    if needed <= memory:
+        return None
+    return (
+        f"The network {trial_name(config, ('hidden_units', 'batch_size'))} has "
+        f"{model_parameters(config):,} weights: to train it takes {_gigabytes(needed)} of memory "
+        f"at least, for weights, gradients, Adam's moments and a batch, and there is "
+        f"{_gigabytes(memory)} in all. Choose fewer hidden_units or filters, or a smaller "
+        "batch_size."
+    )
+
+
+def workers_for(configs: Sequence[TrainingConfig], request: Request) -> int:
+    """Return how many trials run at once: as many as asked for, or as suit this machine."""
+    workers = request.workers
+    if workers is None:
+        workers = min(best_workers(), _fitting(_needs(configs, request.split)))
+    return max(1, min(workers, len(configs)))
+
+
+def require_room(configs: Sequence[TrainingConfig], request: Request) -> None:
+    """Refuse what this machine's memory has no room for.
+
+    Args:
+        configs: what is to be trained.
+        request: what is asked.
+
+    Raises:
+        ConfigError: one of them, or as many at once as are asked for, need more memory than
+            there is.
+    """
+    memory = machine.memory()
+    for config in configs:
+        reason = too_large(config, request.split, memory)
+        if reason is not None:
+            raise ConfigError(reason)
+    needs = _needs(configs, request.split)
+    fitting, workers = _fitting(needs), min(request.workers or 1, len(configs))
+    if workers > fitting:
+        raise ConfigError(
+            f"Expected at most {fitting} workers for networks of this size, got {workers}: the "
+            f"largest {workers} take {_gigabytes(sum(needs[:workers]))} of memory at least, and "
+            f"there is {_gigabytes(memory)} in all."
+        )
+
+
+def require_room_at_once(configs: Sequence[TrainingConfig], request: Request) -> None:
+    """Refuse what has no room before anything is started, unless it may have been trained before.
+
+    Raises:
+        ConfigError: as `require_room`.
+    """
+    try:
+        require_room(configs, request)
+    except ConfigError:
+        from fmnist_tracking import tracking
+
+        if request.fresh or tracking.is_yet_to_be_made(request.tracking_uri):
+            raise
+
+
+def _needs(configs: Sequence[TrainingConfig], split: SplitConfig) -> list[int]:
+    """Return the bytes of each training, the most first: at the worst, those run at once."""
+    return sorted((_needed(config, split) for config in configs), reverse=True)
+
+
+def _fitting(needs: Sequence[int]) -> int:
+    return sum(total <= machine.memory() for total in itertools.accumulate(needs))
+
+
+def _needed(config: TrainingConfig, split: SplitConfig) -> int:
+    return memory_bytes(config, split.training_images)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB"
