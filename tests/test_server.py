@@ -33,8 +33,8 @@ from searches import (
     EPOCHS,
     LIMIT,
     POINTS,
-    LeaderboardRow,
-    TrialScore,
+    Outcome,
+    Place,
     assert_as_undisturbed,
     finish,
     outcome,
@@ -166,14 +166,14 @@ def track(tmp_path: Path, cache: Path, server: Server) -> Run:
 class Searched:
     """A search through the server: its folder, what it printed, and what is in the store."""
 
-    place: LeaderboardRow
+    place: Place
     result: dict[str, Any]
-    outcome: TrialScore
+    outcome: Outcome
 
 
 @pytest.fixture(scope="session")
 def searched(server: Server, tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Searched:
-    place = LeaderboardRow(tmp_path_factory.mktemp("searched"), cache, uri=server.address)
+    place = Place(tmp_path_factory.mktemp("searched"), cache, uri=server.address)
     result = finish(place.start(**server.variables()), place)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in server.variables().items():
@@ -259,7 +259,7 @@ def test_two_searches_at_once_of_which_one_is_killed(
 ) -> None:
     """Two people, each in an experiment of their own."""
     mine, theirs = (
-        LeaderboardRow(tmp_path / name, cache, uri=server.address, experiment=name)
+        Place(tmp_path / name, cache, uri=server.address, experiment=name)
         for name in ("mine", "theirs")
     )
     other = server.variables("ada", server.new_user("ada"))
@@ -325,7 +325,7 @@ def test_no_permission_for_a_registered_model(
 
 
 def test_a_password_that_is_changed_meanwhile(server: Server, tmp_path: Path, cache: Path) -> None:
-    place = LeaderboardRow(tmp_path / "search", cache, uri=server.address, experiment="changed")
+    place = Place(tmp_path / "search", cache, uri=server.address, experiment="changed")
     process = place.start(**server.variables("bob", server.new_user("bob")))
     place.wait_until_said(f"epoch 2/{EPOCHS}", 1, process)
     server.ask("PATCH", "users/update-password", username="bob", password="a new long one")
