@@ -39,8 +39,8 @@ from urllib.parse import urlsplit
 from benchmarks import stubs
 from fmnist_tracking import runtime
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
-from fmnist_tracking.search import resources, scheduler
 from fmnist_tracking.search import run as searching
+from fmnist_tracking.search import scheduler
 
 EPOCHS = 25
 TRIALS = 20
@@ -50,12 +50,12 @@ REST = ""
 # is what the operation does in none of them. The outermost of the named functions counts, except
 # that those of `INNER` are counted by themselves wherever they are called.
 PARTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "begin": {
+    "__init__": {
         "environment logged": ("MlflowClient.log_dict",),
         "run opened, with parameters and tags": (REST,),
     },
-    "link_data": {"data sets linked": (REST,)},
-    "log": {f"metrics of {EPOCHS} epochs": (REST,)},
+    "log_data": {"data sets linked": (REST,)},
+    "log_epochs": {f"metrics of {EPOCHS} epochs": (REST,)},
     "finish": {
         "summary metrics and description": ("MlflowClient.log_batch",),
         "figures drawn": ("plots.*",),
@@ -75,7 +75,7 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "checkpoint removed": ("checkpoints.remove",),
         "other, at the end": (REST,),
     },
-    "note": {"notes": (REST,)},
+    "log_interruption": {"notes": (REST,)},
     "fail": {"failures": (REST,)},
 }
 INNER = ("environment logged", "model saved")
@@ -102,7 +102,7 @@ class Meter:
     def __init__(self) -> None:
         self.seconds: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.processor: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        # Of each thread: `asking`, the trial and method on whose behalf it calls the recorder;
+        # Of each thread: `asking`, the trial and method on whose behalf it calls the writer;
         # `trial` and `method` of the operation it carries out, and the open parts of that, each
         # with the seconds that parts within it have taken.
         self._thread = threading.local()
@@ -111,10 +111,12 @@ class Meter:
         """A method of `TrialLogger`, so that what it submits is known to be its own."""
 
         @functools.wraps(method)
-        def wrapper(keeper: Any, number: int, *args: Any, **kwargs: Any) -> Any:
-            self._thread.asking = number, name
+        def wrapper(logger: Any, *args: Any, **kwargs: Any) -> Any:
+            # Its third argument, when it is made, is the trial.
+            trial = args[2] if name == "__init__" else logger._trial
+            self._thread.asking = trial.number, name
             try:
-                return method(keeper, number, *args, **kwargs)
+                return method(logger, *args, **kwargs)
             finally:
                 self._thread.asking = None
 
@@ -124,10 +126,10 @@ class Meter:
         """`BackgroundWriter.submit`, so that what is submitted is timed when it is carried out."""
 
         @functools.wraps(submit)
-        def wrapper(recorder: Any, operation: Callable[[bool], Any]) -> Any:
+        def wrapper(writer: Any, operation: Callable[[bool], Any]) -> Any:
             asking = getattr(self._thread, "asking", None)
             if asking is None:  # not of a trial
-                return submit(recorder, operation)
+                return submit(writer, operation)
 
             def timed(again: bool) -> Any:
                 self._thread.trial, self._thread.method = asking
@@ -138,7 +140,7 @@ class Meter:
                 finally:
                     self._thread.open = []
 
-            return submit(recorder, timed)
+            return submit(writer, timed)
 
         return wrapper
 
@@ -214,9 +216,7 @@ def install(meter: Meter) -> None:
         else:
             setattr(owner, attribute, meter.watched(name, value))
     for name, method in list(vars(TrialLogger).items()):
-        if isinstance(method, FunctionType) and list(inspect.signature(method).parameters)[1:2] == [
-            "number"
-        ]:
+        if isinstance(method, FunctionType) and (name == "__init__" or not name.startswith("_")):
             setattr(TrialLogger, name, meter.asked_by(name, method))
     setattr(BackgroundWriter, "submit", meter.submitting(BackgroundWriter.submit))  # noqa: B010
 
@@ -256,7 +256,6 @@ def main() -> None:
     if options.trials < 1:
         parser.error("--trials must be at least 1")
     setattr(scheduler, "run_trial", stubs.run_short_trial)  # noqa: B010
-    setattr(resources, "prepare_worker", stubs.prepare)  # noqa: B010
     experiment = f"tracking-cost-{time.strftime('%Y%m%d-%H%M%S')}"
     meter = Meter()
     with tempfile.TemporaryDirectory() as folder:
@@ -267,7 +266,9 @@ def main() -> None:
         searching.search(
             SearchSpace(axes={"seed": tuple(range(options.trials + 1))}),
             TrainingConfig(epochs=EPOCHS),
-            resources.Request(split=SplitConfig(), experiment=experiment, tracking_uri=uri),
+            split=SplitConfig(),
+            experiment=experiment,
+            tracking_uri=uri,
         )
         os.chdir("/")
     where = f", experiment {experiment}" if options.tracking_uri else ""

@@ -10,15 +10,10 @@ from fmnist_tracking.config import TrainingConfig, model_parameters
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.search import memory
 from fmnist_tracking.search.memory import require_room, too_large, workers_for
-from fmnist_tracking.search.resources import Request
 from fmnist_tracking.search.time_estimate import memory_bytes
 
 WIDE = TrainingConfig(hidden_units=100_000)
 HUGE = ("--filters", "48", "--kernel-size", "3", "--hidden-units", "50000000")
-
-
-def request(workers: int | None = None) -> Request:
-    return Request(split=SMALL_SPLIT, experiment="things", workers=workers)
 
 
 def needed(config: TrainingConfig) -> int:
@@ -37,18 +32,18 @@ def test_so_many_workers_as_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "best_workers", lambda: 8)
     monkeypatch.setattr(machine, "memory", lambda: 3 * needed(WIDE))
     points = [SMALL, WIDE, WIDE, WIDE, WIDE, WIDE]
-    assert workers_for(points, request()) == 3
-    assert workers_for(points, request(2)) == 2
+    assert workers_for(points, SMALL_SPLIT, None) == 3
+    assert workers_for(points, SMALL_SPLIT, 2) == 2
     with pytest.raises(ConfigError, match=r"at most 3 workers .*, got 4: .* take 7\.\d GB"):
-        require_room(points, request(4))
-    require_room(points, request(3))
-    require_room(points, request())
-    assert workers_for([SMALL] * 5, request(4)) == 4
-    assert workers_for([SMALL], request(4)) == 1
-    assert workers_for([], request(4)) == 1  # nothing is left to train
+        require_room(points, SMALL_SPLIT, 4)
+    require_room(points, SMALL_SPLIT, 3)
+    require_room(points, SMALL_SPLIT, None)
+    assert workers_for([SMALL] * 5, SMALL_SPLIT, 4) == 4
+    assert workers_for([SMALL], SMALL_SPLIT, 4) == 1
+    assert workers_for([], SMALL_SPLIT, 4) == 1  # nothing is left to train
     monkeypatch.setattr(machine, "memory", lambda: needed(WIDE) - 1)
     with pytest.raises(ConfigError, match="f48 k3 s1 hidden_units=100000"):
-        require_room(points, request())
+        require_room(points, SMALL_SPLIT, None)
 
 
 def test_what_was_trained_on_a_larger_machine_is_reused_here(command: Run) -> None:

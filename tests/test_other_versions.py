@@ -93,7 +93,8 @@ def test_a_trial_that_cannot_be_read_is_left_out(
         assert tracking.best_trial(opened, found).run_id == trials[-1]
         assert tracking.find_run(opened, "best").run_id == trials[-1]
         assert len(tracking.read_search(opened, found).trials) == 4
-        assert tracking.find_training(opened, found.experiment_id, [odd_point]) == (None, None)
+        wanted = {odd_point: odd_point}
+        assert tracking.find_training(opened, found.experiment_id, wanted) == ResumeState()
         assert standing_of(opened, found).finished == {}
     (line,) = [r.getMessage() for r in caplog.records if "Left out" in r.getMessage()]
     assert odd[:8] in line
@@ -130,8 +131,9 @@ def test_a_trial_that_was_cut_off_and_cannot_be_read_is_not_gone_on_with(store: 
     def found() -> tuple[set[str], UnfinishedTrial | None]:
         run = tracking.find_run(store, search)
         standing = tracking.find_resume_state(store, run.experiment_id, [run], points)
-        _, cut_off = tracking.find_training(store, run.experiment_id, ["1" * 64])
-        return {trial.run_id for trial in standing.open.values()}, cut_off
+        point = "1" * 64
+        training = tracking.find_training(store, run.experiment_id, {point: point})
+        return {trial.run_id for trial in standing.open.values()}, training.open.get(point)
 
     assert found() == ({odd}, UnfinishedTrial(run_id=alone, has_steps=False))
     with contextlib.closing(sqlite3.connect("mlflow.db")) as database, database:
@@ -269,9 +271,8 @@ def test_what_the_release_before_trained_is_found_again(store: Store) -> None:
     finish_quickly(store, trial, 0.7)
     standing = tracking.find_resume_state(store, experiment, [], keys.points)
     assert standing.finished[keys.today[0]].run_id == trial
-    found, _ = tracking.find_training(store, experiment, keys.points)
-    assert found is not None
-    assert found.run_id == trial
+    found = tracking.find_training(store, experiment, keys.points)
+    assert found.finished[keys.today[0]].run_id == trial
     search = start_search(store, grid=fingerprint.of_search([old]))
     (known,) = tracking.find_searches(store, experiment, keys.grids)
     assert known.run_id == search

@@ -8,8 +8,8 @@ from rich.console import Console
 from fmnist_tracking.cli import output
 from fmnist_tracking.config import COURSEWORK_GRID, SearchSpace, TrainingConfig, Value
 from fmnist_tracking.results import SearchResult
-from fmnist_tracking.search.dry_run import Plan, PlannedPoint
-from fmnist_tracking.search.worker import trial_name
+from fmnist_tracking.search.dry_run import DryRun, DryRunPoint
+from fmnist_tracking.search.plan import trial_name
 from records import trial
 
 MANY_AXES: dict[str, tuple[Value, ...]] = {
@@ -37,10 +37,12 @@ def searched(axes: dict[str, tuple[Value, ...]]) -> SearchResult:
     return SearchResult(run_id="a" * 32, experiment_id="1", space=space, trials=tuple(trials))
 
 
-def printed(monkeypatch: pytest.MonkeyPatch, result: SearchResult | Plan, width: int) -> list[str]:
+def printed(
+    monkeypatch: pytest.MonkeyPatch, result: SearchResult | DryRun, width: int
+) -> list[str]:
     file = io.StringIO()
     monkeypatch.setattr(output, "out", Console(file=file, width=width, markup=False))
-    if isinstance(result, Plan):
+    if isinstance(result, DryRun):
         output.print_plan(result, as_json=False)
     else:
         output.print_trials(result, as_json=False)
@@ -87,10 +89,10 @@ def test_a_plan_on_a_narrow_terminal_has_names_and_states(
 ) -> None:
     names = [trial.name for trial in searched(MANY_AXES).trials]
     points = tuple(
-        PlannedPoint(name=name, state="finished", run_id="b" * 32, epochs_done=25, epochs=25)
+        DryRunPoint(name=name, state="finished", run_id="b" * 32, epochs_done=25, epochs=25)
         for name in names
     )
-    plan = Plan(points=points, workers=2, seconds=None, based_on="nothing", disk_bytes=0)
+    plan = DryRun(points=points, workers=2, seconds=None, based_on="nothing", disk_bytes=0)
     lines = printed(monkeypatch, plan, width)
     assert max(map(len, lines)) <= width
     joined = "".join("".join(line.split()).replace("finished", "") for line in lines)

@@ -237,18 +237,19 @@ def test_a_search_that_went_on_in_another_run_is_left_behind(store: Store, exper
 
 
 def test_a_training_of_its_own_is_found(store: Store, experiment: str) -> None:
-    assert tracking.find_training(store, experiment, [PRINTS[0]]) == (None, None)
+    def find(place: int) -> ResumeState:
+        return tracking.find_training(store, experiment, {PRINTS[place]: PRINTS[place]})
+
+    assert find(0) == ResumeState()
     cut_off_trial(store, experiment, 0, start_search(store, experiment))  # a search's
-    assert tracking.find_training(store, experiment, [PRINTS[0]]) == (None, None)
+    assert find(0) == ResumeState()
     alone = cut_off_trial(store, experiment, 0, None)
-    finished, cut_off = tracking.find_training(store, experiment, [PRINTS[0]])
-    assert finished is None
-    assert cut_off == tracking.UnfinishedTrial(run_id=alone, has_steps=False)
+    cut_off = tracking.UnfinishedTrial(run_id=alone, has_steps=False)
+    assert find(0) == ResumeState(open={PRINTS[0]: cut_off})
     done = finished_trial(store, experiment, 0, start_search(store, experiment))
-    finished, _ = tracking.find_training(store, experiment, [PRINTS[0]])
-    assert finished is not None
-    assert finished.run_id == done
-    assert tracking.find_training(store, experiment, [PRINTS[1]]) == (None, None)
+    assert find(0).open == {}
+    assert find(0).finished[PRINTS[0]].run_id == done
+    assert find(1) == ResumeState()
 
 
 def test_time_is_estimated_from_trials_that_were_trained_to_their_end(

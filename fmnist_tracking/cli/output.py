@@ -22,7 +22,7 @@ from fmnist_tracking.results import RunSummary, SearchResult, TrialResult
 from fmnist_tracking.search.progress import is_terminal, stderr_console
 
 if TYPE_CHECKING:
-    from fmnist_tracking.search.dry_run import Plan
+    from fmnist_tracking.search.dry_run import DryRun
 
 # Wide enough that no column is cut where the output goes to a file or another program.
 _UNLIMITED = 10_000
@@ -142,7 +142,7 @@ def print_trial(trial: TrialResult, *, as_json: bool) -> None:
     out.print(table)
 
 
-def print_plan(plan: "Plan", *, as_json: bool) -> None:
+def print_plan(plan: "DryRun", *, as_json: bool) -> None:
     """What a search would do: its points, then the time and disk it would take."""
     if as_json:
         print_json(plan.to_json())

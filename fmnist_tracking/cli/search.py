@@ -2,11 +2,12 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from fmnist_tracking.cli import options
-from fmnist_tracking.cli.app import command
+from fmnist_tracking.cli.app import collect_garbage_again, command
 from fmnist_tracking.cli.output import print_plan, print_trial, print_trials, say, shell_line
 from fmnist_tracking.cli.parse import load_space, parse_axis, parse_values
 from fmnist_tracking.cli.typed import is_given
@@ -22,6 +23,7 @@ from fmnist_tracking.config import (
 from fmnist_tracking.errors import ConfigError, SearchError
 from fmnist_tracking.leaderboard import best
 from fmnist_tracking.redact import to_be_typed
+from fmnist_tracking.search import warm_up
 
 
 @command(example="fmnist-track search --limit 12000 --epochs 5", resumable=True)
@@ -75,10 +77,6 @@ def search(
     Stopped in whatever way, the same command goes on where it was: what has finished is not
     trained again, what was cut off goes on after its last whole epoch.
     """
-    from fmnist_tracking.search.dry_run import plan
-    from fmnist_tracking.search.run import Request
-    from fmnist_tracking.search.run import search as run_search
-
     texts = {
         "filters": filters,
         "strides": strides,
@@ -91,19 +89,26 @@ def search(
     axes = {name for name in grid.axes if name != "seed" or repeats == 1}
     _refuse_overruled(context, settings, axes)
     base = TrainingConfig(**settings)
-    request = Request(
-        split=_split(protocol, seed, limit),
-        workers=workers,
-        fresh=fresh,
-        experiment=experiment,
-        tracking_uri=tracking_uri,
-        data_dir=data_dir,
-        upgrade_store=upgrade_store,
-    )
+    asked: dict[str, Any] = {
+        "split": _split(protocol, seed, limit),
+        "workers": workers,
+        "fresh": fresh,
+        "experiment": experiment,
+        "tracking_uri": tracking_uri,
+        "data_dir": data_dir,
+        "echo": say,
+    }
     if dry_run:
-        print_plan(plan(grid, base, request, announce=say), as_json=as_json)
+        from fmnist_tracking.search.dry_run import dry_run as run_dry
+
+        print_plan(run_dry(grid, base, **asked), as_json=as_json)
         return
-    result = run_search(grid, base, request, announce=say)
+    warm_up()
+    from fmnist_tracking.search.run import search as run_search
+
+    result = run_search(
+        grid, base, **asked, upgrade_store=upgrade_store, on_start=collect_garbage_again
+    )
     print_trials(result, as_json=as_json)
     failed = len(result.space) - len(result.finished)
     if failed:
@@ -142,7 +147,7 @@ def train(
     as_json: bool = options.JSON,
 ) -> None:
     """Train one configuration, tracked in the same way as a search's trial."""
-    from fmnist_tracking.search.run import Request
+    warm_up()
     from fmnist_tracking.search.run import train as run_train
 
     result = run_train(
@@ -158,15 +163,14 @@ def train(
             seed=seed,
             patience=patience,
         ),
-        Request(
-            split=_split(protocol, seed, limit),
-            fresh=fresh,
-            experiment=experiment,
-            tracking_uri=tracking_uri,
-            data_dir=data_dir,
-            upgrade_store=upgrade_store,
-        ),
-        announce=say,
+        split=_split(protocol, seed, limit),
+        fresh=fresh,
+        experiment=experiment,
+        tracking_uri=tracking_uri,
+        data_dir=data_dir,
+        upgrade_store=upgrade_store,
+        echo=say,
+        on_start=collect_garbage_again,
     )
     print_trial(result, as_json=as_json)
     if result.diverged:

@@ -3,12 +3,24 @@
 import itertools
 from collections.abc import Sequence
 
-from fmnist_tracking import machine
+from fmnist_tracking import machine, tracking
 from fmnist_tracking.config import SplitConfig, TrainingConfig, model_parameters
 from fmnist_tracking.errors import ConfigError
-from fmnist_tracking.search.resources import Request, best_workers
+from fmnist_tracking.search.plan import trial_name
 from fmnist_tracking.search.time_estimate import memory_bytes
-from fmnist_tracking.search.worker import trial_name
+
+# Of a worker that trains the coursework's largest network, or of the driver, rounded up.
+_PROCESS_BYTES = 1e9
+
+
+def best_workers() -> int:
+    """Return how many trials at once suit this machine: one a processor core, if memory allows.
+
+    A trial gains less from a second core than a second trial does. GPUs are not shared. What
+    other programs use at the moment does not count, so that a search goes on as it began.
+    """
+    fitting = int(machine.memory() / _PROCESS_BYTES) - 1  # the driver is another
+    return max(1, min(machine.gpus() or machine.cores(), fitting))
 
 
 def too_large(config: TrainingConfig, split: SplitConfig, memory: int) -> str | None:
@@ -25,20 +37,22 @@ def too_large(config: TrainingConfig, split: SplitConfig, memory: int) -> str | 
     )
 
 
-def workers_for(configs: Sequence[TrainingConfig], request: Request) -> int:
+def workers_for(configs: Sequence[TrainingConfig], split: SplitConfig, workers: int | None) -> int:
     """Return how many trials run at once: as many as asked for, or as suit this machine."""
-    workers = request.workers
     if workers is None:
-        workers = min(best_workers(), _fitting(_needs(configs, request.split)))
+        workers = min(best_workers(), _fitting(_needs(configs, split)))
     return max(1, min(workers, len(configs)))
 
 
-def require_room(configs: Sequence[TrainingConfig], request: Request) -> None:
+def require_room(
+    configs: Sequence[TrainingConfig], split: SplitConfig, workers: int | None
+) -> None:
     """Refuse what this machine's memory has no room for.
 
     Args:
         configs: what is to be trained.
-        request: what is asked.
+        split: how the data is split.
+        workers: trials at once that are asked for, None if that is left to us.
 
     Raises:
         ConfigError: one of them, or as many at once as are asked for, need more memory than
@@ -46,11 +60,11 @@ def require_room(configs: Sequence[TrainingConfig], request: Request) -> None:
     """
     memory = machine.memory()
     for config in configs:
-        reason = too_large(config, request.split, memory)
+        reason = too_large(config, split, memory)
         if reason is not None:
             raise ConfigError(reason)
-    needs = _needs(configs, request.split)
-    fitting, workers = _fitting(needs), min(request.workers or 1, len(configs))
+    needs = _needs(configs, split)
+    fitting, workers = _fitting(needs), min(workers or 1, len(configs))
     if workers > fitting:
         raise ConfigError(
             f"Expected at most {fitting} workers for networks of this size, got {workers}: the "
@@ -59,18 +73,23 @@ def require_room(configs: Sequence[TrainingConfig], request: Request) -> None:
         )
 
 
-def require_room_at_once(configs: Sequence[TrainingConfig], request: Request) -> None:
+def require_room_at_once(
+    configs: Sequence[TrainingConfig],
+    split: SplitConfig,
+    workers: int | None,
+    *,
+    fresh: bool,
+    tracking_uri: str | None,
+) -> None:
     """Refuse what has no room before anything is started, unless it may have been trained before.
 
     Raises:
         ConfigError: as `require_room`.
     """
     try:
-        require_room(configs, request)
+        require_room(configs, split, workers)
     except ConfigError:
-        from fmnist_tracking import tracking
-
-        if request.fresh or tracking.is_yet_to_be_made(request.tracking_uri):
+        if fresh or tracking.is_yet_to_be_made(tracking_uri):
             raise
 
 

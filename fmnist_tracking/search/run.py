@@ -1,32 +1,46 @@
-"""`fmnist-track search` and `train`: explore a grid, or train one point, tracked."""
+"""`fmnist-track search` and `train`: explore a grid, or train one point, tracked.
+
+The main path: open what is needed, plan the trials, explore the grid, finish.
+"""
 
 import dataclasses
-from collections.abc import Mapping
-from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+from typing import Any
 
-from fmnist_tracking import machine, runtime
-from fmnist_tracking.config import SearchSpace, TrainingConfig, Value
+from fmnist_tracking import fingerprint, machine, runtime, tracking
+from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig, Value
 from fmnist_tracking.errors import SearchError
 from fmnist_tracking.results import FINISHED, SearchResult, TrialResult, TrialScore
 from fmnist_tracking.search.lock import locked_folder
 from fmnist_tracking.search.memory import require_room, require_room_at_once, workers_for
+from fmnist_tracking.search.plan import PlannedTrial, plan_trials
 from fmnist_tracking.search.progress import Progress
-from fmnist_tracking.search.resources import Announce, Request, open_session
-from fmnist_tracking.search.worker import trial_name
+from fmnist_tracking.search.recording import Recording
+from fmnist_tracking.search.resources import Echo, Resources, open_resources
+from fmnist_tracking.search.worker import cache_split
+from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
 from fmnist_tracking.training import checkpoints
+from fmnist_tracking.workers import end_helpers
 
-__all__ = ["Request", "search", "train"]
-
-if TYPE_CHECKING:
-    from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
+# TensorFlow, KerasTuner and matplotlib, which a search with nothing left to train does without, are
+# imported inside the functions, once the process that workers are forked from has been started.
 
 
 def search(
     space: SearchSpace,
     base: TrainingConfig,
-    request: Request,
-    announce: Announce = lambda _: None,
+    *,
+    split: SplitConfig,
+    workers: int | None = None,
+    fresh: bool = False,
+    experiment: str | None = None,
+    tracking_uri: str | None = None,
+    data_dir: Path | None = None,
+    upgrade_store: bool = False,
+    echo: Echo = lambda _: None,
+    on_start: Callable[[], None] = lambda: None,
 ) -> SearchResult:
     """Train every point of a grid in worker processes, each as a child run of one search.
 
@@ -36,8 +50,16 @@ def search(
     Args:
         space: the grid.
         base: value of each setting that is not an axis of the grid.
-        request: the rest of what is asked.
-        announce: called with lines for a person to read, before the trials start.
+        split: how the data is split; the same for every point.
+        workers: trials that run at once; None takes as many as suit this machine.
+        fresh: train all anew, whatever has finished before.
+        experiment: name of the MLflow experiment, made if it is not there; None for the one that
+            the environment names, or the usual one.
+        tracking_uri: of the MLflow store, None for the usual one.
+        data_dir: where the data is, None for the usual places.
+        upgrade_store: bring a store of an older MLflow up to date, rather than refuse it.
+        echo: called with lines for a person to read.
+        on_start: called when all is loaded, before the first trial begins.
 
     Raises:
         ConfigError: a point of the grid cannot be built, or has no room in the memory.
@@ -47,110 +69,242 @@ def search(
         TrackingError: the store cannot be reached.
     """
     points = space.points(base)
-    names = [trial_name(config, space.varying) for config in points]
-    require_room_at_once(points, request)
-    workers = workers_for(points, request)
-    cores = machine.cores()
-    if workers > cores:
-        announce(f"{workers} workers share {cores} processor cores, and wait for each other.")
-    progress = Progress(points, names, workers)
-    with open_session("search", request, progress, workers, announce) as session:
-        from fmnist_tracking import tracking
-
-        keys = session.keys(points)
-        prints, grid = keys.today, keys.grids[0]
-        store, experiment_id = session.store, session.experiment_id
-        with locked_folder(
-            store.identity(experiment_id), experiment_id, grid, fresh=request.fresh
-        ) as folder:
-            known = tracking.find_searches(store, experiment_id, keys.grids)
-            if known:
-                tracking.require_not_live(known[0])
-            ended = bool(known) and known[0].raw.info.status == FINISHED
-            reopen = ended and session.adopted is None and not request.fresh
-            if reopen:
-                result = tracking.read_search(store, known[0], summary=False)
-                if {trial.config for trial in result.finished} == set(points):
-                    session.pool.kill()
-                    tracking.log_asked(store, known[0].run_id)
-                    announce(
-                        f"The search {known[0].run_id[:8]} has finished all {len(space)} points "
+    require_room_at_once(points, split, workers, fresh=fresh, tracking_uri=tracking_uri)
+    slots = workers_for(points, split, workers)
+    if slots > machine.cores():
+        echo(f"{slots} workers share {machine.cores()} processor cores, and wait for each other.")
+    with open_resources(
+        "search",
+        workers=slots,
+        split=split,
+        data_dir=data_dir,
+        experiment=experiment,
+        tracking_uri=tracking_uri,
+        upgrade_store=upgrade_store,
+        echo=echo,
+    ) as resources:
+        store, experiment_id = resources.store, resources.experiment_id
+        keys = fingerprint.of_grid(points, split, resources.dataset.digest)
+        grid = keys.grids[0]
+        identity = store.identity(experiment_id)
+        with locked_folder(identity, experiment_id, grid, fresh=fresh) as folder:
+            searches = tracking.find_searches(store, experiment_id, keys.grids)
+            if searches:
+                tracking.require_not_live(searches[0])
+            resumes = resources.adopted is None and not fresh
+            if resumes and searches:
+                before = _finished_before(store, searches[0], points)
+                if before is not None:
+                    end_helpers()
+                    echo(
+                        f"The search {before.run_id[:8]} has finished all {len(space)} points "
                         "before; nothing is left to train. --fresh trains them again."
                     )
-                    reused = (dataclasses.replace(t, reused=True) for t in result.trials)
-                    return dataclasses.replace(result, trials=tuple(reused))
-            standing = tracking.find_resume_state(
-                store, experiment_id, known, keys.points, fresh=request.fresh, reopen=reopen
+                    return before
+            state = tracking.find_resume_state(
+                store, experiment_id, searches, keys.points, fresh=fresh, reopen=resumes
             )
-            require_room(
-                [c for c, p in zip(points, prints, strict=True) if p not in standing.finished],
-                request,
-            )
-            facts = tracking.SearchInfo(
-                name=f"search of {len(space)} point{'s' if len(space) > 1 else ''}",
-                space=space,
-                base=base,
-                split=request.split,
-                data=session.data_facts,
-                origin=session.origin,
-                grid=grid,
-                fresh=request.fresh,
-            )
-            run_id = tracking.start_search(
-                store, experiment_id, facts, standing.search, session.adopted
-            )
-            _take_over(store, standing, run_id)
-            for point in standing.finished:  # cut off between its last step and this
-                checkpoints.remove(folder / point[:16])
-            announce(
-                f"Search {run_id} at {store.public_uri}"
-                + (" goes on" if standing.search is not None else "")
-            )
-            numbers = {config: number for number, config in enumerate(points, start=1)}
+            trials = plan_trials(points, keys.today, space.varying, state, folder)
+            require_room([t.config for t in trials if t.finished is None], split, workers)
+            _load(resources)
+            from fmnist_tracking import plots
+            from fmnist_tracking.search.scheduler import TrialScheduler
 
-            def submit(values: Mapping[str, Value]) -> Future[TrialScore]:
-                config = dataclasses.replace(base, **values)  # type: ignore[arg-type]
-                number = numbers[config]
-                point = prints[number - 1]
-                if point in standing.finished:
-                    return session.trials.reuse(number, standing.finished[point])
-                trial = session.trial_facts(names[number - 1], config, point, run_id)
-                task = session.task(number, config, point, folder)
-                return session.trials.submit(task, trial, standing.open.get(point))
-
-            if len(standing.finished) < len(points):
-                runtime.load_tensorflow()  # which KerasTuner imports
-                from fmnist_tracking.search.grid import explore
-            session.start(run_id, folder)
-            with progress:
-                if len(standing.finished) == len(points):
-                    for number, point in enumerate(prints, start=1):
-                        session.trials.reuse(number, standing.finished[point])
-                else:
-                    explore(space, submit, workers, session.recorder.failed)
-                reading = session.recorder.submit(
-                    lambda _: tracking.read_search(store, _own_run(store, run_id))
-                )
-                session.pool.close()  # so that the last report is shown too
-                session.write_all()
-                result = reading.result()
-                _assert_complete(result)
-                from fmnist_tracking import plots
-
-                picture = plots.png(plots.search_grid(result))
-                session.recorder.submit(lambda _: tracking.finish_search(store, result, picture))
-                session.write_all()
+            progress = Progress(points, [trial.name for trial in trials], slots)
+            with Recording(store, experiment_id, folder, progress.say) as recording:
+                run_id = _start_search(resources, space, base, grid, state, fresh=fresh)
+                recording.run_id = run_id
+                for trial in trials:
+                    if trial.finished is not None:  # cut off between its last step and this
+                        checkpoints.remove(trial.checkpoint_dir)
+                resumed = " goes on" if state.search is not None else ""
+                echo(f"Search {run_id} at {store.public_uri}{resumed}")
+                on_start()
+                with (
+                    TrialScheduler(
+                        resources, recording, show=progress, echo=progress.say, parent=run_id
+                    ) as scheduler,
+                    progress,
+                ):
+                    _explore(space, base, trials, scheduler.submit, slots, recording)
+                    # The store is asked what it has: nobody's memory of it counts.
+                    result = recording.do_last(
+                        lambda: tracking.read_search(store, _own_run(store, run_id))
+                    )
+                    _assert_complete(result)
+                    picture = plots.png(plots.search_grid(result))
+                    recording.do_last(lambda: tracking.finish_search(store, result, picture))
             return result
 
 
-def _own_run(store: "Store", run_id: str) -> "TrackedRun":
+def train(
+    config: TrainingConfig,
+    *,
+    split: SplitConfig,
+    fresh: bool = False,
+    experiment: str | None = None,
+    tracking_uri: str | None = None,
+    data_dir: Path | None = None,
+    upgrade_store: bool = False,
+    echo: Echo = lambda _: None,
+    on_start: Callable[[], None] = lambda: None,
+) -> TrialResult:
+    """Train one configuration, tracked as a trial is; go on with it if it was cut off.
+
+    Args:
+        config: what to train.
+        split: how the data is split.
+        fresh: train anew, whatever has finished before.
+        experiment: see `search`, as for the arguments after it.
+        tracking_uri: of the MLflow store.
+        data_dir: where the data is.
+        upgrade_store: bring a store of an older MLflow up to date.
+        echo: called with lines for a person to read.
+        on_start: called when all is loaded, before the training begins.
+
+    Raises:
+        ConfigError: the network has no room in the memory.
+        DataError: the data cannot be had.
+        OutputError: checkpoints cannot be written.
+        SearchError: the training failed; its run holds the traceback. Or another process is
+            at it.
+        TrackingError: the store cannot be reached.
+    """
+    require_room_at_once([config], split, 1, fresh=fresh, tracking_uri=tracking_uri)
+    with open_resources(
+        "train",
+        workers=1,
+        split=split,
+        data_dir=data_dir,
+        experiment=experiment,
+        tracking_uri=tracking_uri,
+        upgrade_store=upgrade_store,
+        echo=echo,
+    ) as resources:
+        store, experiment_id = resources.store, resources.experiment_id
+        keys = fingerprint.of_grid([config], split, resources.dataset.digest)
+        (point,) = keys.today
+        identity = store.identity(experiment_id)
+        with locked_folder(identity, experiment_id, point, fresh=fresh) as folder:
+            state = (
+                ResumeState()
+                if fresh
+                else tracking.find_training(store, experiment_id, keys.points)
+            )
+            (trial,) = plan_trials([config], [point], (), state, folder)
+            if trial.finished is not None and resources.adopted is None:
+                end_helpers()
+                tracking.log_asked(store, trial.finished.run_id)
+                echo(
+                    f"The run {trial.finished.run_id[:8]} has trained this before; it is reused. "
+                    "--fresh trains again."
+                )
+                return dataclasses.replace(trial.finished, reused=True)
+            require_room([config], split, 1)
+            _load(resources)
+            from fmnist_tracking.search.scheduler import TrialScheduler
+
+            progress = Progress([config], [trial.name])
+            with Recording(store, experiment_id, folder, progress.say) as recording:
+                on_start()
+                with (
+                    TrialScheduler(
+                        resources, recording, show=progress, echo=progress.say, parent=None
+                    ) as scheduler,
+                    progress,
+                ):
+                    score = scheduler.submit(dataclasses.replace(trial, finished=None))
+                    ends: list[Future[Any]] = [score, recording.writer.failed]
+                    wait(ends, return_when=FIRST_COMPLETED)
+                    run = recording.do_last(lambda: _own_run(store, recording.run_id))
+                    error = score.result().error
+                if error:
+                    raise SearchError(f"The training failed ({error}). Its run is {run.run_id}.")
+            return tracking.read_trial(run)
+
+
+def _load(resources: Resources) -> None:
+    """Load what trials need, the images for the workers first."""
+    cache_split(resources.dataset, resources.split)
+    runtime.load_tensorflow()
+
+
+def _finished_before(
+    store: Store, run: TrackedRun, points: Sequence[TrainingConfig]
+) -> SearchResult | None:
+    """Return a search that has ended and has all of its trials still, None if it is none."""
+    if run.raw.info.status != FINISHED:
+        return None
+    result = tracking.read_search(store, run, summary=False)
+    if {trial.config for trial in result.finished} != set(points):
+        return None
+    tracking.log_asked(store, run.run_id)
+    reused = (dataclasses.replace(trial, reused=True) for trial in result.trials)
+    return dataclasses.replace(result, trials=tuple(reused))
+
+
+def _start_search(
+    resources: Resources,
+    space: SearchSpace,
+    base: TrainingConfig,
+    grid: str,
+    state: ResumeState,
+    *,
+    fresh: bool,
+) -> str:
+    """Open the search's run, make the trials of those that were cut off its own; return its id."""
+    store = resources.store
+    info = tracking.SearchInfo(
+        name=f"search of {len(space)} point{'s' if len(space) > 1 else ''}",
+        space=space,
+        base=base,
+        split=resources.split,
+        data=resources.data_info,
+        origin=resources.provenance,
+        grid=grid,
+        fresh=fresh,
+    )
+    run_id = tracking.start_search(
+        store, resources.experiment_id, info, state.search, resources.adopted
+    )
+    own = [trial.run_id for trial in state.finished.values() if not trial.reused]
+    own += [trial.run_id for trial in state.open.values()]
+    for other in state.searches:
+        if other != run_id:
+            tracking.move_trials(store, own, other, run_id)
+    reused = [trial.run_id for trial in state.finished.values() if trial.reused]
+    tracking.log_reused(store, run_id, reused)
+    return run_id
+
+
+def _explore(
+    space: SearchSpace,
+    base: TrainingConfig,
+    trials: Iterable[PlannedTrial],
+    submit: "Callable[[PlannedTrial], Future[TrialScore]]",
+    slots: int,
+    recording: Recording,
+) -> None:
+    """Have every point tried, in the order in which KerasTuner's oracle asks for them."""
+    planned = {trial.config: trial for trial in trials}
+    if all(trial.finished is not None for trial in planned.values()):
+        for trial in planned.values():
+            submit(trial)
+        return
+    from fmnist_tracking.search.grid import explore
+
+    def run(values: Mapping[str, Value]) -> "Future[TrialScore]":
+        return submit(planned[dataclasses.replace(base, **values)])  # type: ignore[arg-type]
+
+    explore(space, run, slots, recording.writer.failed)
+
+
+def _own_run(store: Store, run_id: str) -> TrackedRun:
     """Return the run that this process has written.
 
     Raises:
         SearchError: somebody has deleted it meanwhile.
     """
-    from fmnist_tracking import tracking
-
     run = tracking.find_active(store, run_id)
     if run is None:
         raise SearchError(
@@ -161,20 +315,8 @@ def _own_run(store: "Store", run_id: str) -> "TrackedRun":
     return tracking.as_tracked(run)
 
 
-def _take_over(store: "Store", standing: "ResumeState", run_id: str) -> None:
-    from fmnist_tracking import tracking
-
-    others = [search for search in standing.searches if search != run_id]
-    own = [t.run_id for t in standing.finished.values() if not t.reused]
-    own += [t.run_id for t in standing.open.values()]
-    for other in others:
-        tracking.move_trials(store, own, other, run_id)
-    reused = [t.run_id for t in standing.finished.values() if t.reused]
-    tracking.log_reused(store, run_id, reused)
-
-
 def _assert_complete(result: SearchResult) -> None:
-    """Every point has one run that ended, and one only.
+    """Assert that every point has one run that ended, and one only.
 
     Raises:
         SearchError: a point is missing in the store.
@@ -184,63 +326,3 @@ def _assert_complete(result: SearchResult) -> None:
             f"The grid has {len(result.space)} points, but the store has runs for "
             f"{len(result.trials)} of them. Run the same search again."
         )
-
-
-def train(
-    config: TrainingConfig, request: Request, announce: Announce = lambda _: None
-) -> TrialResult:
-    """Train one configuration, tracked as a trial is; go on with it if it was cut off.
-
-    Args:
-        config: what to train.
-        request: the rest of what is asked; one worker is used.
-        announce: called with lines for a person to read, before the training starts.
-
-    Raises:
-        ConfigError: the network has no room in the memory.
-        DataError: the data cannot be had.
-        OutputError: checkpoints cannot be written.
-        SearchError: the training failed; its run holds the traceback. Or another process is
-            at it.
-        TrackingError: the store cannot be reached.
-    """
-    name = trial_name(config)
-    require_room_at_once([config], request)
-    progress = Progress([config], [name])
-    with open_session("train", request, progress, 1, announce) as session:
-        from fmnist_tracking import tracking
-
-        keys = session.keys([config])
-        (point,) = keys.today
-        store, experiment_id = session.store, session.experiment_id
-        with locked_folder(
-            store.identity(experiment_id), experiment_id, point, fresh=request.fresh
-        ) as folder:
-            finished, open_trial = (
-                (None, None)
-                if request.fresh
-                else tracking.find_training(store, experiment_id, keys.points)
-            )
-            if finished is not None and session.adopted is None:
-                session.pool.kill()
-                tracking.log_asked(store, finished.run_id)
-                announce(
-                    f"The run {finished.run_id[:8]} has trained this before; it is reused. "
-                    "--fresh trains again."
-                )
-                return dataclasses.replace(finished, reused=True)
-            require_room([config], request)
-            facts = session.trial_facts(name, config, point, None, session.adopted)
-            session.start(None, folder)
-            with progress:
-                task = session.task(1, config, point, folder)
-                outcome = session.trials.submit(task, facts, open_trial)
-                session.wait_for(outcome)
-                session.pool.close()
-                session.write_all()
-            run_id = session.keeper.run_id(1)
-            if outcome.result().error:
-                raise SearchError(
-                    f"The training failed ({outcome.result().error}). Its run is {run_id}."
-                )
-            return tracking.read_trial(_own_run(store, run_id))

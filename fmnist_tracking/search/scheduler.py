@@ -1,11 +1,14 @@
-"""Trials in worker processes, kept in MLflow: started, retried, resumed, ended."""
+"""Trials in worker processes: started, retried when a worker dies, and logged."""
 
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any
 
+from fmnist_tracking import tracking
 from fmnist_tracking.results import TrialResult, TrialScore
 from fmnist_tracking.search.events import (
     EpochEnded,
@@ -15,82 +18,87 @@ from fmnist_tracking.search.events import (
     TrialStarted,
     WorkerLost,
 )
-from fmnist_tracking.search.progress import Progress
+from fmnist_tracking.search.plan import PlannedTrial
+from fmnist_tracking.search.recording import Recording
+from fmnist_tracking.search.resources import Resources
 from fmnist_tracking.search.trial_logger import TrialLogger
 from fmnist_tracking.search.worker import Failed, Trained, TrialTask, run_trial
 from fmnist_tracking.training import checkpoints
 from fmnist_tracking.workers import NoWorker, WorkerDied, WorkerPool
 
-if TYPE_CHECKING:
-    from fmnist_tracking.tracking import TrialInfo, UnfinishedTrial
+# Images kept with each logged model as its input example.
+_EXAMPLES = 2
 
 _log = logging.getLogger(__name__)
 
 
 class TrialScheduler:
-    """Runs trials in a pool of workers, and sees to it that each is recorded.
+    """Runs trials in a pool of workers, and sees to it that each is logged.
 
-    A trial whose worker process dies goes on from its last checkpoint in a new one. Only if
-    the process dies again before another epoch was trained is the trial given up as FAILED:
-    then it is the trial that kills it.
+    A trial whose worker dies goes on from its last checkpoint in a new one. Only if that dies again
+    before another epoch was trained is the trial given up as FAILED: then it is the trial that
+    kills it. Use it as a context manager: left by an exception, it ends the workers at once.
 
     Args:
-        pool: where they run; its reports must reach `on_report`.
-        keeper: of their runs.
-        progress: shows how far they have come.
+        resources: what the trials need.
+        recording: of their runs.
+        show: called with each event, and the number of the worker that it comes from.
+        echo: called with lines for a person to read.
+        parent: the search's run, None for a training of its own.
     """
 
-    def __init__(self, pool: WorkerPool, keeper: TrialLogger, progress: Progress) -> None:
-        self._pool = pool
-        self._keeper = keeper
-        self._progress = progress
-        self._died_after: dict[int, int] = {}
-        self._reached: dict[int, int] = {}
-        self._recorded: dict[int, Future[None]] = {}
-        self.stopping = False
+    def __init__(
+        self,
+        resources: Resources,
+        recording: Recording,
+        *,
+        show: Callable[[Event, int], None],
+        echo: Callable[[str], None],
+        parent: str | None,
+    ) -> None:
+        self._resources = resources
+        self._recording = recording
+        self._show = show
+        self._echo = echo
+        self._parent = parent
+        self._running: dict[int, _RunningTrial] = {}
+        self._is_stopping = False
+        self._pool = WorkerPool(resources.workers, self._on_report)
 
-    def on_report(self, worker: int, event: TrialStarted | EpochEnded) -> None:
-        """Take in what a worker reports."""
-        if isinstance(event, TrialStarted):
-            self._keeper.link_data(event.number, event.data)
-            self._keeper.log(event.number, event.epochs)
-        else:
-            self._reached[event.number] = event.metrics.epoch
-            self._keeper.log(event.number, [event.metrics])
-        self._show(event, worker)
+    def __enter__(self) -> "TrialScheduler":
+        self._pool.__enter__()
+        return self
 
-    def submit(
-        self, task: TrialTask, facts: "TrialInfo", open_trial: "UnfinishedTrial | None"
-    ) -> Future[TrialScore]:
-        """Start a trial, or go on with one that was cut off.
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._is_stopping = error is not None
+        self._pool.__exit__(kind, error, trace)
 
-        Args:
-            task: what to run.
-            facts: what its run records.
-            open_trial: its run, if it was begun before.
+    def submit(self, trial: PlannedTrial) -> "Future[TrialScore]":
+        """Run a trial, from its checkpoint if it has one; one that has finished is not run again.
+
+        Returns:
+            The future of how it comes out.
         """
-        saved = checkpoints.load(task.folder, task.fingerprint)
-        # A run whose epochs would have to be trained again stays as it is: in it, they would be
-        # logged twice.
-        goes_on = open_trial is not None and (saved is not None or not open_trial.has_steps)
-        self._keeper.begin(
-            task.number, facts, task.folder, open_trial.run_id if goes_on and open_trial else None
-        )
-        if saved is not None:
-            self._keeper.note(
-                task.number,
+        if trial.finished is not None:
+            return self._reused(trial.number, trial.finished)
+        running = self._running[trial.number] = _RunningTrial(trial, self._logger(trial))
+        if trial.epochs_done:
+            running.logger.log_interruption(
                 _line(
-                    f"cut off after epoch {len(saved.epochs)}; gone on from there with "
-                    f"{facts.threads} threads"
-                ),
+                    f"cut off after epoch {trial.epochs_done}; gone on from there with "
+                    f"{self._resources.threads} threads"
+                )
             )
-        outcome: Future[TrialScore] = Future()
-        self._attempt(task, outcome)
-        return outcome
+        self._attempt(running)
+        return running.score
 
-    def reuse(self, number: int, trial: TrialResult) -> Future[TrialScore]:
-        """A trial that has finished already, as if it had just been run."""
-        self._show(
+    def _reused(self, number: int, trial: TrialResult) -> "Future[TrialScore]":
+        self._tell(
             TrialReused(
                 number=number,
                 run_id=trial.run_id,
@@ -98,78 +106,123 @@ class TrialScheduler:
                 diverged=trial.diverged,
             )
         )
-        future: Future[TrialScore] = Future()
-        future.set_result(
+        score: Future[TrialScore] = Future()
+        score.set_result(
             TrialScore(
                 val_accuracy=trial.val_accuracy,
                 best_epoch=trial.best_epoch,
                 diverged=trial.diverged,
             )
         )
-        return future
+        return score
 
-    def stop(self) -> None:
-        """End the workers at once."""
-        self.stopping = True
-        self._pool.kill()
+    def _logger(self, trial: PlannedTrial) -> TrialLogger:
+        resources = self._resources
+        info = tracking.TrialInfo(
+            name=trial.name,
+            config=trial.config,
+            split=resources.split,
+            data=resources.data_info,
+            origin=resources.provenance,
+            fingerprint=trial.fingerprint,
+            threads=resources.threads,
+            parent=self._parent,
+            adopted=resources.adopted if self._parent is None else None,
+        )
+        examples = resources.dataset.train_images[:_EXAMPLES, ..., None]
+        return TrialLogger(self._recording, info, trial, examples, self._echo)
 
-    def _show(self, event: Event, worker: int = 0) -> None:
-        try:
-            self._progress(event, worker)
-        except Exception:  # the trials matter more than what is shown of them
-            _log.debug("Progress cannot be shown", exc_info=True)
-
-    def _attempt(self, task: TrialTask, outcome: Future[TrialScore]) -> None:
+    def _attempt(self, running: "_RunningTrial") -> None:
+        task = TrialTask(
+            trial=running.trial,
+            split=self._resources.split,
+            data_dir=self._resources.data_dir,
+            data_sha256=self._resources.dataset.digest,
+        )
         future = self._pool.submit(run_trial, task)
-        future.add_done_callback(partial(self._ended, task, outcome))
+        future.add_done_callback(partial(self._on_end, running))
 
-    def _ended(self, task: TrialTask, outcome: Future[TrialScore], future: Future[Any]) -> None:
-        if self.stopping:
+    def _on_report(self, worker: int, event: TrialStarted | EpochEnded) -> None:
+        running = self._running[event.number]
+        if isinstance(event, TrialStarted):
+            running.logger.log_data(event.data)
+            running.logger.log_epochs(event.epochs)
+        else:
+            running.reached = event.metrics.epoch
+            running.logger.log_epochs([event.metrics])
+        self._tell(event, worker)
+
+    def _on_end(self, running: "_RunningTrial", future: Future[Any]) -> None:
+        if self._is_stopping:
             return
         try:
-            self._take_in(task, outcome, future)
+            self._take_in(running, future)
         except Exception as error:
-            outcome.set_exception(error)
+            running.score.set_exception(error)
 
-    def _take_in(self, task: TrialTask, outcome: Future[TrialScore], future: Future[Any]) -> None:
+    def _take_in(self, running: "_RunningTrial", future: Future[Any]) -> None:
+        trial = running.trial
         try:
             ended: Trained | Failed = future.result()
         except WorkerDied as death:
-            saved = checkpoints.load(task.folder, task.fingerprint)
+            saved = checkpoints.load(trial.checkpoint_dir, trial.fingerprint)
             # With a full disk there is no checkpoint of what it got through.
-            after = max(len(saved.epochs) if saved else 0, self._reached.get(task.number, 0))
-            if after > self._died_after.get(task.number, -1):
-                self._died_after[task.number] = after
-                self._keeper.note(task.number, _line(f"{death.what} after epoch {after}: {death}"))
+            after = max(len(saved.epochs) if saved else 0, running.reached)
+            if after > running.died_after:
+                running.died_after = after
+                running.logger.log_interruption(_line(f"{death.what} after epoch {after}: {death}"))
                 if not isinstance(death, NoWorker):
-                    self._show(WorkerLost(number=task.number, how=str(death)))
-                self._attempt(task, outcome)
+                    self._tell(WorkerLost(number=trial.number, how=str(death)))
+                self._attempt(running)
                 return
             line = f"{death.what} ({death}), for the second time after epoch {after}"
             ended = Failed(line=line, trace=line)
+        del self._running[trial.number]
         if isinstance(ended, Failed):
-            self._recorded[task.number] = self._keeper.fail(task.number, ended)
-            self._show(TrialEnded(number=task.number, error=ended.line))
-            outcome.set_result(TrialScore(error=ended.line))
+            running.logger.fail(ended)
+            self._tell(TrialEnded(number=trial.number, error=ended.line))
+            running.score.set_result(TrialScore(error=ended.line))
             return
-        self._recorded[task.number] = self._keeper.finish(task.number, ended)
+        running.logger.finish(ended)
         best, diverged = ended.result.best, ended.result.diverged
-        self._show(
+        self._tell(
             TrialEnded(
-                number=task.number,
+                number=trial.number,
                 val_accuracy=best.val_accuracy,
                 best_epoch=best.epoch,
                 diverged=diverged,
                 seconds=ended.seconds,
             )
         )
-        outcome.set_result(
+        running.score.set_result(
             TrialScore(
                 val_accuracy=best.val_accuracy,
                 best_epoch=best.epoch,
                 diverged=diverged is not None,
             )
         )
+
+    def _tell(self, event: Event, worker: int = 0) -> None:
+        try:
+            self._show(event, worker)
+        except Exception:  # the trials matter more than what is shown of them
+            _log.debug("Progress cannot be shown", exc_info=True)
+
+
+class _RunningTrial:
+    """A trial that was submitted and has not ended.
+
+    Attributes:
+        reached: the last epoch that its worker reported, 0 for none.
+        died_after: the epoch after which its worker died, -1 while none did.
+    """
+
+    def __init__(self, trial: PlannedTrial, logger: TrialLogger) -> None:
+        self.trial = trial
+        self.logger = logger
+        self.score: Future[TrialScore] = Future()
+        self.reached = 0
+        self.died_after = -1
 
 
 def _line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""One trial: what a worker process runs for each point of a grid."""
+"""What a worker process runs for each trial."""
 
 import json
 import traceback
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_tracking import clock, fingerprint
-from fmnist_tracking.config import SplitConfig, TrainingConfig
+from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.errors import DataError, first_line
 from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult
 from fmnist_tracking.search.events import EpochEnded, TrialStarted
+from fmnist_tracking.search.plan import PlannedTrial
 
 if TYPE_CHECKING:
     from fmnist_tracking.data import Dataset, DataSplit
@@ -24,22 +25,16 @@ class TrialTask:
     """A trial to run, in terms that can be sent to another process.
 
     Attributes:
-        number: of the point in its grid, 1 for the first.
-        config: what to train.
+        trial: what to train, from where it has come to.
         split: how the data is split.
         data_dir: where the data is, None for the usual places.
         data_sha256: `Dataset.digest` of the data that must be found there.
-        fingerprint: of all that determines the trial's numbers.
-        folder: for its checkpoint.
     """
 
-    number: int
-    config: TrainingConfig
+    trial: PlannedTrial
     split: SplitConfig
     data_dir: Path | None
     data_sha256: str
-    fingerprint: str
-    folder: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +60,6 @@ class Failed:
     trace: str
 
 
-def trial_name(config: TrainingConfig, axes: tuple[str, ...] = ()) -> str:
-    """A short name for people: "f48 k3 s1", and the other axes of the grid by name."""
-    name = f"f{config.filters} k{config.kernel_size} s{config.strides}"
-    others = [axis for axis in axes if axis not in ("filters", "kernel_size", "strides")]
-    return " ".join([name, *(f"{axis}={getattr(config, axis):.15g}" for axis in others)])
-
-
 def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Failed:
     """Train one point, or go on with one that was cut off.
 
@@ -87,18 +75,18 @@ def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Faile
     """
     from fmnist_tracking.training import loop
 
-    start = clock.now()
+    start, trial = clock.now(), task.trial
     split, parts = _load(task.data_dir, task.split, task.data_sha256)
 
     def on_start(epochs: Sequence[EpochMetrics]) -> None:
-        report(TrialStarted(number=task.number, epochs=tuple(epochs), data=parts))
+        report(TrialStarted(number=trial.number, epochs=tuple(epochs), data=parts))
 
     try:
         result, weights = loop.train(
-            task.config,
+            trial.config,
             split,
-            lambda metrics: report(EpochEnded(number=task.number, metrics=metrics)),
-            place=loop.CheckpointPlace(folder=task.folder, fingerprint=task.fingerprint),
+            lambda metrics: report(EpochEnded(number=trial.number, metrics=metrics)),
+            place=loop.CheckpointPlace(folder=trial.checkpoint_dir, fingerprint=trial.fingerprint),
             on_start=on_start,
         )
     except Exception as error:
@@ -123,7 +111,7 @@ def _load(
 
 
 def cache_split(dataset: "Dataset", split: SplitConfig) -> None:
-    """Have the split in the cache, so that the workers need not make it, each for itself."""
+    """Put the split into the cache, so that not each worker must make it."""
     _split(lambda: dataset, split, dataset.digest)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlflow.entities import Run
 
@@ -41,7 +41,7 @@ class UnfinishedTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeState:
-    """How far a search has come, by the store.
+    """How far a search, or a training on its own, has come, by the store.
 
     Attributes:
         search: the run of this very search to go on with, None if there is none.
@@ -52,10 +52,10 @@ class ResumeState:
         open: for points without a finished trial, the run of this search that was cut off.
     """
 
-    search: TrackedRun | None
-    searches: tuple[str, ...]
-    finished: Mapping[str, TrialResult]
-    open: Mapping[str, UnfinishedTrial]
+    search: TrackedRun | None = None
+    searches: tuple[str, ...] = ()
+    finished: Mapping[str, TrialResult] = field(default_factory=dict)
+    open: Mapping[str, UnfinishedTrial] = field(default_factory=dict)
 
 
 def find_searches(store: Store, experiment_id: str, grids: Iterable[str]) -> list[TrackedRun]:
@@ -109,7 +109,7 @@ def find_resume_state(
         reopen: go on in the newest of `searches` though it has ended: some of its trials are gone.
     """
     if fresh:
-        return ResumeState(search=None, searches=(), finished={}, open={})
+        return ResumeState()
     unfinished = [
         run
         for run in searches
@@ -152,29 +152,27 @@ def _open_trial(run: Run) -> UnfinishedTrial:
     return UnfinishedTrial(run_id=run.info.run_id, has_steps=has_steps)
 
 
-def find_training(
-    store: Store, experiment_id: str, points: Iterable[str]
-) -> tuple[TrialResult | None, UnfinishedTrial | None]:
+def find_training(store: Store, experiment_id: str, points: Mapping[str, str]) -> ResumeState:
     """Find what there is of a training on its own.
+
+    It is the newest of either: a finished run of that point, be it a search's trial, or a training
+    of its own that was cut off.
 
     Args:
         store: the store.
         experiment_id: of the experiment to look in.
-        points: fingerprint of what is trained, and then those that earlier versions gave it.
-
-    Returns:
-        The newest of either: a finished run of that point, be it a search's trial, or a
-        training of its own that was cut off; None for the other, or for both.
+        points: fingerprint of what is trained, and then those that earlier versions gave it, each
+            with today's.
     """
-    for point in points:
-        runs = list(iterate_runs(store, [experiment_id], f"tags.`{schema.POINT}` = '{point}'"))
+    for key, point in points.items():
+        runs = list(iterate_runs(store, [experiment_id], f"tags.`{schema.POINT}` = '{key}'"))
         for run in runs:  # the newest first: what was begun anew since the last one that finished
             for trial in readable(store, [run], trial_result):
                 if trial.status == FINISHED:
-                    return trial, None
+                    return ResumeState(finished={point: trial})
                 if schema.PARENT not in run.data.tags:
-                    return None, _open_trial(run)
-    return None, None
+                    return ResumeState(open={point: _open_trial(run)})
+    return ResumeState()
 
 
 def _has_finished(store: Store, experiment_id: str) -> bool:
