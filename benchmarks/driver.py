@@ -14,9 +14,9 @@ from pathlib import Path
 
 from benchmarks import stubs
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.grid_search import run as searching
+from fmnist_tracking.grid_search import scheduler
 from fmnist_tracking.results import SearchResult
-from fmnist_tracking.search import run as searching
-from fmnist_tracking.search import scheduler
 
 WORKERS = 4
 POINTS = 64

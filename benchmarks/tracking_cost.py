@@ -39,8 +39,8 @@ from urllib.parse import urlsplit
 from benchmarks import stubs
 from fmnist_tracking import runtime
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
-from fmnist_tracking.search import run as searching
-from fmnist_tracking.search import scheduler
+from fmnist_tracking.grid_search import run as searching
+from fmnist_tracking.grid_search import scheduler
 
 EPOCHS = 25
 TRIALS = 20
@@ -204,7 +204,7 @@ def _parts(method: str) -> dict[str, str]:
 def install(meter: Meter) -> None:
     """Have the meter watch `TrialLogger`, `BackgroundWriter` and all functions of `PARTS`."""
     runtime.load_tensorflow()  # without its notices
-    from fmnist_tracking.search.trial_logger import TrialLogger
+    from fmnist_tracking.grid_search.trial_logger import TrialLogger
     from fmnist_tracking.tracking import BackgroundWriter
 
     names = {name for method in PARTS for name in _parts(method)} - {REST}

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from conftest import Run
-from fmnist_tracking import listing, promote
+from fmnist_tracking import listing, promotion
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import open_store
 
@@ -60,7 +60,7 @@ def test_a_deleted_trial_is_nobody_s_best_and_is_trained_again(
     first = search(command)
     best = first["best"]["run_id"]  # type: ignore[index]
     other = next(t["run_id"] for t in first["trials"] if t["run_id"] != best)  # type: ignore[attr-defined]
-    promote.promote(best)
+    promotion.promote(best)
     client = client_of(tmp_path)
     client.delete_run(best)
     if for_good:
@@ -76,8 +76,8 @@ def test_a_deleted_trial_is_nobody_s_best_and_is_trained_again(
     assert written.returncode == 0, written.stderr
     assert json.loads(written.stdout)["trial_run_id"] == other
     with pytest.raises(TrackingError, match="There is no run" if for_good else "was deleted"):
-        promote.promote(best)
-    forced = promote.promote("latest", force=True)
+        promotion.promote(best)
+    forced = promotion.promote("latest", force=True)
     assert forced.champion.run_id == other
 
     again = search(command)
@@ -133,12 +133,12 @@ def test_models_and_versions_that_are_gone(command: Run, tmp_path: Path) -> None
     first = search(command)
     best = str(first["best"]["run_id"])  # type: ignore[index]
     client = client_of(tmp_path)
-    version = promote.promote(best).champion
+    version = promotion.promote(best).champion
     client.delete_model_version(version.name, version.version)
-    done = promote.promote(best)
+    done = promotion.promote(best)
     assert (done.changed, done.registered) == (True, True)
     client.delete_registered_model(version.name)
-    assert promote.promote(best).registered
+    assert promotion.promote(best).registered
     with open_store() as store:
         (model,) = [
             model
@@ -152,13 +152,13 @@ def test_models_and_versions_that_are_gone(command: Run, tmp_path: Path) -> None
     client.delete_registered_model(version.name)
     for reference in (best, "best"):
         with pytest.raises(TrackingError, match=r"has no file data/model\.keras at"):
-            promote.promote(reference)
+            promotion.promote(reference)
     said = command("report", "--run-id", best).stderr
     assert "it was removed, or the place is not reached from here" in said
     file.write_bytes(kept)
     client.delete_logged_model(model.model_id)
     with pytest.raises(TrackingError, match="has no logged model"):
-        promote.promote(best)
+        promotion.promote(best)
     assert client.search_registered_models() == []
 
 

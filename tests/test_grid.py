@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from fmnist_tracking.config import SearchSpace, TrainingConfig, Value
 from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.grid_search import grid
+from fmnist_tracking.grid_search.grid import GridOracle, explore
 from fmnist_tracking.results import TrialScore
-from fmnist_tracking.search import grid
-from fmnist_tracking.search.grid import GridOracle, explore
 
 SPACE = SearchSpace(axes={"filters": (12, 36, 48), "strides": (1, 2), "kernel_size": (3, 4)})
 FAILED = TrialScore(error="it failed")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fmnist_tracking.errors import OutputError, SearchError
-from fmnist_tracking.search.lock import checkpoint_folder, locked_folder
+from fmnist_tracking.grid_search.lock import checkpoint_folder, locked_folder
 
 SEARCH = ("sqlite:///somewhere.db", "1", "f" * 64)
 

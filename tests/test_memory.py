@@ -8,9 +8,9 @@ from conftest import SMALL, SMALL_SPLIT, TINY, Run
 from fmnist_tracking import machine
 from fmnist_tracking.config import TrainingConfig, model_parameters
 from fmnist_tracking.errors import ConfigError
-from fmnist_tracking.search import memory
-from fmnist_tracking.search.memory import require_room, too_large, workers_for
-from fmnist_tracking.search.time_estimate import memory_bytes
+from fmnist_tracking.grid_search import memory
+from fmnist_tracking.grid_search.memory import require_room, too_large, workers_for
+from fmnist_tracking.grid_search.time_estimate import memory_bytes
 
 WIDE = TrainingConfig(hidden_units=100_000)
 HUGE = ("--filters", "48", "--kernel-size", "3", "--hidden-units", "50000000")

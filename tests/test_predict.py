@@ -22,7 +22,7 @@ from fmnist_tracking.errors import OutputError, TrackingError
 from fmnist_tracking.inference import InspectionTask, Part, about, classify, fetched_model, look
 from fmnist_tracking.networks.coursework import build_model, with_weights
 from fmnist_tracking.networks.coursework import predict as probabilities_of
-from fmnist_tracking.predict import (
+from fmnist_tracking.prediction import (
     Classified,
     Guess,
     Prediction,

@@ -9,15 +9,15 @@ from rich.console import Console
 
 from fmnist_tracking.config import SearchSpace, TrainingConfig
 from fmnist_tracking.errors import ConfigError
-from fmnist_tracking.results import EpochMetrics
-from fmnist_tracking.search.events import (
+from fmnist_tracking.grid_search.events import (
     EpochEnded,
     TrialEnded,
     TrialReused,
     TrialStarted,
     WorkerLost,
 )
-from fmnist_tracking.search.progress import INTERVAL_VARIABLE, Progress
+from fmnist_tracking.grid_search.progress import INTERVAL_VARIABLE, Progress
+from fmnist_tracking.results import EpochMetrics
 from records import epoch
 
 POINTS = SearchSpace(axes={"filters": (12, 12 + 1)}).points(TrainingConfig(epochs=2))

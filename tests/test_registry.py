@@ -21,7 +21,7 @@ from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, PromotionError, TrackingError
 from fmnist_tracking.networks.coursework import build_model, predict
-from fmnist_tracking.promote import promote
+from fmnist_tracking.promotion import promote
 from fmnist_tracking.tracking import DatasetInfo, Store, schema
 from imports import loaded_by
 from records import training

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmnist_tracking.config import TrainingConfig
-from fmnist_tracking.search.time_estimate import TimeEstimator, memory_bytes, time_left, work
+from fmnist_tracking.grid_search.time_estimate import TimeEstimator, memory_bytes, time_left, work
 
 SMALL, LARGE = TrainingConfig(filters=4), TrainingConfig(filters=64)
 seconds = st.floats(0, 1000)

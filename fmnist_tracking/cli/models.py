@@ -15,7 +15,7 @@ from fmnist_tracking.config import DEFAULT_MODEL_NAME
 from fmnist_tracking.redact import to_be_typed
 
 if TYPE_CHECKING:
-    from fmnist_tracking.predict import Classified
+    from fmnist_tracking.prediction import Classified
 
 
 @command(example="fmnist-track promote --run-id best")
@@ -38,9 +38,9 @@ def promote(
     takes its place if its validation accuracy is as good, on the same validation images; the
     test images have no part in it.
     """
-    from fmnist_tracking import promote
+    from fmnist_tracking import promotion
 
-    done = promote.promote(
+    done = promotion.promote(
         run_id, name=name, force=force, experiment=experiment, tracking_uri=tracking_uri
     )
     if as_json:
@@ -53,10 +53,10 @@ def promote(
     elif done.previous is None:
         say("There was no champion before.")
     else:
-        say(f"The champion before: {promote.describe(done.previous)}")
+        say(f"The champion before: {promotion.describe(done.previous)}")
     if done.changed and not done.registered:
         say("The trial had been registered before; that version is used.")
-    out.print(f"champion: {promote.describe(done.champion)}", soft_wrap=True)
+    out.print(f"champion: {promotion.describe(done.champion)}", soft_wrap=True)
     say_how_to_serve(name, tracking_uri)
 
 
@@ -93,9 +93,9 @@ def predict(
     speaks against the answer. The model is asked for the mirrored picture too: Fashion-MNIST has
     shoes with the toe to the left only.
     """
-    from fmnist_tracking import predict
+    from fmnist_tracking import prediction
 
-    done = predict.predict(
+    done = prediction.predict(
         run_id,
         images,
         output_dir=output_dir,

@@ -17,12 +17,12 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from fmnist_tracking.grid_search.progress import is_terminal, stderr_console
 from fmnist_tracking.leaderboard import best, leaderboard
 from fmnist_tracking.results import RunSummary, SearchResult, TrialResult
-from fmnist_tracking.search.progress import is_terminal, stderr_console
 
 if TYPE_CHECKING:
-    from fmnist_tracking.search.dry_run import DryRun
+    from fmnist_tracking.grid_search.dry_run import DryRun
 
 # Wide enough that no column is cut where the output goes to a file or another program.
 _UNLIMITED = 10_000

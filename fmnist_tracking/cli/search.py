@@ -21,9 +21,9 @@ from fmnist_tracking.config import (
     flag,
 )
 from fmnist_tracking.errors import ConfigError, SearchError
+from fmnist_tracking.grid_search import warm_up
 from fmnist_tracking.leaderboard import best
 from fmnist_tracking.redact import to_be_typed
-from fmnist_tracking.search import warm_up
 
 
 @command(example="fmnist-track search --limit 12000 --epochs 5", resumable=True)
@@ -99,12 +99,12 @@ def search(
         "echo": say,
     }
     if dry_run:
-        from fmnist_tracking.search.dry_run import dry_run as run_dry
+        from fmnist_tracking.grid_search.dry_run import dry_run as run_dry
 
         print_plan(run_dry(grid, base, **asked), as_json=as_json)
         return
     warm_up()
-    from fmnist_tracking.search.run import search as run_search
+    from fmnist_tracking.grid_search.run import search as run_search
 
     result = run_search(
         grid, base, **asked, upgrade_store=upgrade_store, on_start=collect_garbage_again
@@ -148,7 +148,7 @@ def train(
 ) -> None:
     """Train one configuration, tracked in the same way as a search's trial."""
     warm_up()
-    from fmnist_tracking.search.run import train as run_train
+    from fmnist_tracking.grid_search.run import train as run_train
 
     result = run_train(
         TrainingConfig(

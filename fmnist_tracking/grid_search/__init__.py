@@ -12,4 +12,4 @@ def warm_up() -> None:
 
     Called before this process imports for seconds itself, it saves those; more calls do nothing.
     """
-    start_helpers(["fmnist_tracking.search.preload"])
+    start_helpers(["fmnist_tracking.grid_search.preload"])

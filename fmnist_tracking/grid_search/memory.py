@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from fmnist_tracking import machine, tracking
 from fmnist_tracking.config import SplitConfig, TrainingConfig, model_parameters
 from fmnist_tracking.errors import ConfigError
-from fmnist_tracking.search.plan import trial_name
-from fmnist_tracking.search.time_estimate import memory_bytes
+from fmnist_tracking.grid_search.plan import trial_name
+from fmnist_tracking.grid_search.time_estimate import memory_bytes
 
 # Of a worker that trains the coursework's largest network, or of the driver, rounded up.
 _PROCESS_BYTES = 1e9

@@ -9,8 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from fmnist_tracking import tracking
-from fmnist_tracking.results import TrialResult, TrialScore
-from fmnist_tracking.search.events import (
+from fmnist_tracking.grid_search.events import (
     EpochEnded,
     Event,
     TrialEnded,
@@ -18,11 +17,12 @@ from fmnist_tracking.search.events import (
     TrialStarted,
     WorkerLost,
 )
-from fmnist_tracking.search.plan import PlannedTrial
-from fmnist_tracking.search.recording import Recording
-from fmnist_tracking.search.resources import Resources
-from fmnist_tracking.search.trial_logger import TrialLogger
-from fmnist_tracking.search.worker import Failed, Trained, TrialTask, run_trial
+from fmnist_tracking.grid_search.plan import PlannedTrial
+from fmnist_tracking.grid_search.recording import Recording
+from fmnist_tracking.grid_search.resources import Resources
+from fmnist_tracking.grid_search.trial_logger import TrialLogger
+from fmnist_tracking.grid_search.worker import Failed, Trained, TrialTask, run_trial
+from fmnist_tracking.results import TrialResult, TrialScore
 from fmnist_tracking.training import checkpoints
 from fmnist_tracking.workers import NoWorker, WorkerDied, WorkerPool
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from fmnist_tracking import clock, fingerprint
 from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.errors import DataError, first_line
+from fmnist_tracking.grid_search.events import EpochEnded, TrialStarted
+from fmnist_tracking.grid_search.plan import PlannedTrial
 from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult
-from fmnist_tracking.search.events import EpochEnded, TrialStarted
-from fmnist_tracking.search.plan import PlannedTrial
 
 if TYPE_CHECKING:
     from fmnist_tracking.data import Dataset, DataSplit

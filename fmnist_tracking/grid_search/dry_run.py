@@ -11,11 +11,11 @@ from fmnist_tracking import fingerprint, machine, runtime, tracking
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
 from fmnist_tracking.data import Dataset, load_dataset, split_dataset
 from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.grid_search.lock import checkpoint_folder
+from fmnist_tracking.grid_search.memory import require_room, too_large, workers_for
+from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials, trial_name
+from fmnist_tracking.grid_search.time_estimate import TimeEstimator, disk_bytes, time_left, work
 from fmnist_tracking.results import TrialResult
-from fmnist_tracking.search.lock import checkpoint_folder
-from fmnist_tracking.search.memory import require_room, too_large, workers_for
-from fmnist_tracking.search.plan import PlannedTrial, plan_trials, trial_name
-from fmnist_tracking.search.time_estimate import TimeEstimator, disk_bytes, time_left, work
 from fmnist_tracking.tracking import ResumeState
 
 FINISHED, CONTINUES, NEW, REFUSED = "finished", "continues", "new", "refused"

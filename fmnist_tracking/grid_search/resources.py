@@ -9,7 +9,7 @@ from pathlib import Path
 from fmnist_tracking import environment, runtime, tracking
 from fmnist_tracking.config import FASHION_MNIST, SplitConfig
 from fmnist_tracking.data import Dataset, load_dataset
-from fmnist_tracking.search import warm_up
+from fmnist_tracking.grid_search import warm_up
 from fmnist_tracking.tracking import DatasetInfo, Provenance, Store
 from fmnist_tracking.workers import LocalWorker, Worker
 

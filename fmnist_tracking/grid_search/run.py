@@ -12,14 +12,14 @@ from typing import Any
 from fmnist_tracking import fingerprint, machine, runtime, tracking
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig, Value
 from fmnist_tracking.errors import SearchError
+from fmnist_tracking.grid_search.lock import locked_folder
+from fmnist_tracking.grid_search.memory import require_room, require_room_at_once, workers_for
+from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials
+from fmnist_tracking.grid_search.progress import Progress
+from fmnist_tracking.grid_search.recording import Recording
+from fmnist_tracking.grid_search.resources import Echo, Resources, open_resources
+from fmnist_tracking.grid_search.worker import cache_split
 from fmnist_tracking.results import FINISHED, SearchResult, TrialResult, TrialScore
-from fmnist_tracking.search.lock import locked_folder
-from fmnist_tracking.search.memory import require_room, require_room_at_once, workers_for
-from fmnist_tracking.search.plan import PlannedTrial, plan_trials
-from fmnist_tracking.search.progress import Progress
-from fmnist_tracking.search.recording import Recording
-from fmnist_tracking.search.resources import Echo, Resources, open_resources
-from fmnist_tracking.search.worker import cache_split
 from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
 from fmnist_tracking.training import checkpoints
 from fmnist_tracking.workers import end_helpers
@@ -108,7 +108,7 @@ def search(
             require_room([t.config for t in trials if t.finished is None], split, workers)
             _load(resources)
             from fmnist_tracking import plots
-            from fmnist_tracking.search.scheduler import TrialScheduler
+            from fmnist_tracking.grid_search.scheduler import TrialScheduler
 
             progress = Progress(points, [trial.name for trial in trials], slots)
             with Recording(store, experiment_id, folder, progress.say) as recording:
@@ -202,7 +202,7 @@ def train(
                 return dataclasses.replace(trial.finished, reused=True)
             require_room([config], split, 1)
             _load(resources)
-            from fmnist_tracking.search.scheduler import TrialScheduler
+            from fmnist_tracking.grid_search.scheduler import TrialScheduler
 
             progress = Progress([config], [trial.name])
             with Recording(store, experiment_id, folder, progress.say) as recording:
@@ -291,7 +291,7 @@ def _explore(
         for trial in planned.values():
             submit(trial)
         return
-    from fmnist_tracking.search.grid import explore
+    from fmnist_tracking.grid_search.grid import explore
 
     def run(values: Mapping[str, Value]) -> "Future[TrialScore]":
         return submit(planned[dataclasses.replace(base, **values)])  # type: ignore[arg-type]

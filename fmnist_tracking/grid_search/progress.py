@@ -19,8 +19,7 @@ from rich.text import Text
 from fmnist_tracking import clock
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.errors import ConfigError
-from fmnist_tracking.results import EpochMetrics
-from fmnist_tracking.search.events import (
+from fmnist_tracking.grid_search.events import (
     EpochEnded,
     Event,
     TrialEnded,
@@ -28,7 +27,8 @@ from fmnist_tracking.search.events import (
     TrialStarted,
     WorkerLost,
 )
-from fmnist_tracking.search.time_estimate import TimeEstimator, time_left
+from fmnist_tracking.grid_search.time_estimate import TimeEstimator, time_left
+from fmnist_tracking.results import EpochMetrics
 
 _BAR_WIDTH = 40
 # With more points to come than this, the time left is not worked out at every event.

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_tracking import plots, tracking
+from fmnist_tracking.grid_search.plan import PlannedTrial
+from fmnist_tracking.grid_search.recording import Recording
+from fmnist_tracking.grid_search.worker import Failed, Trained
 from fmnist_tracking.networks import coursework
 from fmnist_tracking.results import DatasetPart, EpochMetrics
-from fmnist_tracking.search.plan import PlannedTrial
-from fmnist_tracking.search.recording import Recording
-from fmnist_tracking.search.worker import Failed, Trained
 from fmnist_tracking.tracking import TrialInfo
 from fmnist_tracking.training import checkpoints
 
