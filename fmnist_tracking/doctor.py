@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fmnist_tracking import environment, runtime
+from fmnist_tracking import environment, runtime, tracking
+from fmnist_tracking.data import load_dataset
 from fmnist_tracking.errors import ConfigError, FmnistTrackingError, TrackingError
 from fmnist_tracking.output_folder import writable
 from fmnist_tracking.training.checkpoints import state_dir
-
-if TYPE_CHECKING:
-    from fmnist_tracking.data import Dataset
 
 _PACKAGES = ("tensorflow", "keras", "keras-tuner", "mlflow", "numpy", "scikit-learn", "matplotlib")
 _ENOUGH_FREE_GIB = 1.0
@@ -36,18 +34,7 @@ class Check:
         return asdict(self)
 
 
-def data(data_dir: Path | None = None) -> "Dataset":
-    """Find or fetch the data set, and verify it.
-
-    Raises:
-        DataError: it is nowhere to be had, or damaged.
-    """
-    from fmnist_tracking.data import load_dataset
-
-    return load_dataset(data_dir)
-
-
-def doctor(
+def check_installation(
     *,
     tracking_uri: str | None = None,
     data_dir: Path | None = None,
@@ -73,9 +60,9 @@ def doctor(
         "checkpoints": _checkpoints,
         "disk": _disk,
     }
-    for name, look in checks.items():
+    for name, inspect_model in checks.items():
         try:
-            yield Check(name=name, ok=True, seen=look())
+            yield Check(name=name, ok=True, seen=inspect_model())
         except FmnistTrackingError as error:
             yield Check(name=name, ok=False, seen=str(error))
         except Exception as error:  # whatever is wrong with an installation is its finding
@@ -100,7 +87,7 @@ def _tensorflow() -> str:
 
 
 def _data(data_dir: Path | None) -> str:
-    dataset = data(data_dir)
+    dataset = load_dataset(data_dir)
     name = "Fashion-MNIST, verified" if dataset.is_fashion_mnist else "not Fashion-MNIST"
     return f"{name}, in {dataset.source}"
 
@@ -117,8 +104,6 @@ def _checkpoints() -> str:
 
 
 def _store(tracking_uri: str | None, *, relocate: bool, upgrade: bool) -> str:
-    from fmnist_tracking import tracking
-
     if tracking.is_yet_to_be_made(tracking_uri):
         path = tracking.require_can_be_made(tracking_uri)
         return f"{path} will be made by the first search"
@@ -153,15 +138,15 @@ def _disk() -> str:
     return f"{free:.1f} GiB free in the working folder"
 
 
-def ui(*, host: str, port: int, tracking_uri: str | None, announce: Callable[[str], None]) -> None:
+def serve_ui(
+    *, host: str, port: int, tracking_uri: str | None, echo: Callable[[str], None]
+) -> None:
     """Become MLflow's own page on the store; return only if the store has a page already.
 
     Raises:
         ConfigError: the port is taken.
         TrackingError: there is no store yet, or it cannot be reached.
     """
-    from fmnist_tracking import tracking
-
     with tracking.open_store(tracking_uri, files=False) as store:
         uri, latest = store.uri, tracking.latest_search(store)
     is_server = uri.startswith(("http://", "https://"))
@@ -174,14 +159,14 @@ def ui(*, host: str, port: int, tracking_uri: str | None, announce: Callable[[st
                 f"Cannot listen on port {port} of {host}: {error.strerror}. Choose others with "
                 "--port, --host."
             ) from None
-    announce(f"MLflow's page for {store.public_uri}: {page}")
+    echo(f"MLflow's page for {store.public_uri}: {page}")
     if latest is not None:
-        announce(f"All searches: {page}/{tracking.table_address(latest.experiment_id)}")
+        echo(f"All searches: {page}/{tracking.table_address(latest.experiment_id)}")
         search = tracking.run_address(latest.experiment_id, latest.run_id)
-        announce(f"The latest search: {page}/{search}")
+        echo(f"The latest search: {page}/{search}")
     if is_server:
         return
-    announce("Ctrl-C stops it.")
+    echo("Ctrl-C stops it.")
     # MLflow's page starts seven processes for jobs that nothing here submits.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of MLflow's own code, once a process

@@ -6,18 +6,19 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fmnist_tracking import tracking
 from fmnist_tracking.config import CLASS_NAMES
+from fmnist_tracking.data import class_names
 from fmnist_tracking.errors import OutputError, PictureError
-from fmnist_tracking.inference import About, about, classify, fetched_model, model_process
+from fmnist_tracking.inference import About, about, fetched_model, model_process
+from fmnist_tracking.inspection import classify
 from fmnist_tracking.output_folder import writable
-
-if TYPE_CHECKING:
-    from fmnist_tracking.preprocess_image import Note, Prepared
+from fmnist_tracking.preprocess_image import Note, Prepared, png, prepare
 
 TOP = 3
 # Fashion-MNIST shows them with the toe to the left only.
@@ -56,7 +57,7 @@ class Classified:
     steps: tuple[str, ...] = ()
     guesses: tuple[Guess, ...] = ()
     mirrored: Guess | None = None
-    notes: "tuple[Note, ...]" = ()
+    notes: tuple[Note, ...] = ()
     seen: Path | None = None
     error: str | None = None
 
@@ -100,7 +101,7 @@ def predict(
     output_dir: Path | None = None,
     experiment: str | None = None,
     tracking_uri: str | None = None,
-    announce: Callable[[str], None] = lambda _: None,
+    echo: Callable[[str], None] = lambda _: None,
 ) -> Prediction:
     """Classify pictures by the model of a trial, or of a search's best one.
 
@@ -112,20 +113,17 @@ def predict(
         output_dir: where to write the 28x28 pictures that the model sees, None for nowhere.
         experiment: name of the experiment to look in, None for all.
         tracking_uri: of the MLflow store, None for the usual one.
-        announce: called with a line for a person to read, which says what the model is.
+        echo: called with a line for a person to read, which says what the model is.
 
     Raises:
         OutputError: the folder cannot be written.
         TrackingError: there is no such run, or it has no model that can be used.
     """
     with model_process() as ask:
-        from fmnist_tracking import tracking
-        from fmnist_tracking.data import class_names
-
         with tracking.open_store(tracking_uri) as store:
             trial = tracking.best_trial(store, tracking.find_run(store, reference, experiment))
             model_is = about(trial)
-            announce(str(model_is))
+            echo(str(model_is))
             folder = output_dir and writable(output_dir)
             found = [_prepare(path) for path in paths]
             usable = [one.pixels for one in found if not isinstance(one, str)]
@@ -159,24 +157,20 @@ def predict(
     return Prediction(model=model_is, pictures=tuple(pictures))
 
 
-def _prepare(path: Path) -> "Prepared | str":
+def _prepare(path: Path) -> Prepared | str:
     """A picture as the model sees it, or why there is none."""
-    from fmnist_tracking.preprocess_image import prepare
-
     try:
         return prepare(path)
     except PictureError as error:
         return str(error)
 
 
-def mirror_notes(guess: Guess, mirrored: Guess | None) -> "tuple[Note, ...]":
+def mirror_notes(guess: Guess, mirrored: Guess | None) -> tuple[Note, ...]:
     """Note what a different answer to the mirrored picture says, if anything.
 
     A shoe that is called something else when it is mirrored is as it should be: the model has seen
     none that way round. The other way about, the picture shows it the wrong way round.
     """
-    from fmnist_tracking.preprocess_image import Note
-
     if mirrored is None or mirrored.label == guess.label:
         return ()
     told = f"mirrored it is called {mirrored.name} ({mirrored.probability:.1%})"
@@ -198,10 +192,8 @@ def _guesses(probabilities: NDArray[np.float32], names: Sequence[str]) -> tuple[
     )
 
 
-def _keep(prepared: "Prepared", folder: Path, path: Path, taken: set[str]) -> Path:
+def _keep(prepared: Prepared, folder: Path, path: Path, taken: set[str]) -> Path:
     """Write what the model saw of a picture, over none of the pictures and none of the others."""
-    from fmnist_tracking.preprocess_image import png
-
     stem = _UNSAFE.sub("_", path.stem)[:_LONGEST_STEM] + "-28x28"
     candidates = (folder / f"{stem}{f'-{n}' if n > 1 else ''}.png" for n in itertools.count(1))
     file = next(c for c in candidates if os.path.realpath(c) not in taken)

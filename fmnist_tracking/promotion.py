@@ -1,13 +1,12 @@
 """`fmnist-track promote`: a trial's model into the registry, as its champion. No TensorFlow."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fmnist_tracking import tracking
 from fmnist_tracking.config import DEFAULT_MODEL_NAME, SplitConfig
 from fmnist_tracking.errors import ConfigError, PromotionError
-
-if TYPE_CHECKING:
-    from fmnist_tracking.tracking import ModelVersion, TrackedRun
+from fmnist_tracking.tracking import ModelVersion, TrackedRun
 
 _LONGEST_NAME = 256
 
@@ -23,8 +22,8 @@ class Promotion:
         overruled: what spoke against it, had it not been forced.
     """
 
-    champion: "ModelVersion"
-    previous: "ModelVersion | None"
+    champion: ModelVersion
+    previous: ModelVersion | None
     registered: bool
     overruled: str | None = None
 
@@ -66,8 +65,6 @@ def promote(
         PromotionError: the champion is better, or the two cannot be compared.
         TrackingError: there is no such run, or it has no model.
     """
-    from fmnist_tracking import tracking
-
     _check_name(name)
     with tracking.open_store(tracking_uri, write=True) as store:
         trial = tracking.best_trial(store, tracking.find_run(store, reference, experiment))
@@ -90,15 +87,13 @@ def promote(
         )
 
 
-def why_not(
-    trial: "TrackedRun", val_accuracy: float | None, champion: "ModelVersion"
-) -> str | None:
+def why_not(trial: TrackedRun, val_accuracy: float | None, champion: ModelVersion) -> str | None:
     """What speaks against a trial in the champion's place, in a sentence; None if nothing does.
 
     Validation accuracies say which model is better only if they are of the same images.
     """
     this = f"The trial {trial.run_id[:8]}"
-    that = f"the champion, {describe(champion)}"
+    that = f"the champion, {champion.line()}"
     if champion.val_accuracy is None or champion.split is None:
         return (
             f"{this} cannot be compared with {that}: neither that version nor its run says what "
@@ -119,16 +114,6 @@ def why_not(
         scored = "unknown" if val_accuracy is None else f"{val_accuracy:.4f}"
         return f"{this}, with a validation accuracy of {scored}, is worse than {that}."
     return None
-
-
-def describe(version: "ModelVersion") -> str:
-    """A version in a line."""
-    scored = "unknown" if version.val_accuracy is None else f"{version.val_accuracy:.4f}"
-    gone = "" if version.run_exists else ", which was deleted"
-    return (
-        f"{version.name} version {version.version}: validation accuracy {scored}, run "
-        f"{version.run_id[:8] or 'unknown'}{gone}"
-    )
 
 
 def _differences(this: SplitConfig, that: SplitConfig) -> list[str]:

@@ -48,7 +48,7 @@ def test_importing_the_package_sets_up_tensorflow() -> None:
 
 def test_what_workers_are_forked_from_has_computed_nothing() -> None:
     code = (
-        "import fmnist_tracking.grid_search.preload; import sys\n"
+        "import fmnist_tracking.preload; import sys\n"
         "from tensorflow.python.eager import context\n"
         "print('fmnist_tracking.training.loop' in sys.modules, context._context)"
     )

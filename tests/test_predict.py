@@ -19,7 +19,8 @@ from fmnist_tracking import tracking
 from fmnist_tracking.config import CLASS_NAMES, SplitConfig, TrainingConfig
 from fmnist_tracking.data import Dataset, split_dataset, test_set
 from fmnist_tracking.errors import OutputError, TrackingError
-from fmnist_tracking.inference import InspectionTask, Part, about, classify, fetched_model, look
+from fmnist_tracking.inference import about, fetched_model
+from fmnist_tracking.inspection import Images, InspectionTask, classify, inspect_model
 from fmnist_tracking.networks.coursework import build_model, with_weights
 from fmnist_tracking.networks.coursework import predict as probabilities_of
 from fmnist_tracking.prediction import (
@@ -36,7 +37,7 @@ from fmnist_tracking.training.loop import train
 from records import training
 from runs import TRIAL
 
-PARTS: tuple[Part, ...] = ("validation", "test")
+PARTS: tuple[Images, ...] = ("validation", "test")
 CONFIG = TrainingConfig(filters=16, hidden_units=32, epochs=4)
 # What is told of the model of `Kept`.
 ABOUT = {"name": "a trial", "protocol": "canonical", "limit": 600, "training_images": 500,
@@ -390,7 +391,7 @@ def test_a_model_file_that_cannot_be_used_is_told_in_a_line_and_runs_nothing(
         damage(path)
         Path("executed").unlink(missing_ok=True)  # by Keras, to learn what a layer gives
         with pytest.raises(TrackingError, match="cannot be used; it is damaged, or not") as told:
-            classify(path, "abcdef0123", images)
+            classify(path, "abcdef0123", images, lambda _: None)
         assert "\n" not in str(told.value), kind
         assert len(str(told.value)) < 400, kind
         assert not Path("executed").exists(), kind
@@ -461,7 +462,7 @@ def test_validation_samples_are_of_the_trial_s_validation_images(
         trial = tracking.find_run(store, run_id)
         with fetched_model(store, trial) as path:
             seen = {
-                part: look(
+                part: inspect_model(
                     InspectionTask(
                         model=path,
                         run_id=run_id,
@@ -469,7 +470,7 @@ def test_validation_samples_are_of_the_trial_s_validation_images(
                         data_dir=None,
                         data_sha256=dataset.digest,
                         seed=5,
-                        part=part,
+                        images=part,
                     ),
                     print,
                 )

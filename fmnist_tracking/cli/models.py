@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
+import fmnist_tracking as ft
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
 from fmnist_tracking.cli.output import new_table, out, print_json, say
 from fmnist_tracking.config import DEFAULT_MODEL_NAME
 from fmnist_tracking.redact import to_be_typed
+from fmnist_tracking.warm_up import warm_up
 
 if TYPE_CHECKING:
     from fmnist_tracking.prediction import Classified
@@ -38,9 +40,7 @@ def promote(
     takes its place if its validation accuracy is as good, on the same validation images; the
     test images have no part in it.
     """
-    from fmnist_tracking import promotion
-
-    done = promotion.promote(
+    done = ft.promote(
         run_id, name=name, force=force, experiment=experiment, tracking_uri=tracking_uri
     )
     if as_json:
@@ -53,10 +53,10 @@ def promote(
     elif done.previous is None:
         say("There was no champion before.")
     else:
-        say(f"The champion before: {promotion.describe(done.previous)}")
+        say(f"The champion before: {done.previous.line()}")
     if done.changed and not done.registered:
         say("The trial had been registered before; that version is used.")
-    out.print(f"champion: {promotion.describe(done.champion)}", soft_wrap=True)
+    out.print(f"champion: {done.champion.line()}", soft_wrap=True)
     say_how_to_serve(name, tracking_uri)
 
 
@@ -93,15 +93,14 @@ def predict(
     speaks against the answer. The model is asked for the mirrored picture too: Fashion-MNIST has
     shoes with the toe to the left only.
     """
-    from fmnist_tracking import prediction
-
-    done = prediction.predict(
+    warm_up()
+    done = ft.predict(
         run_id,
         images,
         output_dir=output_dir,
         experiment=experiment,
         tracking_uri=tracking_uri,
-        announce=say,
+        echo=say,
     )
     wrong = [picture for picture in done.pictures if picture.error is not None]
     if as_json:

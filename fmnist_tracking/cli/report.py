@@ -1,11 +1,16 @@
 """The commands that draw: `report`, `activations` and `predictions`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import fmnist_tracking as ft
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
 from fmnist_tracking.cli.output import out, print_json, say
+from fmnist_tracking.warm_up import warm_up
+
+if TYPE_CHECKING:
+    from fmnist_tracking.reports.build import Part
 
 # Apart from a report's own figures, which are of test images.
 _VALIDATION_DIR = options.path_option(
@@ -67,7 +72,7 @@ def predictions(
 
 
 def _write(
-    what: str,
+    part: "Part",
     run_id: str,
     output_dir: Path | None,
     seed: int,
@@ -77,16 +82,16 @@ def _write(
     as_json: bool,
 ) -> None:
     """Run one of the commands that write figures, and print where they are."""
-    from fmnist_tracking.reports import build as workflow
-
-    written = getattr(workflow, what)(
+    warm_up()
+    written = ft.report(
         run_id,
+        part=part,
         output_dir=output_dir,
         seed=seed,
         data_dir=data_dir,
         experiment=experiment,
         tracking_uri=tracking_uri,
-        announce=say,
+        echo=say,
     )
     if as_json:
         content: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 import typer
 
+import fmnist_tracking as ft
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
 from fmnist_tracking.cli.completion import run_ids
@@ -29,12 +30,10 @@ def runs(
     as_json: bool = options.JSON,
 ) -> None:
     """List searches and single trainings; with --run-id, the trials of one search."""
-    from fmnist_tracking import listing
-
     if repair:
         if run_id is not None:
             raise ConfigError("Expected either --repair or --run-id, got both.")
-        closed = listing.repair(experiment=experiment, tracking_uri=tracking_uri)
+        closed = ft.repair_runs(experiment=experiment, tracking_uri=tracking_uri)
         if as_json:
             print_json([{"run_id": closed_id, "name": name} for closed_id, name in closed])
             return
@@ -44,10 +43,10 @@ def runs(
             out.print("Every open run has a live process; there is nothing to repair.")
         return
     if run_id is not None:
-        result = listing.trials(run_id, experiment=experiment, tracking_uri=tracking_uri)
+        result = ft.load_search(run_id, experiment=experiment, tracking_uri=tracking_uri)
         print_trials(result, as_json=as_json)
         return
-    found = listing.runs(experiment=experiment, tracking_uri=tracking_uri)
+    found = ft.list_runs(experiment=experiment, tracking_uri=tracking_uri)
     if as_json:
         print_json([summary.to_json() for summary in found])
         return
@@ -68,7 +67,5 @@ def best(
     as_json: bool = options.JSON,
 ) -> None:
     """Show the best trial of a search, by validation accuracy; by default of the latest."""
-    from fmnist_tracking import listing
-
-    trial = listing.best(run_id, experiment=experiment, tracking_uri=tracking_uri)
+    trial = ft.load_trial(run_id, experiment=experiment, tracking_uri=tracking_uri)
     print_trial(trial, as_json=as_json)

@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+import fmnist_tracking as ft
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import collect_garbage_again, command
 from fmnist_tracking.cli.output import print_plan, print_trial, print_trials, say, shell_line
@@ -21,9 +22,9 @@ from fmnist_tracking.config import (
     flag,
 )
 from fmnist_tracking.errors import ConfigError, SearchError
-from fmnist_tracking.grid_search import warm_up
 from fmnist_tracking.leaderboard import best
 from fmnist_tracking.redact import to_be_typed
+from fmnist_tracking.warm_up import warm_up
 
 
 @command(example="fmnist-track search --limit 12000 --epochs 5", resumable=True)
@@ -99,14 +100,10 @@ def search(
         "echo": say,
     }
     if dry_run:
-        from fmnist_tracking.grid_search.dry_run import dry_run as run_dry
-
-        print_plan(run_dry(grid, base, **asked), as_json=as_json)
+        print_plan(ft.dry_run(grid, base, **asked), as_json=as_json)
         return
     warm_up()
-    from fmnist_tracking.grid_search.run import search as run_search
-
-    result = run_search(
+    result = ft.search(
         grid, base, **asked, upgrade_store=upgrade_store, on_start=collect_garbage_again
     )
     print_trials(result, as_json=as_json)
@@ -148,9 +145,7 @@ def train(
 ) -> None:
     """Train one configuration, tracked in the same way as a search's trial."""
     warm_up()
-    from fmnist_tracking.grid_search.run import train as run_train
-
-    result = run_train(
+    result = ft.train(
         TrainingConfig(
             filters=filters,
             kernel_size=kernel_size,

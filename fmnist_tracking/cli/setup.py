@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 
+import fmnist_tracking as ft
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
 from fmnist_tracking.cli.output import new_table, out, print_json, say
@@ -13,9 +14,7 @@ from fmnist_tracking.errors import FmnistTrackingError
 @command(example="fmnist-track data")
 def data(data_dir: Path | None = options.DATA_DIR, as_json: bool = options.JSON) -> None:
     """Find or fetch the images, verify them, and show where they came from."""
-    from fmnist_tracking import doctor
-
-    found = doctor.data(data_dir)
+    found = ft.load_dataset(data_dir)
     facts = {
         "name": "Fashion-MNIST" if found.is_fashion_mnist else "not Fashion-MNIST",
         "source": found.source,
@@ -52,10 +51,8 @@ def doctor(
 
     To see whether the store can be used, a small file is written there, read and removed.
     """
-    from fmnist_tracking import doctor
-
     found = []
-    for check in doctor.doctor(
+    for check in ft.check_installation(
         tracking_uri=tracking_uri, data_dir=data_dir, relocate=relocate, upgrade=upgrade_store
     ):
         found.append(check)
@@ -76,6 +73,4 @@ def ui(
     tracking_uri: str | None = options.TRACKING_URI,
 ) -> None:
     """Start MLflow's page on the store that these commands use."""
-    from fmnist_tracking import doctor
-
-    doctor.ui(host=host, port=port, tracking_uri=tracking_uri, announce=say)
+    ft.serve_ui(host=host, port=port, tracking_uri=tracking_uri, echo=say)

@@ -9,8 +9,8 @@ from pathlib import Path
 from fmnist_tracking import environment, runtime, tracking
 from fmnist_tracking.config import FASHION_MNIST, SplitConfig
 from fmnist_tracking.data import Dataset, load_dataset
-from fmnist_tracking.grid_search import warm_up
 from fmnist_tracking.tracking import DatasetInfo, Provenance, Store
+from fmnist_tracking.warm_up import warm_up
 from fmnist_tracking.workers import LocalWorker, Worker
 
 # Libraries keep some memory of each trial; a new process gives it back.

@@ -6,36 +6,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-from fmnist_tracking.redact import bare
-from fmnist_tracking.leaderboard import rank
+from fmnist_tracking import tracking
 from fmnist_tracking.config import DEFAULT_SAMPLE_SEED
 from fmnist_tracking.errors import OutputError
-from fmnist_tracking.results import Evaluation, SearchResult, TrialResult
-from fmnist_tracking.inference import (
-    About,
-    ModelInspection,
-    InspectionTask,
-    Part,
-    about,
-    fetched_model,
-    look,
-    model_process,
-)
+from fmnist_tracking.inference import About, about, fetched_model, model_process
+from fmnist_tracking.inspection import InspectionTask, ModelInspection, inspect_model
+from fmnist_tracking.leaderboard import rank
 from fmnist_tracking.output_folder import writable
+from fmnist_tracking.redact import bare
+from fmnist_tracking.reports import captions
+from fmnist_tracking.reports.page import Page, Picture, classification_table, render_html
+from fmnist_tracking.results import Evaluation, SearchResult, TrialResult
+from fmnist_tracking.tracking import TrackedRun
 
-if TYPE_CHECKING:
-    from fmnist_tracking.reports.page import Page, Picture
-    from fmnist_tracking.tracking import TrackedRun
-
-
-Announce = Callable[[str], None]
+Part = Literal["report", "activations", "predictions"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
-    """What a command wrote.
+class ReportFiles:
+    """What was written.
 
     Attributes:
         run_id: the run it is about, a trial or a search.
@@ -56,10 +47,14 @@ class Written:
 class _Subject:
     """A trial that was looked at: its records, and what its model makes of some images."""
 
-    run: "TrackedRun"
-    trial: "TrackedRun"
+    run: TrackedRun
+    trial: TrackedRun
     result: TrialResult
     seen: ModelInspection
+
+    @property
+    def title(self) -> str:
+        return f"{self.trial.name} (run {self.trial.run_id[:8]})"
 
     @property
     def data_name(self) -> str:
@@ -69,176 +64,123 @@ class _Subject:
 def report(
     reference: str,
     *,
+    part: Part = "report",
     output_dir: Path | None = None,
     seed: int = DEFAULT_SAMPLE_SEED,
     experiment: str | None = None,
     tracking_uri: str | None = None,
     data_dir: Path | None = None,
-    announce: Announce = lambda _: None,
-) -> Written:
-    """Score a trial, or a search's best one, on the test images, and draw all its figures.
+    echo: Callable[[str], None] = lambda _: None,
+) -> ReportFiles:
+    """Draw a trial's figures, or those of a search and its best trial; all of them, or a part.
 
-    The files are also kept under `report/` of the run, with the test metrics.
+    The whole report scores the trial on the test images, which are opened for it; a part shows
+    validation images, and the test images stay sealed. The files are also kept with the run.
 
     Args:
         reference: a run id, the beginning of one, `latest` or `best`.
-        output_dir: where the files go, by default reports/ and the run's first 8 characters.
+        part: `report`, `activations` or `predictions`.
+        output_dir: where the files go, by default reports/ and the run's first 8 characters, and
+            validation/ for a part.
         seed: of the choice of sample images.
         experiment: name of the experiment to look in, None for all.
         tracking_uri: of the MLflow store, None for the usual one.
         data_dir: where the data is, None for the usual places.
-        announce: called with a line for a person to read, which says what the model is.
+        echo: called with a line for a person to read, which says what the model is.
 
     Raises:
         DataError: the data is not what the trial was trained on.
         OutputError: the folder cannot be written.
         TrackingError: there is no such run, or it has no model.
     """
-    with model_process() as ask:
-        from fmnist_tracking import tracking
-        from fmnist_tracking.reports.page import classification_table, render_html
-        from fmnist_tracking.reports import captions
-
-        with tracking.open_store(tracking_uri) as store:
-            run = tracking.find_run(store, reference, experiment)
-            folder = writable(output_dir or Path("reports", run.run_id[:8]))
-            trial = tracking.best_trial(store, run)
-            model_is = about(trial)
-            announce(str(model_is))
-            with fetched_model(store, trial) as model:
+    with model_process() as ask, tracking.open_store(tracking_uri) as store:
+        run = tracking.find_run(store, reference, experiment)
+        folder = Path("reports", run.run_id[:8])
+        # The figures of a part are not among a whole report's, which show test images.
+        folder = writable(output_dir or (folder if part == "report" else folder / "validation"))
+        trial = tracking.best_trial(store, run)
+        model = about(trial)
+        echo(str(model))
+        title = f"{trial.name} (run {trial.run_id[:8]})"
+        texts: dict[str, str] = {}
+        with fetched_model(store, trial) as file:
+            task = InspectionTask(
+                model=file,
+                run_id=trial.run_id,
+                split=trial.split,
+                data_dir=data_dir,
+                data_sha256=trial.data_sha256,
+                seed=seed,
+                images="test" if part == "report" else "validation",
+            )
+            if part == "report":
                 # Before they are: whatever stops this report, nobody is told that they are sealed.
                 tracking.unless_read_only(
                     store, lambda: tracking.log_test_opened(store, run.run_id, trial.run_id)
                 )
-                looking = ask(look, _task(trial, model, data_dir, seed, "test"))
-                # Meanwhile, what needs no answer of the model.
+            inspecting = ask(inspect_model, task)
+            # Meanwhile, what needs no answer of the model.
+            search, pictures = None, []
+            if part == "report":
                 search = tracking.read_search(store, run) if run.role == "search" else None
-                history = tracking.read_history(store, trial)
-                pictures = [captions.grid(search)] if search else []
-                pictures.append(captions.curves(history, _title(trial)))
-                seen: ModelInspection = looking()
+                pictures += [captions.grid(search)] if search else []
+                pictures.append(captions.curves(tracking.read_history(store, trial), title))
+            seen: ModelInspection = inspecting()
+        if part != "predictions":
+            shown = captions.activations(seen, title, seed)
+            pictures += shown if part == "report" else shown[::-1]  # the one that was asked for
+        if part != "activations":
+            pictures.append(captions.predictions(seen, title, seed))
+        if seen.evaluation is not None:
+            pictures.append(captions.confusion(seen.evaluation, title))
             subject = _Subject(run=run, trial=trial, result=tracking.read_trial(trial), seen=seen)
-            evaluation = seen.evaluation
-            assert evaluation is not None
-            pictures += [
-                *captions.activations(seen, _title(trial), seed),
-                captions.predictions(seen, _title(trial), seed),
-                captions.confusion(evaluation, _title(trial)),
-            ]
             again = ["fmnist-track", "report", "--run-id", run.run_id, "--seed", str(seed)]
             again += ["--data-dir", str(data_dir)] if data_dir else []
             again += ["--tracking-uri", bare(tracking_uri)] if tracking_uri else []
             texts = {
-                "index.html": render_html(_page(subject, search, evaluation, pictures, again)),
-                "classification_report.txt": classification_table(evaluation),
-                "metrics.json": json.dumps(_metrics(subject, evaluation, seed), indent=2) + "\n",
+                "index.html": render_html(_page(subject, search, seen.evaluation, pictures, again)),
+                "classification_report.txt": classification_table(seen.evaluation),
+                "metrics.json": json.dumps(_metrics(subject, seen.evaluation, seed), indent=2)
+                + "\n",
             }
             if search is not None:
                 texts["leaderboard.csv"] = tracking.leaderboard_csv(search)
-            files = _write(folder, texts, pictures)
-            metrics = {
-                "test_accuracy": evaluation.accuracy,
-                "test_loss": evaluation.loss,
-                "test_macro_f1": evaluation.macro.f1,
-            }
+        files = _write(folder, texts, pictures)
 
-            def keep() -> None:
-                tracking.log_report(store, run.run_id, files, metrics)
-                tracking.mark_report_run(store, run.run_id, "report")
-
-            return Written(
-                run_id=run.run_id,
-                model=model_is,
-                files=files,
-                evaluation=evaluation,
-                kept=_is_kept(tracking.unless_read_only(store, keep), announce),
-            )
-
-
-def _is_kept(refused: str | None, announce: Callable[[str], None]) -> bool:
-    if refused is not None:
-        announce(f"The files are not kept with the run: {refused}.")
-    return refused is None
-
-
-def activations(reference: str, **options: Any) -> Written:
-    """Draw a sample and its first-layer activation maps; options are those of `report`.
-
-    The sample is a validation image; the test images stay sealed.
-    """
-    return _part("activations", reference, **options)
-
-
-def predictions(reference: str, **options: Any) -> Written:
-    """Draw 16 validation images with their predictions; options are those of `report`."""
-    return _part("predictions", reference, **options)
-
-
-def _part(
-    name: str,
-    reference: str,
-    *,
-    output_dir: Path | None = None,
-    seed: int = DEFAULT_SAMPLE_SEED,
-    experiment: str | None = None,
-    tracking_uri: str | None = None,
-    data_dir: Path | None = None,
-    announce: Announce = lambda _: None,
-) -> Written:
-    with model_process() as ask:
-        from fmnist_tracking import tracking
-        from fmnist_tracking.reports import captions
-
-        with tracking.open_store(tracking_uri) as store:
-            run = tracking.find_run(store, reference, experiment)
-            # Not among a report's own, which show test images.
-            folder = writable(output_dir or Path("reports", run.run_id[:8], "validation"))
-            trial = tracking.best_trial(store, run)
-            model_is = about(trial)
-            announce(str(model_is))
-            with fetched_model(store, trial) as model:
-                seen = ask(look, _task(trial, model, data_dir, seed, "validation"))()
-            if name == "activations":
-                pictures = captions.activations(seen, _title(trial), seed)[::-1]
+        def keep() -> None:
+            if seen.evaluation is not None:
+                tracking.log_report(store, run.run_id, files, _test_scores(seen.evaluation))
             else:
-                pictures = [captions.predictions(seen, _title(trial), seed)]
-            files = _write(folder, {}, pictures)
-
-            def keep() -> None:
                 tracking.log_validation_figures(store, run.run_id, files)
-                tracking.mark_report_run(store, run.run_id, name)
+            tracking.mark_report_run(store, run.run_id, part)
 
-            kept = _is_kept(tracking.unless_read_only(store, keep), announce)
-            return Written(run_id=run.run_id, model=model_is, files=files, kept=kept)
-
-
-def _task(
-    trial: "TrackedRun", model: Path, data_dir: Path | None, seed: int, part: Part
-) -> InspectionTask:
-    return InspectionTask(
-        model=model,
-        run_id=trial.run_id,
-        split=trial.split,
-        data_dir=data_dir,
-        data_sha256=trial.data_sha256,
-        seed=seed,
-        part=part,
-    )
+        refused = tracking.unless_read_only(store, keep)
+        if refused is not None:
+            echo(f"The files are not kept with the run: {refused}.")
+        return ReportFiles(
+            run_id=run.run_id,
+            model=model,
+            files=files,
+            evaluation=seen.evaluation,
+            kept=refused is None,
+        )
 
 
-def _title(trial: "TrackedRun") -> str:
-    return f"{trial.name} (run {trial.run_id[:8]})"
+def _test_scores(evaluation: Evaluation) -> dict[str, float]:
+    return {
+        "test_accuracy": evaluation.accuracy,
+        "test_loss": evaluation.loss,
+        "test_macro_f1": evaluation.macro.f1,
+    }
 
 
 def _page(
     subject: _Subject,
     search: SearchResult | None,
     evaluation: Evaluation,
-    pictures: Sequence["Picture"],
+    pictures: Sequence[Picture],
     again: Sequence[str],
-) -> "Page":
-    from fmnist_tracking.reports.page import Page
-
+) -> Page:
     run = subject.run
     return Page(
         title=f"{subject.data_name}: {run.name}",
@@ -262,11 +204,7 @@ def _page(
 
 def _subtitle(subject: _Subject, search: SearchResult | None) -> str:
     started = datetime.fromtimestamp(subject.run.raw.info.start_time / 1000, tz=timezone.utc)
-    what = (
-        f"Best of {len(search.space)} points: {_title(subject.trial)}"
-        if search
-        else _title(subject.trial)
-    )
+    what = f"Best of {len(search.space)} points: {subject.title}" if search else subject.title
     return f"{what}. Started {started:%Y-%m-%d %H:%M} UTC. Data: {subject.seen.source}."
 
 
@@ -309,16 +247,14 @@ def _metrics(subject: _Subject, evaluation: Evaluation, seed: int) -> dict[str, 
         "split": asdict(subject.trial.split),
         "val_accuracy": subject.result.val_accuracy,
         "test_images": subject.seen.available,
-        "test_accuracy": evaluation.accuracy,
-        "test_loss": evaluation.loss,
-        "test_macro_f1": evaluation.macro.f1,
+        **_test_scores(evaluation),
         "sample_seed": seed,
         "sample_indices": subject.seen.chosen.tolist(),
         **{k: v for k, v in evaluation.to_json().items() if k not in ("accuracy", "loss")},
     }
 
 
-def _write(folder: Path, texts: dict[str, str], pictures: Sequence["Picture"]) -> tuple[Path, ...]:
+def _write(folder: Path, texts: dict[str, str], pictures: Sequence[Picture]) -> tuple[Path, ...]:
     contents = {name: text.encode() for name, text in texts.items()}
     contents |= {picture.file: picture.png for picture in pictures}
     try:

@@ -1,9 +1,9 @@
 """What was computed -> the pictures of a report, each with its heading and caption."""
 
 from fmnist_tracking import plots
+from fmnist_tracking.inspection import ModelInspection
 from fmnist_tracking.reports.page import Picture
 from fmnist_tracking.results import Evaluation, SearchResult, TrainingResult
-from fmnist_tracking.inference import ModelInspection
 
 
 def curves(history: TrainingResult, subject: str) -> Picture:

@@ -122,7 +122,7 @@ def _look(uri: str) -> tuple[set[str], str | None]:
     """Return the names of the tables, and the revision that MLflow's tables have."""
     path = sqlite_file(uri)
     if path is not None:
-        return sqlite_store.look(path)
+        return sqlite_store.inspect_model(path)
     engine = _engine(uri)
     try:
         tables = set(inspect(engine).get_table_names())

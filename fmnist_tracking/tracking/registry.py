@@ -60,8 +60,17 @@ class ModelVersion:
     split: SplitConfig | None
     run_exists: bool
 
+    def line(self) -> str:
+        """Return what it is, in a line."""
+        scored = "unknown" if self.val_accuracy is None else f"{self.val_accuracy:.4f}"
+        gone = "" if self.run_exists else ", which was deleted"
+        return (
+            f"{self.name} version {self.version}: validation accuracy {scored}, run "
+            f"{self.run_id[:8] or 'unknown'}{gone}"
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json` can write."""
+        """Return a dictionary that `json` can write."""
         return dataclasses.asdict(self)
 
 

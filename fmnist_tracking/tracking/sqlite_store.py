@@ -75,7 +75,7 @@ def no_store(where: object) -> str:
     )
 
 
-def look(path: Path) -> tuple[set[str], str | None]:
+def inspect_model(path: Path) -> tuple[set[str], str | None]:
     """Return the names of a file's tables, and the revision that MLflow's tables have.
 
     Raises:
