@@ -60,9 +60,9 @@ def check_installation(
         "checkpoints": _checkpoints,
         "disk": _disk,
     }
-    for name, inspect_model in checks.items():
+    for name, look in checks.items():
         try:
-            yield Check(name=name, ok=True, seen=inspect_model())
+            yield Check(name=name, ok=True, seen=look())
         except FmnistTrackingError as error:
             yield Check(name=name, ok=False, seen=str(error))
         except Exception as error:  # whatever is wrong with an installation is its finding

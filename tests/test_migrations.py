@@ -259,11 +259,11 @@ def test_an_upgrade_that_is_killed_leaves_the_store_as_it_was(older: Path, when:
 def test_an_upgrade_that_was_done_meanwhile_leaves_the_copy(
     older: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inspect_model = migrations._look
+    look = migrations._look
     looked: list[str] = []
 
     def look_and_be_late(uri: str) -> tuple[set[str], str | None]:
-        found = inspect_model(uri)
+        found = look(uri)
         if not looked:
             looked.append(uri)
             with open_store(upgrade=True):

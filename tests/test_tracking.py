@@ -652,9 +652,9 @@ def test_the_experiment_that_the_environment_names_is_used(
     assert tracking.existing_experiment(store, None) == mine
     for named, by_name in (("other", "mine"), (None, "other"), ("mine", "other")):
         monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", by_name)
-        for inspect_model in (tracking.choose_experiment, tracking.experiment_ids):
+        for look in (tracking.choose_experiment, tracking.experiment_ids):
             with pytest.raises(ConfigError, match="given in ways that differ"):
-                inspect_model(store, named)
+                look(store, named)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "12345")
     with pytest.raises(ConfigError, match="has no experiment with that id"):

@@ -1,4 +1,4 @@
-"""MLflow: the one place that opens stores, writes runs and reads them back."""
+"""MLflow: the only package that opens stores, writes runs and reads them."""
 
 from fmnist_tracking.tracking.artifacts import relocate, try_artifacts
 from fmnist_tracking.tracking.background_writer import BackgroundWriter

@@ -1,4 +1,4 @@
-"""The place where a store keeps the files of runs: is it right, and can it be used."""
+"""The artifact location of a store: update it after a move, and test that it works."""
 
 import contextlib
 import tempfile
@@ -18,13 +18,14 @@ from fmnist_tracking.tracking.store import Store
 
 
 def relocate(store: Store) -> int:
-    """Give a SQLite store that was moved the addresses of where the files of its runs are now.
+    """Update the addresses of the runs' files in a SQLite store that was moved.
 
     Returns:
-        How many addresses were changed.
+        The number of addresses that were changed.
 
     Raises:
-        TrackingError: it is no SQLite store, cannot be written, or a search is working on it.
+        TrackingError: the store is not a SQLite store or cannot be written, or a search is running
+            in it.
     """
     path = locations.sqlite_file(store.uri)
     if path is None:
@@ -40,17 +41,18 @@ def relocate(store: Store) -> int:
 
 
 def try_artifacts(store: Store, experiment_id: str | None) -> str | None:
-    """Write a small file where an experiment keeps those of its runs, read it and remove it.
+    """Write a small file to an experiment's artifact location, read it back and delete it.
 
     Args:
         store: the store.
-        experiment_id: of the experiment; None if the first search is yet to make it.
+        experiment_id: of the experiment; None if it does not exist yet, because no search has run.
 
     Returns:
-        The place, as it may be shown; None if only a first search will tell.
+        The location, safe to show; None if it is not known before the first search.
 
     Raises:
-        TrackingError: another content came back, or the place is on a disk that is not there.
+        TrackingError: the content that was read differs, or the location is on a disk that is not
+            there.
     """
     location = _location(store, experiment_id)
     if location is None:
@@ -73,7 +75,7 @@ def try_artifacts(store: Store, experiment_id: str | None) -> str | None:
                 repository.log_artifact(str(file))  # type: ignore[no-untyped-call]
                 repository.download_artifacts(name, str(back))  # type: ignore[no-untyped-call]
             except Exception:
-                with contextlib.suppress(Exception):  # the first error is the one to tell
+                with contextlib.suppress(Exception):  # report the first error, not this one
                     repository.delete_artifacts(name)  # type: ignore[no-untyped-call]
                 raise
             same = (back / name).read_text() == name
@@ -92,7 +94,7 @@ def _location(store: Store, experiment_id: str | None) -> str | None:
         path = locations.sqlite_file(store.uri)
         if path is not None:
             return locations.files_of(path, name_in_use(store, None))
-        # A server puts a new experiment where it has put MLflow's own.
+        # A server puts a new experiment where it has put MLflow's default one.
         found = store.client.get_experiment_by_name(Experiment.DEFAULT_EXPERIMENT_NAME)
         return None if found is None else str(found.artifact_location)
     return str(store.client.get_experiment(experiment_id).artifact_location)

@@ -1,4 +1,4 @@
-"""A thread that writes to the store, in order, and tries again for as long as it takes."""
+"""A background thread that writes to the store in order, and retries while the store is down."""
 
 import logging
 import queue
@@ -21,18 +21,18 @@ _log = logging.getLogger(__name__)
 
 
 class BackgroundWriter:
-    """Carries out operations on the store one after the other, in a thread of its own.
+    """Runs operations on the store one after the other, in a background thread.
 
-    Whoever submits one does not wait for it. One that fails because the store cannot be
-    reached, is locked or overloaded is tried again until it succeeds, and the others wait
-    behind it; so each must be one that may be carried out twice. Any other error ends the
-    recorder: `failed` then holds it, and nothing more is written.
+    The caller of `submit` does not wait. An operation that fails because the store is unreachable,
+    locked or overloaded is retried until it succeeds, and later ones wait in the queue; so every
+    operation must be safe to run twice. Any other error stops the background writer: `failed` then
+    holds the error, and nothing more is written.
 
     Args:
         store: the store.
-        on_outage: called with the error when the store begins to fail, and with None when it
-            answers again.
-        beat: an operation carried out every `beat_seconds`; one that fails is left out.
+        on_outage: called with the error message when the store stops answering, and with None when
+            it answers again.
+        beat: the heartbeat, run every `beat_seconds`; it is not retried.
         beat_seconds: see `beat`.
     """
 
@@ -57,25 +57,28 @@ class BackgroundWriter:
         self._thread.start()
 
     def submit(self, operation: Callable[[bool], T]) -> "Future[T]":
-        """Have an operation carried out after those submitted before.
+        """Queue an operation; it runs after those submitted before it.
 
         Args:
-            operation: called with whether it may have been carried out before, because an
-                earlier try ended in an error.
+            operation: called with True if an earlier attempt failed, so that part of it may have
+                been done already; else with False.
+
+        Returns:
+            A future of its result.
         """
         future: Future[T] = Future()
         self._queue.put((operation, future))
         return future
 
     def flush(self, seconds: float) -> None:
-        """Wait until all that was submitted is written.
+        """Wait until every operation submitted so far is done.
 
         Args:
-            seconds: how long to wait while the store does not answer; as long as it does,
-                there is no limit.
+            seconds: how long to wait while the store does not answer; there is no limit while it
+                does.
 
         Raises:
-            TrackingError: the store did not answer for so long, or an operation failed.
+            TrackingError: the store did not answer for that long, or an operation failed.
         """
         last = self.submit(lambda _: None)
         patience = time.monotonic() + seconds
@@ -94,13 +97,13 @@ class BackgroundWriter:
             self.failed.result()
 
     def close(self, seconds: float) -> bool:
-        """End the thread when all is written, or after a time.
+        """Stop the thread once everything is written, or when the time is up.
 
         Args:
-            seconds: how long to wait; what is not written by then never is.
+            seconds: how long to wait; operations still queued by then are dropped.
 
         Returns:
-            Whether all was written.
+            Whether everything was written.
         """
         last = self.submit(lambda _: None)
         end = time.monotonic() + seconds
@@ -119,7 +122,7 @@ class BackgroundWriter:
             try:
                 future.set_result(self._until_it_succeeds(operation))
             except tenacity.RetryError:
-                return  # given up
+                return  # `close` ran out of time
             except Exception as error:
                 _log.debug("The recorder ended", exc_info=True)
                 self.failed.set_exception(tracking_error(self._store.uri, error))
@@ -142,7 +145,7 @@ class BackgroundWriter:
         return result
 
     def _tell_outage(self, state: tenacity.RetryCallState) -> None:
-        # A lock that is gone in a moment is not worth a word.
+        # A lock that is released after a moment is not worth a message.
         if not self._outage and state.attempt_number >= 3 and state.outcome is not None:
             self._outage = True
             error = state.outcome.exception()

@@ -1,6 +1,6 @@
-"""The descriptions that MLflow's page shows on a run: what it is, how it came out, what next.
+"""The Markdown descriptions that MLflow's page shows on a run: what it is, its result, what next.
 
-They are Markdown. Links begin with "#/", so that they work wherever the page is served.
+Links begin with "#/", so that they work at any address of the page.
 """
 
 import re
@@ -17,23 +17,23 @@ from fmnist_tracking.tracking.ui_links import model_address, run_address, table_
 _SHOWN = 10
 _HARDEST = 3
 _MARK = "**★ Best"
-# Each description begins and ends with these, so that what a person wrote around it is told from
-# it. The first is a comment in Markdown, which no page shows.
+# Each description begins and ends with these, which tell it from text that a person added. The
+# first is a Markdown comment, which no page shows.
 _START = "[//]: # (fmnist-track)\n\n"
 _SIGNATURE = "\n\n*fmnist-track*"
 _RULE = "\n\n---\n\n"
 _OURS = re.compile(
     rf"(?:{re.escape(_RULE)})?{re.escape(_START)}.*?{re.escape(_SIGNATURE)}", re.DOTALL
 )
-# All that MLflow takes.
+# MLflow's limit.
 _LONGEST = MAX_TAG_VAL_LENGTH
 _SHORT = "The description has no room beside what is written above."
-# What Markdown or HTML would make something of.
+# Characters that Markdown or HTML would interpret.
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>|~&#])")
 
 
 def search_begun(points: int) -> str:
-    """Of a search that runs."""
+    """Describe a search that is running."""
     return signed(
         f"A grid search of {points} points. Each is a run below this one, and its curves grow "
         "while it trains. When all have ended, the ranking is here; stopped before, the same "
@@ -42,7 +42,7 @@ def search_begun(points: int) -> str:
 
 
 def continued(experiment_id: str, new: str) -> str:
-    """Of a search that went on in another run, which has its trials now."""
+    """Describe a search that was resumed in another run, which now has its trials."""
     return signed(
         f"This grid search was cut off; [another run]({run_address(experiment_id, new)}) "
         "continues it and has its trials."
@@ -50,7 +50,7 @@ def continued(experiment_id: str, new: str) -> str:
 
 
 def search_ended(result: SearchResult, effects: Sequence[Effect]) -> str:
-    """Of a search that has ended."""
+    """Describe a search that has ended."""
     ranked = rank(result.finished)
     reused = sum(trial.reused for trial in result.trials)
     unfinished = len(result.space) - len(result.finished)
@@ -76,7 +76,7 @@ def search_ended(result: SearchResult, effects: Sequence[Effect]) -> str:
     parts.append(_table(heads, rows))
     if len(result.trials) > _SHOWN:
         parts.append(f"The first {_SHOWN}; all are in the artifact `leaderboard.csv`.")
-    # None has a score where each point has a repeat that diverged.
+    # An axis has no mean if every point has a repeat that diverged.
     scored = [effect for effect in effects if any(mean is not None for mean in effect.means)]
     if scored:
         parts += ["**What each setting did** (mean validation accuracy)", _effects(scored)]
@@ -123,14 +123,14 @@ def _effects(effects: Iterable[Effect]) -> str:
 
 
 def _mean(mean: float | None, diverged: int) -> str:
-    """Of the points with a value; those that diverged are told beside it."""
+    """Format the mean of the points with one value, with the number of points that diverged."""
     if mean is None:
         return DIVERGED if diverged else ""
     return f"{_share(mean)} ({diverged} diverged)" if diverged else _share(mean)
 
 
 def trial_begun(experiment_id: str, parent: str | None) -> str:
-    """Of a trial that runs."""
+    """Describe a trial that is running."""
     return signed(
         f"{_what(experiment_id, parent)} Its curves are under *Model metrics* from the first epoch "
         "on; its results are here when it has finished."
@@ -147,16 +147,16 @@ def trial_ended(
     *,
     is_fashion_mnist: bool = True,
 ) -> str:
-    """Of a trial that has finished.
+    """Describe a trial that has finished.
 
     Args:
         experiment_id: of its experiment.
-        parent: the search's run id, None for a training of its own.
+        parent: the search's run id, None for a single training.
         result: the outcome.
         split: how its data was split.
         model_id: of the logged model.
         size: of that model's file, in bytes.
-        is_fashion_mnist: whether it was trained on that; for other data, no command is given.
+        is_fashion_mnist: whether the data is Fashion-MNIST; for other data, no command is given.
     """
     best, validation = result.best, result.validation
     hardest = sorted(validation.classes, key=lambda scores: scores.f1)[:_HARDEST]
@@ -196,7 +196,7 @@ def trial_ended(
 
 
 def model(experiment_id: str, run_id: str, name: str, image_shape: Sequence[int]) -> str:
-    """Of a logged model."""
+    """Describe a logged model."""
     shape = ", ".join(map(str, image_shape))
     return (
         f"The network of the trial [{plain(name)}]({run_address(experiment_id, run_id)}), with "
@@ -207,7 +207,7 @@ def model(experiment_id: str, run_id: str, name: str, image_shape: Sequence[int]
 
 
 def as_best(note: str, experiment_id: str, search: str, points: int) -> str:
-    """Mark the description of a trial that a search has found best."""
+    """Add a line to a trial's description: it is the best of a search."""
     mark = f"{_MARK} of the {points} points** of"
     line = f"{mark} [this search]({run_address(experiment_id, search)}).\n\n"
     marked = as_any(note).replace(_START, _START + line, 1)
@@ -215,14 +215,14 @@ def as_best(note: str, experiment_id: str, search: str, points: int) -> str:
 
 
 def as_any(note: str) -> str:
-    """Remove the mark from the description of a trial that is no longer a search's best."""
+    """Remove the line that `as_best` added."""
     start = _START + _MARK
     before, found, after = note.partition(start)
     return before + _START + after.partition("\n\n")[2] if found else note
 
 
 def trial_failed(experiment_id: str, parent: str | None, line: str) -> str:
-    """Of a trial that ended by an error."""
+    """Describe a trial that ended with an error."""
     return signed(
         f"{_what(experiment_id, parent)} **It failed**: {plain(line)}\n\n"
         "The artifact `traceback.txt` has the rest."
@@ -230,14 +230,14 @@ def trial_failed(experiment_id: str, parent: str | None, line: str) -> str:
 
 
 def beside(note: str, tags: Mapping[str, str]) -> str:
-    """Compose a description that leaves what a person has written where it is.
+    """Return a description together with the text that a person wrote around the old one.
 
     Args:
-        note: one of this module's.
-        tags: of the run that is to have it.
+        note: a description made by this module.
+        tags: the tags of the run that gets it.
     """
     present = tags.get(MLFLOW_RUN_NOTE, "")
-    if _START not in present and present.endswith(_SIGNATURE):  # of an earlier release
+    if _START not in present and present.endswith(_SIGNATURE):  # an earlier release's
         present = present.rpartition(_RULE)[0]
     found = _OURS.search(present)
     above, below = (present[: found.start()], present[found.end() :]) if found else (present, "")
@@ -245,11 +245,11 @@ def beside(note: str, tags: Mapping[str, str]) -> str:
         text = f"{above}{_RULE if above else ''}{ours}{below}"
         if len(text) <= _LONGEST:
             return text
-    return f"{above}{below}"  # not a word of a person's is cut off for ours
+    return f"{above}{below}"  # a person's text is never cut for ours
 
 
 def signed(note: str) -> str:
-    """Mark a description as one of this module's, from its first character to its last."""
+    """Add the marks by which a description of this module is recognized."""
     return f"{_START}{note}{_SIGNATURE}"
 
 
@@ -261,7 +261,7 @@ def _what(experiment_id: str, parent: str | None) -> str:
 
 def _command(result: TrainingResult, split: SplitConfig) -> str | None:
     config = result.config
-    if split.seed != config.seed:  # which no option of the command says
+    if split.seed != config.seed:  # no option of the command sets it
         return None
     words = ["fmnist-track train"]
     for name in FIELDS:
@@ -281,7 +281,7 @@ def _link(experiment_id: str, trial: TrialResult) -> str:
 
 
 def plain(text: str) -> str:
-    """The text such that Markdown shows it as it is, on one line."""
+    """Escape a text, so that Markdown shows it unchanged and on one line."""
     return _MARKUP.sub(r"\\\1", " ".join(text.split()))
 
 

@@ -1,4 +1,4 @@
-"""What went wrong at a store: in a line that says what to do, and whether it may pass by itself."""
+"""Errors of a store: a one-line message that says what to do, and whether a retry may help."""
 
 import errno
 import re
@@ -20,23 +20,23 @@ from fmnist_tracking.redact import without_user
 
 _TRY_AGAIN = {408, 409, 429}
 _LASTING = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-# Packages whose errors are of the place where artifacts are kept.
+# Packages whose errors come from artifact storage.
 _STORAGE = ("botocore", "boto3", "google", "azure", "paramiko", "pysftp", "requests", "urllib3")
 _OF_STORES = (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error)
 _MLFLOW = Path(mlflow.__file__).parent
-# That holds a module, where the names differ.
+# The package to install for a module, where the names differ.
 _PACKAGES = {
     "google": "google-cloud-storage",
     "google.cloud": "google-cloud-storage",
     "azure": "azure-storage-blob",
     "azure.storage": "azure-storage-blob",
 }
-# How SQLAlchemy's errors say what they are, wherever they are passed on to; see
+# The code that SQLAlchemy puts into its messages, wherever they are passed on; see
 # https://docs.sqlalchemy.org/en/20/errors.html. MLflow's server answers most with status 400.
 _SQLALCHEMY_CODE = re.compile(r"https?://sqlalche\.me/e/\d+/(\w{4})")
 # OperationalError, InterfaceError, InternalError, and no connection left in the pool.
 _PASSING_CODES = ("e3q8", "rvf5", "2j85", "3o7r")
-# What no time mends, though it comes with a status or a class of errors that pass.
+# Errors that no retry mends, though their status or class says that it may.
 _STAYS = re.compile(
     "readonly database|no such (table|column)|: syntax error|is malformed|file is not a database"
     "|No module named|Unable to locate credentials|NoSuchBucket|AccessDenied|InvalidAccessKeyId"
@@ -44,10 +44,10 @@ _STAYS = re.compile(
     "|CERTIFICATE_VERIFY_FAILED"
 )
 _LOCKED = re.compile("database (table )?is locked")
-# What MLflow says of an answer that is not in the form of its errors: of a gateway, for instance.
+# MLflow's words for an answer that is not one of its own errors, but a gateway's, for instance.
 _ANSWERED = re.compile(r"failed with error code (5\d\d|408|409|429)|not in a valid JSON format")
 _CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-# An answer that is not in the form that MLflow gives its errors; its status is caught.
+# The same, for statuses of a server that is not MLflow. The group is the status.
 _FOREIGN = re.compile(r"failed with error code (4\d\d|501) != 200|not in a valid JSON format")
 _UNREACHABLE = re.compile(
     r"Connection refused|No route to host|Name or service not known|Failed to resolve '[^']*'"
@@ -58,7 +58,7 @@ _NO_ANSWER = re.compile(r"Connection aborted|BadStatusLine|sent to HTTPS port|se
 
 
 def tracking_error(uri: str, error: BaseException | None) -> TrackingError:
-    """What went wrong at a store, in a line."""
+    """Return a `TrackingError` whose one line explains an error of a store."""
     if isinstance(error, TrackingError):
         return error
     status, text = _status(error), str(error)
@@ -123,14 +123,14 @@ def tracking_error(uri: str, error: BaseException | None) -> TrackingError:
 
 
 def _where(error: BaseException) -> str:
-    """The line of this package, or else of another, that raised an error."""
+    """Return the file and line that raised an error, of this package if possible."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "fmnist_tracking" in frame.filename] or frames
     return f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}" if ours else "no line"
 
 
 def registry_error(uri: str, name: str, error: BaseException) -> TrackingError:
-    """What went wrong when a registered model was changed, in a line."""
+    """Return a `TrackingError` for a failed change of a registered model."""
     if _status(error) != 403:
         return tracking_error(uri, error)
     return TrackingError(
@@ -142,7 +142,7 @@ def registry_error(uri: str, name: str, error: BaseException) -> TrackingError:
 
 
 def opening_error(uri: str, error: BaseException) -> TrackingError:
-    """What went wrong when a store was first spoken to, in a line."""
+    """Return a `TrackingError` for a store that could not be opened."""
     known, text = tracking_error(uri, error), str(error)
     if isinstance(error, RestException) or is_locked(error):
         return known
@@ -169,7 +169,7 @@ def opening_error(uri: str, error: BaseException) -> TrackingError:
 
 
 class Fault(Enum):
-    """What kind of error came out of an operation on a store."""
+    """The kind of an error that an operation on a store raised."""
 
     PASSING = "it may go away by itself: out of reach, locked, overloaded, full"
     FINAL = "it stays until somebody changes something: refused, missing, misconfigured"
@@ -177,12 +177,12 @@ class Fault(Enum):
 
 
 def sort(error: BaseException) -> Fault:
-    """Tell which kind an error is of, whether it comes from a server, a database or files.
+    """Classify an error, whether it comes from a server, a database or files.
 
-    That a server no longer takes the password, or no longer gives permission, is final: a process
-    that runs cannot be given another password, and to train on for nothing helps nobody.
+    A rejected password or permission is final: a running process cannot be given another password,
+    and training on would be for nothing.
     """
-    if isinstance(error, FmnistTrackingError):  # sorted already
+    if isinstance(error, FmnistTrackingError):  # classified already
         return Fault.FINAL
     chain = list(_chain(error))
     text = " ".join(str(one) for one in chain)
@@ -194,14 +194,14 @@ def sort(error: BaseException) -> Fault:
     status = _status(error)
     if isinstance(error, RestException) or (status is not None and not _is_mlflow(error)):
         return Fault.PASSING if (status or 0) >= 500 or status in _TRY_AGAIN else Fault.FINAL
-    # Errors of the network are OSErrors, and so is a full disk; MLflow wraps them.
+    # Network errors and a full disk are OSErrors; MLflow wraps them.
     if any(isinstance(one, OSError) and not isinstance(one, _LASTING) for one in chain):
         return Fault.PASSING
     if any(isinstance(one, SQLAlchemyError) for one in chain):
         passing = (OperationalError, InterfaceError, InternalError, TimeoutError_)
         return Fault.PASSING if any(isinstance(one, passing) for one in chain) else Fault.FINAL
     if isinstance(error, MlflowException):
-        # MLflow's code for what is wrong with a request or a setting is 500 too, if raised here.
+        # MLflow's code for a wrong request or setting is 500 too, if raised in this process.
         passes = status in (503, *_TRY_AGAIN) or _ANSWERED.search(text)
         return Fault.PASSING if passes else Fault.FINAL
     known = isinstance(error, (OSError, *_OF_STORES)) or _is_of_storage(error)
@@ -209,7 +209,7 @@ def sort(error: BaseException) -> Fault:
 
 
 def is_of_store(error: BaseException) -> bool:
-    """Whether an error comes from a store or its files, not from others that are used meanwhile."""
+    """Return whether an error comes from a store or its files, not from other code."""
     return any(
         isinstance(one, _OF_STORES) or _is_of_storage(one) or _passes(one, _MLFLOW)
         for one in _chain(error)
@@ -221,23 +221,23 @@ def _is_of_storage(error: BaseException) -> bool:
 
 
 def _passes(error: BaseException, folder: Path) -> bool:
-    """Whether an error came through code of a folder."""
+    """Return whether an error was raised through code in a folder."""
     frames = traceback.walk_tb(error.__traceback__)
     return any(folder in Path(frame.f_code.co_filename).parents for frame, _ in frames)
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether an error may go away by itself."""
+    """Return whether an error may go away by itself."""
     return sort(error) is Fault.PASSING
 
 
 def is_locked(error: BaseException) -> bool:
-    """Whether an error says that another process has locked a SQLite database."""
+    """Return whether an error says that another process has locked a SQLite database."""
     return bool(_LOCKED.search(str(error)))
 
 
 def is_refused(error: BaseException) -> bool:
-    """Whether an error says that this user may read a store, but not write it."""
+    """Return whether an error says that this user may read a store, but not write to it."""
     if isinstance(error, OSError):
         return isinstance(error, PermissionError) or error.errno == errno.EROFS
     return _status(error) == 403 or "readonly database" in str(error)
@@ -248,7 +248,7 @@ def _is_mlflow(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised for, the outermost first."""
+    """Iterate over an error and its causes, the outermost first."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -258,16 +258,16 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The HTTP status that an error stands for, None if it is of another kind."""
+    """Return the HTTP status of an error, None if it has none."""
     if isinstance(error, MlflowException):
         return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
-    # Artifacts go another way, whose errors are those of requests.
+    # Artifacts are transferred by other clients, whose errors are those of requests.
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 
 
 def _reason(text: str, after: str) -> str:
-    """What OpenSSL says, without what is wrapped around it."""
+    """Return what OpenSSL says, without the text around it."""
     return text.rpartition(after)[2].partition(" (_ssl")[0]
 
 

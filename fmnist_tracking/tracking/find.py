@@ -1,4 +1,4 @@
-"""Finding the run that a person means, and listing what there is."""
+"""Finding the run that a person names, and listing runs."""
 
 import contextlib
 import dataclasses
@@ -36,26 +36,26 @@ from fmnist_tracking.tracking.registry import champion_run
 from fmnist_tracking.tracking.store import Store
 
 BEST_OF_ALL = "best-of-all"
-# Of the newest runs, so many are asked for at once until one can be read.
+# Page size of a query for the newest run that can be read.
 _AT_ONCE = 10
 _RUN_ID = re.compile(r"[0-9a-f]{4,32}")
-# Axes that a search varies unless told otherwise, so that one value alone is worth telling.
+# Axes that vary by default, so that a search with a single value is listed with that value.
 _VARIED = {name for name, values in COURSEWORK_GRID.items() if len(values) > 1}
 
 
 def find_run(store: Store, reference: str, experiment: str | None = None) -> TrackedRun:
-    """Find the run that a person means.
+    """Find the run that a reference stands for.
 
     Args:
         store: the store.
-        reference: a run id, the beginning of one, `latest` for the newest search or single
-            training, `best` for the best trial of the newest search, `best-of-all` for the best
-            of all searches on the same images, `champion` or `NAME@champion` for the trial that
-            the version in use of a registered model came from.
+        reference: a run id or its beginning; `latest` for the newest search or single training;
+            `best` for the best trial of the newest search; `best-of-all` for the best trial of all
+            searches on the same images; `champion` or `NAME@champion` for the trial behind the
+            version in use of a registered model.
         experiment: the name of the experiment to look in; None looks in all of them.
 
     Raises:
-        TrackingError: there is no such run, more than one, or it is not of this project.
+        TrackingError: no run or more than one matches, or the run is not of this project.
     """
     experiments = experiment_ids(store, experiment)
     if reference == schema.CHAMPION or reference.endswith(f"@{schema.CHAMPION}"):
@@ -101,10 +101,10 @@ def find_run(store: Store, reference: str, experiment: str | None = None) -> Tra
 def _best_of_all(
     store: Store, experiments: Mapping[str, str], experiment: str | None
 ) -> TrackedRun:
-    """The best trial of all searches that were validated on the same images.
+    """Return the best trial of all searches that were validated on the same images.
 
-    Those are the images of the newest search among those on the most images: accuracies on others
-    say nothing about which model is better.
+    Of the searches with the most images, the newest decides which images those are: accuracies on
+    different images cannot be compared.
     """
     found = iterate_runs(store, experiments, _role_filter([schema.SEARCH]))
     searches = list(readable(store, found, _as_listed))
@@ -125,7 +125,7 @@ def _best_of_all(
 
 
 def latest_search(store: Store) -> TrackedRun | None:
-    """Return the search last asked for, None if there is none yet."""
+    """Return the search whose command was given last, None if there is none."""
     return _newest(store, experiment_ids(store, None), [schema.SEARCH])
 
 
@@ -137,7 +137,7 @@ def _newest(store: Store, experiments: Iterable[str], roles: Sequence[str]) -> T
 
 
 def _as_listed(run: Run) -> TrackedRun:
-    """A search, or a training of its own, of which all can be read."""
+    """Return a search or a single training, after checking that all of it can be read."""
     tracked = as_tracked(run)
     if tracked.role == schema.SEARCH:
         read_grid(run)
@@ -147,10 +147,10 @@ def _as_listed(run: Run) -> TrackedRun:
 
 
 def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
-    """Return the best trial of a search; a trial is its own.
+    """Return the best trial of a search; for a trial, the trial itself.
 
     Raises:
-        TrackingError: the search has no finished trial.
+        TrackingError: the search has no finished trial, or all of them diverged.
     """
     if run.role != schema.SEARCH:
         return run
@@ -167,10 +167,10 @@ def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
 
 
 def list_runs(store: Store, experiment: str | None = None) -> list[RunSummary]:
-    """List every search and every single training, the one last asked for first.
+    """List all searches and single trainings, the one whose command was given last first.
 
     Raises:
-        TrackingError: there is no such experiment, or nothing in it.
+        TrackingError: there is no such experiment, or it has no runs.
     """
     experiments = experiment_ids(store, experiment)
     filter_string = _role_filter([schema.SEARCH, schema.TRAIN])
@@ -228,10 +228,10 @@ def _summary(store: Store, run: Run, experiment: str, is_live: Callable[[Run], b
 
 
 def _results(store: Store, search: TrackedRun) -> tuple[int, float | None]:
-    """How many points of a search have finished, and the best validation accuracy.
+    """Return how many points of a search have finished, and the best validation accuracy.
 
-    As the search wrote it at its end, if the store still has as many finished trials of it and
-    the best one; else by reading its trials.
+    The values logged when the search ended are used if the store still has as many finished trials
+    of it, and the best one; otherwise its trials are read.
     """
     metrics, tags = search.raw.data.metrics, search.raw.data.tags
     if {schema.FINISHED_POINTS, schema.BEST_VAL_ACCURACY} <= metrics.keys():
@@ -271,13 +271,13 @@ def _no_trial_yet(store: Store, search: TrackedRun) -> str:
 
 
 def _status(run: Run, is_live: Callable[[Run], bool]) -> str:
-    """Return a run's status, KILLED where it is open and its process is gone."""
+    """Return a run's status: KILLED if it is open and its process is gone."""
     status = str(run.info.status)
     return "KILLED" if status == RUNNING and not is_live(run) else status
 
 
 def _role_filter(roles: Sequence[str]) -> str:
-    # MLflow's filters know no OR, and no IN for tags; of the three roles, one or two are wanted.
+    # MLflow's filters have no OR, and no IN for tags. One or two of the three roles are wanted.
     if len(roles) == 1:
         return f"tags.`{schema.ROLE}` = '{roles[0]}'"
     return f"tags.`{schema.ROLE}` LIKE '%' AND tags.`{schema.ROLE}` != '{schema.TRIAL}'"

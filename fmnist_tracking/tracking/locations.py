@@ -1,7 +1,7 @@
-"""Where a SQLite store and the files of its runs lie, and moving the addresses after them.
+"""Where a SQLite store and the files of its runs are, and how addresses are updated after a move.
 
 A SQLite store is a file, usually `mlflow.db`, with the files of its runs in `mlruns/` beside it.
-Its tables hold the full address of each run's files, which is wrong once the folder is moved.
+Its tables hold the full address of each run's files, which becomes wrong when the folder is moved.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.redact import without_user
 
 _SQLITE = "sqlite:///"
-# SQLAlchemy before 2.1 does not decode what is percent-encoded.
+# SQLAlchemy before 2.1 does not percent-decode the path.
 _IS_DECODED = make_url(f"{_SQLITE}%20").database == " "
-# However it is spelled: with a driver's name in it, or in capitals.
+# In any spelling: with the name of a driver, or in capitals.
 _ANY_SQLITE = re.compile(r"^sqlite(\+\w+)?:", re.IGNORECASE)
 _DEFAULT_FILE = "mlflow.db"
 _FILES = "mlruns"
-# Bytes in the name of a folder, on the file systems in use.
+# The limit of common file systems, in bytes.
 _LONGEST_NAME = 255
 _HOST = re.compile(r"(localhost|[\w-]+(\.[\w-]+)*):\d+(/.*)?")
 # The columns that hold addresses of files.
@@ -44,7 +44,7 @@ _ADDRESSES = (
 def default_uri() -> str | None:
     """Return the address of `mlflow.db` in the working folder; None if the environment names one.
 
-    MLflow's own is percent-encoded, which not every version of SQLAlchemy undoes.
+    MLflow's own default is percent-encoded, which not every version of SQLAlchemy decodes.
 
     Raises:
         TrackingError: the working folder was removed.
@@ -70,10 +70,11 @@ def working_folder() -> Path:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the full path of the file behind an address; None if it is not SQLite's.
+    """Return the full path of the file behind an address, None if it is not a SQLite address.
 
     Raises:
-        TrackingError: it names no file, or is relative to a working folder that was removed.
+        TrackingError: the address names no file, or is relative to a working folder that was
+            removed.
     """
     plain, many = _ANY_SQLITE.subn("sqlite:", uri)
     if not many:
@@ -93,16 +94,16 @@ def sqlite_file(uri: str) -> Path | None:
         decoded = Path(unquote(database))
         path = decoded if decoded.exists() and not path.exists() else path
     path = path if path.is_absolute() else working_folder() / path
-    if ".." in path.parts:  # after a link, it leads elsewhere than the text says
+    if ".." in path.parts:  # after a symbolic link, `..` is not the folder before it
         path = path.parent.resolve() / path.name
     return Path(os.path.normpath(path))
 
 
 def sqlite_uri(path: Path) -> str:
-    """Return the address under which SQLAlchemy opens this very file.
+    """Return the address under which SQLAlchemy opens exactly this file.
 
     Raises:
-        TrackingError: there is none.
+        TrackingError: there is no such address.
     """
     for spelled in (str(path), quote(str(path), safe="/ #&+@:;=,!()'$[]~")):
         uri = _SQLITE + spelled
@@ -115,11 +116,11 @@ def sqlite_uri(path: Path) -> str:
 
 
 def resolve(uri: str) -> str:
-    """Return the address in full; of a SQLite store, one that means the same in every folder.
+    """Return the full address of a store; for SQLite, one that is the same in every folder.
 
     Raises:
-        TrackingError: it is none, and then the message has the one that was probably meant; or it
-            is relative to a working folder that was removed.
+        TrackingError: the text is not an address (the message has the one that was probably meant),
+            or it is relative to a working folder that was removed.
     """
     if not uri.strip():
         raise TrackingError(
@@ -148,7 +149,7 @@ def resolve(uri: str) -> str:
 
 @contextlib.contextmanager
 def without_stray_folder(uri: str) -> Iterator[None]:
-    """Remove the empty folders that MLflow makes for an address whose encoding it does not undo."""
+    """Remove the empty folders that MLflow creates because it does not decode an address."""
     literal = Path(uri.removeprefix(_SQLITE)).parent if uri.startswith(_SQLITE) else None
     made = []
     while literal is not None and not literal.exists():
@@ -163,7 +164,7 @@ def without_stray_folder(uri: str) -> Iterator[None]:
 
 
 def files_of(database: Path, name: str) -> str:
-    """Return the address for the files of an experiment: below `mlruns` beside the database."""
+    """Return the address for an experiment's files: below `mlruns` beside the database."""
     folder = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "experiment"
     if len(folder.encode()) > _LONGEST_NAME:
         start = folder.encode()[: _LONGEST_NAME - 17].decode(errors="ignore")
@@ -172,10 +173,10 @@ def files_of(database: Path, name: str) -> str:
 
 
 def require_place_for_files(database: Path) -> None:
-    """Refuse a folder in which a store is to be made, and something else is where its files go.
+    """Refuse a folder in which the files of a new store's runs have no place.
 
     Raises:
-        TrackingError: `mlruns` is there, and is no folder.
+        TrackingError: `mlruns` exists and is not a folder.
     """
     folder = database.parent / _FILES
     if os.path.lexists(folder) and not folder.is_dir():
@@ -187,23 +188,24 @@ def require_place_for_files(database: Path) -> None:
 
 
 def local_path(address: str) -> Path | None:
-    """Return the folder that an address of files means; None if it is not on this machine."""
+    """Return the folder that an artifact address names, None if it is not on this machine."""
     if address.startswith("file:"):
         return Path(unquote(urlsplit(address).path))
     return Path(address) if address.startswith("/") else None
 
 
 def elsewhere(database: Path, addresses: Iterable[str]) -> tuple[frozenset[Path], frozenset[Path]]:
-    """Find the folders, other than its own, that a store names for `mlruns` and that are gone.
+    """Find the missing folders, other than its own, that a store names for `mlruns`.
 
     Args:
         database: the store's file.
-        addresses: of its experiments' files, as the store has them.
+        addresses: the artifact locations of its experiments, as the store has them.
 
     Returns:
-        Folders that held the database before it was moved or copied: their files are here, or none
-        of the experiments has its place here. And folders that are out of reach, on a disk that is
-        not mounted for instance. A folder that is there was chosen on purpose, and is in neither.
+        First, folders that held the database before it was moved or copied: their files are here
+            now, or no experiment has its files here. Second, folders that cannot be reached, for
+            instance on a disk that is not mounted. A folder that exists was chosen on purpose, and
+            is in neither set.
     """
     here = database.parent
     held: set[Path] = set()
@@ -228,7 +230,7 @@ def elsewhere(database: Path, addresses: Iterable[str]) -> tuple[frozenset[Path]
 
 
 def not_reached_line(folder: Path) -> str:
-    """Say, in a line, that a folder that a store names for the files of its runs is not there."""
+    """Return a line that says that a folder for the files of runs is missing."""
     return (
         f"The files at {folder / _FILES} are not reached: {folder} is not there. If it is on "
         "another disk, mount it; else work in another experiment: --experiment NAME."
@@ -236,22 +238,22 @@ def not_reached_line(folder: Path) -> str:
 
 
 def relocate(database: Path, bases: Iterable[Path], *, to: Path | None = None) -> int:
-    """Write, in all tables, the addresses of files anew: those below old folders, for this one.
+    """Replace old folders in all addresses of files in the tables.
 
     Args:
         database: the store's file.
         bases: folders that held it before.
-        to: the folder that holds it; by default the one that it is in.
+        to: the folder that holds it now; by default the file's own.
 
     Returns:
-        How many addresses were changed.
+        The number of addresses that were changed.
     """
     new = to or database.parent
     changed = 0
     with contextlib.closing(sqlite3.connect(database, timeout=20)) as connection, connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         for old in bases:
-            # As a plain path and as a file's address, which is how the new one is written too.
+            # Old addresses are plain paths or file: URLs; new ones are URLs.
             for spelled in dict.fromkeys((str(old / _FILES), (old / _FILES).as_uri())):
                 for table, column in _ADDRESSES:
                     if table in tables:
@@ -270,9 +272,9 @@ def relocate(database: Path, bases: Iterable[Path], *, to: Path | None = None) -
 
 
 def identity(path: Path) -> str:
-    """Return what tells a file from all others on this machine, whatever it is called.
+    """Return what distinguishes a file from all others on this machine, whatever its name.
 
-    The number of a file alone does not: on two disks, two files may have the same.
+    The inode number alone does not: files on two disks may have the same.
     """
     return f"inode {path.stat().st_ino} of file system {os.statvfs(path).f_fsid}"
 

@@ -1,4 +1,4 @@
-"""Writing what runs come to: epochs, outcomes, and the end of a trial or a search."""
+"""Logging the results of runs: epochs, outcomes, and the end of a trial or a search."""
 
 import contextlib
 import csv
@@ -51,19 +51,19 @@ _LEADERBOARD_COLUMNS = (
 
 
 def renew_lease(store: Store, run_id: str) -> None:
-    """Give a sign of life: this process is still working on a run."""
+    """Log a heartbeat: this process is still working on the run."""
     store.client.set_tag(run_id, schema.LEASE, Lease.of_this_process().text())
 
 
 def note_interruption(store: Store, run_id: str, line: str) -> None:
-    """Add a line to a run's record of what happened to it; the same line only once."""
+    """Append a line to a run's record of interruptions, unless it is there already."""
     known = store.client.get_run(run_id).data.tags.get(schema.INTERRUPTIONS, "")
     if line not in known.splitlines():
         store.client.set_tag(run_id, schema.INTERRUPTIONS, f"{known}\n{line}".strip()[-_MAX_NOTES:])
 
 
 def log_epochs(store: Store, run_id: str, epochs: Iterable[EpochMetrics]) -> None:
-    """Log the figures of epochs, each at the step of its number and the time it ended."""
+    """Log the metrics of epochs, each with its number as the step and the time it ended."""
     metrics = [
         Metric(name, value, epoch.ended_at, epoch.epoch)
         for epoch in epochs
@@ -74,13 +74,13 @@ def log_epochs(store: Store, run_id: str, epochs: Iterable[EpochMetrics]) -> Non
 
 
 def log_metrics(store: Store, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
-    """Log some metrics at once, with the time of now.
+    """Log several metrics at once, with the current time.
 
     Args:
         store: the store.
         run_id: of the run.
         values: by metric name.
-        step: of all of them.
+        step: the same for all of them.
     """
     stamp = int(time.time() * 1000)
     metrics = [Metric(name, float(value), stamp, step) for name, value in values.items()]
@@ -100,19 +100,19 @@ def finish_trial(
     data: Sequence[DatasetPart] = (),
     again: bool = False,
 ) -> None:
-    """Log what a trial came to, and close its run as FINISHED.
+    """Log the results of a trial, and close its run as FINISHED.
 
     Args:
         store: the store.
         experiment_id: of the run's experiment.
         run_id: the trial's run.
-        facts: what was recorded when it was opened.
+        facts: what was recorded when the run was opened.
         result: the outcome.
         model: the Keras model with the best epoch's weights.
         example: raw images, uint8 (n, 28, 28, 1), kept with the model as its input example.
         curves: the learning curves as a PNG file.
         data: the images it was given; its scores are linked with those for validation.
-        again: whether this may have been done before, in part.
+        again: whether an earlier attempt may have done part of this.
     """
     client = store.client
     files = {
@@ -147,7 +147,7 @@ def finish_trial(
         for key, value in {"dataset_name": dataset.name, "dataset_digest": dataset.digest}.items()
     }
     scores = result.validation_scores()
-    # MLflow keeps one of two metrics that are alike in all this, so that it may be done again.
+    # MLflow stores equal metrics with equal timestamps once, so that this may be repeated.
     stamp = result.epochs[-1].ended_at
     metrics = [
         Metric(name, float(value), stamp, 0, **links, **(measured_on if name in scores else {}))
@@ -173,33 +173,33 @@ def finish_trial(
 def fail_trial(
     store: Store, experiment_id: str, run_id: str, facts: TrialInfo, line: str, trace: str
 ) -> None:
-    """Record what ended a trial, and close its run as FAILED.
+    """Log the error that ended a trial, and close its run as FAILED.
 
     Args:
         store: the store.
         experiment_id: of the run's experiment.
         run_id: the trial's run.
-        facts: what was recorded when it was opened.
-        line: the error in a line.
-        trace: the traceback, kept as an artifact.
+        facts: what was recorded when the run was opened.
+        line: the error, in one line.
+        trace: the traceback, logged as an artifact.
     """
     note = descriptions.trial_failed(experiment_id, facts.parent, line[:_MAX_TAG])
     note = descriptions.beside(note, store.client.get_run(run_id).data.tags)
     tags = [RunTag(schema.ERROR, line[:_MAX_TAG]), RunTag(MLFLOW_RUN_NOTE, note)]
     store.client.log_batch(run_id, tags=tags)
     store.client.set_terminated(run_id, "FAILED")
-    # Last, and not missed: what failed may be the very place where artifacts are kept.
+    # Last, and allowed to fail: the error may come from the artifact storage itself.
     with contextlib.suppress(OSError, MlflowException):
         store.client.log_text(run_id, trace, schema.TRACEBACK_FILE)
 
 
 def finish_search(store: Store, result: SearchResult, grid: bytes) -> None:
-    """Log the leaderboard, the grid's picture and the summary, and close the parent run.
+    """Log the leaderboard, the figure of the grid and the summary, and close the parent run.
 
     Args:
         store: the store.
         result: the search.
-        grid: the grid's picture as a PNG file.
+        grid: the figure of the grid as a PNG file.
     """
     client, run_id = store.client, result.run_id
     winner = best(result.finished)
@@ -222,18 +222,18 @@ def finish_search(store: Store, result: SearchResult, grid: bytes) -> None:
         _mark_best(store, result, winner.run_id)
         _link_as_winner(store, known, winner, complete=complete)
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
-    # A search that is continued ends more than once: each time at a later step.
+    # A resumed search ends more than once: each time at a later step.
     if any(known.data.metrics.get(name) != value for name, value in summary.items()):
         log_metrics(store, run_id, summary, step=len(result.finished))
     client.set_terminated(run_id, FINISHED if complete else "FAILED")
 
 
 def _mark_best(store: Store, result: SearchResult, winner: str) -> None:
-    """Mark the best trial of a search, and no other of its trials as that search's."""
+    """Mark the best trial of a search, and remove the mark from its other trials."""
     client, experiment_id, search = store.client, result.experiment_id, result.run_id
     marked = client.search_runs([experiment_id], f"tags.`{schema.BEST_OF}` LIKE '%{search}%'")
     for run in marked:
-        if run.info.run_id != winner:  # a search that went on has found a better one
+        if run.info.run_id != winner:  # the resumed search has found a better one
             _unmark(store, run, search)
     run = client.get_run(winner)
     # A trial may be the best of several searches.
@@ -257,11 +257,14 @@ def _unmark(store: Store, run: Run, search: str) -> None:
     client.set_tag(
         run_id, MLFLOW_RUN_NOTE, descriptions.as_any(run.data.tags.get(MLFLOW_RUN_NOTE, ""))
     )
-    client.delete_tag(run_id, schema.BEST_OF)  # last: by this it is found, if this is cut off
+    client.delete_tag(run_id, schema.BEST_OF)  # last: a repeated call finds the run by it
 
 
 def _link_as_winner(store: Store, search: Run, winner: TrialResult, *, complete: bool) -> None:
-    """Show the best trial's images, and once it cannot change its model, as the search's too."""
+    """Link the best trial's images with the search, and its model once the grid is complete.
+
+    Before that, another trial may still become the best.
+    """
     client, run_id = store.client, search.info.run_id
     inputs = client.get_run(winner.run_id).inputs
     if inputs and inputs.dataset_inputs:
@@ -277,7 +280,7 @@ def _link_as_winner(store: Store, search: Run, winner: TrialResult, *, complete:
 
 
 def leaderboard_csv(result: SearchResult) -> str:
-    """The trials of a search, the best first and those that failed last, as CSV."""
+    """Return the leaderboard of a search as CSV, the best trial first and failed ones last."""
     fields = [f.name for f in dataclasses.fields(TrainingConfig)]
     return _csv(
         ["rank", "point_mean", *_LEADERBOARD_COLUMNS, *fields],
@@ -314,7 +317,7 @@ def _csv(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _log_files(store: Store, run_id: str, files: Mapping[str, bytes]) -> None:
-    """Keep files with a run, given their contents by path."""
+    """Log files as artifacts of a run, given their contents by path."""
     with tempfile.TemporaryDirectory() as scratch:
         for name, content in files.items():
             path = Path(scratch, name)

@@ -1,4 +1,4 @@
-"""Which images a run was given, as MLflow's datasets."""
+"""Which images a run used, as MLflow datasets."""
 
 import hashlib
 import json
@@ -17,12 +17,12 @@ from fmnist_tracking.results import DatasetPart
 from fmnist_tracking.tracking.start import DatasetInfo
 from fmnist_tracking.tracking.store import Store
 
-# All that MLflow's tables have room for.
+# The width of the column in MLflow's tables.
 _DIGEST_LENGTH = 36
 
 
 def log_inputs(store: Store, run_id: str, data: DatasetInfo, parts: Iterable[DatasetPart]) -> None:
-    """Link a run with the images that it trains on, and those that it validates with."""
+    """Link a run with its training images and its validation images."""
     inputs = [
         DatasetInput(as_dataset(data, part), [InputTag(MLFLOW_DATASET_CONTEXT, part.role)])
         for part in parts
@@ -40,8 +40,8 @@ def log_inputs(store: Store, run_id: str, data: DatasetInfo, parts: Iterable[Dat
 def link_inputs(store: Store, run_id: str, inputs: Sequence[DatasetInput]) -> None:
     """Link a run with data sets.
 
-    MLflow looks whether a data set is known and then adds it, in two steps: of two processes that
-    do so at once, one is told that it is there already. It then finds it.
+    MLflow checks whether a data set exists and then adds it, in two steps. If two processes do so
+    at once, one of them fails because the data set exists already; a retry finds it.
     """
     store.client.log_inputs(run_id, list(inputs))
 
@@ -52,10 +52,10 @@ def _is_beaten(error: BaseException) -> bool:
 
 
 def as_dataset(data: DatasetInfo, part: DatasetPart) -> Dataset:
-    """One part of a data set as MLflow has it.
+    """Return one part of a data set as an MLflow dataset.
 
-    Its digest is the beginning of a SHA-256 of all images and labels; the whole sums are in
-    the profile. (MLflow's own digest of an array is of its first 10,000 values.)
+    Its digest is the beginning of a SHA-256 over all images and labels; the full hashes are in the
+    profile. (MLflow's own digest of an array covers its first 10,000 values.)
     """
     sums = f"{part.images_sha256}\n{part.labels_sha256}"
     pixels = TensorSpec(np.dtype("uint8"), (-1, *part.shape[1:]))

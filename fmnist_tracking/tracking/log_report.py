@@ -1,4 +1,4 @@
-"""Keeping a report with the run it is about."""
+"""Logging a report on the run that it is about."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +18,15 @@ _AT_ONCE = 4
 
 
 def unless_read_only(store: Store, write: Callable[[], None]) -> str | None:
-    """Write to a store if this user may.
+    """Write to a store, unless this user may only read it.
 
     Args:
         store: the store.
-        write: writes to it.
+        write: does the writing.
 
     Returns:
-        Why nothing, or not all, was written, where the user may read the store alone.
+        Why nothing, or not everything, was written, if the user may only read the store; None if
+        everything was written.
     """
     why = "its file or its folder is for reading alone"
     if store.can_be_written:
@@ -36,17 +37,17 @@ def unless_read_only(store: Store, write: Callable[[], None]) -> str | None:
             if not is_refused(error):
                 raise
             why = "it does not let this user"
-            if isinstance(error, OSError):  # the files of runs are elsewhere than the database
+            if isinstance(error, OSError):  # the files of runs need not be beside the database
                 why = f"{error.strerror}: {error.filename}"
     return f"the store {store.public_uri} cannot be written by this user ({why})"
 
 
 def log_test_opened(store: Store, run_id: str, trial_id: str) -> None:
-    """Record, the first time, that a model is scored on the test images.
+    """Record the first time that a model is scored on the test images.
 
     Args:
         store: the store.
-        run_id: the trial or search that is reported on.
+        run_id: the trial or search that the report is about.
         trial_id: the trial whose model is used; `run_id` itself unless that is a search.
     """
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -58,15 +59,15 @@ def log_test_opened(store: Store, run_id: str, trial_id: str) -> None:
 def log_report(
     store: Store, run_id: str, files: Sequence[Path], metrics: Mapping[str, float]
 ) -> None:
-    """Keep a report's files and test metrics with the run it is about.
+    """Log a report's files and test metrics on the run that it is about.
 
-    The test metrics are logged once: made again, a report gives the same figures, and a
-    second value of a metric would only look like a second measurement.
+    The test metrics are logged once: a repeated report gives the same values, and a second value of
+    a metric would look like a second measurement.
 
     Args:
         store: the store.
         run_id: the trial or search the report is about.
-        files: what to keep.
+        files: what to log.
         metrics: test metrics by name.
     """
     _log_files(store, run_id, files, schema.REPORT_FOLDER)
@@ -76,7 +77,7 @@ def log_report(
 
 
 def log_validation_figures(store: Store, run_id: str, files: Sequence[Path]) -> None:
-    """Keep figures of validation images with the run they are about; no test image was opened."""
+    """Log figures of validation images on the run they are about; no test image was used."""
     _log_files(store, run_id, files, schema.VALIDATION_FOLDER)
 
 
@@ -89,12 +90,12 @@ def _log_files(store: Store, run_id: str, files: Sequence[Path], folder: str) ->
 
 
 def mark_report_run(store: Store, run_id: str, name: str) -> None:
-    """Say, on the run that `mlflow run` made for a report, which run the report is about."""
+    """Record which run a report is about, on the run that `mlflow run` created for the report."""
     try:
         adopted = adoptable_run(store, name)
-    except ConfigError:  # another's, which is none of a report's business
+    except ConfigError:  # the run was made for something else: leave it alone
         return
     if adopted is not None:
         store.client.update_run(adopted, name=f"{name} of {run_id[:8]}")
-        # No role: it is neither a search nor a trial, and is not to be listed as one.
+        # No role tag: the run must not be listed as a search or a trial.
         store.client.set_tag(adopted, schema.REPORT_OF, run_id)

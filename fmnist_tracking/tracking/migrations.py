@@ -1,6 +1,7 @@
-"""Which version of MLflow a database is of, found out without changing it.
+"""Which version of MLflow a database belongs to, read without changing it.
 
-MLflow itself upgrades an older database, or makes its tables in somebody else's, when it opens it.
+When MLflow itself opens a database, it upgrades an older one, and creates its tables in one that
+belongs to another program.
 """
 
 import tempfile
@@ -28,7 +29,7 @@ _OPEN_RUNS = (
     "SELECT runs.run_uuid, tags.value FROM runs JOIN tags ON tags.run_uuid = runs.run_uuid "
     f"WHERE runs.status = '{RUNNING}' AND tags.key = '{schema.LEASE}'"
 )
-# The releases of MLflow whose tables have each revision, of those that others may still use.
+# The MLflow releases with each revision of the tables; only releases that may still be in use.
 _RELEASES = {
     "0584bdc529eb": "2.22",
     "6953534de441": "3.0 or 3.1",
@@ -51,7 +52,7 @@ _RELEASES = {
 
 
 def is_database(uri: str) -> bool:
-    """Whether an address is that of a database, not of a server or a folder."""
+    """Return whether an address names a database, not a server or a folder."""
     return uri.split(":")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -60,14 +61,14 @@ def require_current(uri: str, *, upgrade: bool = False) -> bool:
 
     Args:
         uri: of the database.
-        upgrade: upgrade an older one, rather than refuse it.
+        upgrade: upgrade an older database instead of refusing it.
 
     Returns:
-        Whether MLflow's tables are there; they are not in a database that is empty.
+        Whether MLflow's tables exist; an empty database has none.
 
     Raises:
-        TrackingError: it is of an older or newer MLflow, or somebody else's.
-        SQLAlchemyError: it cannot be reached.
+        TrackingError: the database is of an older or newer MLflow, or of another program.
+        SQLAlchemyError: the database cannot be reached.
     """
     path = sqlite_file(uri)
     if path is not None and sqlite_store.is_yet_to_be_made(path):
@@ -77,7 +78,7 @@ def require_current(uri: str, *, upgrade: bool = False) -> bool:
         return False
     name = str(path or without_user(uri))
     if "experiments" not in tables or revision is None:
-        if path is None:  # a server's database may hold others' tables beside MLflow's
+        if path is None:  # a server's database may hold other tables beside MLflow's
             return False
         raise TrackingError(
             f"{name} is a SQLite database, but not of MLflow: it has the tables "
@@ -109,7 +110,7 @@ def require_current(uri: str, *, upgrade: bool = False) -> bool:
 
 
 def _release(script: ScriptDirectory, revision: str) -> str:
-    """Name the release that a known revision is of, or one it came after."""
+    """Return the MLflow release that a known revision belongs to, or that it follows."""
     if revision in _RELEASES:
         return f"MLflow {_RELEASES[revision]}"
     for older in script.iterate_revisions(revision, "base"):
@@ -119,10 +120,10 @@ def _release(script: ScriptDirectory, revision: str) -> str:
 
 
 def _look(uri: str) -> tuple[set[str], str | None]:
-    """Return the names of the tables, and the revision that MLflow's tables have."""
+    """Return the names of the tables, and the revision of MLflow's tables."""
     path = sqlite_file(uri)
     if path is not None:
-        return sqlite_store.inspect_model(path)
+        return sqlite_store.look(path)
     engine = _engine(uri)
     try:
         tables = set(inspect(engine).get_table_names())
@@ -142,7 +143,10 @@ def _engine(uri: str) -> Engine:
 
 
 def _upgrade(uri: str, path: Path | None, head: str) -> None:
-    """Do what `mlflow db upgrade` does; to a SQLite file in one step, so that it may be cut off."""
+    """Do what `mlflow db upgrade` does.
+
+    A SQLite file is replaced in one step, so that an interruption does no harm.
+    """
     if path is None:
         engine = _engine(uri)
         with engine.connect() as opened:
@@ -151,7 +155,7 @@ def _upgrade(uri: str, path: Path | None, head: str) -> None:
         return
     with sqlite_store.held(path) as connection:
         (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-        if revision == head:  # another process was quicker
+        if revision == head:  # another process was faster
             return
         _require_no_live_run(connection.execute(_OPEN_RUNS))
         sqlite_store.copy(connection, path.with_name(f"{path.name}.{revision}.bak"))
@@ -171,7 +175,7 @@ def _require_no_live_run(rows: Iterable[Any]) -> None:
 
 
 def run_in_progress(run_id: str) -> str:
-    """Say, in a line, that a store cannot be changed while a run of it is in progress."""
+    """Return a line that says that a store cannot change while one of its runs is in progress."""
     return (
         f"The run {run_id[:8]} of this store is in progress. Wait for it to end, or stop it, "
         "and give this command again."

@@ -1,4 +1,4 @@
-"""Reading runs back as records."""
+"""Reading runs as records."""
 
 import contextlib
 import dataclasses
@@ -35,18 +35,18 @@ from fmnist_tracking.tracking.store import Store
 
 _BEST_VAL_LOSS = "best_val_loss"
 _FINISHED = f"attributes.status = '{FINISHED}'"
-# Above it, not every whole number is a float.
+# Above it, floats cannot represent every whole number.
 _LARGEST_WHOLE = 2**53
-# Of a text that is no JSON, is nested too deep, or holds another kind of value.
+# Raised for a text that is not JSON, is nested too deeply, or holds another kind of value.
 _NO_JSON = (ValueError, TypeError, RecursionError)
 T = TypeVar("T")
 
 
 class UnreadableRun(TrackingError):
-    """A run of this project that this version cannot read: made by another, or damaged.
+    """A run of this project that this version cannot read: of another version, or damaged.
 
     Attributes:
-        why: what is wrong with it, in words.
+        why: the reason, in words.
     """
 
     def __init__(self, run: Run, why: str) -> None:
@@ -58,13 +58,13 @@ class UnreadableRun(TrackingError):
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedRun:
-    """A run of this project as the store has it.
+    """A run of this project in the store.
 
     Attributes:
-        run_id: the full id.
+        run_id: in full.
         experiment_id: of the experiment it is in.
         role: `search`, `trial` or `train`.
-        name: for people.
+        name: shown to people.
         split: how its data was split.
         data_sha256: `Dataset.digest` of the data it was trained on.
         raw: MLflow's own record.
@@ -80,12 +80,15 @@ class TrackedRun:
 
 
 def readable(store: Store, runs: Iterable[Run], read: Callable[[Run], T]) -> Iterator[T]:
-    """Read runs one by one; those that this version cannot read are left out and noted.
+    """Read runs one by one, and skip those that this version cannot read.
 
     Args:
-        store: the store, which is to tell of them.
+        store: collects the skipped runs in `left_out`.
         runs: what to read.
-        read: raises `UnreadableRun` for one that cannot be read.
+        read: raises `UnreadableRun` for a run that cannot be read.
+
+    Yields:
+        What `read` returns.
     """
     for run in runs:
         try:
@@ -98,7 +101,7 @@ def read_space(run: Run) -> SearchSpace:
     """Read the grid of a search's run.
 
     Raises:
-        UnreadableRun: it has none, or one that this version cannot build.
+        UnreadableRun: the run has no grid, or one that this version cannot build.
     """
     axes = {
         key.removeprefix(schema.AXIS_PREFIX): value
@@ -118,16 +121,16 @@ def read_space(run: Run) -> SearchSpace:
 def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> SearchResult:
     """Read a search and its trials, in the grid's order.
 
-    Of a finished search it is what was written when it ended, one file however many trials there
-    are, as long as the store has all of those trials still.
+    For a finished search, this is the summary that was written when it ended, one file for any
+    number of trials, as long as the store still has all of those trials.
 
     Args:
         store: the store.
         run: the search.
-        summary: whether that file may be used; else each trial is read.
+        summary: whether the summary may be used; if not, each trial is read.
 
     Raises:
-        UnreadableRun: its grid is missing, or none of this version.
+        UnreadableRun: its grid is missing, or this version cannot build it.
     """
     if summary and run.raw.info.status == FINISHED:
         unreadable = (*_NO_JSON, LookupError, AttributeError, FmnistTrackingError)
@@ -151,7 +154,7 @@ def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> Searc
         dataclasses.replace(trial, reused=True)
         for trial in readable(store, reused_runs(store, run), read)
     ]
-    # One for each point: a finished one rather than one that was cut off, and the newest.
+    # One trial for each point: a finished one before an interrupted one, else the newest.
     trials: dict[TrainingConfig, TrialResult] = {}
     for trial in found:
         known = trials.get(trial.config)
@@ -170,10 +173,10 @@ def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> Searc
 
 
 def read_grid(run: Run) -> tuple[SearchSpace, set[TrainingConfig]]:
-    """Read the grid of a search's run, and all of its points.
+    """Read the grid of a search's run, and all points of the grid.
 
     Raises:
-        UnreadableRun: it has none, or one that this version cannot build.
+        UnreadableRun: the run has no grid, or one that this version cannot build.
     """
     space = read_space(run)
     try:
@@ -183,10 +186,10 @@ def read_grid(run: Run) -> tuple[SearchSpace, set[TrainingConfig]]:
 
 
 def read_base(run: Run) -> TrainingConfig:
-    """Read the value of each setting of a search that is not an axis.
+    """Read the settings of a search that are not axes.
 
     Raises:
-        UnreadableRun: they are no configuration of this version.
+        UnreadableRun: they are not a valid configuration in this version.
     """
     prefix = schema.BASE_PREFIX
     given = {
@@ -208,13 +211,13 @@ def _read_outcome(run: TrackedRun) -> SearchResult:
 
 
 def _is_intact(store: Store, outcome: SearchResult) -> bool:
-    """Whether the store still has a finished run for each trial that a search ended with."""
+    """Return whether a search still has exactly the finished runs that it ended with."""
     own = [trial.run_id for trial in outcome.finished if not trial.reused]
     reused = [trial.run_id for trial in outcome.finished if trial.reused]
     children = f"tags.`{schema.PARENT}` = '{outcome.run_id}' AND {_FINISHED}"
     experiment_id = outcome.experiment_id
     return (
-        # None has come since, and none has gone: they may be as many, and not the same.
+        # None was added and none is gone: equal counts alone would not show that.
         has_exactly(store, experiment_id, children, len(own))
         and has_all(store, experiment_id, own, children)
         and has_all(store, experiment_id, reused, _FINISHED)
@@ -222,7 +225,7 @@ def _is_intact(store: Store, outcome: SearchResult) -> bool:
 
 
 def reused_runs(store: Store, run: TrackedRun) -> Iterator[Run]:
-    """Iterate over finished trials of others that a search counts among its own and still has."""
+    """Iterate over the finished trials that a search reused and that the store still has."""
     if schema.REUSED not in run.raw.data.tags:
         return
     try:
@@ -239,16 +242,16 @@ def read_trial(run: TrackedRun) -> TrialResult:
     """Read the record of a trial or a single training.
 
     Raises:
-        UnreadableRun: its parameters are not those of this version.
+        UnreadableRun: this version does not know its parameters.
     """
     return trial_result(run.raw)
 
 
 def read_history(store: Store, run: TrackedRun) -> TrainingResult:
-    """Read a finished trial's figures, epoch by epoch.
+    """Read the metrics of a finished trial, epoch by epoch.
 
     Raises:
-        TrackingError: the trial did not finish, so that it has none.
+        TrackingError: the trial did not finish, or its record cannot be read.
     """
     require_finished(run)
     try:
@@ -267,12 +270,12 @@ def read_history(store: Store, run: TrackedRun) -> TrainingResult:
 
 
 def _read_json(run: Run, file: str) -> Any:
-    # Not by `runs:/`, for which MLflow asks the store for the run again, and for its models.
+    # Not with a `runs:/` address: MLflow would query the run again, and its models.
     return json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{file}"))
 
 
 def require_finished(run: TrackedRun) -> None:
-    """Refuse a trial that has no model.
+    """Refuse a trial that did not finish, and so has no model.
 
     Raises:
         TrackingError: it did not finish.
@@ -285,11 +288,11 @@ def require_finished(run: TrackedRun) -> None:
 
 
 def as_tracked(run: Run) -> TrackedRun:
-    """Return a run of MLflow as one of this project.
+    """Return an MLflow run as a run of this project.
 
     Raises:
         TrackingError: it is not of this project.
-        UnreadableRun: it is, but something is missing or wrong.
+        UnreadableRun: it is, but a tag or a parameter is missing or wrong.
     """
     tags, params = run.data.tags, run.data.params
     role = tags.get(schema.ROLE)
@@ -307,7 +310,7 @@ def as_tracked(run: Run) -> TrackedRun:
     limit = params.get(schema.SPLIT_PREFIX + "limit", "None")
     try:
         split = SplitConfig(
-            protocol=tags.get(schema.PROTOCOL, ""),  # type: ignore[arg-type]  # checked there
+            protocol=tags.get(schema.PROTOCOL, ""),  # type: ignore[arg-type]  # checked by SplitConfig
             seed=int(params.get(schema.SPLIT_PREFIX + "seed", 0)),
             limit=None if limit == "None" else int(limit),
         )
@@ -325,11 +328,11 @@ def as_tracked(run: Run) -> TrackedRun:
 
 
 def trial_result(run: Run) -> TrialResult:
-    """Return the run of a trial or a single training as a record.
+    """Return the record of the run of a trial or a single training.
 
     Raises:
-        UnreadableRun: its parameters are not those of this version, or it finished without
-            saying how.
+        UnreadableRun: this version does not know its parameters, or it finished without a valid
+            result.
     """
     as_tracked(run)
     metrics = run.data.metrics
@@ -344,7 +347,7 @@ def trial_result(run: Run) -> TrialResult:
             train_seconds=metrics.get("train_seconds"),
             model_parameters=_whole(metrics.get("model_parameters")),
             error=run.data.tags.get(schema.ERROR),
-            # Runs of earlier versions have no such tag.
+            # Runs of earlier versions lack the tag.
             diverged=schema.DIVERGED in run.data.tags
             or math.isnan(metrics.get(_BEST_VAL_LOSS, 0.0)),
         )
@@ -365,7 +368,7 @@ def _config(run: Run) -> TrainingConfig:
         for name in run.data.params
         if name not in FIELDS and not name.startswith(schema.SPLIT_PREFIX)
     ]
-    # A parameter that somebody added says nothing of what was trained: its fingerprint does.
+    # A parameter that somebody added does no harm if the fingerprint says what was trained.
     if unknown and not _is_point(run, config):
         raise UnreadableRun(run, f"it has the setting {unknown[0]!r}, which is not known here")
     return config
@@ -382,7 +385,7 @@ def _as_config(run: Run, given: Mapping[str, str]) -> TrainingConfig:
 
 
 def _is_point(run: Run, config: TrainingConfig) -> bool:
-    """Whether a run's fingerprint is that of a configuration on the run's data."""
+    """Return whether a run's fingerprint is that of a configuration, with the run's data."""
     tracked = as_tracked(run)
     point = config, tracked.split, tracked.data_sha256
     known = (fingerprint.of_point(*point), *fingerprint.older_keys(*point))
@@ -390,6 +393,6 @@ def _is_point(run: Run, config: TrainingConfig) -> bool:
 
 
 def _whole(value: float | None) -> int | None:
-    if value is not None and not abs(value) < _LARGEST_WHOLE:  # MLflow has one for infinity
+    if value is not None and not abs(value) < _LARGEST_WHOLE:  # stands for infinity in MLflow
         raise ValueError(f"{value:g}")
     return None if value is None else int(value)

@@ -1,4 +1,4 @@
-"""The model registry: versions of a model, and the one that is in use, the champion."""
+"""The model registry: versions of a model, and the champion, which is the version in use."""
 
 import contextlib
 import dataclasses
@@ -40,16 +40,16 @@ _ABOUT_THE_MODEL = (
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVersion:
-    """A version of a registered model, as far as it is known what it is.
+    """A version of a registered model.
 
     Attributes:
         name: of the registered model.
         version: its number.
         run_id: of the trial it came from.
-        val_accuracy: the trial's, None if neither version nor run says it.
-        data_sha256: `Dataset.digest` of the trial's data, None likewise.
-        split: how that data was split, None likewise.
-        run_exists: whether the trial's run is still there.
+        val_accuracy: of the trial, None if neither the version nor the run has it.
+        data_sha256: `Dataset.digest` of the trial's data, None if unknown.
+        split: how that data was split, None if unknown.
+        run_exists: whether the trial's run still exists.
     """
 
     name: str
@@ -75,7 +75,7 @@ class ModelVersion:
 
 
 def find_champion(store: Store, name: str) -> ModelVersion | None:
-    """Return the version of a model that is in use; None without one, or if it was deleted."""
+    """Return the version of a model in use, None if there is none or it was deleted."""
     with _tolerating(ABSENT):
         version = store.client.get_registered_model(name).aliases.get(schema.CHAMPION)
         if version is not None:
@@ -84,10 +84,10 @@ def find_champion(store: Store, name: str) -> ModelVersion | None:
 
 
 def champion_run(store: Store, name: str) -> TrackedRun:
-    """Return the trial that the version in use came from.
+    """Return the trial whose model is the version in use.
 
     Raises:
-        TrackingError: there is no version in use, its run was deleted, or it names none.
+        TrackingError: no version is in use, or its run was deleted or is not known.
     """
     champion = find_champion(store, name)
     if champion is None:
@@ -108,7 +108,7 @@ def champion_run(store: Store, name: str) -> TrackedRun:
 
 
 def find_version(store: Store, name: str, run_id: str) -> ModelVersion | None:
-    """Return the newest version that a trial's model was registered as, None without one.
+    """Return the newest version made from a trial's model, None if there is none.
 
     A version whose logged model was deleted does not count.
     """
@@ -120,20 +120,20 @@ def find_version(store: Store, name: str, run_id: str) -> ModelVersion | None:
 
 
 def register_version(store: Store, name: str, trial: TrackedRun) -> ModelVersion:
-    """Make a trial's logged model a new version of a registered model, itself made if need be.
+    """Register a trial's logged model as a new version; create the registered model if needed.
 
-    Its source is the logged model rather than a path in the run: MLflow's page then leads from
-    the version to the logged model and back, and so to its metrics.
+    The version's source is the logged model, not a path in the run: then MLflow's page links the
+    version with the logged model, and so with its metrics.
 
     Raises:
         TrackingError: the trial did not finish, or has no logged model; or the registered model
-            is another person's.
+            belongs to another person.
     """
     client = store.client
     result = read_trial(trial)
     logged = trial_model(store, trial)
     if not _is_registered(store, name):
-        with _tolerating(_EXISTS):  # another process was quicker
+        with _tolerating(_EXISTS):  # another process was faster
             client.create_registered_model(name, description=_ABOUT_THE_MODEL)
     with _changing(store, name):
         made = client.create_model_version(
@@ -148,10 +148,10 @@ def register_version(store: Store, name: str, trial: TrackedRun) -> ModelVersion
 
 
 def make_champion(store: Store, version: ModelVersion) -> None:
-    """Let the alias `champion` be this version's, and its logged model lead to it.
+    """Set the alias `champion` to a version, and link its logged model with it.
 
     Raises:
-        TrackingError: the registered model is another person's.
+        TrackingError: the registered model belongs to another person.
     """
     _link_back(store, version)
     with _changing(store, version.name):
@@ -159,7 +159,7 @@ def make_champion(store: Store, version: ModelVersion) -> None:
 
 
 def _has_model(store: Store, version: Any) -> bool:
-    """Whether the logged model behind a version is there; one that came by other means has none."""
+    """Return whether a version's logged model exists; True if it was registered by other means."""
     found = _LOGGED_MODEL.fullmatch(version.source or "")
     if found is None:
         return True
@@ -169,11 +169,11 @@ def _has_model(store: Store, version: Any) -> bool:
 
 
 def require_model(store: Store, trial: TrackedRun) -> None:
-    """Say that a trial has no model that is of use, if it has none.
+    """Refuse a trial without a usable model.
 
     Raises:
-        TrackingError: the trial did not finish, has no logged model or none with files, or its
-            training diverged.
+        TrackingError: the trial did not finish, its logged model or the model's file is missing, or
+            its training diverged.
     """
     require_files(store, trial, trial_model(store, trial))
     if read_trial(trial).diverged:
@@ -208,9 +208,9 @@ def _changing(store: Store, name: str) -> Iterator[None]:
 
 
 def _link_back(store: Store, version: ModelVersion) -> None:
-    """Say on the logged model which version it is, as `mlflow.register_model` does.
+    """Record on the logged model which version it is, as `mlflow.register_model` does.
 
-    A tracking server has done it by itself.
+    A tracking server does this itself.
     """
     client = store.client
     raw = client.get_model_version(version.name, version.version)
@@ -221,7 +221,7 @@ def _link_back(store: Store, version: ModelVersion) -> None:
     try:
         known = json.loads(client.get_logged_model(model_id).tags.get(schema.MODEL_VERSIONS, "[]"))
         known = [link for link in known if isinstance(link, dict)]
-    except (ValueError, TypeError, RecursionError):  # somebody else wrote it
+    except (ValueError, TypeError, RecursionError):  # another program wrote the tag
         return
     this = (version.name, version.version)
     if not any((link.get("name"), str(link.get("version"))) == this for link in known):
@@ -230,7 +230,7 @@ def _link_back(store: Store, version: ModelVersion) -> None:
 
 
 def _version(store: Store, raw: Any) -> ModelVersion:
-    """A version by its own tags; one that was registered by other means, by its run."""
+    """Return a version, described by its own tags or else by its run."""
     tags: Mapping[str, str] = raw.tags
     run = find_any(store, raw.run_id) if raw.run_id else None
     result = None
@@ -251,7 +251,7 @@ def _version(store: Store, raw: Any) -> ModelVersion:
 
 
 def _tags(trial: TrackedRun, result: TrialResult) -> dict[str, str]:
-    """What a version says of itself, so that it can be judged when its run is gone."""
+    """Return tags that describe a version, so that it can be judged after its run is deleted."""
     tags = {
         schema.RUN: trial.run_id,
         schema.VAL_ACCURACY: str(result.val_accuracy),

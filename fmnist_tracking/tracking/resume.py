@@ -1,4 +1,4 @@
-"""What the store holds already of a search, and the runs whose process is gone."""
+"""What the store has of an interrupted search, and the runs whose process is gone."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,9 +22,9 @@ from fmnist_tracking.tracking.records import (
 )
 from fmnist_tracking.tracking.store import Store
 
-# Up to so many points are looked for one by one; for more, all trials are read at once.
+# Up to this many points are queried one by one; for more, all trials are read at once.
 _FEW = 100
-# Ten years: what takes longer was not measured.
+# Ten years: a longer time cannot be a measurement.
 _LONGEST_SECONDS = 3e8
 _OPEN = f"attributes.status = '{RUNNING}' AND tags.`{schema.ROLE}` LIKE '%'"
 _AND_FINISHED = f" AND attributes.status = '{FINISHED}'"
@@ -33,7 +33,7 @@ EPOCH_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds"
 
 @dataclass(frozen=True, kw_only=True)
 class UnfinishedTrial:
-    """A trial's run that did not come to its end: its id, and whether any epoch was logged."""
+    """An unfinished trial: the id of its run, and whether any epoch was logged."""
 
     run_id: str
     has_steps: bool
@@ -41,15 +41,15 @@ class UnfinishedTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeState:
-    """How far a search, or a training on its own, has come, by the store.
+    """What the store has of a search, or a single training, that is to be started or resumed.
 
     Attributes:
-        search: the run of this very search to go on with, None if there is none.
-        searches: ids of all runs of it that were cut off; more than one under `mlflow run`,
-            which makes a new run each time.
-        finished: finished trials by their point's fingerprint; `reused` are those that
-            belong to another search, or were trained alone.
-        open: for points without a finished trial, the run of this search that was cut off.
+        search: the run to resume, None if there is none.
+        searches: ids of all its interrupted runs; more than one under `mlflow run`, which creates a
+            new run each time.
+        finished: finished trials by their point's fingerprint; those that are `reused` belong to
+            another search, or are single trainings.
+        open: for points without a finished trial, the interrupted run of this search.
     """
 
     search: TrackedRun | None = None
@@ -59,14 +59,14 @@ class ResumeState:
 
 
 def find_searches(store: Store, experiment_id: str, grids: Iterable[str]) -> list[TrackedRun]:
-    """Find the runs of one and the same search in an experiment, the one last asked for first.
+    """Find the runs of one search in an experiment, the one whose command was given last first.
 
-    One whose grid cannot be read is left out: its trials count as those of another search.
+    A run whose grid cannot be read is skipped: its trials count as those of another search.
 
     Args:
         store: the store.
-        experiment_id: of the experiment to look in; what is in another does not count.
-        grids: the search's fingerprint, and then those that earlier versions gave it.
+        experiment_id: of the experiment to search; runs in others do not count.
+        grids: the search's fingerprint, then those that earlier versions gave it.
     """
     today, *older = dict.fromkeys(grids)
     runs = [
@@ -78,7 +78,7 @@ def find_searches(store: Store, experiment_id: str, grids: Iterable[str]) -> lis
 
 
 def _last_asked(search: TrackedRun) -> tuple[str, int]:
-    """Order searches as `queries.LATEST_ASKED_FIRST` does."""
+    """Return the sort key for the order of `queries.LATEST_ASKED_FIRST`."""
     return search.raw.data.tags.get(schema.ASKED_AT, ""), search.raw.info.start_time or 0
 
 
@@ -97,16 +97,17 @@ def find_resume_state(
     fresh: bool = False,
     reopen: bool = False,
 ) -> ResumeState:
-    """Find what there is of a search that is to be started or continued.
+    """Find the trials of a search that is to be started or resumed.
 
     Args:
         store: the store.
-        experiment_id: of the experiment to look in.
+        experiment_id: of the experiment to search.
         searches: what `find_searches` found.
-        points: the fingerprints of the search's points, each with itself, and then those that
-            earlier versions gave them, each with today's.
-        fresh: leave all that aside, and train anew.
-        reopen: go on in the newest of `searches` though it has ended: some of its trials are gone.
+        points: today's fingerprint of each point of the search, by itself and by the fingerprints
+            that earlier versions gave the point.
+        fresh: ignore all runs, and train every point again.
+        reopen: resume the newest of `searches` although it has ended, because trials of it are
+            gone.
     """
     if fresh:
         return ResumeState()
@@ -117,7 +118,7 @@ def find_resume_state(
         and schema.CONTINUED_BY not in run.raw.data.tags
     ]
     search = unfinished[0] if unfinished and unfinished[0] is searches[0] else None
-    # A search that was told to train all anew counts its own trials alone.
+    # A search that was started with --fresh counts only its own trials.
     alone = search is not None and schema.FRESH in search.raw.data.tags
     own = [run.run_id for run in unfinished[: 1 if alone else None]] if search else []
     finished: dict[str, TrialResult] = {}
@@ -153,20 +154,20 @@ def _open_trial(run: Run) -> UnfinishedTrial:
 
 
 def find_training(store: Store, experiment_id: str, points: Mapping[str, str]) -> ResumeState:
-    """Find what there is of a training on its own.
+    """Find an earlier run of a single training.
 
-    It is the newest of either: a finished run of that point, be it a search's trial, or a training
-    of its own that was cut off.
+    It is a finished run of that point (a search's trial or a single training) or an interrupted
+    single training, whichever is newer.
 
     Args:
         store: the store.
-        experiment_id: of the experiment to look in.
-        points: fingerprint of what is trained, and then those that earlier versions gave it, each
-            with today's.
+        experiment_id: of the experiment to search.
+        points: maps every fingerprint of what is trained, today's or an earlier version's, to
+            today's.
     """
     for key, point in points.items():
         runs = list(iterate_runs(store, [experiment_id], f"tags.`{schema.POINT}` = '{key}'"))
-        for run in runs:  # the newest first: what was begun anew since the last one that finished
+        for run in runs:  # newest first: a run begun after the last finished one is resumed
             for trial in readable(store, [run], trial_result):
                 if trial.status == FINISHED:
                     return ResumeState(finished={point: trial})
@@ -191,14 +192,14 @@ def _finished_runs(store: Store, experiment_id: str, points: set[str]) -> Iterat
 
 
 def _finished_before(store: Store, experiment_id: str, points: set[str]) -> Iterator[Run]:
-    """Finished runs by the fingerprints that earlier versions gave their points."""
+    """Find finished runs by the fingerprints that earlier versions gave their points."""
     return _by_older_keys(store, experiment_id, schema.POINT, points, _AND_FINISHED)
 
 
 def _by_older_keys(
     store: Store, experiment_id: str, tag: str, keys: set[str], condition: str = ""
 ) -> Iterator[Run]:
-    # There are several for each point, and seldom a run: those of other code are read at once.
+    # A point has several older fingerprints, few of them with a run: read all runs of other code.
     other_code = f"tags.`{schema.CODE_SHA256}` != '{fingerprint.of_program()}'"
     if keys:
         filter_string = f"tags.`{tag}` LIKE '%' AND {other_code}{condition}"
@@ -210,10 +211,9 @@ def _by_older_keys(
 def like_trials(
     store: Store, experiment_id: str, split: SplitConfig, threads: int
 ) -> list[TrialResult]:
-    """Find some finished trials of this code on as many images and threads, the newest first.
+    """Find finished trials of this code with as many images and threads, the newest first.
 
-    Those that diverged are left out: they ended before their last epoch. So are those whose time is
-    none.
+    Diverged trials are left out, because they ended early; so are those without a valid time.
     """
     filter_string = (
         f"attributes.status = '{FINISHED}' AND tags.`{schema.THREADS}` = '{threads}' "
@@ -230,7 +230,7 @@ def like_trials(
 
 
 def logged_steps(store: Store, run_id: str) -> set[int]:
-    """Return the epochs whose figures a run has, all of them."""
+    """Return the epochs whose metrics have all been logged."""
     steps = [
         {metric.step for metric in store.client.get_metric_history(run_id, name)}
         for name in EPOCH_METRICS
@@ -239,10 +239,10 @@ def logged_steps(store: Store, run_id: str) -> set[int]:
 
 
 def require_not_live(run: TrackedRun) -> None:
-    """Refuse a search that another process is working on.
+    """Refuse a search that another process is running.
 
     Raises:
-        SearchError: there is such a process; the message says where.
+        SearchError: another process is running it; the message says which, and where.
     """
     lease = Lease.read(run.raw.data.tags)
     if run.raw.info.status == RUNNING and lease and lease.is_live() and not lease.is_mine():
@@ -257,10 +257,10 @@ def close_orphans(store: Store, experiments: Iterable[str]) -> list[tuple[str, s
 
     Args:
         store: the store.
-        experiments: ids of the experiments to look in.
+        experiments: ids of the experiments to search.
 
     Returns:
-        Id and name of each run that was closed.
+        Id and name of each closed run.
     """
     orphans = []
     is_live = liveness(store)
@@ -272,18 +272,18 @@ def close_orphans(store: Store, experiments: Iterable[str]) -> list[tuple[str, s
 
 
 def live_runs(store: Store, experiments: Iterable[str]) -> list[str]:
-    """Return the ids of the open runs of this project whose process is there."""
+    """Return the ids of the open runs of this project whose process is still running."""
     is_live = liveness(store)
     return [run.info.run_id for run in iterate_runs(store, experiments, _OPEN) if is_live(run)]
 
 
 def close_own(store: Store, experiment_id: str, status: str) -> None:
-    """Close the open runs of this very process.
+    """Close the open runs of this process.
 
     Args:
         store: the store.
         experiment_id: of the experiment they are in.
-        status: KILLED or FAILED, for the search; trials were KILLED either way.
+        status: KILLED or FAILED, for the search; trials are always KILLED.
     """
     for run in list(iterate_runs(store, [experiment_id], _OPEN)):
         lease = Lease.read(run.data.tags)

@@ -1,4 +1,4 @@
-"""The names that runs carry in MLflow; scripts and other tools rely on them."""
+"""The names of tags, parameters, metrics and files in MLflow; other programs rely on them."""
 
 ROLE = "fmnist.role"
 SEARCH, TRIAL, TRAIN = "search", "trial", "train"
@@ -7,16 +7,16 @@ DATA_SHA256 = "fmnist.data_sha256"
 DATASET = "fmnist.dataset"
 PROTOCOL = "fmnist.protocol"
 ERROR = "fmnist.error"
-# The epoch whose loss was no finite number, on a trial that ended there.
+# On a diverged trial: the epoch whose loss was not finite.
 DIVERGED = "fmnist.diverged"
 TEST_OPENED = "fmnist.test_opened"
 REPORT_OF = "fmnist.report_of"
 
-# On a search, its best trial; on a trial, the search it is the best of.
+# On a search, the id of its best trial; on a trial, the ids of the searches it is the best of.
 BEST_RUN, BEST_OF = "fmnist.best_run", "fmnist.best_of"
-# Fingerprint of a whole grid, on its search's run.
+# On a search: the fingerprint of its grid.
 GRID = "fmnist.grid"
-# When the command of a search or a training was last given, be it to be told that all is done.
+# When the command of a search or a single training was last given, even if nothing was left to do.
 ASKED_AT = "fmnist.asked_at"
 FRESH = "fmnist.fresh"
 LEASE = "fmnist.lease"
@@ -27,19 +27,19 @@ THREADS = "fmnist.threads"
 VERSION = "fmnist.version"
 CODE_SHA256 = "fmnist.code_sha256"
 
-# After the name of a search's best trial, where everyone sees it.
+# Follows the name of a search's best trial, where everyone sees it.
 BEST_MARK = " ★"
 
 PARENT = "mlflow.parentRunId"
 ENTRY_POINT = "mlflow.project.entryPoint"
 
-# Of a registered model, which version is in use; and what its versions carry beside `POINT`,
+# The alias of a registered model's version in use, and what the versions carry beside `POINT`,
 # `DATA_SHA256`, `DATASET` and `PROTOCOL`.
 CHAMPION = "champion"
 RUN = "fmnist.run_id"
 VAL_ACCURACY = "fmnist.val_accuracy"
 SPLIT_SEED, SPLIT_LIMIT = "fmnist.split_seed", "fmnist.split_limit"
-# MLflow's own, on a logged model: its page lists the versions by it.
+# MLflow's own tag of a logged model, from which its page lists the versions.
 MODEL_VERSIONS = "mlflow.modelVersions"
 
 BEST_VAL_ACCURACY = "best_val_accuracy"
@@ -57,19 +57,19 @@ GRID_FILE = "figures/grid.png"
 LEADERBOARD_FILE = "leaderboard.csv"
 SEARCH_FILE = "search.json"
 REUSED_FILE = "reused.json"
-# For an axis with more values than a parameter can hold.
+# Holds the axes, if one has more values than fit into a parameter.
 AXES_FILE = "axes.json"
 TRACEBACK_FILE = "traceback.txt"
 REPORT_FOLDER = "report"
 VALIDATION_FOLDER = "validation"
 
-# Prefixes of a search's parameters. Bare names would collide with those that `mlflow run`
-# logs on the same run, as the person typed them.
+# Prefixes of a search's parameters. Bare names would collide with those that `mlflow run` logs on
+# the same run, spelled as the person typed them.
 AXIS_PREFIX = "grid."
 BASE_PREFIX = "base."
 SPLIT_PREFIX = "split."
 
 
 def unmarked(name: str) -> str:
-    """A trial's own name, without the mark of the best."""
+    """Return a trial's name without the mark of the best."""
     return name.removesuffix(BEST_MARK)

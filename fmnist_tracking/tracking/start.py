@@ -1,4 +1,4 @@
-"""Opening runs: a search's and its trials', new ones or those that were cut off."""
+"""Opening the runs of searches and trials, new or resumed."""
 
 import dataclasses
 import json
@@ -31,12 +31,12 @@ from fmnist_tracking.tracking.ui_links import offer_table
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What runs record of their data.
+    """What runs record about their data.
 
     Attributes:
-        sha256: `Dataset.digest`.
+        sha256: `Dataset.digest` of the data.
         name: of the data set.
-        source: where it was found.
+        source: where the data was found.
     """
 
     sha256: str
@@ -45,22 +45,22 @@ class DatasetInfo:
 
     @property
     def description(self) -> str:
-        """Both, for people."""
+        """Return the data set's name and source, for people."""
         return f"{self.name} ({self.source})"
 
     @property
     def is_fashion_mnist(self) -> bool:
-        """Whether it is that, by name."""
+        """Return whether the data is Fashion-MNIST, by its name."""
         return self.name == FASHION_MNIST
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What runs record of where their numbers come from, beside configuration and data.
+    """What runs record about the origin of their numbers, beside configuration and data.
 
     Attributes:
-        code: which code.
-        environment: the rest, as `fmnist_tracking.environment.describe` gives it.
+        code: the code that runs.
+        environment: what `fmnist_tracking.environment.describe` returns.
     """
 
     code: Code
@@ -72,14 +72,14 @@ class SearchInfo:
     """What a search's run records when it is opened.
 
     Attributes:
-        name: for people; a name that a person gave to `mlflow run` stays.
+        name: shown to people; a name that a person gave to `mlflow run` is kept.
         space: the grid.
-        base: value of each setting that is not an axis.
+        base: the value of each setting that is not an axis.
         split: how the data is split.
-        data: which data.
-        origin: which code, on what machine.
+        data: the data set.
+        origin: the code and its environment.
         grid: fingerprint of the whole grid.
-        fresh: whether it trains all anew.
+        fresh: whether every point is trained again.
     """
 
     name: str
@@ -97,15 +97,15 @@ class TrialInfo:
     """What a trial's run records when it is opened.
 
     Attributes:
-        name: for people.
+        name: shown to people.
         config: what is trained.
         split: how its data is split.
-        data: which data.
-        origin: which code, on what machine.
-        fingerprint: of all that determines its numbers.
-        threads: that its arithmetic is done with.
-        parent: the search's run id, None for a training of its own.
-        adopted: the run that `mlflow run` made for a training of its own.
+        data: the data set.
+        origin: the code and its environment.
+        fingerprint: of everything that determines its numbers.
+        threads: number of threads that compute it.
+        parent: the search's run id, None for a single training.
+        adopted: the run that `mlflow run` created for a single training.
     """
 
     name: str
@@ -128,16 +128,16 @@ def start_search(
 ) -> str:
     """Open the parent run of a search, held by this process.
 
-    It is the run that `mlflow run` made for this command, if there is one; else the run of
-    the same search that was cut off, if there is one; else a new one. In the first case what
-    the search that was cut off has trained moves to the new run.
+    It is the run that `mlflow run` created for this command, else the interrupted run of the same
+    search, else a new run. In the first case, `move_trials` moves the trials of the interrupted run
+    to it.
 
     Args:
         store: the store.
-        experiment_id: of the experiment to put it in.
+        experiment_id: of the run's experiment.
         facts: what to record.
-        resume: the search's run that was cut off.
-        adopted: the run that `mlflow run` made for this command.
+        resume: the interrupted run of the search.
+        adopted: the run that `mlflow run` created for this command.
 
     Returns:
         The run's id.
@@ -174,7 +174,7 @@ def start_search(
 
 
 def log_asked(store: Store, run_id: str) -> None:
-    """Record that the command of a search or a training, which is finished, was given again."""
+    """Record that the command of a finished search or single training was given again."""
     store.client.set_tag(run_id, schema.ASKED_AT, _now())
 
 
@@ -183,7 +183,7 @@ def _now() -> str:
 
 
 def move_trials(store: Store, trials: Iterable[str], old: str, new: str) -> None:
-    """Make trials the children of a search's new run, and say so in the old one."""
+    """Make trials the children of a search's new run, and record that on the old one."""
     client = store.client
     for trial in trials:
         known = client.get_run(trial).data.tags
@@ -199,7 +199,7 @@ def move_trials(store: Store, trials: Iterable[str], old: str, new: str) -> None
 
 
 def log_reused(store: Store, run_id: str, trials: Sequence[str]) -> None:
-    """Keep with a search which finished trials of others it counts among its own."""
+    """Log which finished trials of other searches a search reuses."""
     if trials:
         store.client.log_text(run_id, json.dumps(trials), schema.REUSED_FILE)
         store.client.set_tag(run_id, schema.REUSED, str(len(trials)))
@@ -212,9 +212,9 @@ def start_trial(
 
     Args:
         store: the store.
-        experiment_id: of the experiment to put it in.
+        experiment_id: of the run's experiment.
         facts: what to record.
-        resume: the trial's run that was cut off, to go on in; None opens a new one.
+        resume: the interrupted run of the trial, to be resumed; None creates a new one.
 
     Returns:
         The run's id.
@@ -238,7 +238,7 @@ def start_trial(
 
 
 def find_trial(store: Store, experiment_id: str, facts: TrialInfo) -> str | None:
-    """The run of a trial that this process has opened already, None if it has not."""
+    """Return the run of a trial if this process has opened it already, else None."""
     parent = "" if facts.parent is None else f"AND tags.`{schema.PARENT}` = '{facts.parent}' "
     found = store.client.search_runs(
         [experiment_id],
@@ -264,8 +264,8 @@ def _origin_tags(facts: SearchInfo | TrialInfo) -> dict[str, str]:
 
 
 def program_tags(code: Code) -> dict[str, str]:
-    """What MLflow itself would say of this process: who runs it, and which program."""
-    # MLflow's is of the folder of the script that was called, which need not be where the code is.
+    """Return the tags that MLflow itself would set: who runs the process, and which program."""
+    # MLflow's Git tags describe the folder of the script, which need not be where the code is.
     git = (MLFLOW_GIT_COMMIT, MLFLOW_GIT_BRANCH, MLFLOW_GIT_REPO_URL)
     tags = {name: value for name, value in resolve_tags().items() if name not in git}
     return {**tags, **_git_tags(code)}
@@ -282,7 +282,7 @@ def _git_tags(code: Code) -> dict[str, str]:
 
 
 def _is_generated(name: str) -> bool:
-    """Whether MLflow chose a run's name because nobody did: "bemused-snail-512"."""
+    """Return whether MLflow generated a run's name, such as "bemused-snail-512"."""
     parts = name.split("-")
     return (
         len(parts) == 3
@@ -315,7 +315,7 @@ def _start(
     run_id = str(run.info.run_id)
     if existing is not None and _is_generated(run.info.run_name or ""):
         client.update_run(run_id, name=facts.name)
-    # `mlflow run` has logged what the person typed, and MLflow forbids a second spelling.
+    # `mlflow run` has logged the values as typed, and MLflow does not let them change.
     new_params = {k: str(v) for k, v in params.items() if k not in run.data.params}
     client.log_batch(
         run_id,

@@ -1,4 +1,4 @@
-"""Reaching the MLflow store, and saying clearly why when it cannot be reached."""
+"""Opening the MLflow store, with a clear message when it cannot be reached."""
 
 import contextlib
 import logging
@@ -34,14 +34,14 @@ from fmnist_tracking.tracking.error_messages import (
 
 _log = logging.getLogger(__name__)
 
-# The first that the tests have passed with.
+# The oldest that the tests have passed with.
 _OLDEST_SERVER = (3, 1)
 _ANSWER_SECONDS = 10
 _VERSION = re.compile(r"(\d+)\.(\d+)[\w.]*$")
 _MANY = 1000
-# Runs that are named when some are left out.
+# At most this many skipped runs are named.
 _NAMED = 3
-# The package that holds a database driver's module, where the names differ.
+# The package to install for a database driver's module, where the names differ.
 _DRIVERS = {
     "psycopg": "'psycopg[binary]'",
     "psycopg2": "psycopg2-binary",
@@ -49,13 +49,13 @@ _DRIVERS = {
 }
 _MLFLOW_SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # Trying again is the recorder's task: MLflow's own way takes minutes a call, and may make two
-    # runs of one.
+    # The background writer retries. MLflow's own retries take minutes a call, and may create a run
+    # twice.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 _EXPERIMENT_TAGS = {
-    # Without this, MLflow's page opens the experiment as one of language models.
+    # Without it, MLflow's page treats the experiment as one of language models.
     "mlflow.experimentKind": "custom_model_development",
     MLFLOW_RUN_NOTE: "Grid searches on Fashion-MNIST. Each search is a run, its trials are the "
     "runs below it: press the plus sign before its name. The description of a search ranks them.",
@@ -68,12 +68,12 @@ class Store:
     """An MLflow tracking store that was reachable when it was opened.
 
     Attributes:
-        uri: its address, in full.
-        client: MLflow's, for that address.
+        uri: its full address.
+        client: MLflow's client for that address.
         moved_from: folders that a SQLite store was in when it wrote the addresses of its runs'
             files; empty unless it was moved or copied since.
-        away: folders that it names for the files of its runs, and that are not there.
-        left_out: runs that could not be read, by id, each with the reason.
+        away: folders that it names for the files of its runs, and that are missing.
+        left_out: runs that could not be read: the reason by run id.
     """
 
     uri: str
@@ -84,20 +84,20 @@ class Store:
 
     @property
     def public_uri(self) -> str:
-        """The URI to show: without a user's name and password."""
+        """Return the address without user name and password, to be shown."""
         return without_user(self.uri)
 
     @property
     def can_be_written(self) -> bool:
-        """Whether this user may write a SQLite store's file and folder; True for all others."""
+        """Return whether this user may write a SQLite store; True for other stores."""
         path = locations.sqlite_file(self.uri)
         return path is None or sqlite_store.can_be_written(path)
 
     def experiment_id(self, name: str) -> str:
-        """The id of an experiment, created if there is none of that name.
+        """Return the id of an experiment; create it if there is none of that name.
 
         Raises:
-            TrackingError: there was one, and it was deleted.
+            TrackingError: the experiment was deleted.
         """
         found = self.client.get_experiment_by_name(name)
         if found is None:
@@ -113,17 +113,17 @@ class Store:
             except MlflowException as error:
                 if error.error_code != _EXISTS:
                     raise
-                return self.experiment_id(name)  # another process was quicker
+                return self.experiment_id(name)  # another process was faster
         require_active(found)
         return str(found.experiment_id)
 
     def identity(self, experiment_id: str) -> str:
-        """What tells an experiment from all others, whatever address its store was opened by.
+        """Return what identifies an experiment, whatever the address of its store.
 
-        A SQLite store that was renamed, upgraded, or moved within its file system is the same. One
-        that was made anew in the same place is another, and so is a copy. A move to another file
-        system and a backup that was put back are copies too: nothing tells which of two is meant,
-        and two stores must never share a lock and checkpoints.
+        A SQLite store that was renamed, upgraded, or moved within its file system keeps its
+        identity. One that was created again in the same place gets another, and so does a copy. A
+        move to another file system and a restored backup count as copies: nothing shows which of
+        the two is meant, and two stores must never share a lock and checkpoints.
         """
         path = locations.sqlite_file(self.uri)
         made = self.client.get_experiment(experiment_id).creation_time
@@ -131,19 +131,21 @@ class Store:
         return f"experiment {experiment_id} of {made} {where}"
 
     def require_in_place(self) -> None:
-        """Refuse a store that was moved or copied: its runs' files are looked for elsewhere.
+        """Refuse a store that was moved or copied: its addresses of runs' files are wrong.
 
         Raises:
-            TrackingError: it was; the message has the remedy.
+            TrackingError: it was; the message says how to repair it.
         """
         if self.moved_from:
             raise TrackingError(self.moved_line())
 
     def require_reached(self, address: str) -> None:
-        """Refuse an address of files on a disk that is not there, lest they be put on another.
+        """Refuse an address of files on a disk that is not mounted.
+
+        The files would be written to another disk.
 
         Raises:
-            TrackingError: it is.
+            TrackingError: the disk is not mounted.
         """
         location = locations.local_path(address)
         for folder in self.away:
@@ -151,7 +153,7 @@ class Store:
                 raise TrackingError(locations.not_reached_line(folder))
 
     def moved_line(self) -> str:
-        """Say, in a line, that the store was moved or copied, and what puts it right."""
+        """Return a line that says that the store was moved or copied, and how to repair it."""
         path = locations.sqlite_file(self.uri)
         old = " and ".join(str(folder) for folder in sorted(self.moved_from))
         return (
@@ -175,25 +177,25 @@ def require_active(experiment: Experiment) -> None:
 
 
 def tracking_uri(uri: str | None = None) -> str:
-    """The store to use: the one given, else MLFLOW_TRACKING_URI, else MLflow's own default.
+    """Return the address of the store: the one given, MLFLOW_TRACKING_URI, or MLflow's default.
 
     Raises:
-        TrackingError: it is no address of a store.
+        TrackingError: it is not the address of a store.
     """
     return locations.resolve(uri or locations.default_uri() or str(mlflow.get_tracking_uri()))
 
 
 def is_yet_to_be_made(uri: str | None = None) -> bool:
-    """Whether the store is a SQLite file that is not there yet, or empty."""
+    """Return whether the store is a SQLite file that is missing or empty."""
     path = locations.sqlite_file(tracking_uri(uri))
     return path is not None and sqlite_store.is_yet_to_be_made(path)
 
 
 def require_can_be_made(uri: str | None = None) -> Path | None:
-    """Return the file of a SQLite store that is yet to be made; None for another kind.
+    """Return the file of a SQLite store that can be used or created; None for another kind.
 
     Raises:
-        TrackingError: this user cannot make it.
+        TrackingError: this user cannot use or create it.
     """
     path = locations.sqlite_file(tracking_uri(uri))
     if path is not None:
@@ -210,23 +212,26 @@ def open_store(
     files: bool = True,
     upgrade: bool = False,
 ) -> Iterator[Store]:
-    """Open the store; errors of MLflow, and of it alone, become `TrackingError` inside the block.
+    """Open the store; MLflow's errors inside the block become `TrackingError`, others pass.
 
     Args:
         uri: of the store; by default MLFLOW_TRACKING_URI or MLflow's own default.
-        create: make a new SQLite store where there is none, rather than say so.
-        write: refuse a SQLite store that this user may read alone; `create` does too.
-        files: whether the files of runs are needed, so that a store that was moved is refused;
-            else it is only told.
-        upgrade: bring a database of an older MLflow up to date, rather than refuse it.
+        create: create a SQLite store if there is none; otherwise a missing store is an error.
+        write: refuse a SQLite store that this user may only read; `create` does so too.
+        files: whether the files of runs are needed: a store that was moved is then refused,
+            otherwise only a warning is logged.
+        upgrade: upgrade a database of an older MLflow instead of refusing it.
+
+    Yields:
+        The store.
 
     Raises:
-        TrackingError: the store cannot be reached, is of another version of MLflow, or fails
-            while it is used.
+        TrackingError: the store cannot be reached, is of another version of MLflow, or fails while
+            it is used.
     """
     uri = _with_credentials_aside(tracking_uri(uri))
-    # MLflow and Alembic tell of each table they create, at the level of warnings or above, and of
-    # each error of a database with a traceback.
+    # MLflow and Alembic log each table that they create as a warning or worse, and each error of a
+    # database with a traceback.
     for name in ("alembic", "mlflow.tracking", "mlflow.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
@@ -248,7 +253,7 @@ def open_store(
         ) from None
     except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
         raise opening_error(uri, error) from error
-    except (TypeError, ValueError) as error:  # what MLflow and SQLAlchemy say of a wrong setting
+    except (TypeError, ValueError) as error:  # MLflow's and SQLAlchemy's errors for a wrong setting
         raise TrackingError(
             f"The MLflow store at {without_user(uri)} cannot be opened ({first_line(error)}). "
             "Correct its address, or that setting in the environment (MLFLOW_…)."
@@ -294,9 +299,9 @@ def _tell_left_out(store: Store) -> None:
 
 
 def _with_credentials_aside(uri: str) -> str:
-    """The address of a server alone; a name and password in it go where MLflow looks for them.
+    """Return a server's address without credentials, which go into MLflow's environment.
 
-    MLflow would write them into its messages, and they are no part of which store it is.
+    MLflow would write them into its messages, and they do not belong to the identity of a store.
     """
     try:
         parts = urlsplit(uri)
@@ -313,10 +318,10 @@ def _with_credentials_aside(uri: str) -> str:
 
 
 def _require_store(uri: str, *, create: bool, write: bool, upgrade: bool) -> None:
-    """Look whether the store is one that can be used as it is, before MLflow touches it."""
+    """Check that the store can be used, or create it, before MLflow opens it."""
     path = locations.sqlite_file(uri)
     if path is not None:
-        locations.working_folder()  # MLflow wants one, wherever the file is
+        locations.working_folder()  # MLflow needs one, wherever the file is
         sqlite_store.require_usable(path, create=create, write=write)
     if uri.startswith(("http://", "https://")):
         _require_server(uri)
@@ -333,10 +338,10 @@ def _require_store(uri: str, *, create: bool, write: bool, upgrade: bool) -> Non
 
 
 def _require_server(uri: str) -> None:
-    """Ask a server for its version, in the way that MLflow will speak to it.
+    """Check a server's version, by a request like MLflow's own.
 
     Raises:
-        TrackingError: it is too old.
+        TrackingError: the server is too old.
         MlflowException: it cannot be reached.
     """
     answer = http_request(  # type: ignore[no-untyped-call]
@@ -347,7 +352,7 @@ def _require_server(uri: str) -> None:
         max_retries=0,
     )
     found = _VERSION.match(answer.text.strip()) if answer.status_code == 200 else None
-    if found is None:  # a gateway before it, perhaps: what MLflow asks next will tell
+    if found is None:  # perhaps a gateway's answer: MLflow's next request will show it
         return
     if (int(found[1]), int(found[2])) < _OLDEST_SERVER:
         oldest = ".".join(map(str, _OLDEST_SERVER))

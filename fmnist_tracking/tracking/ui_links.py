@@ -1,13 +1,13 @@
-"""Addresses within MLflow's own page, and the columns that its table of runs opens with."""
+"""Addresses within MLflow's page, and the columns of its table of runs."""
 
 import json
 
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.store import Store
 
-# Without it, the page shows what there is for language models beside the runs.
+# Without it, the page shows its features for language models beside the runs.
 _KIND = "workflowType=machine_learning"
-# The page keeps a view that is shared by its address as a tag of the experiment.
+# The page stores a view that is shared by its address as a tag of the experiment.
 _VIEW = "fmnist-track"
 _VIEW_TAG = f"mlflow.sharedViewState.{_VIEW}"
 _METRICS = (schema.BEST_VAL_ACCURACY, "best_epoch", "val_macro_f1", "train_seconds")
@@ -15,24 +15,24 @@ _PARAMS = ("filters", "kernel_size", "strides", "hidden_units", "learning_rate")
 
 
 def run_address(experiment_id: str, run_id: str) -> str:
-    """Where the page shows a run, from the page's root on."""
+    """Return the address of a run, relative to the root of MLflow's page."""
     return f"#/experiments/{experiment_id}/runs/{run_id}?{_KIND}"
 
 
 def model_address(experiment_id: str, model_id: str) -> str:
-    """Where the page shows a logged model, from the page's root on."""
+    """Return the address of a logged model, relative to the root of MLflow's page."""
     return f"#/experiments/{experiment_id}/models/{model_id}?{_KIND}"
 
 
 def table_address(experiment_id: str) -> str:
-    """Where the page shows an experiment's runs, with the columns that `offer_table` chose."""
+    """Return the address of an experiment's table of runs, with the columns of `offer_table`."""
     return f"#/experiments/{experiment_id}/runs?viewStateShareKey={_VIEW}&{_KIND}"
 
 
 def offer_table(store: Store, experiment_id: str) -> None:
-    """Have the page show results and settings beside each run, at `table_address`.
+    """Make MLflow's page show results and settings beside each run, at `table_address`.
 
-    By itself it shows neither, and it lets nobody but its visitor choose.
+    By default it shows neither, and only a visitor can choose columns.
     """
     view = {
         "orderByKey": "attributes.start_time",
