@@ -1,4 +1,4 @@
-"""The images: found or fetched, verified, cached, and split."""
+"""The images: found or downloaded, verified, cached, and split."""
 
 from fmnist_tracking.data.dataset import Dataset, class_names, load_dataset
 from fmnist_tracking.data.split import DataSplit, TestSet, split_dataset, test_set

@@ -1,4 +1,4 @@
-"""Arrays in a folder of the user's cache: written wholly or not at all, read memory-mapped."""
+"""Arrays in the user's cache: written completely or not at all, and read memory-mapped."""
 
 import contextlib
 import json
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 
 _ABOUT = "about.json"
 _PARTIAL = "partial-"
-# After so long, a folder that is still partial is one whose process was killed.
+# A folder that is still partial after this time belongs to a process that was killed.
 _WRITING_SECONDS = 3600
 
 _log = logging.getLogger(__name__)
 
 
 def write(folder: Path, arrays: Mapping[str, NDArray[np.uint8]], about: Any) -> None:
-    """Keep arrays for next time; where that cannot be done, to make them again is no harm.
+    """Cache arrays; if they cannot be written, only log a warning.
 
     Args:
-        folder: made; of two processes that make it at once, the second changes nothing.
+        folder: created; if two processes create it at once, the second changes nothing.
         arrays: by name.
-        about: something that `json` can write.
+        about: metadata that `json` can write.
     """
     try:
         partial = begin(folder)
@@ -46,10 +46,10 @@ def write(folder: Path, arrays: Mapping[str, NDArray[np.uint8]], about: Any) -> 
 
 
 def begin(folder: Path) -> Path:
-    """A new folder beside this one, to be filled and then put in its place.
+    """Create a partial folder beside a folder, to be filled and passed to `put_in_place`.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in partial_folders(folder.parent):
@@ -60,18 +60,19 @@ def begin(folder: Path) -> Path:
 
 
 def partial_folders(parent: Path) -> set[Path]:
-    """The folders in this one that are being filled, or were when their process was killed."""
+    """Return the folders that are being filled, or were when their process was killed."""
     return set(parent.glob(f"{_PARTIAL}*"))
 
 
 def put_in_place(partial: Path, folder: Path) -> None:
-    """Rename what `begin` gave to `folder`; of two processes that do, the second changes nothing.
+    """Rename a filled folder from `begin` to `folder`.
 
-    Whoever may read the cache may read what is in it: temporary folders and files are their
-    owner's alone, and users can share a cache.
+    If two processes do so at once, the second changes nothing. Temporary folders and files are
+    private to their owner, but users can share a cache: so whoever may read the cache gets
+    permission to read the content.
 
     Raises:
-        OSError: it cannot be done.
+        OSError: it cannot be renamed.
     """
     mode = folder.parent.stat().st_mode
     for file in partial.iterdir():
@@ -80,22 +81,23 @@ def put_in_place(partial: Path, folder: Path) -> None:
     try:
         partial.rename(folder)
     except OSError:
-        if not folder.is_dir():  # another process was not simply faster
+        if not folder.is_dir():  # else another process was faster
             raise
 
 
 def read(
     folder: Path, names: Iterable[str], mode: Literal["r", "c"]
 ) -> tuple[dict[str, NDArray[np.uint8]], Any] | None:
-    """What `write` has kept, or None if it is not there or cannot be read.
+    """Load what `write` has cached; return None if it is missing or cannot be read.
 
-    The bytes are not verified. A folder in which something is missing or cut short is removed; one
-    that this user may not read, or that there is no memory for, stays as it is.
+    The bytes are not verified. A folder that is incomplete is removed; one that this user may not
+    read, or that does not fit into memory, is kept.
 
     Args:
-        folder: which.
-        names: of the arrays.
-        mode: of the mapping: "r" cannot be written to, "c" can, which changes no file.
+        folder: the folder that `write` created.
+        names: names of the arrays.
+        mode: of the memory map: "r" is read-only; "c" can be written to, which does not change the
+            file.
     """
     try:
         if not folder.is_dir():
@@ -111,6 +113,6 @@ def read(
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder whose arrays are not what was written."""
+    """Remove a folder whose content is damaged."""
     _log.warning("The copy of images in %s is damaged and is made anew.", folder)
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Getting Fashion-MNIST from the network, where no copy is at hand."""
+"""Downloading Fashion-MNIST, if this machine has no copy."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ import pooch
 from fmnist_tracking.data.idx import FILES, file_name
 from fmnist_tracking.errors import DataError, first_line
 
-# Each holds the four .gz files; the first is the authors' repository.
+# Each has the four .gz files; the first is the authors' repository.
 MIRRORS = (
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
     "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
@@ -28,17 +28,17 @@ _log = logging.getLogger(__name__)
 
 
 def fetch(folder: Path, verify: Callable[[Path], None], mirrors: Iterable[str] = MIRRORS) -> None:
-    """Put the four files of Fashion-MNIST into a folder.
+    """Download the four files of Fashion-MNIST to a folder.
 
-    The mirrors are tried in turn, then apt, until one gives files that can be verified.
+    The mirrors are tried in order, then apt, until one gives files that can be verified.
 
     Args:
-        folder: an empty one.
+        folder: an empty folder.
         verify: raises `DataError` if the files in a folder are not the right ones.
         mirrors: addresses that end in "/".
 
     Raises:
-        DataError: no source gave the right files; the message has a clause for each.
+        DataError: no source gave the right files; the message names what went wrong with each.
     """
     sources: dict[str, Callable[[Path], None]] = {
         mirror: partial(_download, mirror) for mirror in mirrors
@@ -51,7 +51,7 @@ def fetch(folder: Path, verify: Callable[[Path], None], mirrors: Iterable[str] =
             try:
                 get(Path(scratch))
                 verify(Path(scratch))
-            except Exception as error:  # pooch passes on whatever its HTTP library raises
+            except Exception as error:  # pooch passes on any error of its HTTP library
                 failures.append(f"{name}: {_reason(error)}")
                 continue
             for path in Path(scratch).iterdir():
@@ -64,13 +64,16 @@ def _download(mirror: str, folder: Path) -> None:
     downloader = pooch.HTTPDownloader(timeout=_TIMEOUT_SECONDS)
     for part in FILES:
         name = file_name(part) + ".gz"
-        # No hash here: the gzip wrappers differ between mirrors, the contents do not, and those
-        # are what is verified.
+        # No hash here: the gzip headers differ between mirrors; the contents do not, and are
+        # verified.
         pooch.retrieve(mirror + name, None, name, folder, downloader=downloader)
 
 
 def _unpack_debian_package(folder: Path) -> None:
-    """Download and unpack the package; apt's lists go to a folder of our own, so no root."""
+    """Download and unpack the package.
+
+    apt's lists go to a temporary folder, so that root is not needed.
+    """
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise FileNotFoundError(None, "apt-get and dpkg-deb are not installed")
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,6 +1,6 @@
-"""A split of the data in the user's cache, which all processes that train on it map.
+"""A split of the data in the user's cache, memory-mapped by all processes that train on it.
 
-The pages of the files are in memory once, whoever reads them.
+The pages of its files are in memory only once, however many processes read them.
 """
 
 import contextlib
@@ -18,21 +18,21 @@ from fmnist_tracking.data.split import DataSplit
 from fmnist_tracking.results import DatasetPart
 
 _ARRAYS = ("train_images", "train_labels", "validation_images", "validation_labels")
-# A search at full size is 47 MB; more are seldom in use at the same time.
+# A split of all images takes 47 MB; more splits are seldom in use at the same time.
 _KEPT = 4
 
 
 def shared_split(
     key: str, make: Callable[[], DataSplit]
 ) -> tuple[DataSplit, tuple[DatasetPart, DatasetPart]]:
-    """The split with this key, memory-mapped; made, and put into the cache, if it is not there.
+    """Load a split from the cache, memory-mapped; make and cache it if it is not there.
 
     Args:
-        key: names all that determines the split.
-        make: makes it.
+        key: names everything that determines the split.
+        make: makes the split.
 
     Returns:
-        The split, and what identifies its images, computed from the bytes that are given.
+        The split, and what identifies its images, computed from the returned bytes.
     """
     folder = _folder() / hashlib.sha256(key.encode()).hexdigest()[:16]
     found = _read(folder)
@@ -55,7 +55,7 @@ def _folder() -> Path:
 
 
 def _read(folder: Path) -> tuple[DataSplit, tuple[DatasetPart, DatasetPart]] | None:
-    # TensorFlow takes an array as it is, without a copy, only if it may be written to.
+    # TensorFlow uses an array without copying it only if it is writable.
     kept = array_cache.read(folder, _ARRAYS, mode="c")
     if kept is None:
         return None
@@ -77,7 +77,7 @@ def _plain(part: DatasetPart) -> object:
 
 
 def _remove_old() -> None:
-    """Remove splits that were not used for longest; who has them mapped keeps them."""
+    """Remove the splits unused for longest; processes that have mapped them keep them."""
     with contextlib.suppress(OSError):
         whole = set(_folder().iterdir()) - array_cache.partial_folders(_folder())
         for folder in sorted(whole, key=lambda folder: folder.stat().st_mtime)[:-_KEPT]:

@@ -1,1 +1,1 @@
-"""Networks: how each is built, saved and opened."""
+"""Networks: how each is built, saved and loaded."""

@@ -1,4 +1,4 @@
-"""The network: a small CNN built from a `TrainingConfig`, and a look inside it."""
+"""The network: a small CNN built from a `TrainingConfig`, and its first activation maps."""
 
 import importlib
 import inspect
@@ -19,18 +19,18 @@ from fmnist_tracking.config import CLASS_NAMES, IMAGE_SIZE, POOL_SIZE, TrainingC
 
 INPUT_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 1)
 FIRST_CONVOLUTION = "conv1"
-# Images that are classified at once; more would only cost memory.
+# Batch size of `predict`; a larger one only costs memory.
 _AT_ONCE = 1000
-# In a `.keras` file, what describes the layers.
+# The file in a `.keras` archive that describes the layers.
 _CONFIG_FILE = "config.json"
 
 
 def build_model(config: TrainingConfig) -> keras.Model:
-    """Build the network, uncompiled, with freshly drawn weights.
+    """Build the network, uncompiled, with new initial weights.
 
-    It takes raw pixels, uint8 of shape (n, 28, 28, 1) in 0..255, and scales them itself, so
-    that training, serving and prediction cannot disagree; it gives float32 class
-    probabilities of shape (n, 10).
+    It takes raw pixels, uint8 of shape (n, 28, 28, 1) in 0..255, and scales them itself, so that
+    training, serving and prediction cannot disagree. It gives class probabilities, float32 of shape
+    (n, 10).
     """
     layers: list[keras.layers.Layer] = [
         keras.Input(INPUT_SHAPE, dtype="uint8", name="pixels"),
@@ -57,18 +57,18 @@ def build_model(config: TrainingConfig) -> keras.Model:
 
 
 def with_weights(config: TrainingConfig, weights: Sequence[NDArray[np.float32]]) -> keras.Model:
-    """The network with weights that a training gave, uncompiled."""
+    """Build the network with the weights of a training, uncompiled."""
     model = build_model(config)
     model.set_weights(list(weights))
     return model
 
 
 def make_portable(path: Path) -> None:
-    """Rewrite a `.keras` file so that Keras from 3.5 on reads it.
+    """Rewrite a `.keras` file so that all versions of Keras from 3.5 on can read it.
 
     Keras writes every argument of a layer or initializer, and refuses a file with an argument that
-    it does not know: what 3.15 saves, 3.12 cannot load. An argument that is null or false, and is
-    so by default, is left out; the model is the same without it.
+    it does not know: 3.12 cannot load what 3.15 saves. An argument that is null or false, and is so
+    by default, is removed; the model is the same without it.
 
     Args:
         path: of the file, which is replaced.
@@ -87,9 +87,9 @@ def load_model(path: Path) -> keras.Model:
     """Load a `.keras` file in Keras's safe mode, which runs no code from the file.
 
     Raises:
-        ValueError: it is no network of this project: it takes other images, or gives something
-            else than ten probabilities. Keras raises this and other exceptions of what is no
-            model, is damaged, or carries code.
+        ValueError: it is not a network of this project: its input shape is another, or it does not
+            give ten probabilities. Keras raises this and other exceptions for a file that is not a
+            model, is damaged, or contains code.
     """
     if not zipfile.is_zipfile(path):
         raise ValueError("It is no .keras file, or was cut short.")
@@ -104,16 +104,17 @@ def load_model(path: Path) -> keras.Model:
 
 
 def predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Class probabilities of raw images.
+    """Compute the class probabilities of raw images.
 
     Args:
-        model: one that `build_model` or `load_model` gave.
+        model: from `build_model` or `load_model`.
         images: uint8, shape (n, 28, 28, 1), 0..255.
 
     Returns:
         float32, shape (n, 10); each row sums to 1.
     """
-    # Keras's own `predict` traces the model first, which takes longer than to classify some images.
+    # Keras's own `predict` traces the model first, which takes longer than classifying a few
+    # images.
     number = runtime.shards()
     size = max(1, _AT_ONCE // number)
     with ThreadPoolExecutor(number) as threads:
@@ -123,10 +124,10 @@ def predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32
 
 
 def first_layer_activations(model: keras.Model, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What the first convolution, after its ReLU, makes of one raw image.
+    """Compute the activation maps of the first convolution, after its ReLU, for one raw image.
 
     Args:
-        model: one that `build_model` or `load_model` gave.
+        model: from `build_model` or `load_model`.
         image: uint8, shape (28, 28, 1), 0..255.
 
     Returns:
@@ -144,14 +145,14 @@ def _call(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _without_defaults(value: Any) -> Any:
-    """What Keras has serialized, without arguments that are null or false by default."""
+    """Remove arguments that are null or false by default from what Keras has serialized."""
     if isinstance(value, list):
         return [_without_defaults(item) for item in value]
     if not isinstance(value, dict):
         return value
     kept = {key: _without_defaults(item) for key, item in value.items()}
     module, config = kept.get("module"), kept.get("config")
-    # What is not Keras's own may be of any version, and is not imported here.
+    # Other libraries' classes may be of any version, and are not imported here.
     if isinstance(config, dict) and str(module).partition(".")[0] == "keras":
         made_by = getattr(importlib.import_module(str(module)), str(kept["class_name"]), None)
         known = inspect.signature(made_by).parameters if inspect.isclass(made_by) else {}

@@ -1,1 +1,1 @@
-"""Training one configuration: `loop` goes through the epochs, `coursework_step` through one."""
+"""Training one configuration: `loop` runs the epochs, `coursework_step` the steps of one epoch."""

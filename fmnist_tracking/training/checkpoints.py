@@ -1,4 +1,4 @@
-"""A training's state at the end of an epoch, in a file, so that it can go on from there."""
+"""Checkpoints: the state of a training after an epoch, in a file, to resume it from."""
 
 import dataclasses
 import io
@@ -19,7 +19,7 @@ from fmnist_tracking.results import EpochMetrics
 from fmnist_tracking.runtime import STATE_VARIABLE
 
 _FILE = "checkpoint.npz"
-# What reading a file may raise whose bytes are not those that were written.
+# What reading a damaged file may raise.
 _DAMAGED = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error),
@@ -28,17 +28,17 @@ _DAMAGED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a training needs to go on exactly as if it had never stopped.
+    """What a training needs to resume exactly as if it had never stopped.
 
     Attributes:
         fingerprint: of what is trained; see `fmnist_tracking.fingerprint`.
-        epochs: figures of the epochs so far.
+        epochs: metrics of the epochs so far.
         fit_seconds: wall-clock seconds of training alone, validation excluded.
-        variables: `step.TrainingStep.variables`: weights, Adam's moments and steps; each in its
-            own shape and dtype.
+        variables: `coursework_step.TrainingStep.variables`: weights, Adam's moments and its step
+            count; each in its own shape and dtype.
         compiled: whether XLA compiled the training step.
         best_weights: the model's weights after the best epoch so far, float32.
-        best_predicted: what they take each validation image for, uint8, shape (m,).
+        best_predicted: the classes that they predict for the validation images, uint8, shape (m,).
     """
 
     fingerprint: str
@@ -51,16 +51,16 @@ class Checkpoint:
 
 
 def state_dir() -> Path:
-    """The folder of this user for what unfinished searches need: FMNIST_STATE_DIR, or the usual."""
+    """Return the user's folder for unfinished searches; FMNIST_STATE_DIR overrides the default."""
     named = os.environ.get(STATE_VARIABLE)
     return Path(named) if named else platformdirs.user_state_path("fmnist-tracking")
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write a checkpoint in place of the folder's last one, wholly or not at all.
+    """Replace the folder's checkpoint, completely or not at all.
 
     Raises:
-        OSError: it cannot be written; the last one is still there.
+        OSError: the checkpoint cannot be written; the previous one is still there.
     """
     about = {
         "fingerprint": checkpoint.fingerprint,
@@ -87,7 +87,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def load(folder: Path, fingerprint: str) -> Checkpoint | None:
-    """The folder's checkpoint, None if there is none of that training that can be read."""
+    """Load the folder's checkpoint; return None if it is missing, damaged or another training's."""
     try:
         with (
             (folder / _FILE).open("rb") as file,
@@ -114,5 +114,5 @@ def _numbered(arrays: "np.lib.npyio.NpzFile", name: str) -> tuple[NDArray[Any], 
 
 
 def remove(folder: Path) -> None:
-    """Remove a training's folder, if it is there."""
+    """Remove a training's folder, if it exists."""
     shutil.rmtree(folder, ignore_errors=True)

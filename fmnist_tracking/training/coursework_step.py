@@ -1,22 +1,22 @@
-"""The training step of the network, written out: Keras's `fit`, without what costs it time.
+"""The training step of the network, written by hand: the same as Keras's `fit`, but faster.
 
-Keras's own step, for the same network, spends about half of its time in convolutions. This one
-computes the same: Adam on the mean cross-entropy of a batch, with dropout; only sums are added up
-in another order. `docs/speed.md` has the figures that each of these is here for:
+With Keras's own step, the same network spends about half of the time in convolutions. This step
+computes the same: Adam on the mean cross-entropy of a batch, with dropout; only the order of
+summation differs. `docs/speed.md` has the measurements for each of these techniques:
 
 - An epoch is one TensorFlow function: no Python, no callbacks and no queue between two batches.
-- A batch is split in as many shards as there are threads, each with the whole network on one
-  thread, instead of each operation on all threads.
-- Max pooling and ReLU commute. So the gradient of ReLU is taken of the pooled values, a quarter as
-  many; and there one comparison gives the gradient of dropout too: a value that is not above 0
-  after both lets nothing through.
-- A value is dropped if 16 random bits are below a threshold, and what makes up for dropped values
-  is multiplied into the weights of the next layer, which are fewer.
+- A batch is split into as many shards as there are threads. Each thread runs the whole network on
+  one shard, instead of all threads sharing each operation.
+- Max pooling and ReLU commute. So the gradient of ReLU is computed on the pooled values, a quarter
+  as many; there, the same comparison gives the gradient of dropout: a value that is not above 0
+  after both passes no gradient.
+- A value is dropped if 16 random bits are below a threshold. The factor that compensates for
+  dropped values is multiplied into the weights of the next layer, which are fewer.
 - Adam is one operation for each weight tensor.
 
-Which values of which image are dropped depends on the seed, the epoch and the image's place in it
-alone, neither on the shards nor on what was trained before. So there is no state of random numbers
-to keep.
+Which values of an image are dropped depends only on the seed, the epoch and the position of the
+image in the epoch, not on the shards or on what was trained before. So no state of a random number
+generator has to be saved.
 """
 
 import itertools
@@ -30,13 +30,13 @@ from numpy.typing import NDArray
 
 from fmnist_tracking.config import POOL_SIZE, TrainingConfig
 
-# Of Adam, as Keras has them; Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980.
+# Adam's constants, as in Keras; Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980.
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
-_PHILOX = 1  # TensorFlow's number of Salmon et al.'s counter-based random numbers
+_PHILOX = 1  # TensorFlow's number for the counter-based generator of Salmon et al.
 _VALUES_PER_COUNT = 8  # 16-bit values that Philox draws for one value of its counter
-# Shares of dropped values are rounded to one of so many.
+# The resolution of the dropout rate.
 LEVELS = 2**16
-# With fewer images in a shard, starting its operations takes longer than what they compute.
+# With fewer images in a shard, starting its operations takes longer than computing them.
 _SMALLEST_SHARD = 4
 _POOL = {
     "ksize": [1, POOL_SIZE, POOL_SIZE, 1],
@@ -48,14 +48,14 @@ Tensors = Sequence[tf.Tensor]
 
 
 class TrainingStep:
-    """The weights of a network in training, the state of Adam, and the function of an epoch.
+    """The trained weights, the state of Adam, and the function that trains one epoch.
 
     Args:
-        weights: kernel and bias of the two convolutions and the two dense layers, in order, as
-            `trainable_variables` of a model from `model.build_model` has them; they are trained
-            in place.
+        weights: kernel and bias of the two convolutions and the two dense layers, in the order of
+            the `trainable_variables` of a model from `networks.coursework.build_model`; they are
+            trained in place.
         config: the network, its dropout and the batch size; seed, learning rate, epochs and
-            patience are not looked at.
+            patience are ignored.
         shards: parts of a batch that are computed at once; fewer where a batch is small.
         compiled: whether XLA compiles the arithmetic.
     """
@@ -77,7 +77,7 @@ class TrainingStep:
         self.shards = max(1, min(shards, config.batch_size // _SMALLEST_SHARD))
         self._dropped = min(round(config.dropout * LEVELS), LEVELS - 1)
         scale = LEVELS / (LEVELS - self._dropped)
-        # Of the layers behind the two dropouts: the second convolution and the hidden layer.
+        # Only the second convolution and the hidden layer follow a dropout.
         self._scales = (1.0, 1.0, scale, 1.0, scale, 1.0, 1.0, 1.0)
         self._gradients = tf.function(
             self._gradients_of_shard, autograph=False, jit_compile=compiled
@@ -86,11 +86,11 @@ class TrainingStep:
 
     @property
     def variables(self) -> tuple[tf.Variable, ...]:
-        """All that training changes: weights, moments, steps."""
+        """Return all variables that training changes: weights, moments, step count."""
         return (*self.weights, *self.moments, self.steps)
 
     def restart(self, weights: Sequence[NDArray[np.float32]]) -> None:
-        """Begin a new training, from these weights."""
+        """Start a new training from the given weights."""
         for variable, value in zip(self.weights, weights, strict=True):
             variable.assign(value)
         for variable in (*self.moments, self.steps):
@@ -111,15 +111,15 @@ class TrainingStep:
         Args:
             images: uint8, shape (n, 28, 28, 1), 0..255.
             labels: uint8, shape (n,), 0..9.
-            order: indices of images; each run of `batch_size` of them is a batch, what is left
-                over is a smaller one.
-            seed: of dropout.
-            epoch: its number, which dropout depends on.
-            learning_rate: of Adam.
+            order: indices of images; each `batch_size` of them are a batch, the rest is a smaller
+                one.
+            seed: seed of dropout.
+            epoch: the epoch's number, which dropout depends on.
+            learning_rate: Adam's learning rate.
 
         Returns:
-            Mean over the images of their cross-entropy in nats, and how many were classified
-            rightly; both as they were when it was their turn, with dropout.
+            The mean cross-entropy of the images in nats, and how many were classified correctly;
+            both measured during training, with dropout.
         """
         key = np.random.SeedSequence(seed).generate_state(1, np.uint64)
         loss, right = self._epoch(
@@ -151,7 +151,8 @@ class TrainingStep:
             ]
             sums: Tensors = []
             for start, end in shard_bounds(batch, self.shards):
-                # TensorFlow convolves no empty batch: an empty shard takes an image, for nothing.
+                # TensorFlow cannot convolve an empty batch: an empty shard computes one image for
+                # nothing.
                 chosen = order[first + start : first + tf.maximum(end, start + 1)]
                 of_shard = self._gradients(
                     tf.gather(images, chosen),
@@ -183,7 +184,14 @@ class TrainingStep:
         epoch: tf.Tensor,
         *weights: tf.Tensor,
     ) -> Tensors:
-        """Gradients of the sum of the first images' losses, that sum, and how many are right."""
+        """Compute a shard's gradients, its loss and the number of correct predictions.
+
+        Only the first `count` images count.
+
+        Returns:
+            The gradient of the summed loss by each weight, the summed loss, the number of correct
+            predictions.
+        """
         labels = tf.cast(labels, tf.int32)
         with tf.GradientTape() as tape:
             tape.watch(weights)
@@ -218,7 +226,7 @@ class TrainingStep:
         return tf.nn.bias_add(tf.matmul(hidden, kernel_4), bias_4)
 
     def _pooled_shape(self, shape: Sequence[int], kernel: Sequence[int]) -> tuple[int, int, int]:
-        """Height, width and channels behind a block."""
+        """Compute height, width and channels of the output of a convolution block."""
         height, width = (
             ((size - k) // self._strides + 1) // POOL_SIZE
             for size, k in zip(shape[:2], kernel[:2], strict=True)
@@ -247,7 +255,11 @@ class TrainingStep:
 
 
 def shard_bounds(count: tf.Tensor, number: int) -> list[tuple[tf.Tensor, tf.Tensor]]:
-    """Start and end of each of `number` parts of `count` things, as equal as can be."""
+    """Split `count` items into `number` parts of sizes that differ by 1 at most.
+
+    Returns:
+        Start and end of each part.
+    """
     bounds = [count * shard // number for shard in range(number + 1)]
     return list(itertools.pairwise(bounds))
 
@@ -260,18 +272,18 @@ def kept(
     key: tf.Tensor,
     epoch: tf.Tensor,
 ) -> list[tf.Tensor]:
-    """Which values dropout keeps, for some images in a row.
+    """Draw which values dropout keeps, for consecutive images of an epoch.
 
     Args:
         dropped: how many of `LEVELS` values are dropped on average.
-        count: of images.
-        sizes: for each dropout layer, how many values an image has there.
-        first: place, in the epoch, of the first of the images.
-        key: uint64, shape (1,); stands for the seed.
-        epoch: uint64.
+        count: number of images.
+        sizes: for each dropout layer, the number of its values for one image.
+        first: position of the first image in the epoch.
+        key: uint64, shape (1,); made from the seed.
+        epoch: uint64; the epoch's number.
 
     Returns:
-        For each layer bool, shape (count, size).
+        For each layer, bool, shape (count, size): True where a value is kept.
     """
     counts = -(-sum(sizes) // _VALUES_PER_COUNT)  # for each image
     bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
@@ -294,7 +306,7 @@ def _convolution_block(
     strides: int,
     kept: tf.Tensor | None,
 ) -> tf.Tensor:
-    """Convolution, ReLU, max pooling, and 0 for what is not kept, without making up for it."""
+    """Apply convolution, ReLU, max pooling and dropout without its compensating factor."""
     steps = [1, strides, strides, 1]
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]

@@ -1,4 +1,4 @@
-"""One configuration -> one result: seeding, the epochs, checkpoints, the best weights."""
+"""Train one configuration: seeds, epochs, checkpoints, the best weights."""
 
 import dataclasses
 import logging
@@ -27,7 +27,7 @@ from fmnist_tracking.training.system_metrics import SystemMeter
 
 _VALIDATION_BATCH_SIZE = 1000
 _TIMED_STEPS = 50
-_ALIGNMENT = 64  # bytes; TensorFlow's own tensors have it
+_ALIGNMENT = 64  # bytes, as in TensorFlow's own tensors
 
 OnEpoch = Callable[[EpochMetrics], None]
 OnStart = Callable[[Sequence[EpochMetrics]], None]
@@ -38,10 +38,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointPlace:
-    """Where a training keeps its checkpoint, and which training it is.
+    """Where a training saves its checkpoint, and which training it is.
 
     Attributes:
-        folder: made if it is not there.
+        folder: created if it does not exist.
         fingerprint: a checkpoint of any other training is ignored.
     """
 
@@ -59,22 +59,22 @@ def train(
 ) -> tuple[TrainingResult, Weights]:
     """Train one configuration, deterministically for its seed, processor and threads.
 
-    Each epoch's order of images and what dropout drops depend on the seed and the epoch's
-    number alone, and a checkpoint holds the state of the optimizer: so a training that was
-    cut off and goes on gives the same numbers, to the last bit, as one that was not.
+    The order of images and the dropout of an epoch depend only on the seed and the epoch's number,
+    and a checkpoint holds the state of the optimizer: so a training that was interrupted and
+    resumed gives the same numbers, to the last bit, as one that was not.
 
-    A training whose loss is no longer finite, on training or validation images, has diverged
-    and ends with that epoch.
+    A training whose loss on training or validation images is no longer finite has diverged, and
+    ends with that epoch.
 
     Args:
         config: what to train.
         data: training and validation images.
-        on_epoch: called after each epoch with its figures, once its checkpoint is written, in
-            a thread of its own; what it raises ends the training, after another epoch at most.
-        place: of the checkpoint, written after each epoch and gone on from if there is one;
-            None keeps none. It is for the caller to remove.
-        on_start: called before the first step with the figures of the epochs that a
-            checkpoint spares; usually none.
+        on_epoch: called after each epoch with its metrics, once its checkpoint is written, in a
+            background thread; an exception in it ends the training, after one more epoch at most.
+        place: of the checkpoint, which is written after each epoch, and from which the training is
+            resumed if it exists; None saves none. The caller removes it.
+        on_start: called before the first step with the metrics of the epochs that the checkpoint
+            holds; usually none.
 
     Returns:
         The result, and the weights of the best epoch; see `results.best_epoch`.
@@ -99,14 +99,14 @@ def train(
         best_predicted = saved.best_predicted
     on_start(tuple(epochs))
 
-    def tell(figures: EpochMetrics, checkpoint: Checkpoint | None) -> None:
+    def report(figures: EpochMetrics, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None and place is not None:
             _save(checkpoint, place.folder)
         on_epoch(figures)
 
-    # While an epoch's checkpoint is written, the next one is trained.
-    with ThreadPoolExecutor(1) as teller:
-        told: Future[None] | None = None
+    # The next epoch is trained while a checkpoint is written.
+    with ThreadPoolExecutor(1) as background:
+        reported: Future[None] | None = None
         while not _is_done(config, epochs, best):
             epoch = len(epochs) + 1
             start = clock.now()
@@ -147,11 +147,11 @@ def train(
                     best_predicted=best_predicted,
                     compiled=step.compiled,
                 )
-            if told is not None:
-                told.result()
-            told = teller.submit(tell, figures, checkpoint)
-        if told is not None:
-            told.result()
+            if reported is not None:
+                reported.result()
+            reported = background.submit(report, figures, checkpoint)
+        if reported is not None:
+            reported.result()
 
     result = TrainingResult(
         config=config,
@@ -175,37 +175,37 @@ def train(
 
 def _is_done(config: TrainingConfig, epochs: Sequence[EpochMetrics], best: int) -> bool:
     done = len(epochs)
-    if diverged_in(epochs):  # what comes of such weights is no number either
+    if diverged_in(epochs):  # weights that diverged do not recover
         return True
     return done >= config.epochs or bool(config.patience and done - best >= config.patience)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
-    """A network, and the functions that train it and classify with it; traced when first used."""
+    """A network, and the functions that train it and classify with it; traced on first use."""
 
     model: keras.Model
     step: TrainingStep
     classify: Callable[[tf.Tensor], tf.Tensor]
 
 
-# The last one, by all that its functions depend on: to trace them takes a third of a second.
+# The network used last, by what its functions depend on: tracing takes a third of a second.
 _last: dict[tuple[TrainingConfig, int, bool | None], _Prepared] = {}
 
 
 def _prepare(
     config: TrainingConfig, images: tf.Tensor, labels: tf.Tensor, compiled: bool | None
 ) -> _Prepared:
-    """A network with freshly drawn weights, and what trains it.
+    """Return a network with new initial weights and its functions, traced before if possible.
 
     Args:
         config: of the network and its training.
-        images: to time steps with, if that is needed.
+        images: for timing the steps, if needed.
         labels: of the images.
-        compiled: whether XLA compiled the step until now; None before the first epoch.
+        compiled: whether XLA compiled the steps so far; None before the first epoch.
     """
     keras.backend.clear_session()
-    # After clear_session, which forgets it.
+    # After clear_session, which resets it.
     keras.config.disable_interactive_logging()
     keras.utils.set_random_seed(config.seed)
     model = network.build_model(config)
@@ -228,13 +228,13 @@ def _prepare(
 def _is_faster_compiled(
     model: keras.Model, config: TrainingConfig, images: tf.Tensor, labels: tf.Tensor
 ) -> bool:
-    """Whether some steps, with copies of the model's weights, take less time compiled by XLA."""
+    """Return whether XLA makes some steps faster, timed with copies of the model's weights."""
     order = np.arange(min(_TIMED_STEPS * config.batch_size, len(labels)))
     seconds = {}
     for compiled in (False, True):
         weights = [tf.Variable(weight.value) for weight in model.trainable_variables]
         step = TrainingStep(weights, config, runtime.shards(), compiled=compiled)
-        for _ in range(2):  # the first time, it is traced and compiled
+        for _ in range(2):  # the first run traces and compiles
             start = clock.now()
             step.run_epoch(
                 images, labels, order, seed=0, epoch=1, learning_rate=config.learning_rate
@@ -244,7 +244,7 @@ def _is_faster_compiled(
 
 
 def _classifier(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What gives class probabilities; Keras's own `predict` takes longer to trace."""
+    """Return a function from images to probabilities; Keras's `predict` takes longer to trace."""
     pixels = tf.TensorSpec((None, *network.INPUT_SHAPE), tf.uint8)
     forward = tf.function(
         lambda images: model(images, training=False), input_signature=[pixels], autograph=False
@@ -253,7 +253,7 @@ def _classifier(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 
     def classify(images: tf.Tensor) -> tf.Tensor:
         bounds = shard_bounds(tf.shape(images)[0], number)
-        # TensorFlow convolves no empty batch: an empty shard takes an image, for nothing.
+        # TensorFlow cannot convolve an empty batch: an empty shard computes one image for nothing.
         parts = [forward(images[a : tf.maximum(b, a + 1)])[: b - a] for a, b in bounds]
         return tf.concat(parts, axis=0)
 
@@ -261,14 +261,14 @@ def _classifier(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def _tensor(array: NDArray[np.uint8]) -> tf.Tensor:
-    """The array as a tensor; of the same memory, so that processes share it, where that can be."""
+    """Return an array as a tensor; it shares the memory, also between processes, if possible."""
     if not runtime.has_gpu() and array.flags.writeable and array.ctypes.data % _ALIGNMENT == 0:
         return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
     return tf.constant(array)
 
 
 def _validator(prepared: _Prepared, data: DataSplit) -> Callable[[], NDArray[np.float32]]:
-    """What gives the class probabilities of the validation images, in order."""
+    """Return a function that computes the validation images' class probabilities, in order."""
     batches = [
         _tensor(data.validation_images[start : start + _VALIDATION_BATCH_SIZE])
         for start in range(0, len(data.validation_images), _VALIDATION_BATCH_SIZE)
@@ -279,7 +279,7 @@ def _validator(prepared: _Prepared, data: DataSplit) -> Callable[[], NDArray[np.
 def _save(checkpoint: Checkpoint, folder: Path) -> None:
     try:
         checkpoints.save(checkpoint, folder)
-    except OSError as error:  # a full disk costs the checkpoint, not the training
+    except OSError as error:  # a full disk must not stop the training
         _log.warning(
             "The checkpoint in %s was not written (%s). Training goes on; if it is cut off "
             "now, it repeats from the last one that was.",

@@ -1,27 +1,26 @@
-"""What a training takes of its machine while it runs."""
+"""How a training uses its machine while it runs."""
 
 import psutil
 import tensorflow as tf
 
 
 class SystemMeter:
-    """Reads how busy the processor and how full the memory is, and how much of it is ours.
+    """Reads processor and memory use, of the system and of this process.
 
-    The names are MLflow's for system metrics where it has one, so that its page shows them
-    together; those of `process` are of this process alone.
+    The names are MLflow's system metrics where it has one, so that its page shows them together.
     """
 
     def __init__(self) -> None:
         self._process = psutil.Process()
         self._gpus = tf.config.list_logical_devices("GPU")
-        self.read()  # shares of the processor are taken since the last reading
+        self.read()  # processor shares are measured since the last reading
 
     def read(self) -> dict[str, float]:
-        """The figures by metric name.
+        """Return the measurements by metric name.
 
-        Shares of the processor are means since the last reading, in percent: of all cores for
-        the system, of one core for the process, so that two busy cores are 200. Memory is in
-        megabytes of 1,000,000 bytes.
+        Processor use is a mean since the last reading, in percent: of all cores for the system, of
+        one core for the process, so that two busy cores are 200. Memory is in megabytes of
+        1,000,000 bytes.
         """
         memory = psutil.virtual_memory()
         figures = {
