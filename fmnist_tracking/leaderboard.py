@@ -1,4 +1,4 @@
-"""A grid's records -> a ranking, and what each hyperparameter did."""
+"""The ranking of a grid's trials, and the effect of each hyperparameter."""
 
 import dataclasses
 import statistics
@@ -12,14 +12,14 @@ from fmnist_tracking.results import FINISHED, TrialResult
 
 @dataclass(frozen=True, kw_only=True)
 class RankedTrial:
-    """A finished trial and its place.
+    """A finished trial and its rank.
 
     Attributes:
-        rank: 1 for the best; the repeats of one point share its rank.
+        rank: 1 for the best; repeats of one point share a rank.
         trial: the trial.
-        mean: validation accuracy, averaged over the point's repeats; where some diverged, over
+        mean: validation accuracy, averaged over the point's repeats; if some of them diverged, over
             the others.
-        spread: sample standard deviation over the same repeats, None for a single one.
+        spread: sample standard deviation over the same repeats, None for a single repeat.
     """
 
     rank: int
@@ -29,13 +29,16 @@ class RankedTrial:
 
 
 def rank(trials: Iterable[TrialResult]) -> tuple[RankedTrial, ...]:
-    """Order finished trials, the best first.
+    """Rank finished trials, the best first.
 
-    Trials that differ in nothing but `seed` are repeats of one point. Points are ordered by
-    mean validation accuracy, so that a lucky seed does not win; the repeats of a point by
-    their own. Equal points keep the order they came in. Points with a repeat that diverged come
-    after all others, the larger the share of those the later, and such a repeat after the others
-    of its point.
+    Trials that differ only in `seed` are repeats of one point. Points are ordered by their mean
+    validation accuracy, so that a lucky seed does not win, and the repeats of a point by their own.
+    Equal points keep their order. Points with a repeat that diverged come after all others, ordered
+    by the share of their repeats that diverged; a repeat that diverged comes after the others of
+    its point.
+
+    Raises:
+        ValueError: a trial has no validation accuracy.
     """
     groups: dict[TrainingConfig, list[TrialResult]] = defaultdict(list)
     for trial in trials:
@@ -57,13 +60,13 @@ def rank(trials: Iterable[TrialResult]) -> tuple[RankedTrial, ...]:
 
 
 def best(trials: Iterable[TrialResult]) -> TrialResult | None:
-    """The best trial of the best point, None if no trial has finished without diverging."""
+    """Return the best trial of the best point, None if no trial finished without diverging."""
     ranked = rank(trials)
     return ranked[0].trial if ranked and not ranked[0].trial.diverged else None
 
 
 def _scores(group: Sequence[TrialResult]) -> list[float]:
-    """Of a point's repeats, those that diverged left out, if there are others."""
+    """Return the scores of a point's repeats, without those that diverged if there are others."""
     return [_score(t) for t in group if not t.diverged] or [_score(t) for t in group]
 
 
@@ -79,7 +82,7 @@ def _score(trial: TrialResult) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderboardRow:
-    """A line of a leaderboard; without a rank where the trial has no score."""
+    """A row of a leaderboard; it has no rank if the trial has no score."""
 
     rank: int | None
     mean: float | None
@@ -87,7 +90,7 @@ class LeaderboardRow:
 
 
 def leaderboard(trials: Sequence[TrialResult]) -> tuple[LeaderboardRow, ...]:
-    """All trials of a search, the best first and those without a score last."""
+    """Return all trials of a search, the best first, and those without a score last."""
     finished: list[TrialResult] = []
     others: list[TrialResult] = []
     for trial in trials:
@@ -101,16 +104,16 @@ def leaderboard(trials: Sequence[TrialResult]) -> tuple[LeaderboardRow, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """What one axis of a grid did to validation accuracy.
+    """The effect of one axis of a grid on validation accuracy.
 
     Attributes:
         axis: the field's name.
         values: the values tried, in the grid's order.
-        means: mean score of the points with each value, None if none finished.
-        diverged: how many points with each value diverged; they are left out of its mean.
-        lines: sets of points that differ in this axis alone; each holds, for every value,
-            the point's score, or None where it did not finish, or diverged.
-        best: the best point: its value's place in `values`, and its score; None without one.
+        means: mean score of the points with each value, None if none of them has a score.
+        diverged: how many points with each value diverged; they do not count in the mean.
+        lines: sets of points that differ only in this axis; each holds, for every value, the
+            point's score, None if it did not finish or diverged.
+        best: index in `values` and score of the best point, None if there is none.
     """
 
     axis: str
@@ -122,10 +125,10 @@ class Effect:
 
 
 def effects(space: SearchSpace, trials: Sequence[TrialResult]) -> tuple[Effect, ...]:
-    """The main effect of each axis that has more than one value, in the grid's order.
+    """Compute the main effect of each axis with more than one value, in the grid's order.
 
-    A point's score is the mean validation accuracy of its repeats, so `seed` is no axis here. One
-    with a repeat that diverged has none.
+    A point's score is the mean validation accuracy of its repeats, so `seed` is not an axis here. A
+    point with a repeat that diverged has no score.
 
     Args:
         space: the grid.

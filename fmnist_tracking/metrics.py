@@ -1,4 +1,4 @@
-"""Labels and probabilities -> numbers."""
+"""Scores of class probabilities and predictions against the true labels."""
 
 from collections.abc import Sequence
 
@@ -10,28 +10,35 @@ from fmnist_tracking.results import ClassScores, Evaluation
 
 MACRO = "macro avg"
 WEIGHTED = "weighted avg"
-# As Keras has it: a probability of 0 costs 16 nats rather than infinity.
+# As in Keras: a probability of 0 costs 16 nats rather than infinity.
 _SMALLEST_PROBABILITY = 1e-7
 
 
 def cross_entropy(labels: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> float:
-    """Mean cross-entropy in nats: of minus the logarithm of the true class's probability.
+    """Compute the mean cross-entropy in nats.
+
+    It is the mean of minus the natural logarithm of the true class's probability.
 
     Args:
         labels: integers 0..9, shape (n,).
-        probabilities: shape (n, 10); each is taken to be 1e-7 at least, as Keras does.
+        probabilities: shape (n, 10); values below 1e-7 count as 1e-7, as in Keras.
     """
     of_truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.log(np.clip(of_truth, _SMALLEST_PROBABILITY, 1)).mean())
 
 
 def accuracy(labels: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> float:
-    """Share of images whose predicted class is the true one."""
+    """Compute the share of images, 0 to 1, whose predicted class is the true one.
+
+    Args:
+        labels: integers 0..9, shape (n,).
+        predicted: integers 0..9, shape (n,).
+    """
     return float(np.mean(predicted == labels))
 
 
 def predicted_labels(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The class with the highest probability in each row: shape (n, 10) -> uint8 (n,)."""
+    """Return the most probable class of each row: shape (n, 10) -> uint8, shape (n,)."""
     return np.asarray(probabilities.argmax(axis=1), dtype=np.uint8)
 
 
@@ -51,7 +58,7 @@ def score(
 ) -> Evaluation:
     """Score predicted classes against the true labels.
 
-    Precision, recall and F1 are scikit-learn's, 0 where a class was never predicted.
+    Precision, recall and F1 are scikit-learn's; they are 0 for a class that was never predicted.
 
     Args:
         labels: integers 0..9, shape (n,).

@@ -1,4 +1,4 @@
-"""Where a command writes its files."""
+"""The folder that a command writes its files to."""
 
 import tempfile
 from pathlib import Path
@@ -7,17 +7,17 @@ from fmnist_tracking.errors import OutputError
 
 
 def writable(folder: Path, named_by: str = "--output-dir") -> Path:
-    """Make a folder if need be, and see that it takes files before the work begins.
+    """Create a folder if needed, and check that it is writable before the work begins.
 
     Args:
-        folder: what will be written to.
-        named_by: the option or variable that names another, for the message.
+        folder: the folder to write to.
+        named_by: the option or variable that names another folder, for the message.
 
     Returns:
         The folder.
 
     Raises:
-        OutputError: it cannot be made, or cannot be written.
+        OutputError: the folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A person's own picture -> what the model sees. The only module that knows Pillow."""
+"""Convert a person's own picture to the model's input. The only module that uses Pillow."""
 
 import contextlib
 import importlib
@@ -14,34 +14,34 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from fmnist_tracking.config import IMAGE_SIZE
 from fmnist_tracking.errors import PictureError, first_line
 
-# Of the range from black to white: what differs less from the background belongs to it.
+# As a share of the range from black to white: a smaller difference still counts as background.
 MARGIN_TOLERANCE = 0.05 * 255
-# The kernel of ImageMagick's `-sharpen 1x1`: minus a Gaussian of sigma 1 at a radius of 1 pixel,
-# against twice its sum in the middle.
+# The kernel of ImageMagick's `-sharpen 1x1`: the negative of a Gaussian with sigma 1 and a radius
+# of 1 pixel; the middle is twice the Gaussian's sum.
 _GAUSSIAN = np.exp(-np.add.outer([1, 0, 1], [1, 0, 1]) / 2)
 _MIDDLE = np.pad([[2 * _GAUSSIAN.sum()]], 1)
 _KERNEL = np.where(_MIDDLE, _MIDDLE, -_GAUSSIAN)
 SHARPEN = _KERNEL / _KERNEL.sum()
-# The side of the patches at the corners, as a part of the picture's shorter side.
+# Side of the patches at the corners: the picture's shorter side divided by this.
 _CORNER_SHARE = 50
-# Of the outermost pixels, so many may differ from the background before it counts as not plain.
+# The background is not plain if a larger share of the outermost pixels differs from it.
 _PLAIN_SHARE = 0.25
-# Phones' formats, which begin with the length of a box, "ftyp", and one of these. Pillow reads AVIF
-# from 11.3 on, HEIC only with pillow-heif.
+# Formats of phones. Such a file begins with the length of a box, "ftyp", and one of these brands.
+# Pillow reads AVIF from 11.3 on, HEIC only with pillow-heif.
 _HEIC, _AVIF = "a HEIC", "an AVIF"
 _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"mif1", b"msf1"), _HEIC),
-    **dict.fromkeys((b"heim", b"heis", b"hevm", b"hevs"), _HEIC),  # of several layers
+    **dict.fromkeys((b"heim", b"heis", b"hevm", b"hevs"), _HEIC),  # with several layers
     **dict.fromkeys((b"avif", b"avis"), _AVIF),
 }
-# Pillow hands these to another program, Ghostscript.
+# Pillow passes these to another program, Ghostscript.
 _NOT_OPENED = ("EPS",)
 _BITS_8, _BITS_16 = 255, 65_535
 
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """What speaks against an answer: a code for programs, and a sentence for people."""
+    """A reason to doubt an answer: a code for programs, and a sentence for people."""
 
     code: str
     text: str
@@ -60,13 +60,13 @@ NOT_PLAIN = Note(
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A picture as the model sees it.
+    """A picture as the model's input.
 
     Attributes:
-        pixels: uint8, shape (28, 28, 1): what it shows is light, on black.
-        size: width and height that it had, in pixels, upright.
-        steps: what was done to it, for people; empty if it is used as it is.
-        notes: what speaks against an answer that a model gives for it.
+        pixels: uint8, shape (28, 28, 1), a light object on black.
+        size: width and height of the upright picture, in pixels, before it was scaled.
+        steps: what was done to it, for people; empty if it is used unchanged.
+        notes: reasons to doubt a model's answer for it.
     """
 
     pixels: NDArray[np.uint8]
@@ -76,13 +76,14 @@ class Prepared:
 
 
 def prepare(path: Path) -> Prepared:
-    """Read a picture, and make of it what an image of Fashion-MNIST is.
+    """Read a picture, and convert it to an image like those of Fashion-MNIST.
 
-    Any size, any colours, any format that Pillow reads; of several frames, the first.
+    It may have any size and colours, and any format that Pillow reads; of several frames, the first
+    is used.
 
     Raises:
-        PictureError: there is no such file, it is no picture, it is damaged, it is too large,
-            or it shows nothing.
+        PictureError: there is no such file, it is not a picture, it is damaged or too large, or it
+            shows nothing.
     """
     shown = _shown(path)
     try:
@@ -96,7 +97,7 @@ def prepare(path: Path) -> Prepared:
     except OSError as error:
         raise PictureError(f"Cannot read {shown}: {error.strerror}.") from None
     try:
-        # Pillow warns of oddities that do no harm, and of pictures that are too large.
+        # Pillow warns of harmless oddities, which are ignored, and of pictures that are too large.
         with file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -126,24 +127,25 @@ def prepare(path: Path) -> Prepared:
 
 
 def prepare_image(image: Image.Image) -> Prepared:
-    """Make of a picture what an image of Fashion-MNIST is.
+    """Convert a picture to an image like those of Fashion-MNIST.
 
-    It follows section 2 of H. Xiao, K. Rasul and R. Vollgraf, "Fashion-MNIST: a Novel Image
-    Dataset for Benchmarking Machine Learning Algorithms" (2017), arXiv:1708.07747: trim the
-    margins, bring the longer side to 28 pixels, sharpen, extend the shorter side, negate, make
-    grey. It departs from it in five ways:
+    The steps are those of section 2 of H. Xiao, K. Rasul and R. Vollgraf, "Fashion-MNIST: a Novel
+    Image Dataset for Benchmarking Machine Learning Algorithms" (2017), arXiv:1708.07747: trim the
+    margins, scale the longer side to 28 pixels, sharpen, extend the shorter side, negate, convert
+    to grey. There are five differences:
 
-    - A picture of 28 by 28 pixels has been made already: it is not trimmed, scaled, sharpened
-      or stretched. One of the data set's own is used as it is, to the last bit.
-    - Only a picture whose background is lighter than what is on it is negated.
+    - A picture of 28 by 28 pixels counts as converted already: it is not trimmed, scaled, sharpened
+      or stretched. An image of the data set is used unchanged, to the last bit.
+    - Only a picture whose background is lighter than the object is negated.
     - Pixels are averaged where the paper takes one of many, so that a photograph's grain and
       fine patterns do not turn into noise.
     - The contrast is stretched to black and white: each image of the data set has a 0, and a
       pixel of at least 254.
-    - Transparent parts get a background: a light thing black, a dark one white.
+    - Transparent parts get a background: black for a light object, white for a dark one.
 
     Raises:
-        PictureError: it shows nothing. The message has no subject.
+        PictureError: it shows nothing. The message has no subject, so that a file's name can
+            precede it.
     """
     steps: list[str] = []
     notes: tuple[Note, ...]
@@ -171,7 +173,7 @@ def prepare_image(image: Image.Image) -> Prepared:
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """An image, uint8 of shape (28, 28, 1), as a PNG file."""
+    """Encode an image, uint8 of shape (28, 28, 1), as a PNG file."""
     content = io.BytesIO()
     Image.fromarray(pixels[..., 0]).save(content, "PNG")
     return content.getvalue()
@@ -206,7 +208,7 @@ def _made_like_the_data_set(
     if over.max() != _BITS_8:
         steps.append("contrast stretched")
     height, width = over.shape
-    # The odd pixel goes above or to the left, as it does in the data set.
+    # An odd pixel goes above or to the left, as in the data set.
     top, left = (IMAGE_SIZE - height + 1) // 2, (IMAGE_SIZE - width + 1) // 2
     if height != width:
         steps.append("centred")
@@ -217,7 +219,7 @@ def _made_like_the_data_set(
 
 
 def _grey(image: Image.Image, steps: list[str]) -> NDArray[np.uint8]:
-    """The picture in 256 greys, by the weights of ITU-R BT.601, on an opaque background."""
+    """Convert to 256 grey levels, by the weights of ITU-R BT.601, on an opaque background."""
     if image.mode.startswith(("I", "F")):
         steps.append("brought to 8 bits")
         return _to_8_bits(np.asarray(image), _BITS_16 if image.mode.startswith("I;16") else None)
@@ -246,22 +248,22 @@ def _grey(image: Image.Image, steps: list[str]) -> NDArray[np.uint8]:
 def _on_a_background(
     grey: NDArray[np.uint8], alpha: NDArray[np.uint8], steps: list[str]
 ) -> NDArray[np.uint8]:
-    if np.median(_corners(alpha)) > _BITS_8 / 2:  # it has a background, with holes in it
+    if np.median(_corners(alpha)) > _BITS_8 / 2:  # there is a background, with holes in it
         background = round(float(np.median(_corners(grey))))
         steps.append("transparent parts filled")
     else:
-        # White is what the data set's photographs stand on; a light thing would vanish there.
+        # The data set's photographs have a white background; a light object would vanish on it.
         dark = np.average(grey, weights=alpha) <= _BITS_8 / 2
         background = _BITS_8 if dark else 0
         steps.append(f"put on {'white' if dark else 'black'}")
-    # At most 255 * 255 + 127, which 16 bits can hold.
+    # At most 255 * 255 + 127, which fits into 16 bits.
     opacity = alpha.astype(np.uint16)
     mixed = grey * opacity + background * (_BITS_8 - opacity)
     return np.asarray((mixed + _BITS_8 // 2) // _BITS_8, np.uint8)
 
 
 def _to_8_bits(values: NDArray[np.generic], top: float | None) -> NDArray[np.uint8]:
-    """Wider numbers in 0..255; without a known `top`, the one their range speaks for."""
+    """Scale wider numbers to 0..255; without a known maximum `top`, guess it from their range."""
     wide = np.nan_to_num(values.astype(np.float64))
     low, high = wide.min(), wide.max()
     tops = (1, _BITS_8, _BITS_16) if values.dtype.kind == "f" else (_BITS_8, _BITS_16)
@@ -273,10 +275,10 @@ def _to_8_bits(values: NDArray[np.generic], top: float | None) -> NDArray[np.uin
 
 
 def _corners(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The pixels in the four corners.
+    """Return the pixels in the four corners.
 
-    The corners, as in the paper, rather than the whole border: of the data set's 70,000 images
-    2 have a border that is mostly light, but none has light corners.
+    The paper uses the corners too. They are safer than the whole border: of the data set's 70,000
+    images, 2 have a border that is mostly light, but none has light corners.
     """
     n = max(1, min(plane.shape) // _CORNER_SHARE)
     patches = (plane[:n, :n], plane[:n, -n:], plane[-n:, :n], plane[-n:, -n:])
@@ -284,12 +286,12 @@ def _corners(plane: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _is_light(thing: NDArray[np.uint8], background: float) -> bool:
-    """Whether the background is lighter than what is on it."""
+    """Return whether the background is lighter than the object."""
     return float(thing.mean()) < background
 
 
 def _is_plain(grey: NDArray[np.uint8], background: float) -> bool:
-    """Whether the picture's outermost pixels are mostly background."""
+    """Return whether most of the picture's outermost pixels are background."""
     edges = np.concatenate([grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]])
     return float(_differs(edges, background).mean()) <= _PLAIN_SHARE
 
@@ -299,7 +301,7 @@ def _differs(grey: NDArray[np.uint8], background: float) -> NDArray[np.bool_]:
 
 
 def _trimmed(grey: NDArray[np.uint8], background: float) -> NDArray[np.uint8]:
-    """The picture without the rows and columns at its edges that are all background."""
+    """Remove the rows and columns at the edges that are all background."""
     differs = _differs(grey, background)
     rows, columns = np.flatnonzero(differs.any(axis=1)), np.flatnonzero(differs.any(axis=0))
     if not len(rows):
@@ -308,7 +310,7 @@ def _trimmed(grey: NDArray[np.uint8], background: float) -> NDArray[np.uint8]:
 
 
 def _scaled(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture with 28 pixels on its longer side."""
+    """Scale the picture so that its longer side is 28 pixels."""
     height, width = grey.shape
     scale = IMAGE_SIZE / max(height, width)
     if scale == 1:
@@ -330,10 +332,10 @@ def _by(plane: NDArray[np.uint8]) -> str:
 
 
 def _phone_format(path: Path) -> str | None:
-    """What to do about a HEIC or AVIF picture that cannot be read, whatever its name.
+    """Explain why a HEIC or AVIF picture cannot be read, whatever its name.
 
     Returns:
-        A sentence without its subject; None if the file's content is neither.
+        A sentence without its subject, None if the file's content is neither.
     """
     try:
         with path.open("rb") as file:
@@ -343,7 +345,7 @@ def _phone_format(path: Path) -> str | None:
     kind = _BRANDS.get(start[8:]) if start[4:8] == b"ftyp" else None
     if kind is None:
         return None
-    # As Pillow calls them; it knows HEIF by pillow-heif alone.
+    # These are Pillow's names; only pillow-heif registers HEIF.
     if "HEIF" in Image.ID if kind == _HEIC else features.check("avif"):
         return f"is {kind} picture that is damaged or cut short."
     needed = "'fmnist-tracking[heic]'" if kind == _HEIC else "Pillow 11.3 or newer"
@@ -354,5 +356,5 @@ def _phone_format(path: Path) -> str | None:
 
 
 def _shown(path: Path) -> str:
-    """The path on one line."""
+    """Return the path on one line."""
     return str(path) if str(path).isprintable() else ascii(str(path))

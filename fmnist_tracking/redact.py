@@ -1,27 +1,27 @@
-"""Addresses of stores, as they may be shown."""
+"""Addresses of stores without credentials, safe to show."""
 
 import re
 
-# Up to the last @ before a slash: a password that was not quoted may hold an @ itself.
+# Up to the last @ before a slash: a password that was not percent-encoded may contain an @.
 _USERINFO = re.compile(r"(?<=://)[^/\s]+(?=@)")
 
 
 def without_user(text: str) -> str:
-    """An address, or a text with some in it, without users' names and passwords."""
+    """Replace user names and passwords in the addresses in a text by ***."""
     return _USERINFO.sub("***", text)
 
 
 def bare(text: str) -> str:
-    """An address that has no user's name and password, so that it can be used with others."""
+    """Return an address without user name and password, to be used with other credentials."""
     return without_user(text).replace("://***@", "://")
 
 
 def to_be_typed(uri: str) -> tuple[str | None, str]:
-    """Return an address as a hint may show it, and words on where its password comes from.
+    """Return an address for a command that a message suggests, and how to give the password.
 
     Returns:
-        The address, None where none can be given without the password, and a condition such as
-        ", with MLFLOW_TRACKING_URI set to this store,", empty if there is no password in it.
+        The address, None if a password has to be part of it, and a condition such as ", with
+        MLFLOW_TRACKING_URI set to this store,", empty if the address has no password.
     """
     if bare(uri) == uri:
         return uri, ""

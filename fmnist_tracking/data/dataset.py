@@ -182,8 +182,8 @@ def _require_fashion_mnist(part: str, found: str, where: str) -> None:
 
 def _stamp(files: dict[str, Path]) -> str:
     """Return a key for the decoded data; it changes when a file is replaced or rewritten."""
-    facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.values()]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    state = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.values()]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
 
 
 def _read_decoded(folder: Path, source: str) -> Dataset | None:

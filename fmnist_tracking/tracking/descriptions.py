@@ -62,14 +62,14 @@ def search_ended(result: SearchResult, effects: Sequence[Effect]) -> str:
     parts = [_winner(result, ranked), counts + "."]
     rows = [
         (
-            str(place.rank or ""),
-            _link(result.experiment_id, place.trial),
-            DIVERGED if place.trial.diverged else _share(place.trial.val_accuracy),
-            *([_share(place.mean)] if _has_repeats(ranked) else []),
-            str(place.trial.best_epoch or ""),
-            _seconds(place.trial.train_seconds),
+            str(row.rank or ""),
+            _link(result.experiment_id, row.trial),
+            DIVERGED if row.trial.diverged else _share(row.trial.val_accuracy),
+            *([_share(row.mean)] if _has_repeats(ranked) else []),
+            str(row.trial.best_epoch or ""),
+            _seconds(row.trial.train_seconds),
         )
-        for place in leaderboard(result.trials)[:_SHOWN]
+        for row in leaderboard(result.trials)[:_SHOWN]
     ]
     mean = ["mean of its seeds"] if _has_repeats(ranked) else []
     heads = ("rank", "trial", "validation accuracy", *mean, "best epoch", "seconds")
@@ -102,7 +102,7 @@ def _winner(result: SearchResult, ranked: Sequence[RankedTrial]) -> str:
     )
     if first.spread is not None:
         text += f"; its seeds have {first.mean:.4f} ± {first.spread:.4f}"
-    second = next((place for place in ranked if place.rank == 2), None)
+    second = next((one for one in ranked if one.rank == 2), None)
     if second is not None:
         text += f", {first.mean - second.mean:.4f} ahead of "
         text += _link(result.experiment_id, second.trial)
@@ -116,8 +116,8 @@ def _effects(effects: Iterable[Effect]) -> str:
         columns = zip(effect.values, effect.means, effect.diverged, strict=True)
         listed = [f"{value:.15g}: {_mean(mean, diverged)}" for value, mean, diverged in columns]
         if len(listed) > _SHOWN:
-            place = effect.means.index(max(means))
-            listed = [f"{len(listed)} values, the best {listed[place]}"]
+            index = effect.means.index(max(means))
+            listed = [f"{len(listed)} values, the best {listed[index]}"]
         rows.append((f"`{effect.axis}`", ", ".join(listed), f"{max(means) - min(means):.4f}"))
     return _table(("setting", "by value", "range"), rows)
 
@@ -291,7 +291,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _has_repeats(ranked: Sequence[RankedTrial]) -> bool:
-    return any(place.spread is not None for place in ranked)
+    return any(one.spread is not None for one in ranked)
 
 
 def _share(value: float | None) -> str:

@@ -202,15 +202,15 @@ def elsewhere(database: Path, addresses: Iterable[str]) -> tuple[frozenset[Path]
         addresses: the artifact locations of its experiments, as the store has them.
 
     Returns:
-        First, folders that held the database before it was moved or copied: their files are here
-            now, or no experiment has its files here. Second, folders that cannot be reached, for
-            instance on a disk that is not mounted. A folder that exists was chosen on purpose, and
-            is in neither set.
+        First, the folders that held the database before it was moved or copied: their files are
+        here now, or no experiment has its files here. Second, the folders that cannot be reached,
+        for instance on a disk that is not mounted. A folder that exists was chosen on purpose, and
+        is in neither set.
     """
     here = database.parent
-    held: set[Path] = set()
-    gone: set[Path] = set()
-    some_lie_here = False
+    moved_from: set[Path] = set()
+    missing: set[Path] = set()
+    some_are_here = False
     for address in addresses:
         location = local_path(address)
         if location is None or _FILES not in location.parts:
@@ -219,14 +219,14 @@ def elsewhere(database: Path, addresses: Iterable[str]) -> tuple[frozenset[Path]
         at = len(parts) - 1 - parts[::-1].index(_FILES)
         base, rest = Path(*parts[:at]), Path(*parts[at:])
         if base == here or _is_same(base, here):
-            some_lie_here = True
+            some_are_here = True
         elif (here / rest).exists():
-            held.add(base)
+            moved_from.add(base)
         elif not base.exists():
-            gone.add(base)
-    if some_lie_here or held:
-        return frozenset(held), frozenset(gone - held)
-    return frozenset(gone), frozenset()
+            missing.add(base)
+    if some_are_here or moved_from:
+        return frozenset(moved_from), frozenset(missing - moved_from)
+    return frozenset(missing), frozenset()
 
 
 def not_reached_line(folder: Path) -> str:

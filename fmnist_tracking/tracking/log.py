@@ -286,12 +286,12 @@ def leaderboard_csv(result: SearchResult) -> str:
         ["rank", "point_mean", *_LEADERBOARD_COLUMNS, *fields],
         (
             [
-                place.rank,
-                place.mean,
-                *(getattr(place.trial, name) for name in _LEADERBOARD_COLUMNS),
-                *(getattr(place.trial.config, f) for f in fields),
+                row.rank,
+                row.mean,
+                *(getattr(row.trial, name) for name in _LEADERBOARD_COLUMNS),
+                *(getattr(row.trial.config, f) for f in fields),
             ]
-            for place in leaderboard(result.trials)
+            for row in leaderboard(result.trials)
         ),
     )
 

@@ -103,8 +103,8 @@ def find_resume_state(
         store: the store.
         experiment_id: of the experiment to search.
         searches: what `find_searches` found.
-        points: today's fingerprint of each point of the search, by itself and by the fingerprints
-            that earlier versions gave the point.
+        points: maps every fingerprint of a point of the search, today's or an earlier version's,
+            to today's.
         fresh: ignore all runs, and train every point again.
         reopen: resume the newest of `searches` although it has ended, because trials of it are
             gone.
@@ -119,8 +119,8 @@ def find_resume_state(
     ]
     search = unfinished[0] if unfinished and unfinished[0] is searches[0] else None
     # A search that was started with --fresh counts only its own trials.
-    alone = search is not None and schema.FRESH in search.raw.data.tags
-    own = [run.run_id for run in unfinished[: 1 if alone else None]] if search else []
+    only_own = search is not None and schema.FRESH in search.raw.data.tags
+    own = [run.run_id for run in unfinished[: 1 if only_own else None]] if search else []
     finished: dict[str, TrialResult] = {}
     open_runs: dict[str, UnfinishedTrial] = {}
     for parent in own:
@@ -131,7 +131,7 @@ def find_resume_state(
                     finished.setdefault(point, trial)
                 else:
                     open_runs.setdefault(point, _open_trial(run))
-    if not alone and _has_finished(store, experiment_id):
+    if not only_own and _has_finished(store, experiment_id):
         today = set(points.values())
         for find, keys in ((_finished_runs, today), (_finished_before, points.keys() - today)):
             wanted = {key for key in keys if points[key] not in finished}

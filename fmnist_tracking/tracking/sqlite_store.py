@@ -153,6 +153,9 @@ def make(path: Path) -> None:
 def held(path: Path) -> Iterator[sqlite3.Connection]:
     """Lock a SQLite file against all other processes, after merging its write-ahead log.
 
+    Yields:
+        A connection to the file.
+
     Raises:
         TrackingError: it stays locked, or cannot be written.
     """
