@@ -104,14 +104,6 @@ def test_the_command_trains_the_trial_again() -> None:
     assert "fmnist-track train" not in told(SplitConfig(seed=3))
 
 
-def test_the_mark_of_the_best_comes_and_goes() -> None:
-    note = descriptions.trial_begun("7", None)
-    marked = descriptions.as_best(note, "7", "b" * 32, 12)
-    assert "\n\n**★ Best of the 12 points**" in marked
-    assert descriptions.as_best(marked, "7", "c" * 32, 4).count("★") == 1
-    assert descriptions.as_any(marked) == descriptions.as_any(note) == note
-
-
 def test_an_axis_of_many_values_is_told_in_short() -> None:
     space = SearchSpace(axes={"hidden_units": tuple(range(1, 701))})
     trials = tuple(

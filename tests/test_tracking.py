@@ -331,6 +331,17 @@ def test_a_finished_search_has_its_leaderboard(store: Store) -> None:
     assert content["failed"] == 1
 
 
+def test_descriptions_lead_to_the_run_that_continues_a_search(store: Store) -> None:
+    old, new = start_search(store), start_search(store)
+    trial = start_trial(store, SPACE.points(SMALL)[0], old)
+    tracking.move_trials(store, [trial], old, new)
+    tags = store.client.get_run(trial).data.tags
+    assert tags["mlflow.parentRunId"] == new
+    assert new in tags["mlflow.note.content"]
+    assert old not in tags["mlflow.note.content"]
+    assert new in store.client.get_run(old).data.tags["mlflow.note.content"]
+
+
 def test_a_search_that_is_ended_again_is_at_a_later_step(store: Store) -> None:
     run_id = start_search(store)
     trials = [start_trial(store, config, run_id) for config in SPACE.points(SMALL)]
@@ -346,72 +357,8 @@ def test_a_search_that_is_ended_again_is_at_a_later_step(store: Store) -> None:
     assert run.data.metrics["best_val_accuracy"] == 0.9
     history = store.client.get_metric_history(run_id, "finished_points")
     assert [(m.step, m.value) for m in history] == [(3, 3), (4, 4)]
-    assert marked(store, run.info.experiment_id) == {run.data.tags["fmnist.best_run"]}
     by_trials = tracking.read_search(store, tracking.find_run(store, run_id), summary=False)
     assert search_result(store, run_id) == by_trials
-
-
-def marked(store: Store, experiment_id: str) -> set[str]:
-    """The trials that are marked as the best of a search; whatever marks one, all of it does."""
-    runs = store.client.search_runs([experiment_id])
-    by_name = {r.info.run_id for r in runs if r.info.run_name.endswith("★")}
-    by_tag = {r.info.run_id for r in runs if "fmnist.best_of" in r.data.tags}
-    by_note = {r.info.run_id for r in runs if "★" in r.data.tags.get("mlflow.note.content", "")}
-    assert by_name == by_tag == by_note
-    return by_tag
-
-
-def test_the_best_trial_is_marked_and_read_back_without_the_mark(store: Store) -> None:
-    run_id = start_search(store)
-    trials = [start_trial(store, config, run_id) for config in SPACE.points(SMALL)]
-    for trial, score in zip(trials, (0.4, 0.9, 0.2, 0.1), strict=True):
-        finish_quickly(store, trial, score)
-    result = search_result(store, run_id)
-    for _ in range(2):  # whatever is done again leaves the same
-        tracking.finish_search(store, result, b"a picture")
-    assert marked(store, result.experiment_id) == {trials[1]}
-    assert store.client.get_run(trials[1]).info.run_name == "a trial ★"
-    assert [t.name for t in search_result(store, run_id).trials] == ["a trial"] * 4
-
-
-def test_a_trial_can_be_the_best_of_two_searches(store: Store) -> None:
-    first, second = start_search(store), start_search(store)
-    points = SPACE.points(SMALL)
-    shared = start_trial(store, points[0], first)
-    others = [start_trial(store, config, first) for config in points[1:]]
-    for trial, score in zip((shared, *others), (0.9, 0.1, 0.2, 0.3), strict=True):
-        finish_quickly(store, trial, score)
-    tracking.log_reused(store, second, [shared])
-    for search in (first, second):
-        tracking.finish_search(store, search_result(store, search), b"a picture")
-    finish_quickly(store, start_trial(store, points[1], second), 0.95)
-    result = search_result(store, second)
-    tracking.finish_search(store, result, b"a picture")
-    (better,) = [t.run_id for t in result.trials if t.val_accuracy == 0.95]
-    # It is still the best of the first one.
-    assert marked(store, result.experiment_id) == {shared, better}
-    tags = store.client.get_run(shared).data.tags
-    assert tags["fmnist.best_of"] == first
-
-
-def test_the_mark_goes_along_when_another_run_continues_a_search(store: Store) -> None:
-    old, new = start_search(store), start_search(store)
-    points = SPACE.points(SMALL)
-    trials = [start_trial(store, config, old) for config in points[:2]]
-    for trial, score in zip(trials, (0.5, 0.6), strict=True):
-        finish_quickly(store, trial, score)
-    tracking.finish_search(store, search_result(store, old), b"a picture")  # cut off
-    tracking.move_trials(store, trials, old, new)
-    note = store.client.get_run(trials[1]).data.tags["mlflow.note.content"]
-    assert new in note
-    assert old not in note
-    assert new in store.client.get_run(old).data.tags["mlflow.note.content"]
-    for config, score in zip(points[2:], (0.7, 0.1), strict=True):
-        finish_quickly(store, start_trial(store, config, new), score)
-    result = search_result(store, new)
-    tracking.finish_search(store, result, b"a picture")
-    (best,) = [t.run_id for t in result.trials if t.val_accuracy == 0.7]
-    assert marked(store, result.experiment_id) == {best}
 
 
 def test_what_a_person_wrote_stays(store: Store) -> None:
@@ -856,7 +803,6 @@ def test_a_trial_that_diverged_is_marked_and_a_search_of_such_has_no_best(
     assert "fmnist.best_run" not in ended.data.tags
     assert "best_val_accuracy" not in ended.data.metrics
     assert "Every trial diverged" in ended.data.tags["mlflow.note.content"]
-    assert "★" not in store.client.get_run(run_id).info.run_name
     (row,) = csv.DictReader(io.StringIO(read(ended, "leaderboard.csv")))
     assert (row["status"], row["diverged"]) == ("FINISHED", "True")
     assert json.loads(read(ended, "search.json"))["best"] is None

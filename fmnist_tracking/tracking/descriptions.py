@@ -16,7 +16,6 @@ from fmnist_tracking.tracking.ui_links import model_address, run_address, table_
 
 _SHOWN = 10
 _HARDEST = 3
-_MARK = "**★ Best"
 # Each description begins and ends with these, which tell it from text that a person added. The
 # first is a Markdown comment, which no page shows.
 _START = "[//]: # (fmnist-track)\n\n"
@@ -204,21 +203,6 @@ def model(experiment_id: str, run_id: str, name: str, image_shape: Sequence[int]
         f"uint8 of shape (n, {shape}), scales them itself, and gives the probabilities of the "
         f"ten classes: `mlflow.pyfunc.load_model('runs:/{run_id}/model')`."
     )
-
-
-def as_best(note: str, experiment_id: str, search: str, points: int) -> str:
-    """Add a line to a trial's description: it is the best of a search."""
-    mark = f"{_MARK} of the {points} points** of"
-    line = f"{mark} [this search]({run_address(experiment_id, search)}).\n\n"
-    marked = as_any(note).replace(_START, _START + line, 1)
-    return marked if len(marked) <= _LONGEST else note
-
-
-def as_any(note: str) -> str:
-    """Remove the line that `as_best` added."""
-    start = _START + _MARK
-    before, found, after = note.partition(start)
-    return before + _START + after.partition("\n\n")[2] if found else note
 
 
 def trial_failed(experiment_id: str, parent: str | None, line: str) -> str:

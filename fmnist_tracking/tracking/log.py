@@ -219,45 +219,12 @@ def finish_search(store: Store, result: SearchResult, grid: bytes) -> None:
             "train_seconds": sum(t.train_seconds or 0.0 for t in result.finished),
             "model_parameters": winner.model_parameters or 0,
         }
-        _mark_best(store, result, winner.run_id)
         _link_as_winner(store, known, winner, complete=complete)
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
     # A resumed search ends more than once: each time at a later step.
     if any(known.data.metrics.get(name) != value for name, value in summary.items()):
         log_metrics(store, run_id, summary, step=len(result.finished))
     client.set_terminated(run_id, FINISHED if complete else "FAILED")
-
-
-def _mark_best(store: Store, result: SearchResult, winner: str) -> None:
-    """Mark the best trial of a search, and remove the mark from its other trials."""
-    client, experiment_id, search = store.client, result.experiment_id, result.run_id
-    marked = client.search_runs([experiment_id], f"tags.`{schema.BEST_OF}` LIKE '%{search}%'")
-    for run in marked:
-        if run.info.run_id != winner:  # the resumed search has found a better one
-            _unmark(store, run, search)
-    run = client.get_run(winner)
-    # A trial may be the best of several searches.
-    best_of = {*run.data.tags.get(schema.BEST_OF, "").split(), search}
-    note = run.data.tags.get(MLFLOW_RUN_NOTE, "")
-    tags = {
-        schema.BEST_OF: " ".join(sorted(best_of)),
-        MLFLOW_RUN_NOTE: descriptions.as_best(note, experiment_id, search, len(result.space)),
-    }
-    client.log_batch(winner, tags=[RunTag(name, value) for name, value in tags.items()])
-    client.update_run(winner, name=schema.unmarked(run.info.run_name) + schema.BEST_MARK)
-
-
-def _unmark(store: Store, run: Run, search: str) -> None:
-    client, run_id = store.client, run.info.run_id
-    others = [one for one in run.data.tags[schema.BEST_OF].split() if one != search]
-    if others:
-        client.set_tag(run_id, schema.BEST_OF, " ".join(others))
-        return
-    client.update_run(run_id, name=schema.unmarked(run.info.run_name))
-    client.set_tag(
-        run_id, MLFLOW_RUN_NOTE, descriptions.as_any(run.data.tags.get(MLFLOW_RUN_NOTE, ""))
-    )
-    client.delete_tag(run_id, schema.BEST_OF)  # last: a repeated call finds the run by it
 
 
 def _link_as_winner(store: Store, search: Run, winner: TrialResult, *, complete: bool) -> None:

@@ -13,7 +13,7 @@ TEST_OPENED = "fmnist.test_opened"
 REPORT_OF = "fmnist.report_of"
 
 # On a search, the id of its best trial; on a trial, the ids of the searches it is the best of.
-BEST_RUN, BEST_OF = "fmnist.best_run", "fmnist.best_of"
+BEST_RUN = "fmnist.best_run"
 # On a search: the fingerprint of its grid.
 GRID = "fmnist.grid"
 # When the command of a search or a single training was last given, even if nothing was left to do.
@@ -71,5 +71,5 @@ SPLIT_PREFIX = "split."
 
 
 def unmarked(name: str) -> str:
-    """Return a trial's name without the mark of the best."""
+    """Return a trial's name without the star that earlier releases gave to the best one."""
     return name.removesuffix(BEST_MARK)

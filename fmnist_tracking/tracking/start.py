@@ -16,7 +16,6 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_GIT_REPO_URL,
     MLFLOW_RUN_NOTE,
 )
-from mlflow.utils.name_utils import _GENERATOR_NOUNS, _GENERATOR_PREDICATES
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from fmnist_tracking.config import FASHION_MNIST, SearchSpace, SplitConfig, TrainingConfig
@@ -188,9 +187,8 @@ def move_trials(store: Store, trials: Iterable[str], old: str, new: str) -> None
     for trial in trials:
         known = client.get_run(trial).data.tags
         tags = {schema.PARENT: new}
-        for name in (MLFLOW_RUN_NOTE, schema.BEST_OF):
-            if old in known.get(name, ""):
-                tags[name] = known[name].replace(old, new)
+        if old in known.get(MLFLOW_RUN_NOTE, ""):
+            tags[MLFLOW_RUN_NOTE] = known[MLFLOW_RUN_NOTE].replace(old, new)
         client.log_batch(trial, tags=[RunTag(name, value) for name, value in tags.items()])
     run = client.get_run(old)
     note = descriptions.continued(run.info.experiment_id, new)
@@ -281,17 +279,6 @@ def _git_tags(code: Code) -> dict[str, str]:
     }
 
 
-def _is_generated(name: str) -> bool:
-    """Return whether MLflow generated a run's name, such as "bemused-snail-512"."""
-    parts = name.split("-")
-    return (
-        len(parts) == 3
-        and parts[0] in _GENERATOR_PREDICATES
-        and parts[1] in _GENERATOR_NOUNS
-        and parts[2].isdecimal()
-    )
-
-
 def _start(
     store: Store,
     experiment_id: str,
@@ -313,8 +300,6 @@ def _start(
         note = descriptions.beside(tags[MLFLOW_RUN_NOTE], run.data.tags)
         new_tags = {**tags, MLFLOW_RUN_NOTE: note}
     run_id = str(run.info.run_id)
-    if existing is not None and _is_generated(run.info.run_name or ""):
-        client.update_run(run_id, name=facts.name)
     # `mlflow run` has logged the values as typed, and MLflow does not let them change.
     new_params = {k: str(v) for k, v in params.items() if k not in run.data.params}
     client.log_batch(
