@@ -36,7 +36,7 @@ def repair_runs(
     Raises:
         TrackingError: there is no such experiment, or the store cannot be reached.
     """
-    with tracking.open_store(tracking_uri, write=True, files=False) as store:
+    with tracking.open_store(tracking_uri, access="write", files=False) as store:
         return tracking.close_orphans(store, tracking.experiment_ids(store, experiment))
 
 

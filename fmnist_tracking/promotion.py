@@ -66,7 +66,7 @@ def promote(
         TrackingError: there is no such run, or it has no model.
     """
     _check_name(name)
-    with tracking.open_store(tracking_uri, write=True) as store:
+    with tracking.open_store(tracking_uri, access="write") as store:
         trial = tracking.best_trial(store, tracking.find_run(store, reference, experiment))
         tracking.require_model(store, trial)
         champion = tracking.find_champion(store, name)

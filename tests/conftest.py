@@ -107,7 +107,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         _use_the_usual_store()
-        with open_store(create=True):
+        with open_store(access="create"):
             pass
     _use_the_usual_store()
     return folder / "mlflow.db"
@@ -121,7 +121,7 @@ def store(tmp_path: Path, empty_store: Path) -> Iterator[Store]:
         old, new = str(empty_store.parent), str(tmp_path)
         rows.execute("UPDATE experiments SET artifact_location = replace(artifact_location, ?, ?)",
                      (old, new))  # fmt: skip
-    with open_store(create=True) as opened:
+    with open_store(access="create") as opened:
         yield opened
 
 

@@ -46,11 +46,11 @@ def test_every_folder_name_works(
     folder = inside(tmp_path / name, monkeypatch)
     before = set(tmp_path.iterdir())
     if "?" in name and sqlalchemy.__version__.startswith("2.0."):
-        with pytest.raises(TrackingError, match="SQLAlchemy"), open_store(create=True):
+        with pytest.raises(TrackingError, match="SQLAlchemy"), open_store(access="create"):
             pass
         assert list(folder.iterdir()) == []
         return
-    with open_store(create=True) as store:
+    with open_store(access="create") as store:
         run_id = fill(store)
         assert read(store, run_id) == "kept"
     assert {entry.name for entry in folder.iterdir()} == {"mlflow.db", "mlruns"}
@@ -73,7 +73,7 @@ def test_files_lie_beside_the_database_wherever_one_works(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     folder = inside(tmp_path / "here", monkeypatch)
-    with open_store(f"sqlite:///{elsewhere}/mlflow.db", create=True) as store:
+    with open_store(f"sqlite:///{elsewhere}/mlflow.db", access="create") as store:
         fill(store)
         default = store.client.get_experiment("0").artifact_location
         assert locations.local_path(default) == elsewhere / "mlruns" / "0"
@@ -87,7 +87,7 @@ def test_a_store_that_was_moved_is_recognised_and_put_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, name: str
 ) -> None:
     old, new = inside(tmp_path / "old one", monkeypatch), tmp_path / name
-    with open_store(create=True) as store:
+    with open_store(access="create") as store:
         run_id = fill(store)
         deleted = store.client.create_experiment("deleted", str(old / "mlruns" / "9"))
         store.client.delete_experiment(deleted)
@@ -97,7 +97,10 @@ def test_a_store_that_was_moved_is_recognised_and_put_right(
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
     words = f"was moved or copied here from {old}.*doctor --relocate"
     for create in (False, True):
-        with pytest.raises(TrackingError, match=words), open_store(create=create):
+        with (
+            pytest.raises(TrackingError, match=words),
+            open_store(access="create" if create else "read"),
+        ):
             pass
     with open_store(files=False) as store:
         assert store.client.get_run(run_id).info.run_id == run_id
@@ -122,7 +125,7 @@ def test_files_that_were_put_elsewhere_on_purpose_stay_there(
     inside(tmp_path / "here", monkeypatch)
     disk = tmp_path / "disk" / "mlruns"
     disk.mkdir(parents=True)
-    with open_store(create=True) as store:
+    with open_store(access="create") as store:
         store.client.create_experiment("large", disk.as_uri())
     with open_store() as store:
         assert store.moved_from == frozenset()
@@ -134,7 +137,7 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     here = inside(tmp_path / "here", monkeypatch)
     disk = tmp_path / "disk"
     (disk / "mlruns" / "5").mkdir(parents=True)
-    with open_store(create=True) as store:
+    with open_store(access="create") as store:
         fill(store)
         store.client.create_experiment("large", (disk / "mlruns" / "5").as_uri())
     disk.rename(tmp_path / "taken away")
@@ -198,7 +201,7 @@ def test_a_store_is_known_by_what_it_is_not_by_its_address(
 ) -> None:
     def identity(uri: str | None = None) -> str:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-        with open_store(uri, create=True) as store:
+        with open_store(uri, access="create") as store:
             return store.identity(store.experiment_id("fashion-mnist"))
 
     first = inside(tmp_path / "first", monkeypatch)
@@ -257,7 +260,7 @@ def test_an_address_that_is_nearly_one_leads_to_the_right_one(
     for create in (True, False):
         with (
             pytest.raises(TrackingError) as caught,
-            open_store(uri if by == "option" else None, create=create),
+            open_store(uri if by == "option" else None, access="create" if create else "read"),
         ):
             pass
         assert meant.format(here=tmp_path) in str(caught.value)
@@ -289,7 +292,7 @@ def test_however_a_sqlite_address_is_spelled_the_file_is_looked_at_first(
         before = theirs.read_bytes()
         with (
             pytest.raises(TrackingError, match="not of MLflow"),
-            open_store(spelled.format(theirs), create=create),
+            open_store(spelled.format(theirs), access="create" if create else "read"),
         ):
             pass
         assert theirs.read_bytes() == before
@@ -314,7 +317,7 @@ def test_sqlite_s_own_kind_of_address_is_refused(store: Store, tmp_path: Path, u
     for create in (True, False):
         with (
             pytest.raises(TrackingError, match=rf"Example: sqlite:///{tmp_path}/mlflow.db"),
-            open_store(uri, create=create),
+            open_store(uri, access="create" if create else "read"),
         ):
             pass
 
@@ -351,14 +354,14 @@ def test_no_store_is_made_where_its_files_have_no_place(
         (folder / "mlruns").symlink_to(tmp_path / "gone")
     with (
         pytest.raises(TrackingError, match=r"is not a folder|leads nowhere"),
-        open_store(create=True),
+        open_store(access="create"),
     ):
         pass
     assert [entry.name for entry in folder.iterdir()] == ["mlruns"]
     (folder / "mlruns").unlink()
     (tmp_path / "disk").mkdir()
     (folder / "mlruns").symlink_to(tmp_path / "disk")
-    with open_store(create=True) as store:
+    with open_store(access="create") as store:
         assert read(store, fill(store)) == "kept"
 
 
@@ -386,7 +389,7 @@ def test_a_working_folder_that_was_removed(tmp_path: Path, monkeypatch: pytest.M
         for create in (True, False):
             with (
                 pytest.raises(TrackingError, match="The working folder is not there any more"),
-                open_store(uri, create=create),
+                open_store(uri, access="create" if create else "read"),
             ):
                 pass
 
@@ -403,7 +406,7 @@ def test_a_stray_folder_is_removed_when_opening_fails(tmp_path: Path) -> None:
 
 def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
     os.mkdir(tmp_path / "mlflow.db")
-    with pytest.raises(TrackingError, match="is a folder or a device"), open_store(create=True):
+    with pytest.raises(TrackingError, match="is a folder or a device"), open_store(access="create"):
         pass
 
 

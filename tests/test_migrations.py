@@ -60,7 +60,10 @@ def test_the_installed_version_s_revision_is_known(store: Store) -> None:
 
 def assert_refused_unchanged(folder: Path, create: bool, words: str) -> None:
     before = sha256(folder / "mlflow.db")
-    with pytest.raises(TrackingError, match=words), open_store(create=create, upgrade=True):
+    with (
+        pytest.raises(TrackingError, match=words),
+        open_store(access="create" if create else "read", upgrade=True),
+    ):
         pass
     assert sha256(folder / "mlflow.db") == before
     assert [entry.name for entry in folder.iterdir()] == ["mlflow.db"]
@@ -90,14 +93,14 @@ def test_an_empty_file_is_no_store_yet(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="There is no MLflow store"), open_store():
         pass
     assert (tmp_path / "mlflow.db").stat().st_size == 0
-    with open_store(create=True) as store:
+    with open_store(access="create") as store:
         store.experiment_id("mine")
 
 
 MAKES = """
 from fmnist_tracking.tracking import open_store
 
-with open_store(create=True) as store:
+with open_store(access="create") as store:
     print(store.experiment_id("mine"))
 """
 
@@ -110,7 +113,7 @@ def test_an_empty_file_becomes_a_store_as_a_missing_one_does(
         folder.mkdir()
     monkeypatch.chdir(elsewhere)
     (there / "mlflow.db").touch()
-    with open_store(f"sqlite:///{there}/mlflow.db", create=True) as store:
+    with open_store(f"sqlite:///{there}/mlflow.db", access="create") as store:
         location = store.client.get_experiment("0").artifact_location
     assert location == (there / "mlruns" / "0").as_uri()
     assert [entry.name for entry in there.iterdir()] == ["mlflow.db"]
@@ -138,7 +141,7 @@ def test_a_store_is_made_where_there_are_no_hard_links(
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    with open_store(create=True) as store:
+    with open_store(access="create") as store:
         store.experiment_id("mine")
     assert [entry.name for entry in tmp_path.iterdir()] == ["mlflow.db"]
 
@@ -420,7 +423,7 @@ def test_a_store_whose_writer_was_killed_is_opened(
 ) -> None:
     experiment = store.experiment_id("mine")
     leave_half_written(tmp_path / "mlflow.db", mode)
-    with open_store(create=create) as opened:
+    with open_store(access="create" if create else "read") as opened:
         found = {one.experiment_id for one in opened.client.search_experiments()}
     assert found == {"0", experiment}
     assert not (tmp_path / "mlflow.db-journal").exists()
@@ -476,7 +479,7 @@ def test_a_database_that_is_locked_is_waited_for_when_it_is_opened(
     holder = python(LOCKS, tmp_path / "mlflow.db")
     later = threading.Timer(1, kill, [holder])
     later.start()
-    with open_store(create=create) as opened:
+    with open_store(access="create" if create else "read") as opened:
         assert holder.poll() is not None
         opened.client.search_experiments()
     later.join()
@@ -489,7 +492,10 @@ def test_a_database_that_stays_locked_is_called_so(
     monkeypatch.setattr(sqlite_store, "_LOCKED_SECONDS", 0.1)
     holder = python(LOCKS, tmp_path / "mlflow.db")
     words = r"mlflow.db is locked by another process \(database is locked\)"
-    with pytest.raises(TrackingError, match=words) as caught, open_store(create=create):
+    with (
+        pytest.raises(TrackingError, match=words) as caught,
+        open_store(access="create" if create else "read"),
+    ):
         pass
     kill(holder)
     assert "another file" not in str(caught.value)

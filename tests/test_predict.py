@@ -56,7 +56,7 @@ class Kept:
 
     def __init__(self, folder: Path) -> None:
         self.uri = f"sqlite:///{folder}/mlflow.db"
-        with tracking.open_store(self.uri, create=True) as store:
+        with tracking.open_store(self.uri, access="create") as store:
             self._experiment = store.client.create_experiment("kept", str(folder / "artifacts"))
 
     def keep(self, model: Any, config: TrainingConfig, sha256: str) -> str:

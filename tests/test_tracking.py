@@ -744,7 +744,10 @@ def test_split_is_read_back(store: Store) -> None:
     ],
 )
 def test_unreachable_stores(uri: str, words: str) -> None:
-    with pytest.raises(TrackingError, match=words) as caught, tracking.open_store(uri, create=True):
+    with (
+        pytest.raises(TrackingError, match=words) as caught,
+        tracking.open_store(uri, access="create"),
+    ):
         pass
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)

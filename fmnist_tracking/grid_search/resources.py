@@ -92,7 +92,7 @@ def open_resources(
     warm_up()
     dataset = load_dataset(data_dir)
     echo(f"Data: {_data_info(dataset).description}, protocol {split.protocol}")
-    with tracking.open_store(tracking_uri, create=True, upgrade=upgrade_store) as store:
+    with tracking.open_store(tracking_uri, access="create", upgrade=upgrade_store) as store:
         adopted = tracking.adoptable_run(store, command)
         experiment_id = tracking.choose_experiment(store, experiment, adopted)
         closed = tracking.close_orphans(store, [experiment_id])

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import mlflow
@@ -32,6 +33,8 @@ from fmnist_tracking.tracking.error_messages import (
     tracking_error,
 )
 
+Access = Literal["read", "write", "create"]
+
 _log = logging.getLogger(__name__)
 
 # The oldest that the tests have passed with.
@@ -53,6 +56,14 @@ _MLFLOW_SETTINGS = {
     # twice.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+# MLflow and Alembic log each table that they create as a warning or worse, and each error of a
+# database with a traceback.
+_LOG_LEVELS = {
+    "alembic": logging.ERROR,
+    "mlflow.tracking": logging.ERROR,
+    "mlflow.utils": logging.ERROR,
+    "mlflow.store.db.utils": logging.CRITICAL,
 }
 _EXPERIMENT_TAGS = {
     # Without it, MLflow's page treats the experiment as one of language models.
@@ -207,8 +218,7 @@ def require_can_be_made(uri: str | None = None) -> Path | None:
 def open_store(
     uri: str | None = None,
     *,
-    create: bool = False,
-    write: bool = False,
+    access: Access = "read",
     files: bool = True,
     upgrade: bool = False,
 ) -> Iterator[Store]:
@@ -216,8 +226,8 @@ def open_store(
 
     Args:
         uri: of the store; by default MLFLOW_TRACKING_URI or MLflow's own default.
-        create: create a SQLite store if there is none; otherwise a missing store is an error.
-        write: refuse a SQLite store that this user may only read; `create` does so too.
+        access: `read`; `write` refuses a SQLite store that this user may only read; `create` does
+            so too, and creates one if there is none.
         files: whether the files of runs are needed: a store that was moved is then refused,
             otherwise only a warning is logged.
         upgrade: upgrade a database of an older MLflow instead of refusing it.
@@ -229,51 +239,68 @@ def open_store(
         TrackingError: the store cannot be reached, is of another version of MLflow, or fails while
             it is used.
     """
-    uri = _with_credentials_aside(tracking_uri(uri))
-    # MLflow and Alembic log each table that they create as a warning or worse, and each error of a
-    # database with a traceback.
-    for name in ("alembic", "mlflow.tracking", "mlflow.utils"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    for name, value in _MLFLOW_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    try:
-        _require_store(uri, create=create, write=write, upgrade=upgrade)
-        mlflow.set_tracking_uri(uri)
-        with locations.without_stray_folder(uri):
-            client = MlflowClient(uri)
-            experiments = client.search_experiments(view_type=ViewType.ALL, max_results=_MANY)
-        moved_from, away = _elsewhere(uri, experiments)
-        store = Store(uri=uri, client=client, moved_from=moved_from, away=away)
-    except ModuleNotFoundError as error:
-        raise TrackingError(
-            f"The MLflow store at {without_user(uri)} needs the Python package {error.name}, which "
-            f"is not installed. Install it: pip install "
-            f"{_DRIVERS.get(error.name or '', error.name)}"
-        ) from None
-    except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
-        raise opening_error(uri, error) from error
-    except (TypeError, ValueError) as error:  # MLflow's and SQLAlchemy's errors for a wrong setting
-        raise TrackingError(
-            f"The MLflow store at {without_user(uri)} cannot be opened ({first_line(error)}). "
-            "Correct its address, or that setting in the environment (MLFLOW_…)."
-        ) from error
-    if files:
-        store.require_in_place()
-    elif store.moved_from:
-        _log.warning("%s", store.moved_line())
-    for folder in sorted(store.away):
-        _log.warning("%s", locations.not_reached_line(folder))
-    try:
-        yield store
-    except FmnistTrackingError:
-        raise
-    except Exception as error:
-        if sort(error) is Fault.OURS or not is_of_store(error):
+    with _process_unchanged():
+        uri = _with_credentials_aside(tracking_uri(uri))
+        try:
+            _require_store(uri, access, upgrade=upgrade)
+            mlflow.set_tracking_uri(uri)
+            with locations.without_stray_folder(uri):
+                client = MlflowClient(uri)
+                experiments = client.search_experiments(view_type=ViewType.ALL, max_results=_MANY)
+            moved_from, away = _elsewhere(uri, experiments)
+            store = Store(uri=uri, client=client, moved_from=moved_from, away=away)
+        except ModuleNotFoundError as error:
+            raise TrackingError(
+                f"The MLflow store at {without_user(uri)} needs the Python package {error.name}, "
+                f"which is not installed. Install it: pip install "
+                f"{_DRIVERS.get(error.name or '', error.name)}"
+            ) from None
+        except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
+            raise opening_error(uri, error) from error
+        except (
+            TypeError,
+            ValueError,
+        ) as error:  # MLflow's and SQLAlchemy's errors for a wrong setting
+            raise TrackingError(
+                f"The MLflow store at {without_user(uri)} cannot be opened ({first_line(error)}). "
+                "Correct its address, or that setting in the environment (MLFLOW_…)."
+            ) from error
+        if files:
+            store.require_in_place()
+        elif store.moved_from:
+            _log.warning("%s", store.moved_line())
+        for folder in sorted(store.away):
+            _log.warning("%s", locations.not_reached_line(folder))
+        try:
+            yield store
+        except FmnistTrackingError:
             raise
-        raise tracking_error(uri, error) from error
+        except Exception as error:
+            if sort(error) is Fault.OURS or not is_of_store(error):
+                raise
+            raise tracking_error(uri, error) from error
+        finally:
+            _tell_left_out(store)
+
+
+@contextlib.contextmanager
+def _process_unchanged() -> Iterator[None]:
+    """Set what MLflow reads from this process as we need it, and put it back afterwards."""
+    environment = {k: v for k, v in os.environ.items() if k.startswith("MLFLOW_")}
+    levels = {name: logging.getLogger(name).level for name in _LOG_LEVELS}
+    try:
+        for name, level in _LOG_LEVELS.items():
+            logging.getLogger(name).setLevel(level)
+        for name, value in _MLFLOW_SETTINGS.items():
+            os.environ.setdefault(name, value)
+        yield
     finally:
-        _tell_left_out(store)
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+            del os.environ[name]
+        os.environ.update(environment)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _elsewhere(
@@ -317,12 +344,12 @@ def _with_credentials_aside(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def _require_store(uri: str, *, create: bool, write: bool, upgrade: bool) -> None:
+def _require_store(uri: str, access: Access, *, upgrade: bool) -> None:
     """Check that the store can be used, or create it, before MLflow opens it."""
-    path = locations.sqlite_file(uri)
+    path, create = locations.sqlite_file(uri), access == "create"
     if path is not None:
         locations.working_folder()  # MLflow needs one, wherever the file is
-        sqlite_store.require_usable(path, create=create, write=write)
+        sqlite_store.require_usable(path, create=create, write=access == "write")
     if uri.startswith(("http://", "https://")):
         _require_server(uri)
     elif migrations.is_database(uri):
