@@ -5,7 +5,7 @@ import difflib
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
 
 from fmnist_tracking.errors import ConfigError
@@ -39,9 +39,8 @@ VALIDATION_SHARE = 1 / 6
 SMALLEST_LIMIT = 60
 
 
-def _whole(default: int, minimum: int, about: str, below: int | None = None) -> Any:
-    limits = {"minimum": minimum, "below": below, "about": about}
-    return dataclasses.field(default=default, metadata=limits)
+def _whole(minimum: int, about: str, below: int | None = None) -> dict[str, Any]:
+    return {"minimum": minimum, "below": below, "about": about}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,26 +52,35 @@ class TrainingConfig:
             message names the field or the layer.
     """
 
-    filters: int = _whole(48, 1, "filters of each convolution")
-    kernel_size: int = _whole(3, 1, "side of the convolution kernels, in pixels")
-    strides: int = _whole(1, 1, "step of the convolutions, in pixels")
-    hidden_units: int = _whole(64, 1, "units of the dense hidden layer")
-    dropout: float = dataclasses.field(
+    filters: int = field(default=48, metadata=_whole(1, "filters of each convolution"))
+    kernel_size: int = field(
+        default=3, metadata=_whole(1, "side of the convolution kernels, in pixels")
+    )
+    strides: int = field(default=1, metadata=_whole(1, "step of the convolutions, in pixels"))
+    hidden_units: int = field(default=64, metadata=_whole(1, "units of the dense hidden layer"))
+    dropout: float = field(
         default=0.3,
         metadata={"minimum": 0.0, "below": 1.0, "about": "share of activations dropped"},
     )
-    learning_rate: float = dataclasses.field(
+    learning_rate: float = field(
         default=0.001,
         metadata={"above": 0.0, "about": "Adam's learning rate"},
     )
-    batch_size: int = _whole(32, 1, "images in a training step")
-    epochs: int = _whole(25, 1, "passes over the training images", below=10**6)
-    seed: int = _whole(0, 0, "seed of the weights, dropout and shuffling", below=2**32)
-    patience: int = _whole(0, 0, "epochs without improvement before stopping; 0 never stops early")
+    batch_size: int = field(default=32, metadata=_whole(1, "images in a training step"))
+    epochs: int = field(
+        default=25, metadata=_whole(1, "passes over the training images", below=10**6)
+    )
+    seed: int = field(
+        default=0, metadata=_whole(0, "seed of the weights, dropout and shuffling", below=2**32)
+    )
+    patience: int = field(
+        default=0,
+        metadata=_whole(0, "epochs without improvement before stopping; 0 never stops early"),
+    )
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, check_value(field.name, getattr(self, field.name)))
+        for name in FIELDS:
+            object.__setattr__(self, name, check_value(name, getattr(self, name)))
         feature_map_sizes(self)
 
 
@@ -233,13 +241,14 @@ def model_parameters(config: TrainingConfig) -> int:
 class SearchSpace:
     """A finite grid: for each axis, which is a field of `TrainingConfig`, the values in order.
 
+    Attributes:
+        axes: the values by the field's name; by default those of the coursework.
+
     Raises:
         ConfigError: there is no axis, an unknown one, one without values, or a repeated value.
     """
 
-    axes: Mapping[str, tuple[Value, ...]] = dataclasses.field(
-        default_factory=lambda: dict(COURSEWORK_GRID)
-    )
+    axes: Mapping[str, tuple[Value, ...]] = field(default_factory=lambda: dict(COURSEWORK_GRID))
 
     def __post_init__(self) -> None:
         if not self.axes:
