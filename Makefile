@@ -4,9 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PEERS := .venv-peers/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# A process for each core and one more, as many tests wait for the processes that they start; those of
-# a module share what it sets up.
-AT_ONCE := -n $(shell expr $$(nproc 2>/dev/null || echo 2) + 1) --dist loadfile
+# A process for each core and one more, as many tests wait for the processes that they start; what a
+# module sets up is set up once (`tests/conftest.py`).
+AT_ONCE := -n $(shell expr $$(nproc 2>/dev/null || echo 2) + 1) --dist loadgroup
 TRACK := $(BIN)/fmnist-track
 
 # An environment does not survive that its folder is moved.

@@ -38,6 +38,16 @@ hypothesis.settings.load_profile("untimed")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share what their module sets up in one of several processes."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        used = [one for several in item._fixtureinfo.name2fixturedefs.values() for one in several]
+        own = [one for one in used if one.baseid.endswith(item.path.name)]
+        if any(one.scope in ("module", "session") for one in own):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_tensorflow() -> None:
     runtime.load_tensorflow()

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 
 from conftest import Call
-from fmnist_tracking import doctor, environment
+from fmnist_tracking import data, doctor, environment
 from fmnist_tracking.cli import options, search
 from fmnist_tracking.cli.commands import app
 from fmnist_tracking.config import COURSEWORK_GRID
@@ -422,6 +422,6 @@ def test_an_error_of_the_system_is_told_in_a_line(
     def fail(_: object) -> None:
         raise OSError(28, "No space left on device", "/tmp/file")
 
-    monkeypatch.setattr(doctor, "data", fail)
+    monkeypatch.setattr(data, "load_dataset", fail)
     status, _, err = call("data")
     assert (status, err) == (1, "Error: No space left on device: /tmp/file.\n")

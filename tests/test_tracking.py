@@ -563,13 +563,15 @@ def test_a_run_of_another_store_is_not_adopted(
         tracking.adoptable_run(store, "search")
 
 
-def test_a_name_that_a_person_gave_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    for given, kept in (("my sweep", "my sweep"), (None, "a search")):
+def test_a_run_that_mlflow_run_made_keeps_its_name(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for given in ("my sweep", None):
         made = made_by_mlflow_run(store, "main", name=given)
         monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
         adopted = tracking.adoptable_run(store, "search")
         tracking.start_search(store, made.info.experiment_id, SEARCH, None, adopted)
-        assert store.client.get_run(made.info.run_id).info.run_name == kept
+        assert store.client.get_run(made.info.run_id).info.run_name == made.info.run_name
 
 
 def test_the_run_that_mlflow_run_made_for_a_report_is_not_listed(
