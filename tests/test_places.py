@@ -340,20 +340,28 @@ def test_an_experiment_s_name_may_be_longer_than_a_folder_s(store: Store, letter
     assert all(folder.startswith(letter * 50) for folder in folders)
 
 
-@pytest.mark.parametrize("kind", ["file", "link"])
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("file", "is not a folder"),
+        ("link to a file", "is not a folder"),
+        ("link", "is a link that leads nowhere"),
+    ],
+)
 def test_no_store_is_made_where_its_files_have_no_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, why: str
 ) -> None:
     folder = inside(tmp_path / "here", monkeypatch)
     if kind == "file":
         (folder / "mlruns").write_text("mine")
     else:
-        (folder / "mlruns").symlink_to(tmp_path / "gone")
-    with (
-        pytest.raises(TrackingError, match=r"is not a folder|leads nowhere"),
-        open_store(create=True),
-    ):
+        (folder / "mlruns").symlink_to(tmp_path / "there")
+    if kind == "link to a file":
+        (tmp_path / "there").write_text("mine")
+    with pytest.raises(TrackingError, match=f"mlruns, which {why}"), open_store(create=True):
         pass
+    with pytest.raises(TrackingError, match=why):  # what `doctor` asks
+        tracking.require_can_be_made()
     assert [entry.name for entry in folder.iterdir()] == ["mlruns"]
     (folder / "mlruns").unlink()
     (tmp_path / "disk").mkdir()

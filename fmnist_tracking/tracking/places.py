@@ -179,7 +179,7 @@ def require_place_for_files(database: Path) -> None:
     """
     folder = database.parent / _FILES
     if os.path.lexists(folder) and not folder.is_dir():
-        what = "is a link that leads nowhere" if folder.is_symlink() else "is not a folder"
+        what = "is not a folder" if folder.exists() else "is a link that leads nowhere"
         raise TrackingError(
             f"The files of runs are to be kept in {folder}, which {what}. Remove or mend it, or "
             "work in another folder."

@@ -193,11 +193,12 @@ def require_can_be_made(uri: str | None = None) -> Path | None:
     """Return the file of a SQLite store that is yet to be made; None for another kind.
 
     Raises:
-        TrackingError: this user cannot make it.
+        TrackingError: this user cannot make it, or the files of runs have no place.
     """
     path = places.sqlite_file(tracking_uri(uri))
     if path is not None:
         sqlite_store.require_usable(path, create=True)
+        places.require_place_for_files(path)
     return path
 
 
