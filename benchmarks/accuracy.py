@@ -59,7 +59,7 @@ def with_this_package(path: str, epochs: int, seed: int) -> float:
     from benchmarks import network
     from fmnist_tracking.config import TrainingConfig
     from fmnist_tracking.data import DataSplit
-    from fmnist_tracking.training import train
+    from fmnist_tracking.training.loop import train
 
     part, validation = network.images(path)
     data = DataSplit(

@@ -14,16 +14,16 @@ from pathlib import Path
 
 from benchmarks import stubs
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.grid_search import run as searching
+from fmnist_tracking.grid_search import scheduler
 from fmnist_tracking.results import SearchResult
-from fmnist_tracking.workflows import search as searching
-from fmnist_tracking.workflows import session, trials
 
 WORKERS = 4
 POINTS = 64
 MANY = 10_000
 REPEATS = 3
 BASE = TrainingConfig(epochs=1)
-REQUEST = session.Request(split=SplitConfig(limit=600), experiment="stubs", workers=WORKERS)
+SPLIT = SplitConfig(limit=600)
 
 
 def grid(points: int, first: int = 0) -> SearchSpace:
@@ -39,9 +39,13 @@ def grid(points: int, first: int = 0) -> SearchSpace:
     )
 
 
+def _search(space: SearchSpace) -> SearchResult:
+    return searching.search(space, BASE, split=SPLIT, experiment="stubs", workers=WORKERS)
+
+
 def busy(repeat: int) -> None:
     """Search 64 points with 4 workers, and print how busy these were."""
-    result = searching.search(grid(POINTS, repeat * POINTS), BASE, REQUEST)
+    result = _search(grid(POINTS, repeat * POINTS))
     spans = sorted(_spans(result))
     wall = max(end for _, end in spans) - min(start for start, _ in spans)
     concurrency = sum(end - start for start, end in spans) / wall
@@ -71,12 +75,12 @@ def _spans(result: SearchResult) -> list[tuple[float, float]]:
 
 def many() -> None:
     """Print how long it takes to see that 10,000 points are finished."""
-    one = searching.search(grid(1, 10**6), BASE, REQUEST).trials[0].run_id
+    one = _search(grid(1, 10**6)).trials[0].run_id
     space = grid(MANY, 2 * 10**6)
     run_id = _pretend_finished(space, one)
     for kind in ("a search that was cut off at its very end", "a finished search"):
         start = time.perf_counter()
-        result = searching.search(space, BASE, REQUEST)
+        result = _search(space)
         seconds = time.perf_counter() - start
         assert (result.run_id, len(result.finished)) == (run_id, MANY)
         print(f"{MANY:,} finished points of {kind}: {seconds:.1f} s", flush=True)
@@ -89,16 +93,16 @@ def _pretend_finished(space: SearchSpace, like: str) -> str:
 
     digest = load_dataset().digest
     points = space.points(BASE)
-    prints = [fingerprint.of_point(point, REQUEST.split, digest) for point in points]
+    prints = [fingerprint.of_point(point, SPLIT, digest) for point in points]
     with tracking.open_store() as store:
         experiment_id = store.experiment_id("stubs")
-        facts = tracking.SearchFacts(
+        facts = tracking.SearchInfo(
             name="a large search",
             space=space,
             base=BASE,
-            split=REQUEST.split,
-            data=tracking.DataFacts(sha256=digest, name="Fashion-MNIST", source="here"),
-            origin=tracking.Origin(code=environment.code(), environment={}),
+            split=SPLIT,
+            data=tracking.DatasetInfo(sha256=digest, name="Fashion-MNIST", source="here"),
+            origin=tracking.Provenance(code=environment.code(), environment={}),
             grid=fingerprint.of_search(prints),
         )
         run_id = tracking.start_search(store, experiment_id, facts)
@@ -129,8 +133,7 @@ def _pretend_finished(space: SearchSpace, like: str) -> str:
 
 def main() -> None:
     """Measure, in a new folder with a new store."""
-    setattr(trials, "run_trial", stubs.run_trial)  # noqa: B010
-    setattr(session, "prepare_worker", stubs.prepare)  # noqa: B010
+    setattr(scheduler, "run_trial", stubs.run_trial)  # noqa: B010
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ["FMNIST_STATE_DIR"] = str(Path(folder, "state"))

@@ -60,9 +60,8 @@ def fill(uri: str, database: str) -> None:
         uri: of the store, which MLFLOW_TRACKING_URI names too.
         database: where that store keeps its tables.
     """
-    from fmnist_tracking import environment, fingerprint, tracking
+    from fmnist_tracking import environment, fingerprint, plots, tracking
     from fmnist_tracking.data import load_dataset
-    from fmnist_tracking.workflows.search import grid_picture
 
     points = SPACE.points(BASE)
     first = points[0]
@@ -76,13 +75,13 @@ def fill(uri: str, database: str) -> None:
     start = time.perf_counter()
     with tracking.open_store(uri) as store:
         experiment_id = store.experiment_id("fashion-mnist")
-        facts = tracking.SearchFacts(
+        facts = tracking.SearchInfo(
             name=f"search of {len(points)} points",
             space=SPACE,
             base=BASE,
             split=SPLIT,
-            data=tracking.DataFacts(sha256=digest, name="Fashion-MNIST", source="here"),
-            origin=tracking.Origin(code=environment.code(), environment={}),
+            data=tracking.DatasetInfo(sha256=digest, name="Fashion-MNIST", source="here"),
+            origin=tracking.Provenance(code=environment.code(), environment={}),
             grid=fingerprint.of_search(prints),
         )
         run_id = tracking.start_search(store, experiment_id, facts)
@@ -91,7 +90,7 @@ def fill(uri: str, database: str) -> None:
         with create_engine(database).begin() as connection:
             metrics = _copy(connection, real, list(zip(points, prints, strict=True))[1:])
         search = tracking.read_search(store, tracking.find_run(store, run_id))
-        tracking.finish_search(store, search, grid_picture(search))
+        tracking.finish_search(store, search, plots.png(plots.search_grid(search)))
         assert len(search.finished) == len(points)
         assert tracking.find_run(store, "best").run_id == real
     seconds = time.perf_counter() - start

@@ -1,17 +1,17 @@
-"""The exceptions a person can meet, each with the exit status the command line gives it."""
+"""The exceptions that a person can meet, each with the exit status of the command line."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that is not blank; without one, its kind."""
+    """Return the first line of an error's message that is not blank, else the error's type."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
 
 
 class FmnistTrackingError(Exception):
-    """An error whose message tells a person what was wrong and what to do.
+    """An error whose message says what was wrong and what to do.
 
-    The command line prints the message as one line and exits with `exit_status`;
-    no traceback is shown for these.
+    The command line prints the message as one line, without a traceback, and exits with
+    `exit_status`.
     """
 
     exit_status = 1
@@ -28,7 +28,7 @@ class DataError(FmnistTrackingError):
 
 
 class TrackingError(FmnistTrackingError):
-    """The MLflow store cannot be reached, or does not hold what was asked for."""
+    """The MLflow store cannot be reached, or does not have what was asked for."""
 
 
 class OutputError(FmnistTrackingError):
@@ -40,12 +40,12 @@ class PictureError(FmnistTrackingError):
 
 
 class PromotionError(FmnistTrackingError):
-    """A model is not to take the champion's place: it is worse, or cannot be compared."""
+    """A model does not become the champion: it is worse, or cannot be compared."""
 
 
 class SearchError(FmnistTrackingError):
-    """A search ended without one finished trial for each of its points."""
+    """A search ended without a finished trial for each of its points."""
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to stop by SIGTERM or SIGHUP, as Ctrl-C asks by SIGINT."""
+    """The process was asked to stop by SIGTERM or SIGHUP, as Ctrl-C does by SIGINT."""

@@ -17,7 +17,7 @@ from fmnist_tracking import runtime
 from fmnist_tracking.cli import main
 from fmnist_tracking.config import CLASS_NAMES, SplitConfig, TrainingConfig
 from fmnist_tracking.data import Dataset, DataSplit, idx, load_dataset, split_dataset
-from fmnist_tracking.evaluation import evaluate
+from fmnist_tracking.metrics import evaluate
 from fmnist_tracking.results import Evaluation
 from fmnist_tracking.tracking import Store, open_store
 
@@ -36,6 +36,16 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share what their module sets up in one of several processes."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        used = [one for several in item._fixtureinfo.name2fixturedefs.values() for one in several]
+        own = [one for one in used if one.baseid.endswith(item.path.name)]
+        if any(one.scope in ("module", "session") for one in own):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -107,7 +117,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         _use_the_usual_store()
-        with open_store(create=True):
+        with open_store(access="create"):
             pass
     _use_the_usual_store()
     return folder / "mlflow.db"
@@ -121,7 +131,7 @@ def store(tmp_path: Path, empty_store: Path) -> Iterator[Store]:
         old, new = str(empty_store.parent), str(tmp_path)
         rows.execute("UPDATE experiments SET artifact_location = replace(artifact_location, ?, ?)",
                      (old, new))  # fmt: skip
-    with open_store(create=True) as opened:
+    with open_store(access="create") as opened:
         yield opened
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from fmnist_tracking import fingerprint, runtime, training
+from fmnist_tracking import fingerprint, runtime
 from fmnist_tracking.config import SplitConfig, TrainingConfig
 from fmnist_tracking.data import DataSplit, load_dataset, split_dataset
-from fmnist_tracking.model import build_model
+from fmnist_tracking.networks.coursework import build_model
+from fmnist_tracking.training import loop
 
 TINY = TrainingConfig(
     filters=2, hidden_units=6, batch_size=16, learning_rate=0.01, epochs=1, seed=16
@@ -34,8 +35,8 @@ def main() -> None:
     figures = {
         "network": [_layers(config) for config in SHAPES],
         "initial weights": _numbers(build_weights(TINY)),
-        "one epoch on noise": _numbers(training.train(TINY, _noise())[1]),
-        "one epoch on real images": _numbers(training.train(TINY, real)[1]),
+        "one epoch on noise": _numbers(loop.train(TINY, _noise())[1]),
+        "one epoch on real images": _numbers(loop.train(TINY, real)[1]),
         "scores on real images": _numbers(_scores(TINY, real)),
         "split": [
             [part.images_sha256, part.labels_sha256, list(part.class_counts)]
@@ -75,7 +76,7 @@ def _noise() -> DataSplit:
 
 
 def _scores(config: TrainingConfig, data: DataSplit) -> list[Any]:
-    result, _ = training.train(dataclasses.replace(config, epochs=3), data)
+    result, _ = loop.train(dataclasses.replace(config, epochs=3), data)
     return [np.array([[e.loss, e.accuracy, e.val_loss, e.val_accuracy] for e in result.epochs])]
 
 

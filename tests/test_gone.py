@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+import fmnist_tracking as ft
 from conftest import Run
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import open_store
-from fmnist_tracking.workflows import listing, promotion
 
 pytestmark = pytest.mark.slow
 
@@ -60,24 +60,24 @@ def test_a_deleted_trial_is_nobody_s_best_and_is_trained_again(
     first = search(command)
     best = first["best"]["run_id"]  # type: ignore[index]
     other = next(t["run_id"] for t in first["trials"] if t["run_id"] != best)  # type: ignore[attr-defined]
-    promotion.promote(best)
+    ft.promote(best)
     client = client_of(tmp_path)
     client.delete_run(best)
     if for_good:
         remove_for_good(tmp_path)
 
-    assert listing.best().run_id == other
-    (summary,) = listing.runs()
+    assert ft.load_trial().run_id == other
+    (summary,) = ft.list_runs()
     assert (summary.finished, summary.points) == (1, 2)
-    assert summary.val_accuracy == listing.best().val_accuracy
-    assert [t.run_id for t in listing.trials("latest").finished] == [other]
+    assert summary.val_accuracy == ft.load_trial().val_accuracy
+    assert [t.run_id for t in ft.load_search("latest").finished] == [other]
     assert planned(command) == ["finished", "new"]
     written = command("report", "--run-id", "latest", "--json")
     assert written.returncode == 0, written.stderr
     assert json.loads(written.stdout)["trial_run_id"] == other
     with pytest.raises(TrackingError, match="There is no run" if for_good else "was deleted"):
-        promotion.promote(best)
-    forced = promotion.promote("latest", force=True)
+        ft.promote(best)
+    forced = ft.promote("latest", force=True)
     assert forced.champion.run_id == other
 
     again = search(command)
@@ -114,16 +114,16 @@ def test_the_trials_of_a_search_that_is_gone_are_used_again(
     if for_good:
         remove_for_good(tmp_path)
     with pytest.raises(TrackingError, match="There is no search"):
-        listing.runs()
+        ft.list_runs()
     assert planned(command) == ["finished", "finished"]
-    assert [run_id for run_id, _ in listing.repair()] == [orphan]
+    assert [run_id for run_id, _ in ft.repair_runs()] == [orphan]
     again = search(command)
     assert again["run_id"] != first["run_id"]
     assert again["reused"] == 2
     assert {t["run_id"] for t in again["trials"]} == trials  # type: ignore[attr-defined]
     # Trials of another search, which are gone now, are missed too.
     client.delete_run(min(trials))
-    (summary,) = listing.runs()
+    (summary,) = ft.list_runs()
     assert (summary.finished, summary.points) == (1, 2)
     assert planned(command) == ["finished", "new"]
     assert search(command)["finished"] == 2
@@ -133,12 +133,12 @@ def test_models_and_versions_that_are_gone(command: Run, tmp_path: Path) -> None
     first = search(command)
     best = str(first["best"]["run_id"])  # type: ignore[index]
     client = client_of(tmp_path)
-    version = promotion.promote(best).champion
+    version = ft.promote(best).champion
     client.delete_model_version(version.name, version.version)
-    done = promotion.promote(best)
+    done = ft.promote(best)
     assert (done.changed, done.registered) == (True, True)
     client.delete_registered_model(version.name)
-    assert promotion.promote(best).registered
+    assert ft.promote(best).registered
     with open_store() as store:
         (model,) = [
             model
@@ -152,13 +152,13 @@ def test_models_and_versions_that_are_gone(command: Run, tmp_path: Path) -> None
     client.delete_registered_model(version.name)
     for reference in (best, "best"):
         with pytest.raises(TrackingError, match=r"has no file data/model\.keras at"):
-            promotion.promote(reference)
+            ft.promote(reference)
     said = command("report", "--run-id", best).stderr
     assert "it was removed, or the place is not reached from here" in said
     file.write_bytes(kept)
     client.delete_logged_model(model.model_id)
     with pytest.raises(TrackingError, match="has no logged model"):
-        promotion.promote(best)
+        ft.promote(best)
     assert client.search_registered_models() == []
 
 
@@ -172,10 +172,10 @@ def test_experiments_that_are_gone_or_renamed(command: Run, tmp_path: Path) -> N
         assert done.returncode == 1
         assert "'fashion-mnist' was deleted" in done.stdout + done.stderr
     with pytest.raises(TrackingError, match="There is no search"):
-        listing.best()
+        ft.load_trial()
     client.restore_experiment(experiment)
     client.rename_experiment(experiment, "old")
-    assert listing.best().run_id == first["best"]["run_id"]  # type: ignore[index]
+    assert ft.load_trial().run_id == first["best"]["run_id"]  # type: ignore[index]
     assert planned(command) == ["new", "new"]
     assert command("search", *SMALL, "--dry-run", "--experiment", "old").returncode == 0
     client.delete_experiment(experiment)

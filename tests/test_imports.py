@@ -48,9 +48,9 @@ def test_importing_the_package_sets_up_tensorflow() -> None:
 
 def test_what_workers_are_forked_from_has_computed_nothing() -> None:
     code = (
-        "import fmnist_tracking.workflows.warm; import sys\n"
+        "import fmnist_tracking.preload; import sys\n"
         "from tensorflow.python.eager import context\n"
-        "print('fmnist_tracking.training' in sys.modules, context._context)"
+        "print('fmnist_tracking.training.loop' in sys.modules, context._context)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True None\n"

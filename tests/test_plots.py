@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fmnist_tracking import plots
-from fmnist_tracking.analysis import Effect
 from fmnist_tracking.config import CLASS_NAMES
 from fmnist_tracking.data import DataSplit
-from fmnist_tracking.evaluation import evaluate
+from fmnist_tracking.leaderboard import Effect
+from fmnist_tracking.metrics import evaluate
 from records import training
 
 

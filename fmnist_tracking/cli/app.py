@@ -16,14 +16,15 @@ from typing import NoReturn, ParamSpec
 import typer
 
 from fmnist_tracking import __version__, runtime
-from fmnist_tracking.addresses import to_be_typed, without_user
 from fmnist_tracking.cli import streams
 from fmnist_tracking.cli.options import UNDER_MLFLOW_RUN
-from fmnist_tracking.cli.printing import say, shell_line
+from fmnist_tracking.cli.output import say, shell_line
 from fmnist_tracking.cli.typed import Command, Group
 from fmnist_tracking.errors import FmnistTrackingError, Terminated
+from fmnist_tracking.redact import to_be_typed, without_user
 
 PROGRAM = "fmnist-track"
+_SWITCH_SECONDS = 0.0005
 P = ParamSpec("P")
 
 app = typer.Typer(
@@ -153,6 +154,9 @@ def main() -> None:
     # as much again at its end.
     gc.disable()
     atexit.register(gc.freeze)
+    # In a search, the thread that writes to the store computes; those that hand out trials must not
+    # wait for it long.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         status = app(prog_name=PROGRAM, standalone_mode=False)
     except typer.exceptions.TyperException as error:
@@ -173,6 +177,16 @@ def main() -> None:
         say(f"Error: {missing}")
         status = status or 1
     sys.exit(status)
+
+
+def collect_garbage_again() -> None:
+    """Have Python look for garbage again, from a command that has loaded all it needs and goes on.
+
+    What is loaded by now stays. Were it looked through again and again, all threads would wait for
+    a third of a second each time.
+    """
+    gc.freeze()
+    gc.enable()
 
 
 def _stop(number: int, _: object) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import quote, unquote
 
 import typer
 
+import fmnist_tracking as ft
 from fmnist_tracking.config import FIELDS, PROTOCOLS, SEARCH_FLAGS
 
 _SQLITE = "sqlite:///"
@@ -66,7 +67,5 @@ def _runs(uri: str, incomplete: str) -> list[tuple[str, str]]:
 
 
 def _runs_of_a_server(uri: str, incomplete: str) -> list[tuple[str, str]]:
-    from fmnist_tracking.workflows import listing
-
-    found = [run for run in listing.runs(tracking_uri=uri) if run.run_id.startswith(incomplete)]
+    found = [run for run in ft.list_runs(tracking_uri=uri) if run.run_id.startswith(incomplete)]
     return [(run.run_id, f"{run.name} {run.status}") for run in found[:_MOST_RUNS]]

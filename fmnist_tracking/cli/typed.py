@@ -8,9 +8,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from fmnist_tracking.addresses import without_user
 from fmnist_tracking.config import FIELDS, SEARCH_FLAGS, did_you_mean, flag, setting_called
 from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.redact import without_user
 
 # Of options that take a list, as their help shows it.
 LIST_METAVAR = "N,N,…"

@@ -1,4 +1,4 @@
-"""The place where a store keeps the files of runs: is it right, and can it be used."""
+"""The artifact location of a store: update it after a move, and test that it works."""
 
 import contextlib
 import tempfile
@@ -8,25 +8,26 @@ from pathlib import Path
 from mlflow.entities import Experiment
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from fmnist_tracking.addresses import without_user
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking import database, places
+from fmnist_tracking.redact import without_user
+from fmnist_tracking.tracking import locations, migrations
 from fmnist_tracking.tracking.experiments import experiment_ids, name_in_use
+from fmnist_tracking.tracking.resume import live_runs
 from fmnist_tracking.tracking.sqlite_store import require_usable
-from fmnist_tracking.tracking.standing import live_runs
 from fmnist_tracking.tracking.store import Store
 
 
 def relocate(store: Store) -> int:
-    """Give a SQLite store that was moved the addresses of where the files of its runs are now.
+    """Update the addresses of the runs' files in a SQLite store that was moved.
 
     Returns:
-        How many addresses were changed.
+        The number of addresses that were changed.
 
     Raises:
-        TrackingError: it is no SQLite store, cannot be written, or a search is working on it.
+        TrackingError: the store is not a SQLite store or cannot be written, or a search is running
+            in it.
     """
-    path = places.sqlite_file(store.uri)
+    path = locations.sqlite_file(store.uri)
     if path is None:
         raise TrackingError(
             f"Only a SQLite store can be relocated, and {store.public_uri} is none: whoever runs "
@@ -35,28 +36,29 @@ def relocate(store: Store) -> int:
     require_usable(path, create=False, write=True)
     live = live_runs(store, experiment_ids(store, None))
     if live:
-        raise TrackingError(database.run_in_progress(live[0]))
-    return places.relocate(path, store.moved_from)
+        raise TrackingError(migrations.run_in_progress(live[0]))
+    return locations.relocate(path, store.moved_from)
 
 
 def try_artifacts(store: Store, experiment_id: str | None) -> str | None:
-    """Write a small file where an experiment keeps those of its runs, read it and remove it.
+    """Write a small file to an experiment's artifact location, read it back and delete it.
 
     Args:
         store: the store.
-        experiment_id: of the experiment; None if the first search is yet to make it.
+        experiment_id: of the experiment; None if it does not exist yet, because no search has run.
 
     Returns:
-        The place, as it may be shown; None if only a first search will tell.
+        The location, safe to show; None if it is not known before the first search.
 
     Raises:
-        TrackingError: another content came back, or the place is on a disk that is not there.
+        TrackingError: the content that was read differs, or the location is on a disk that is not
+            there.
     """
     location = _location(store, experiment_id)
     if location is None:
         return None
     store.require_reached(location)
-    folder = places.local_path(location)
+    folder = locations.local_path(location)
     missing = []
     while folder is not None and not folder.exists():
         missing.append(folder)
@@ -73,7 +75,7 @@ def try_artifacts(store: Store, experiment_id: str | None) -> str | None:
                 repository.log_artifact(str(file))  # type: ignore[no-untyped-call]
                 repository.download_artifacts(name, str(back))  # type: ignore[no-untyped-call]
             except Exception:
-                with contextlib.suppress(Exception):  # the first error is the one to tell
+                with contextlib.suppress(Exception):  # report the first error, not this one
                     repository.delete_artifacts(name)  # type: ignore[no-untyped-call]
                 raise
             same = (back / name).read_text() == name
@@ -89,10 +91,10 @@ def try_artifacts(store: Store, experiment_id: str | None) -> str | None:
 
 def _location(store: Store, experiment_id: str | None) -> str | None:
     if experiment_id is None:
-        path = places.sqlite_file(store.uri)
+        path = locations.sqlite_file(store.uri)
         if path is not None:
-            return places.files_of(path, name_in_use(store, None))
-        # A server puts a new experiment where it has put MLflow's own.
+            return locations.files_of(path, name_in_use(store, None))
+        # A server puts a new experiment where it has put MLflow's default one.
         found = store.client.get_experiment_by_name(Experiment.DEFAULT_EXPERIMENT_NAME)
         return None if found is None else str(found.artifact_location)
     return str(store.client.get_experiment(experiment_id).artifact_location)

@@ -179,6 +179,14 @@ def start_helpers(preload: Sequence[str]) -> None:
             _ensure_fork_server()
 
 
+def end_helpers() -> None:
+    """End the process that workers are forked from, whatever it imports; no worker may be started.
+
+    For a process that has no use of workers after all.
+    """
+    _end_fork_server(only_if_stopped=False)
+
+
 def _start_method() -> str:
     """Return how workers are started: forked ready to work, where that can be.
 

@@ -1,0 +1,234 @@
+"""The commands that train: `search` and `train`."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import fmnist_tracking as ft
+from fmnist_tracking.cli import options
+from fmnist_tracking.cli.app import collect_garbage_again, command
+from fmnist_tracking.cli.output import print_plan, print_trial, print_trials, say, shell_line
+from fmnist_tracking.cli.parse import load_space, parse_axis, parse_values
+from fmnist_tracking.cli.typed import is_given
+from fmnist_tracking.config import (
+    FIELDS,
+    SEARCH_FLAGS,
+    SearchSpace,
+    SplitConfig,
+    TrainingConfig,
+    Value,
+    flag,
+)
+from fmnist_tracking.errors import ConfigError, SearchError
+from fmnist_tracking.leaderboard import best
+from fmnist_tracking.redact import to_be_typed
+from fmnist_tracking.warm_up import warm_up
+
+
+@command(example="fmnist-track search --limit 12000 --epochs 5", resumable=True)
+def search(
+    context: typer.Context,
+    filters: str | None = options.axis_option("filters", "--filters"),
+    strides: str | None = options.axis_option("strides", "--strides"),
+    kernel_sizes: str | None = options.axis_option("kernel_size", "--kernel-sizes"),
+    hidden_units: str | None = options.axis_option("hidden_units", "--hidden-units"),
+    axis: list[str] = options.AXES,
+    space: Path | None = options.path_option(
+        "--space",
+        "FILE",
+        "YAML file with the grid, a list of values for each setting; it takes the place of "
+        "the default grid, and the options above add to it.",
+        "Grid",
+    ),
+    repeats: int = options.whole_option(
+        1,
+        "--repeats",
+        1,
+        help="Train each point N times, with the seeds SEED, SEED+1, …; points are ranked by "
+        "their mean.",
+        rich_help_panel="Grid",
+    ),
+    epochs: int = options.field_option("epochs", may_be_empty=True),
+    batch_size: int = options.field_option("batch_size", may_be_empty=True),
+    seed: int = options.field_option("seed", may_be_empty=True),
+    patience: int = options.field_option("patience", may_be_empty=True),
+    workers: int | None = options.workers_option(),
+    dry_run: bool = typer.Option(
+        False,
+        "--dry-run",
+        help="Train nothing; list the points, what is finished already, and the time and disk "
+        "that the rest will take.",
+    ),
+    fresh: bool = options.FRESH,
+    protocol: str = options.PROTOCOL,
+    limit: int | None = options.LIMIT,
+    data_dir: Path | None = options.DATA_DIR,
+    experiment: str | None = options.EXPERIMENT,
+    tracking_uri: str | None = options.TRACKING_URI,
+    upgrade_store: bool = options.UPGRADE_STORE,
+    as_json: bool = options.JSON,
+) -> None:
+    """Explore a grid: train every point, each as a tracked run of its own.
+
+    Without options, the grid of the coursework: 12 points, 25 epochs, all images. Points are
+    compared by the validation accuracy of their best epoch; the test images stay sealed.
+
+    Stopped in whatever way, the same command goes on where it was: what has finished is not
+    trained again, what was cut off goes on after its last whole epoch.
+    """
+    texts = {
+        "filters": filters,
+        "strides": strides,
+        "kernel_size": kernel_sizes,
+        "hidden_units": hidden_units,
+    }
+    grid = _space(space, texts, axis, repeats, seed)
+    settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "patience": patience}
+    # The seeds of repeats begin with that of --seed.
+    axes = {name for name in grid.axes if name != "seed" or repeats == 1}
+    _refuse_overruled(context, settings, axes)
+    base = TrainingConfig(**settings)
+    asked: dict[str, Any] = {
+        "split": _split(protocol, seed, limit),
+        "workers": workers,
+        "fresh": fresh,
+        "experiment": experiment,
+        "tracking_uri": tracking_uri,
+        "data_dir": data_dir,
+        "echo": say,
+    }
+    if dry_run:
+        print_plan(ft.dry_run(grid, base, **asked), as_json=as_json)
+        return
+    warm_up()
+    result = ft.search(
+        grid, base, **asked, upgrade_store=upgrade_store, on_start=collect_garbage_again
+    )
+    print_trials(result, as_json=as_json)
+    failed = len(result.space) - len(result.finished)
+    if failed:
+        raise SearchError(
+            f"{failed} of {len(result.space)} points failed. Their runs hold the traceback, as "
+            "the artifact traceback.txt. The same command tries them again."
+        )
+    if best(result.finished) is None:
+        raise SearchError(
+            "Every trial diverged: each ended with a loss that is no finite number, so there is no "
+            "best one. Train with a smaller learning rate, such as --axis learning_rate=0.001."
+        )
+    _say_next(context, result.run_id)
+
+
+@command(example="fmnist-track train --filters 48 --kernel-size 3 --epochs 5", resumable=True)
+def train(
+    context: typer.Context,
+    filters: int = options.field_option("filters"),
+    kernel_size: int = options.field_option("kernel_size"),
+    strides: int = options.field_option("strides"),
+    hidden_units: int = options.field_option("hidden_units"),
+    dropout: float = options.field_option("dropout"),
+    learning_rate: float = options.field_option("learning_rate"),
+    batch_size: int = options.field_option("batch_size"),
+    epochs: int = options.field_option("epochs"),
+    seed: int = options.field_option("seed"),
+    patience: int = options.field_option("patience"),
+    fresh: bool = options.FRESH,
+    protocol: str = options.PROTOCOL,
+    limit: int | None = options.LIMIT,
+    data_dir: Path | None = options.DATA_DIR,
+    experiment: str | None = options.EXPERIMENT,
+    tracking_uri: str | None = options.TRACKING_URI,
+    upgrade_store: bool = options.UPGRADE_STORE,
+    as_json: bool = options.JSON,
+) -> None:
+    """Train one configuration, tracked in the same way as a search's trial."""
+    warm_up()
+    result = ft.train(
+        TrainingConfig(
+            filters=filters,
+            kernel_size=kernel_size,
+            strides=strides,
+            hidden_units=hidden_units,
+            dropout=dropout,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            epochs=epochs,
+            seed=seed,
+            patience=patience,
+        ),
+        split=_split(protocol, seed, limit),
+        fresh=fresh,
+        experiment=experiment,
+        tracking_uri=tracking_uri,
+        data_dir=data_dir,
+        upgrade_store=upgrade_store,
+        echo=say,
+        on_start=collect_garbage_again,
+    )
+    print_trial(result, as_json=as_json)
+    if result.diverged:
+        raise SearchError(
+            f"The training diverged: its loss is no finite number. Its run is {result.run_id}. "
+            "Train with a smaller --learning-rate."
+        )
+    _say_next(context, result.run_id)
+
+
+def _say_next(context: typer.Context, run_id: str) -> None:
+    """Tell which commands show a run, with the options that lead to the same store and data."""
+    uri, data_dir = context.params["tracking_uri"], context.params["data_dir"]
+    address, condition = to_be_typed(uri) if uri else (None, "")
+    store = ["--tracking-uri", address] if address else []
+    report = ["report", run_id[:8], *store]
+    if is_given(context, "experiment"):
+        report += ["--experiment", context.params["experiment"]]
+    if data_dir is not None:
+        report += ["--data-dir", str(data_dir)]
+    first = f"Next{condition.rstrip(',')}"
+    say(f"{first}: {shell_line(*report)}    or: {shell_line('ui', *store)}")
+
+
+def _refuse_overruled(
+    context: typer.Context, settings: Mapping[str, Value], axes: Collection[str]
+) -> None:
+    """Refuse an option for a setting that is an axis too: the axis would overrule it.
+
+    `mlflow run` gives every option; one with its default was not asked for.
+    """
+    for name, value in settings.items():
+        asked = value != FIELDS[name].default or not options.UNDER_MLFLOW_RUN
+        if name in axes and is_given(context, name) and asked:
+            raise ConfigError(f"Expected either {flag(name)} or an axis {name}, got both.")
+
+
+def _space(
+    file: Path | None, texts: dict[str, str | None], axes: Sequence[str], repeats: int, seed: int
+) -> SearchSpace:
+    """The grid that the options of `search` describe."""
+    space = SearchSpace() if file is None else load_space(file)
+    given: dict[str, tuple[Value, ...]] = {
+        name: parse_values(name, options.as_typed(text)) for name, text in texts.items() if text
+    }
+    for text in [part for option in axes if option for part in option.split(";")]:
+        name, values = parse_axis(options.as_typed(text))
+        if name in given:
+            raise ConfigError(f"The axis {name} was given twice. Give all its values at once.")
+        given[name] = values
+    for name in given if file is not None else ():
+        if name in space.axes:
+            option = SEARCH_FLAGS.get(name, "--axis")
+            raise ConfigError(
+                f"The axis {name} was given twice, by {option} and in the grid file {file}. "
+                "Expected it in one of them."
+            )
+    if repeats > 1:
+        if "seed" in given or "seed" in space.axes:
+            raise ConfigError("Expected either --repeats or an axis seed, got both.")
+        given["seed"] = tuple(range(seed, seed + repeats))
+    return space.with_axes(given)
+
+
+def _split(protocol: str, seed: int, limit: int | None) -> SplitConfig:
+    return SplitConfig(protocol=protocol, seed=seed, limit=limit)  # type: ignore[arg-type]
