@@ -40,7 +40,8 @@ def grid(points: int, first: int = 0) -> SearchSpace:
 
 
 def _search(space: SearchSpace) -> SearchResult:
-    return searching.search(space, BASE, split=SPLIT, experiment="stubs", workers=WORKERS)
+    result, _ = searching.search(space, BASE, split=SPLIT, experiment="stubs", workers=WORKERS)
+    return result
 
 
 def busy(repeat: int) -> None:

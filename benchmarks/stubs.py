@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from fmnist_tracking.config import CLASS_NAMES, TrainingConfig, feature_map_sizes
-from fmnist_tracking.grid_search.events import EpochEnded, TrialStarted
-from fmnist_tracking.grid_search.worker import Trained, TrialTask
+from fmnist_tracking.grid_search.messages import EpochEnded, Trained, TrialStarted, TrialTask
 from fmnist_tracking.metrics import score
 from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult
 

@@ -6,38 +6,39 @@ What is public is loaded when it is asked for: TensorFlow, MLflow and matplotlib
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fmnist_tracking.runtime import apply_defaults
-
 if TYPE_CHECKING:
-    from fmnist_tracking.api import list_runs, load_search, load_trial, repair_runs
+    from fmnist_tracking.api.runs import (
+        Search,
+        Trial,
+        list_runs,
+        load_search,
+        load_trial,
+        repair_runs,
+    )
+    from fmnist_tracking.api.train import dry_run, search, train
     from fmnist_tracking.data import load_dataset
     from fmnist_tracking.doctor import check_installation, serve_ui
-    from fmnist_tracking.grid_search.dry_run import dry_run
-    from fmnist_tracking.grid_search.run import search, train
     from fmnist_tracking.prediction import predict
     from fmnist_tracking.promotion import promote
     from fmnist_tracking.reports.build import report
 
 __version__ = "0.1.0"
 
-# Each name, and the module that has it.
+# Each module with the names that are loaded from it.
 _PUBLIC = {
-    "check_installation": "doctor",
-    "dry_run": "grid_search.dry_run",
-    "list_runs": "api",
-    "load_dataset": "data",
-    "load_search": "api",
-    "load_trial": "api",
-    "predict": "prediction",
-    "promote": "promotion",
-    "repair_runs": "api",
-    "report": "reports.build",
-    "search": "grid_search.run",
-    "serve_ui": "doctor",
-    "train": "grid_search.run",
+    "api.runs": ("Search", "Trial", "list_runs", "load_search", "load_trial", "repair_runs"),
+    "api.train": ("dry_run", "search", "train"),
+    "data": ("load_dataset",),
+    "doctor": ("check_installation", "serve_ui"),
+    "prediction": ("predict",),
+    "promotion": ("promote",),
+    "reports.build": ("report",),
 }
+_MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
 
 __all__ = [
+    "Search",
+    "Trial",
     "check_installation",
     "dry_run",
     "list_runs",
@@ -53,10 +54,12 @@ __all__ = [
     "train",
 ]
 
-apply_defaults()
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
 
-from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.errors import ConfigError, setting
 
 Value: TypeAlias = int | float
 Protocol: TypeAlias = Literal["canonical", "coursework"]
@@ -319,16 +319,17 @@ class SplitConfig:
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
             raise ConfigError(
-                f"Expected --protocol to be {' or '.join(PROTOCOLS)}, got {self.protocol!r}."
+                f"Expected {setting('protocol')} to be {' or '.join(PROTOCOLS)}, got "
+                f"{self.protocol!r}."
                 f"{did_you_mean(self.protocol, PROTOCOLS)}"
             )
         check_value("seed", self.seed)
         most = SEEN_IMAGES[self.protocol]
         if self.limit is not None and not SMALLEST_LIMIT <= self.limit <= most:
             raise ConfigError(
-                f"Expected --limit to be from {SMALLEST_LIMIT}, so that each class is in both "
-                f"training and validation, to {most}, the images that --protocol {self.protocol} "
-                f"has for them, got {self.limit}."
+                f"Expected {setting('limit')} to be from {SMALLEST_LIMIT}, so that each class is "
+                f"in both training and validation, to {most}, the images that "
+                f"{setting('protocol')} {self.protocol} has for them, got {self.limit}."
             )
 
     @property

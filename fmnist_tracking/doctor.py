@@ -6,14 +6,20 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from fmnist_tracking import environment, runtime, tracking
+from fmnist_tracking.console import Echo
 from fmnist_tracking.data import load_dataset
-from fmnist_tracking.errors import ConfigError, FmnistTrackingError, TrackingError
+from fmnist_tracking.errors import (
+    ConfigError,
+    FmnistTrackingError,
+    TrackingError,
+    for_programs,
+    setting,
+)
 from fmnist_tracking.output_folder import writable
 from fmnist_tracking.training.checkpoints import state_dir
 
@@ -23,15 +29,22 @@ _ENOUGH_FREE_GIB = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that `doctor` looked at: its name, whether it is well, and what was seen."""
+    """One thing that was checked.
+
+    Attributes:
+        name: of what was checked.
+        ok: whether it is well.
+        message: what was seen, with the names of settings marked; see `errors.setting`.
+    """
 
     name: str
     ok: bool
-    seen: str
+    message: str
 
-    def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json` can write."""
-        return asdict(self)
+    @property
+    def seen(self) -> str:
+        """Return what was seen, for people."""
+        return for_programs(self.message)
 
 
 def check_installation(
@@ -62,11 +75,11 @@ def check_installation(
     }
     for name, look in checks.items():
         try:
-            yield Check(name=name, ok=True, seen=look())
+            yield Check(name=name, ok=True, message=look())
         except FmnistTrackingError as error:
-            yield Check(name=name, ok=False, seen=str(error))
+            yield Check(name=name, ok=False, message=error.message)
         except Exception as error:  # whatever is wrong with an installation is its finding
-            yield Check(name=name, ok=False, seen=f"{type(error).__name__}: {error}")
+            yield Check(name=name, ok=False, message=f"{type(error).__name__}: {error}")
 
 
 def _code() -> str:
@@ -78,11 +91,9 @@ def _code() -> str:
 
 
 def _tensorflow() -> str:
-    runtime.load_tensorflow()
-    import tensorflow as tf
-
+    tf = runtime.import_tensorflow()
     gpus = len(tf.config.list_physical_devices("GPU"))
-    onednn = "on" if os.environ["TF_ENABLE_ONEDNN_OPTS"] == "1" else "off"
+    onednn = "on" if runtime.settings()["TF_ENABLE_ONEDNN_OPTS"] == "1" else "off"
     return f"{tf.__version__} computes on {os.cpu_count()} CPU cores, {gpus} GPUs; oneDNN {onednn}"
 
 
@@ -138,9 +149,7 @@ def _disk() -> str:
     return f"{free:.1f} GiB free in the working folder"
 
 
-def serve_ui(
-    *, host: str, port: int, tracking_uri: str | None, echo: Callable[[str], None]
-) -> None:
+def serve_ui(*, host: str, port: int, tracking_uri: str | None, echo: Echo) -> None:
     """Become MLflow's own page on the store; return only if the store has a page already.
 
     Raises:
@@ -157,7 +166,7 @@ def serve_ui(
         except OSError as error:
             raise ConfigError(
                 f"Cannot listen on port {port} of {host}: {error.strerror}. Choose others with "
-                "--port, --host."
+                f"{setting('port')}, {setting('host')}."
             ) from None
     echo(f"MLflow's page for {store.public_uri}: {page}")
     if latest is not None:

@@ -157,8 +157,7 @@ def _processor() -> str:
 
 
 def _gpus() -> list[str]:
-    import tensorflow as tf
-
+    tf = runtime.import_tensorflow()
     return [
         tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
         for gpu in tf.config.list_physical_devices("GPU")

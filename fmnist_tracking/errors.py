@@ -1,5 +1,31 @@
 """The exceptions that a person can meet, each with the exit status of the command line."""
 
+from typing import Any
+
+# Stands around the name of a setting in a message.
+_MARK = "\x1f"
+
+
+def setting(name: str) -> str:
+    """Return the name of an argument for use in a message, such as `tracking_uri` or `fresh=True`.
+
+    A program's author reads it as it is, a user of the command line as an option, such as
+    `--tracking-uri` or `--fresh`.
+    """
+    return f"{_MARK}{name}{_MARK}"
+
+
+def for_programs(message: str) -> str:
+    """Return a message with the names of settings as arguments of a function."""
+    return message.replace(_MARK, "")
+
+
+def for_command_line(message: str) -> str:
+    """Return a message with the names of settings as options of a command."""
+    parts = message.split(_MARK)
+    parts[1::2] = ["--" + name.removesuffix("=True").replace("_", "-") for name in parts[1::2]]
+    return "".join(parts)
+
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message that is not blank, else the error's type."""
@@ -12,9 +38,19 @@ class FmnistTrackingError(Exception):
 
     The command line prints the message as one line, without a traceback, and exits with
     `exit_status`.
+
+    Attributes:
+        message: with the names of settings marked; see `setting`.
     """
 
     exit_status = 1
+
+    def __init__(self, message: str, *others: Any) -> None:
+        super().__init__(message, *others)
+        self.message = message
+
+    def __str__(self) -> str:
+        return for_programs(self.message)
 
 
 class ConfigError(FmnistTrackingError):
@@ -45,6 +81,18 @@ class PromotionError(FmnistTrackingError):
 
 class SearchError(FmnistTrackingError):
     """A search ended without a finished trial for each of its points."""
+
+
+class TrialsFailed(SearchError):
+    """Trials have failed or diverged; the others are there.
+
+    Attributes:
+        result: the search, or the single trial.
+    """
+
+    def __init__(self, message: str, result: Any) -> None:
+        super().__init__(message, result)
+        self.result = result
 
 
 class Terminated(KeyboardInterrupt):

@@ -19,9 +19,9 @@ from fmnist_tracking.tracking import Store, TrackedRun
 from fmnist_tracking.warm_up import warm_up
 from fmnist_tracking.workers import LocalWorker, WorkerDied, WorkerPool
 
-_MODULES = ("fmnist_tracking.inspection",)
-# Has a function of `inspection` called in that process, given its arguments but the last, and gives
-# what waits for its answer.
+_WORKER = "fmnist_tracking.model_worker"
+# Has a function of that module called in that process, given its name and its arguments but the
+# last, and returns a function that waits for its answer.
 Ask = Callable[..., Callable[[], Any]]
 
 
@@ -32,12 +32,12 @@ def model_process() -> Iterator[Ask]:
     Waiting for an answer raises what the function raises, and `TrackingError` if the process
     died.
     """
-    prepare = partial(runtime.prepare_process, runtime.threads_of(1), 0, _MODULES)
+    prepare = partial(runtime.prepare_process, runtime.threads_of(1), 0, [_WORKER])
     warm_up()
     with WorkerPool([LocalWorker(prepare)], lambda *_: None) as pool:
 
-        def ask(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-            answer = pool.submit(function, *arguments)
+        def ask(function: str, *arguments: Any) -> Callable[[], Any]:
+            answer = pool.submit(f"{_WORKER}:{function}", *arguments)
 
             def wait() -> Any:
                 try:
@@ -96,7 +96,7 @@ class About:
         )
         if self.is_trial_run:
             line += (
-                f" It is a trial run, made with --limit {self.limit}: expect better answers from a "
+                f" It is a trial run, on {self.limit} images: expect better answers from a "
                 "model of all images."
             )
         return line

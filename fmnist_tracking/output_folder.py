@@ -3,10 +3,10 @@
 import tempfile
 from pathlib import Path
 
-from fmnist_tracking.errors import OutputError
+from fmnist_tracking.errors import OutputError, setting
 
 
-def writable(folder: Path, named_by: str = "--output-dir") -> Path:
+def writable(folder: Path, named_by: str = setting("output_dir")) -> Path:
     """Create a folder if needed, and check that it is writable before the work begins.
 
     Args:

@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from fmnist_tracking import tracking
 from fmnist_tracking.config import CLASS_NAMES
+from fmnist_tracking.console import Echo, echo_line, silent
 from fmnist_tracking.data import class_names
 from fmnist_tracking.errors import OutputError, PictureError
 from fmnist_tracking.inference import About, about, fetched_model, model_process
-from fmnist_tracking.inspection import classify
 from fmnist_tracking.output_folder import writable
 from fmnist_tracking.preprocess_image import Note, Prepared, png, prepare
+from fmnist_tracking.results import StoredRun, located
 
 TOP = 3
 # Fashion-MNIST shows them with the toe to the left only.
@@ -95,21 +96,21 @@ class Prediction:
 
 
 def predict(
-    reference: str,
-    paths: Sequence[Path],
+    run: str | StoredRun,
+    pictures: Sequence[str | Path],
     *,
-    output_dir: Path | None = None,
+    output_dir: str | Path | None = None,
     experiment: str | None = None,
     tracking_uri: str | None = None,
-    echo: Callable[[str], None] = lambda _: None,
+    echo: Echo | None = echo_line,
 ) -> Prediction:
     """Classify pictures by the model of a trial, or of a search's best one.
 
     A picture that cannot be used does not keep the others from being classified.
 
     Args:
-        reference: a run id, the beginning of one, `latest` or `best`.
-        paths: of the pictures.
+        run: a search, a trial, or the name of one: a run id, its beginning, `latest` or `best`.
+        pictures: their paths.
         output_dir: where to write the 28x28 pictures that the model sees, None for nowhere.
         experiment: name of the experiment to look in, None for all.
         tracking_uri: of the MLflow store, None for the usual one.
@@ -119,31 +120,33 @@ def predict(
         OutputError: the folder cannot be written.
         TrackingError: there is no such run, or it has no model that can be used.
     """
+    reference, tracking_uri = located(run, tracking_uri)
+    paths = [Path(picture) for picture in pictures]
     with model_process() as ask:
         with tracking.open_store(tracking_uri) as store:
             trial = tracking.best_trial(store, tracking.find_run(store, reference, experiment))
             model_is = about(trial)
-            echo(str(model_is))
-            folder = output_dir and writable(output_dir)
+            (echo or silent)(str(model_is))
+            folder = None if output_dir is None else writable(Path(output_dir))
             found = [_prepare(path) for path in paths]
             usable = [one.pixels for one in found if not isinstance(one, str)]
             answers = []
             if usable:
                 both = np.stack([side for one in usable for side in (one, one[:, ::-1])])
                 with fetched_model(store, trial) as model:
-                    answers = ask(classify, model, trial.run_id, both)()
+                    answers = ask("classify", model, trial.run_id, both)()
         probabilities = iter(answers)
     names = class_names(trial.data_sha256)
     taken = {os.path.realpath(path) for path in paths}
-    pictures = []
+    classified = []
     for path, one in zip(paths, found, strict=True):
         if isinstance(one, str):
-            pictures.append(Classified(path=path, error=one))
+            classified.append(Classified(path=path, error=one))
             continue
         guesses = _guesses(next(probabilities), names)
         (turned, *_) = _guesses(next(probabilities), names)
         mirrored = turned if names == CLASS_NAMES else None
-        pictures.append(
+        classified.append(
             Classified(
                 path=path,
                 size=one.size,
@@ -154,7 +157,7 @@ def predict(
                 seen=folder and _keep(one, folder, path, taken),
             )
         )
-    return Prediction(model=model_is, pictures=tuple(pictures))
+    return Prediction(model=model_is, pictures=tuple(classified))
 
 
 def _prepare(path: Path) -> Prepared | str:

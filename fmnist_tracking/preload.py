@@ -8,8 +8,9 @@ import gc
 
 from fmnist_tracking import runtime
 
+runtime.own_process()
 gc.disable()  # none of what is imported is garbage; a worker enables it again
-runtime.import_tensorflow()
+runtime.import_tensorflow().get_logger().setLevel("ERROR")
 
 from fmnist_tracking import data, metrics  # noqa: E402, F401
 from fmnist_tracking.networks import coursework  # noqa: E402, F401

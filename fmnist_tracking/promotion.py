@@ -5,7 +5,8 @@ from typing import Any
 
 from fmnist_tracking import tracking
 from fmnist_tracking.config import DEFAULT_MODEL_NAME, SplitConfig
-from fmnist_tracking.errors import ConfigError, PromotionError
+from fmnist_tracking.errors import ConfigError, PromotionError, setting
+from fmnist_tracking.results import StoredRun, located
 from fmnist_tracking.tracking import ModelVersion, TrackedRun
 
 _LONGEST_NAME = 256
@@ -44,7 +45,7 @@ class Promotion:
 
 
 def promote(
-    reference: str,
+    run: str | StoredRun,
     *,
     name: str = DEFAULT_MODEL_NAME,
     force: bool = False,
@@ -54,7 +55,7 @@ def promote(
     """Make the model of a trial, or of a search's best one, the champion of a registered model.
 
     Args:
-        reference: a run id, the beginning of one, `latest` or `best`.
+        run: a search, a trial, or the name of one: a run id, its beginning, `latest` or `best`.
         name: of the registered model, made if there is none.
         force: promote it even if it is worse than the champion, or cannot be compared with it.
         experiment: name of the experiment to look in, None for all.
@@ -66,6 +67,7 @@ def promote(
         TrackingError: there is no such run, or it has no model.
     """
     _check_name(name)
+    reference, tracking_uri = located(run, tracking_uri)
     with tracking.open_store(tracking_uri, access="write") as store:
         trial = tracking.best_trial(store, tracking.find_run(store, reference, experiment))
         tracking.require_model(store, trial)
@@ -78,7 +80,9 @@ def promote(
             keep = "Keep that one"
             if champion is not None and not champion.run_exists:
                 keep = f"Restore its run with `mlflow runs restore --run-id {champion.run_id}`"
-            raise PromotionError(f"{objection} {keep}, or promote this with --force.")
+            raise PromotionError(
+                f"{objection} {keep}, or promote this with {setting('force=True')}."
+            )
         known = tracking.find_version(store, name, trial.run_id)
         version = known or tracking.register_version(store, name, trial)
         tracking.make_champion(store, version)
@@ -135,6 +139,6 @@ def _check_name(name: str) -> None:
     # Those that have a meaning in `models:/<name>@<alias>`, the address it is served by.
     if not name.strip() or set(name) & set("/:@") or len(name) > _LONGEST_NAME:
         raise ConfigError(
-            f"Expected --name to be the name of a registered model, without / : @, got {name!r}. "
-            f"Example: --name {DEFAULT_MODEL_NAME}"
+            f"Expected {setting('name')} to be the name of a registered model, without / : @, got "
+            f"{name!r}. Example: {DEFAULT_MODEL_NAME}"
         )

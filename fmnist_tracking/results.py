@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from fmnist_tracking.config import SearchSpace, TrainingConfig, Value, flops_per_image
 
@@ -324,6 +324,25 @@ class SearchResult:
             },
             "trials": [t.to_json() for t in self.trials],
         }
+
+
+class StoredRun(Protocol):
+    """A search or trial that knows its store."""
+
+    @property
+    def run_id(self) -> str:
+        """Return the id of its MLflow run."""
+
+    @property
+    def tracking_uri(self) -> str:
+        """Return the address of its store."""
+
+
+def located(run: str | StoredRun, tracking_uri: str | None) -> tuple[str, str | None]:
+    """Return the run id or other name of a run, and the address of the store to look in."""
+    if isinstance(run, str):
+        return run, tracking_uri
+    return run.run_id, tracking_uri or run.tracking_uri
 
 
 @dataclass(frozen=True, kw_only=True)

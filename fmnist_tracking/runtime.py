@@ -1,9 +1,9 @@
 """Settings of the process that runs TensorFlow: all in one place, and each can be overridden.
 
-They change how fast a training is; what it computes differs only in the last digits. Variables that
-TensorFlow reads when it is imported are set when this package is imported, because only then is it
-certain that no module of it has imported TensorFlow yet. Each is a default: a variable that is
-already set in the environment wins.
+They change how fast a training is; what it computes differs only in the last digits. They are set
+in processes that are this program's own: the command line, and the workers. A process that calls
+the package's functions is left as it is. Each is a default: a variable that is already set in the
+environment wins.
 
 - `TF_ENABLE_ONEDNN_OPTS`: use Intel's library of convolutions and matrix products.
 - `TF_FORCE_GPU_ALLOW_GROWTH`: allocate a GPU's memory as needed, so that workers can share a GPU.
@@ -17,7 +17,7 @@ already set in the environment wins.
   compiled on a processor, where compiling makes it many times slower; on a GPU, both ways are timed
   for each network.
 
-`keep_others_out` undoes settings that notebooks, shells and other programs left for themselves.
+`own_process` also undoes settings that notebooks, shells and other programs left for themselves.
 
 Keras's `steps_per_execution` is not used: a whole epoch is one call of TensorFlow. For the same
 reason, Keras's backend cannot be chosen.
@@ -32,11 +32,11 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from fmnist_tracking import machine
 from fmnist_tracking.errors import ConfigError, OutputError
 
-_BACKEND = "KERAS_BACKEND"
 DEFAULTS = {
     # Off by default on processors without AVX-512, where it makes the gradients of the convolutions
     # about 2.5 times as fast.
@@ -47,6 +47,7 @@ DEFAULTS = {
 # Settings that other programs leave in the environment, and that would stop us or change numbers: a
 # notebook's backend of Matplotlib, the float type in a person's keras.json, and so on.
 _OURS = {
+    "KERAS_BACKEND": "tensorflow",
     "MPLBACKEND": "agg",
     "KERAS_HOME": os.devnull,  # not a folder: no keras.json is read or written
     "PYTHONSAFEPATH": "1",  # a file random.py in the working folder must not replace Python's
@@ -70,20 +71,15 @@ STORE_PATIENCE_VARIABLE = "FMNIST_STORE_PATIENCE"
 _STORE_PATIENCE_SECONDS = 300.0
 
 
-def apply_defaults() -> None:
-    """Set Keras's backend, and each of `DEFAULTS` that the environment does not set."""
-    os.environ[_BACKEND] = "tensorflow"
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
+def own_process() -> None:
+    """Set the environment of a process that is this program's own, for it and those it starts.
 
-
-def keep_others_out() -> None:
-    """Undo settings meant for other programs, in this process and those that it starts.
-
-    It is meant for a process that runs nothing else: the command line. Call it before Keras and
-    Matplotlib are imported.
+    Keras's backend and each of `DEFAULTS` that is not set are set; settings that are meant for
+    other programs are undone. Call it before TensorFlow, Keras and Matplotlib are imported.
     """
     os.environ.update(_OURS)
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
     for name in _OTHERS:
         os.environ.pop(name, None)
     if sys.warnoptions:  # restore Python's default filters
@@ -99,9 +95,10 @@ def keep_others_out() -> None:
 
 
 def settings() -> dict[str, str | None]:
-    """Return this module's variables in the environment, by name; None if not set."""
-    names = (_BACKEND, *DEFAULTS, THREADS_VARIABLE, COMPILE_VARIABLE)
-    return {name: os.environ.get(name) for name in names}
+    """Return the variables that workers train with, by name; None for one that is not set."""
+    names = ("KERAS_BACKEND", *DEFAULTS, THREADS_VARIABLE, COMPILE_VARIABLE)
+    ours = {**DEFAULTS, **os.environ, **_OURS}
+    return {name: ours.get(name) for name in names}
 
 
 def threads_of(workers: int) -> int:
@@ -140,42 +137,40 @@ def jit_compile() -> bool | None:
 
 def has_gpu() -> bool:
     """Return whether TensorFlow computes on a GPU; it loads TensorFlow."""
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     return bool(tf.config.list_logical_devices("GPU"))
 
 
-def import_tensorflow() -> None:
-    """Import TensorFlow without its start-up messages, and start nothing.
+def import_tensorflow() -> Any:
+    """Import TensorFlow without its start-up messages, start nothing, and return the module.
 
     TensorFlow 2.21 writes the messages directly to the process's standard error, before its own log
     level takes effect, and so through our progress display. They are shown only if the import
     fails.
     """
-    with _native_stderr_held_back():
+    is_there = "tensorflow" in sys.modules
+    with contextlib.nullcontext() if is_there else _native_stderr_held_back():
         import tensorflow as tf
-    tf.get_logger().setLevel("ERROR")
+    return tf
 
 
-def load_tensorflow(threads: int | None = None, worker: int = 0) -> None:
-    """Import TensorFlow and prepare it to compute, without its start-up messages.
+def load_tensorflow(threads: int | None = None, worker: int | None = None) -> None:
+    """Import TensorFlow and have it find its devices, without its start-up messages.
 
     Args:
         threads: for a training in this process: so many operations run at once, each on one thread,
             as the training step needs it. None keeps TensorFlow's default, which splits each
             operation over all cores.
         worker: number of this process among those that train at once, from 0; each gets one of the
-            GPUs, if there are any.
+            GPUs, if there are any. None leaves all of them to this process.
     """
-    import_tensorflow()
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     with _native_stderr_held_back():
         if threads is not None:
             tf.config.threading.set_intra_op_parallelism_threads(1)
             tf.config.threading.set_inter_op_parallelism_threads(threads)
         gpus = tf.config.list_physical_devices("GPU")
-        if gpus:
+        if gpus and worker is not None:
             tf.config.set_visible_devices([gpus[worker % len(gpus)]], "GPU")
         tf.config.list_logical_devices()
 
@@ -188,7 +183,9 @@ def prepare_process(threads: int, worker: int, modules: Sequence[str]) -> None:
         worker: number of the process; see `load_tensorflow`.
         modules: other modules to import now, so that the first task starts at once.
     """
+    own_process()
     gc.disable()  # during the imports nothing becomes garbage
+    import_tensorflow().get_logger().setLevel("ERROR")
     load_tensorflow(threads, worker)
     for module in modules:
         importlib.import_module(module)
@@ -204,8 +201,7 @@ def shards() -> int:
 
 def threads() -> int:
     """Return the number of threads of a training in this process; it loads TensorFlow."""
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     return tf.config.threading.get_inter_op_parallelism_threads() or machine.cores()
 
 

@@ -24,6 +24,9 @@ from fmnist_tracking.tracking import Store, open_store
 # Their asserts say what they compared, as those of a test do.
 pytest.register_assert_rewrite("processes", "searches", "servers")
 
+# Tests train in their own process, as workers do in theirs.
+runtime.own_process()
+
 SMALL = TrainingConfig(filters=4, strides=2, hidden_units=8, epochs=2)
 SMALL_SPLIT = SplitConfig(limit=600)
 # The smallest training, as options.
@@ -50,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_tensorflow() -> None:
-    runtime.load_tensorflow()
+    runtime.load_tensorflow(worker=0)
 
 
 @pytest.fixture(scope="session")

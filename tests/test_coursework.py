@@ -13,9 +13,9 @@ from fmnist_tracking.networks.coursework import (
     build_model,
     first_layer_activations,
     load_model,
-    make_portable,
     predict,
 )
+from fmnist_tracking.networks.portable import make_portable
 
 
 @pytest.mark.parametrize("config", SearchSpace().points(TrainingConfig()), ids=str)

@@ -5,6 +5,7 @@ import itertools
 import pytest
 from rich.console import Console
 
+from fmnist_tracking.api.runs import Search
 from fmnist_tracking.cli import output
 from fmnist_tracking.config import COURSEWORK_GRID, SearchSpace, TrainingConfig, Value
 from fmnist_tracking.grid_search.dry_run import DryRun, DryRunPoint
@@ -45,7 +46,7 @@ def printed(
     if isinstance(result, DryRun):
         output.print_plan(result, as_json=False)
     else:
-        output.print_trials(result, as_json=False)
+        output.print_trials(Search(result, "sqlite://"), as_json=False)
     return file.getvalue().splitlines()
 
 

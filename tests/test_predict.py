@@ -20,7 +20,8 @@ from fmnist_tracking.config import CLASS_NAMES, SplitConfig, TrainingConfig
 from fmnist_tracking.data import Dataset, split_dataset, test_set
 from fmnist_tracking.errors import OutputError, TrackingError
 from fmnist_tracking.inference import about, fetched_model
-from fmnist_tracking.inspection import Images, InspectionTask, classify, inspect_model
+from fmnist_tracking.inspection import Images, InspectionTask
+from fmnist_tracking.model_worker import classify, inspect_model
 from fmnist_tracking.networks.coursework import build_model, with_weights
 from fmnist_tracking.networks.coursework import predict as probabilities_of
 from fmnist_tracking.prediction import (

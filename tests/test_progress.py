@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fmnist_tracking.config import SearchSpace, TrainingConfig
 from fmnist_tracking.errors import ConfigError
-from fmnist_tracking.grid_search.events import (
+from fmnist_tracking.grid_search.messages import (
     EpochEnded,
     TrialEnded,
     TrialReused,

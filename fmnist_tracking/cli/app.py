@@ -51,7 +51,7 @@ def command(
                 _require_folders()
                 function(*args, **kwargs)
             except FmnistTrackingError as error:
-                _fail(f"Error: {error}", error.exit_status)
+                _fail(f"Error: {error.message}", error.exit_status)
             except OSError as error:  # a full disk for temporary files, for instance
                 _fail(f"Error: {error.strerror or error}{_of_file(error)}.", 1)
             except ModuleNotFoundError as error:
@@ -141,7 +141,7 @@ def _root(
 def main() -> None:
     """Run the command line; exit with 0, 1 (an error), 2 (wrong usage), 130 or 143 (stopped)."""
     streams.prepare()
-    runtime.keep_others_out()
+    runtime.own_process()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fmnist_tracking").setLevel(logging.INFO)
     # It tells of each line of a matplotlibrc that it cannot read; none of them counts here.
@@ -163,7 +163,7 @@ def main() -> None:
         say(f"Error: {error.format_message()} See `{_program(sys.argv)} --help`.")
         status = error.exit_code
     except FmnistTrackingError as error:  # from reading an option
-        say(f"Error: {error}")
+        say(f"Error: {error.message}")
         status = error.exit_status
     except Terminated:
         status = 143

@@ -17,11 +17,13 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from fmnist_tracking.grid_search.progress import is_terminal, stderr_console
-from fmnist_tracking.leaderboard import best, leaderboard
-from fmnist_tracking.results import RunSummary, SearchResult, TrialResult
+from fmnist_tracking.console import is_terminal, stderr_console
+from fmnist_tracking.errors import for_command_line
+from fmnist_tracking.leaderboard import leaderboard
+from fmnist_tracking.results import RunSummary
 
 if TYPE_CHECKING:
+    from fmnist_tracking.api.runs import Search, Trial
     from fmnist_tracking.grid_search.dry_run import DryRun
 
 # Wide enough that no column is cut where the output goes to a file or another program.
@@ -44,14 +46,15 @@ _err = stderr_console()
 def say(line: str) -> None:
     """A line for a person, beside the results."""
     with contextlib.suppress(OSError):  # a terminal that is gone
-        _err.print(line, soft_wrap=True, markup=False)
+        _err.print(for_command_line(line), soft_wrap=True, markup=False)
 
 
-def print_trials(result: SearchResult, *, as_json: bool) -> None:
-    """A search's leaderboard, and last its run id."""
+def print_trials(search: "Search", *, as_json: bool) -> None:
+    """Print a search's leaderboard, and last its run id."""
     if as_json:
-        print_json(result.to_json(best(result.finished)))
+        print_json(search.to_json())
         return
+    result = search.result
     places = leaderboard(result.trials)
     trials = [place.trial for place in places]
     axes = {
@@ -124,8 +127,9 @@ def _grid(run: RunSummary) -> str:
     return "; ".join(parts)
 
 
-def print_trial(trial: TrialResult, *, as_json: bool) -> None:
-    """One trial: how it came out, and its settings."""
+def print_trial(shown: "Trial", *, as_json: bool) -> None:
+    """Print a trial: its result and its settings."""
+    trial = shown.result
     if as_json:
         print_json(trial.to_json())
         return

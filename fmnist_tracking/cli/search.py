@@ -1,6 +1,6 @@
 """The commands that train: `search` and `train`."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,8 @@ from fmnist_tracking.cli.app import collect_garbage_again, command
 from fmnist_tracking.cli.output import print_plan, print_trial, print_trials, say, shell_line
 from fmnist_tracking.cli.parse import load_space, parse_axis, parse_values
 from fmnist_tracking.cli.typed import is_given
-from fmnist_tracking.config import (
-    FIELDS,
-    SEARCH_FLAGS,
-    SearchSpace,
-    SplitConfig,
-    TrainingConfig,
-    Value,
-    flag,
-)
-from fmnist_tracking.errors import ConfigError, SearchError
-from fmnist_tracking.leaderboard import best
+from fmnist_tracking.config import FIELDS, SEARCH_FLAGS, SearchSpace, Value
+from fmnist_tracking.errors import ConfigError, TrialsFailed
 from fmnist_tracking.redact import to_be_typed
 from fmnist_tracking.warm_up import warm_up
 
@@ -84,40 +75,32 @@ def search(
         "kernel_size": kernel_sizes,
         "hidden_units": hidden_units,
     }
-    grid = _space(space, texts, axis, repeats, seed)
     settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "patience": patience}
-    # The seeds of repeats begin with that of --seed.
-    axes = {name for name in grid.axes if name != "seed" or repeats == 1}
-    _refuse_overruled(context, settings, axes)
-    base = TrainingConfig(**settings)
     asked: dict[str, Any] = {
-        "split": _split(protocol, seed, limit),
+        "repeats": repeats,
+        "protocol": protocol,
+        "limit": limit,
         "workers": workers,
         "fresh": fresh,
         "experiment": experiment,
         "tracking_uri": tracking_uri,
         "data_dir": data_dir,
         "echo": say,
+        **_asked_for(context, settings),
     }
+    grid = _space(space, texts, axis)
     if dry_run:
-        print_plan(ft.dry_run(grid, base, **asked), as_json=as_json)
+        print_plan(ft.dry_run(grid, **asked), as_json=as_json)
         return
     warm_up()
-    result = ft.search(
-        grid, base, **asked, upgrade_store=upgrade_store, on_start=collect_garbage_again
-    )
+    try:
+        result = ft.search(
+            grid, **asked, upgrade_store=upgrade_store, on_start=collect_garbage_again
+        )
+    except TrialsFailed as error:
+        print_trials(error.result, as_json=as_json)
+        raise
     print_trials(result, as_json=as_json)
-    failed = len(result.space) - len(result.finished)
-    if failed:
-        raise SearchError(
-            f"{failed} of {len(result.space)} points failed. Their runs hold the traceback, as "
-            "the artifact traceback.txt. The same command tries them again."
-        )
-    if best(result.finished) is None:
-        raise SearchError(
-            "Every trial diverged: each ended with a loss that is no finite number, so there is no "
-            "best one. Train with a smaller learning rate, such as --axis learning_rate=0.001."
-        )
     _say_next(context, result.run_id)
 
 
@@ -145,8 +128,8 @@ def train(
 ) -> None:
     """Train one configuration, tracked in the same way as a search's trial."""
     warm_up()
-    result = ft.train(
-        TrainingConfig(
+    try:
+        result = ft.train(
             filters=filters,
             kernel_size=kernel_size,
             strides=strides,
@@ -157,22 +140,20 @@ def train(
             epochs=epochs,
             seed=seed,
             patience=patience,
-        ),
-        split=_split(protocol, seed, limit),
-        fresh=fresh,
-        experiment=experiment,
-        tracking_uri=tracking_uri,
-        data_dir=data_dir,
-        upgrade_store=upgrade_store,
-        echo=say,
-        on_start=collect_garbage_again,
-    )
-    print_trial(result, as_json=as_json)
-    if result.diverged:
-        raise SearchError(
-            f"The training diverged: its loss is no finite number. Its run is {result.run_id}. "
-            "Train with a smaller --learning-rate."
+            protocol=protocol,  # type: ignore[arg-type]
+            limit=limit,
+            fresh=fresh,
+            experiment=experiment,
+            tracking_uri=tracking_uri,
+            data_dir=data_dir,
+            upgrade_store=upgrade_store,
+            echo=say,
+            on_start=collect_garbage_again,
         )
+    except TrialsFailed as error:
+        print_trial(error.result, as_json=as_json)
+        raise
+    print_trial(result, as_json=as_json)
     _say_next(context, result.run_id)
 
 
@@ -190,22 +171,20 @@ def _say_next(context: typer.Context, run_id: str) -> None:
     say(f"{first}: {shell_line(*report)}    or: {shell_line('ui', *store)}")
 
 
-def _refuse_overruled(
-    context: typer.Context, settings: Mapping[str, Value], axes: Collection[str]
-) -> None:
-    """Refuse an option for a setting that is an axis too: the axis would overrule it.
+def _asked_for(context: typer.Context, settings: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the settings that a person gave.
 
     `mlflow run` gives every option; one with its default was not asked for.
     """
-    for name, value in settings.items():
-        asked = value != FIELDS[name].default or not options.UNDER_MLFLOW_RUN
-        if name in axes and is_given(context, name) and asked:
-            raise ConfigError(f"Expected either {flag(name)} or an axis {name}, got both.")
+    return {
+        name: value
+        for name, value in settings.items()
+        if is_given(context, name)
+        and (value != FIELDS[name].default or not options.UNDER_MLFLOW_RUN)
+    }
 
 
-def _space(
-    file: Path | None, texts: dict[str, str | None], axes: Sequence[str], repeats: int, seed: int
-) -> SearchSpace:
+def _space(file: Path | None, texts: Mapping[str, str | None], axes: Sequence[str]) -> SearchSpace:
     """The grid that the options of `search` describe."""
     space = SearchSpace() if file is None else load_space(file)
     given: dict[str, tuple[Value, ...]] = {
@@ -223,12 +202,4 @@ def _space(
                 f"The axis {name} was given twice, by {option} and in the grid file {file}. "
                 "Expected it in one of them."
             )
-    if repeats > 1:
-        if "seed" in given or "seed" in space.axes:
-            raise ConfigError("Expected either --repeats or an axis seed, got both.")
-        given["seed"] = tuple(range(seed, seed + repeats))
     return space.with_axes(given)
-
-
-def _split(protocol: str, seed: int, limit: int | None) -> SplitConfig:
-    return SplitConfig(protocol=protocol, seed=seed, limit=limit)  # type: ignore[arg-type]

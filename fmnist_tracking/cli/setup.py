@@ -8,7 +8,7 @@ import fmnist_tracking as ft
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
 from fmnist_tracking.cli.output import new_table, out, print_json, say
-from fmnist_tracking.errors import FmnistTrackingError
+from fmnist_tracking.errors import FmnistTrackingError, for_command_line
 
 
 @command(example="fmnist-track data")
@@ -58,9 +58,15 @@ def doctor(
         found.append(check)
         if not as_json:
             mark = "✓" if check.ok else "✗"
-            out.print(f"{mark} {check.name}: {check.seen}", soft_wrap=True, markup=False)
+            seen = for_command_line(check.message)
+            out.print(f"{mark} {check.name}: {seen}", soft_wrap=True, markup=False)
     if as_json:
-        print_json([check.to_json() for check in found])
+        print_json(
+            [
+                {"name": check.name, "ok": check.ok, "seen": for_command_line(check.message)}
+                for check in found
+            ]
+        )
     wrong = [check.name for check in found if not check.ok]
     if wrong:
         raise FmnistTrackingError(f"Something is wrong with: {', '.join(wrong)}.")

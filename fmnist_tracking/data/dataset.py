@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fmnist_tracking.config import CLASS_NAMES
 from fmnist_tracking.data import array_cache, download, idx
-from fmnist_tracking.errors import DataError
+from fmnist_tracking.errors import DataError, setting
 from fmnist_tracking.runtime import CACHE_VARIABLE
 
 DATA_DIR_VARIABLE = "FMNIST_DATA_DIR"
@@ -94,7 +94,7 @@ def load_dataset(data_dir: Path | None = None) -> Dataset:
         if not named.is_dir():
             raise DataError(
                 f"There is no data folder {named}. Expected a folder with the four IDX files; "
-                "leave --data-dir out to use or fetch Fashion-MNIST."
+                f"leave {setting('data_dir')} out to use or fetch Fashion-MNIST."
             )
         return _load_folder(named.resolve(), require_fashion_mnist=False)
     if download.PACKAGE_FOLDER.is_dir():
@@ -126,10 +126,10 @@ def _fetch_into(folder: Path) -> None:
         ) from None
     except DataError as error:
         raise DataError(
-            "Fashion-MNIST is nowhere to be had. Tried: --data-dir and "
+            f"Fashion-MNIST is nowhere to be had. Tried: {setting('data_dir')} and "
             f"{DATA_DIR_VARIABLE} (not set); {download.PACKAGE_FOLDER} (not there); {folder} (not "
             f"there); {error}. Ways out: `apt-get install {download.DEBIAN_PACKAGE}`, or get the "
-            "four .gz files by other means and name their folder with --data-dir."
+            f"four .gz files by other means and name their folder with {setting('data_dir')}."
         ) from None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_tracking.config import IMAGE_SIZE
-from fmnist_tracking.errors import DataError
+from fmnist_tracking.errors import DataError, setting
 
 # Each part, by the beginning of its file's name, and the shape that it must have.
 FILES: dict[str, tuple[int, ...]] = {
@@ -65,7 +65,7 @@ def read_bytes(path: Path) -> bytes:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             f"{path} is damaged or cut short ({error}). Get a new copy of it: "
-            "`fmnist-track data` fetches one where no --data-dir is given."
+            f"`fmnist-track data` fetches one where no {setting('data_dir')} is given."
         ) from None
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from None

@@ -2,27 +2,33 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fmnist_tracking import fingerprint, machine, runtime, tracking
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
-from fmnist_tracking.data import Dataset, load_dataset, split_dataset
-from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.console import Echo
+from fmnist_tracking.data import Dataset, load_dataset
+from fmnist_tracking.errors import ConfigError, SearchError
 from fmnist_tracking.grid_search.lock import checkpoint_folder
 from fmnist_tracking.grid_search.memory import require_room, too_large, workers_for
 from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials, trial_name
+from fmnist_tracking.grid_search.resources import local_workers
 from fmnist_tracking.grid_search.time_estimate import TimeEstimator, disk_bytes, time_left, work
 from fmnist_tracking.results import TrialResult
 from fmnist_tracking.tracking import ResumeState
+from fmnist_tracking.warm_up import warm_up
+from fmnist_tracking.workers import WorkerDied, WorkerPool
 
 FINISHED, CONTINUES, NEW, REFUSED = "finished", "continues", "new", "refused"
 # A measurement trains on so many images, a network of at most so many multiply-adds an image: some
 # seconds on a slow processor.
 _MEASURED_IMAGES = 3_000
 _MEASURED_WORK = 5e6
+# In the worker, which imports TensorFlow for it.
+_MEASURE = "fmnist_tracking.grid_search.worker:measure"
 # Of more points, a person is told that they are looked at.
 _MANY = 10_000
 
@@ -81,7 +87,7 @@ def dry_run(
     experiment: str | None = None,
     tracking_uri: str | None = None,
     data_dir: Path | None = None,
-    echo: Callable[[str], None] = lambda _: None,
+    echo: Echo = lambda _: None,
 ) -> DryRun:
     """Return what `search` would do with the same arguments, and do none of it.
 
@@ -138,7 +144,7 @@ def dry_run(
         based_on = (
             f"{len(known.like)} finished trials on as many images"
             if known.like
-            else _measure(estimator, to_train, dataset, split, threads)
+            else _measure(estimator, to_train, dataset, split, data_dir, threads)
         )
         waiting = (estimator.seconds(config, epochs) for config, epochs in to_train)
         seconds = time_left((), waiting, slots)
@@ -237,33 +243,27 @@ def _measure(
     to_train: Sequence[tuple[TrainingConfig, int]],
     dataset: Dataset,
     split: SplitConfig,
+    data_dir: Path | None,
     threads: int,
 ) -> str:
     """Train a point that is small enough for two epochs on some of the images; say what was done.
 
     It is the point in the middle of the work, or else the coursework's network.
     """
-    runtime.load_tensorflow(threads)
-    from fmnist_tracking.training import loop
-
     configs = sorted((config for config, _ in to_train), key=work)
     middle = configs[len(configs) // 2]
     fitting = middle if work(middle) <= _MEASURED_WORK else TrainingConfig()
     config = dataclasses.replace(fitting, epochs=2, patience=0)
-    whole_split = split_dataset(dataset, split)
-    images = len(whole_split.train_labels)
-    some = min(images, _MEASURED_IMAGES)
-    part = dataclasses.replace(
-        whole_split,
-        train_images=whole_split.train_images[:some],
-        train_labels=whole_split.train_labels[:some],
-        validation_images=whole_split.validation_images[: max(1, some // 5)],
-        validation_labels=whole_split.validation_labels[: max(1, some // 5)],
-    )
-    first, second = loop.train(config, part)[0].epochs
+    some = min(split.training_images, _MEASURED_IMAGES)
+    warm_up()
+    try:
+        with WorkerPool(local_workers(1, threads), lambda *_: None) as pool:
+            task = _MEASURE, config, split, data_dir, dataset.digest, some
+            first, second = pool.submit(*task).result()
+    except WorkerDied as death:
+        raise SearchError(f"The time cannot be measured: {death.what} ({death}).") from None
     # Building the graph costs the same for few images and for many.
-    extra = first.epoch_seconds - second.epoch_seconds
-    whole = second.epoch_seconds * images / some
-    estimator.epoch(config, 1, whole + max(0.0, extra))
+    whole = second * split.training_images / some
+    estimator.epoch(config, 1, whole + max(0.0, first - second))
     estimator.epoch(config, 2, whole)
     return f"two epochs of {trial_name(config)} on {some:,} images, by the FLOPs of each point"

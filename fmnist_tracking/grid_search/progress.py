@@ -1,14 +1,16 @@
-"""Live progress on standard error: a table on a terminal, plain lines elsewhere."""
+"""Live progress: a table on a terminal and in a notebook, plain lines elsewhere."""
 
 import contextlib
+import html
+import io
 import math
 import os
-import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import TextIO
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,8 +20,9 @@ from rich.text import Text
 
 from fmnist_tracking import clock
 from fmnist_tracking.config import TrainingConfig
+from fmnist_tracking.console import notebook, stderr_console
 from fmnist_tracking.errors import ConfigError
-from fmnist_tracking.grid_search.events import (
+from fmnist_tracking.grid_search.messages import (
     EpochEnded,
     Event,
     TrialEnded,
@@ -31,40 +34,13 @@ from fmnist_tracking.grid_search.time_estimate import TimeEstimator, time_left
 from fmnist_tracking.results import EpochMetrics
 
 _BAR_WIDTH = 40
+# In a notebook: seconds between two tables, characters of a line, and lines kept below the table.
+_REDRAW_SECONDS, _NOTEBOOK_WIDTH, _NOTEBOOK_LINES = 0.5, 110, 8
 # With more points to come than this, the time left is not worked out at every event.
 _MANY = 500
 # Where there is no terminal: between two lines on trials that go on.
 INTERVAL_VARIABLE = "FMNIST_PROGRESS_SECONDS"
 _INTERVAL_SECONDS = 1.0
-
-
-class _Stderr(Console):
-    def on_broken_pipe(self) -> None:
-        """Go on in silence: nobody reads any more, but the trials must be finished."""
-        self.quiet = True
-
-
-def stderr_console() -> Console:
-    """A console on standard error whose reader may go away.
-
-    It is a terminal if the stream is one; rich would take FORCE_COLOR, TTY_COMPATIBLE or a
-    notebook for one.
-    """
-    return _Stderr(
-        stderr=True,
-        highlight=False,
-        markup=False,
-        force_terminal=is_terminal(sys.stderr),
-        force_jupyter=False,
-    )
-
-
-def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a stream is a terminal; one that is closed is none."""
-    try:
-        return stream is not None and stream.isatty()
-    except ValueError:
-        return False
 
 
 def _interval() -> float:
@@ -90,6 +66,47 @@ class _Running:
         self.last = now
 
 
+class _NotebookTable:
+    """A table in the output of a notebook's cell, redrawn in place.
+
+    Args:
+        render: returns the table.
+
+    Attributes:
+        lines: for a person; the last ones are shown below the table.
+    """
+
+    def __init__(self, render: Callable[[], Group]) -> None:
+        self._render = render
+        self.lines: deque[str] = deque(maxlen=_NOTEBOOK_LINES)
+        self._handle: Any = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._redraw, daemon=True)
+
+    def start(self) -> None:
+        self._handle = notebook().display(self._drawn(), display_id=True)
+        self._thread.start()
+
+    def refresh(self) -> None:
+        self._handle.update(self._drawn())
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self.refresh()
+
+    def _redraw(self) -> None:
+        while not self._stopping.wait(_REDRAW_SECONDS):
+            self.refresh()
+
+    def _drawn(self) -> Any:
+        text = io.StringIO()
+        console = Console(file=text, width=_NOTEBOOK_WIDTH, force_jupyter=False, color_system=None)
+        console.print(self._render())
+        shown = html.escape("\n".join([text.getvalue(), *self.lines]))
+        return notebook().HTML(f"<pre>{shown}</pre>")
+
+
 class Progress:
     """Shows how far a set of trials has come. Call it with each event.
 
@@ -102,6 +119,7 @@ class Progress:
         workers: how many are trained at once.
         console: to write to; by default standard error.
         clock: gives seconds.
+        quiet: show nothing.
 
     Raises:
         ConfigError: the environment names no number of seconds.
@@ -114,8 +132,10 @@ class Progress:
         workers: int = 1,
         console: Console | None = None,
         clock: Callable[[], float] = clock.now,
+        *,
+        quiet: bool = False,
     ) -> None:
-        self._console = console or stderr_console()
+        self._console = Console(quiet=True) if quiet else console or stderr_console()
         self._points = points
         self._names = names
         self._workers = workers
@@ -130,8 +150,11 @@ class Progress:
         self._lock = threading.Lock()
         self._interval = _interval()
         self._next_line = -math.inf  # when a trial that goes on may have one
-        live = self._console.is_terminal and not self._console.is_dumb_terminal
-        self._live = Live(get_renderable=self._render, console=self._console) if live else None
+        self._live: Live | _NotebookTable | None = None
+        if notebook() and not quiet and console is None:
+            self._live = _NotebookTable(self._render)
+        elif self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(get_renderable=self._render, console=self._console)
 
     def __enter__(self) -> "Progress":
         if self._live:
@@ -162,7 +185,10 @@ class Progress:
             self.say(line)
 
     def say(self, line: str) -> None:
-        """A line for a person, above the table."""
+        """Print a line for a person, above the table; in a notebook below it."""
+        if isinstance(self._live, _NotebookTable):
+            self._live.lines.append(line)
+            return
         with contextlib.suppress(OSError):  # a terminal that is gone
             self._console.print(line, soft_wrap=True)
 

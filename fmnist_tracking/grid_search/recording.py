@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from fmnist_tracking import runtime, tracking
+from fmnist_tracking.console import Echo
 from fmnist_tracking.tracking import BackgroundWriter, Store
 
 # Time to close runs in, once a search was told to stop.
@@ -33,9 +34,7 @@ class Recording:
             opened.
     """
 
-    def __init__(
-        self, store: Store, experiment_id: str, folder: Path, echo: Callable[[str], None]
-    ) -> None:
+    def __init__(self, store: Store, experiment_id: str, folder: Path, echo: Echo) -> None:
         self.store = store
         self.experiment_id = experiment_id
         self.run_id = ""

@@ -1,13 +1,14 @@
 """What a search or a training works with: the data, the store, and the workers."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 from fmnist_tracking import environment, runtime, tracking
 from fmnist_tracking.config import FASHION_MNIST, SplitConfig
+from fmnist_tracking.console import Echo
 from fmnist_tracking.data import Dataset, load_dataset
 from fmnist_tracking.tracking import DatasetInfo, Provenance, Store
 from fmnist_tracking.warm_up import warm_up
@@ -15,9 +16,7 @@ from fmnist_tracking.workers import LocalWorker, Worker
 
 # Libraries keep some memory of each trial; a new process gives it back.
 _TRIALS_PER_PROCESS = 25
-_TRAINING = "fmnist_tracking.training.loop"
-
-Echo = Callable[[str], None]
+_WORKER = "fmnist_tracking.grid_search.worker"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,6 @@ class Resources:
     @cached_property
     def provenance(self) -> Provenance:
         """Which code runs, and on what machine."""
-        runtime.load_tensorflow()  # which knows the GPUs
         return Provenance(code=environment.code(), environment=environment.describe(self.threads))
 
 
@@ -105,15 +103,24 @@ def open_resources(
             store=store,
             experiment_id=experiment_id,
             adopted=adopted,
-            workers=tuple(
-                LocalWorker(
-                    partial(runtime.prepare_process, threads, number, [_TRAINING]),
-                    _TRIALS_PER_PROCESS,
-                )
-                for number in range(workers)
-            ),
+            workers=local_workers(workers, threads),
             threads=threads,
         )
+
+
+def local_workers(count: int, threads: int) -> tuple[Worker, ...]:
+    """Return worker processes that can train; none is started yet.
+
+    Args:
+        count: how many.
+        threads: of each one's arithmetic.
+    """
+    return tuple(
+        LocalWorker(
+            partial(runtime.prepare_process, threads, number, [_WORKER]), _TRIALS_PER_PROCESS
+        )
+        for number in range(count)
+    )
 
 
 def _data_info(dataset: Dataset) -> DatasetInfo:

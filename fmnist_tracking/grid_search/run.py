@@ -1,4 +1,4 @@
-"""`fmnist-track search` and `train`: explore a grid, or train one point, tracked.
+"""Explore a grid, or train one point, tracked.
 
 The main path: open what is needed, plan the trials, explore the grid, finish.
 """
@@ -11,14 +11,15 @@ from typing import Any
 
 from fmnist_tracking import fingerprint, machine, runtime, tracking
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig, Value
-from fmnist_tracking.errors import SearchError
+from fmnist_tracking.console import Echo, echo_line, silent
+from fmnist_tracking.errors import SearchError, setting
+from fmnist_tracking.grid_search.images import cache_split
 from fmnist_tracking.grid_search.lock import locked_folder
 from fmnist_tracking.grid_search.memory import require_room, require_room_at_once, workers_for
 from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials
 from fmnist_tracking.grid_search.progress import Progress
 from fmnist_tracking.grid_search.recording import Recording
-from fmnist_tracking.grid_search.resources import Echo, Resources, open_resources
-from fmnist_tracking.grid_search.worker import cache_split
+from fmnist_tracking.grid_search.resources import Resources, open_resources
 from fmnist_tracking.results import FINISHED, SearchResult, TrialResult, TrialScore
 from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
 from fmnist_tracking.training import checkpoints
@@ -39,9 +40,9 @@ def search(
     tracking_uri: str | None = None,
     data_dir: Path | None = None,
     upgrade_store: bool = False,
-    echo: Echo = lambda _: None,
+    echo: Echo | None = echo_line,
     on_start: Callable[[], None] = lambda: None,
-) -> SearchResult:
+) -> tuple[SearchResult, str]:
     """Train every point of a grid in worker processes, each as a child run of one search.
 
     What has finished before is not trained again, and a search that was cut off goes on where
@@ -58,8 +59,11 @@ def search(
         tracking_uri: of the MLflow store, None for the usual one.
         data_dir: where the data is, None for the usual places.
         upgrade_store: bring a store of an older MLflow up to date, rather than refuse it.
-        echo: called with lines for a person to read.
+        echo: called with lines for a person to read; None shows nothing, and no progress.
         on_start: called when all is loaded, before the first trial begins.
+
+    Returns:
+        The search, and the address of its store.
 
     Raises:
         ConfigError: a point of the grid cannot be built, or has no room in the memory.
@@ -68,6 +72,7 @@ def search(
         SearchError: another process is working on the same search.
         TrackingError: the store cannot be reached.
     """
+    quiet, echo = echo is None, echo or silent
     points = space.points(base)
     require_room_at_once(points, split, workers, fresh=fresh, tracking_uri=tracking_uri)
     slots = workers_for(points, split, workers)
@@ -98,9 +103,10 @@ def search(
                     end_helpers()
                     echo(
                         f"The search {before.run_id[:8]} has finished all {len(space)} points "
-                        "before; nothing is left to train. --fresh trains them again."
+                        f"before; nothing is left to train. {setting('fresh=True')} trains them "
+                        "again."
                     )
-                    return before
+                    return before, store.uri
             state = tracking.find_resume_state(
                 store, experiment_id, searches, keys.points, fresh=fresh, reopen=resumes
             )
@@ -110,7 +116,7 @@ def search(
             from fmnist_tracking import plots
             from fmnist_tracking.grid_search.scheduler import TrialScheduler
 
-            progress = Progress(points, [trial.name for trial in trials], slots)
+            progress = Progress(points, [trial.name for trial in trials], slots, quiet=quiet)
             with Recording(store, experiment_id, folder, progress.say) as recording:
                 run_id = _start_search(resources, space, base, grid, state, fresh=fresh)
                 recording.run_id = run_id
@@ -134,7 +140,7 @@ def search(
                     _assert_complete(result)
                     picture = plots.png(plots.search_grid(result))
                     recording.do_last(lambda: tracking.finish_search(store, result, picture))
-            return result
+            return result, store.uri
 
 
 def train(
@@ -146,9 +152,9 @@ def train(
     tracking_uri: str | None = None,
     data_dir: Path | None = None,
     upgrade_store: bool = False,
-    echo: Echo = lambda _: None,
+    echo: Echo | None = echo_line,
     on_start: Callable[[], None] = lambda: None,
-) -> TrialResult:
+) -> tuple[TrialResult, str]:
     """Train one configuration, tracked as a trial is; go on with it if it was cut off.
 
     Args:
@@ -159,8 +165,11 @@ def train(
         tracking_uri: of the MLflow store.
         data_dir: where the data is.
         upgrade_store: bring a store of an older MLflow up to date.
-        echo: called with lines for a person to read.
+        echo: called with lines for a person to read; None shows nothing, and no progress.
         on_start: called when all is loaded, before the training begins.
+
+    Returns:
+        The trial, and the address of its store.
 
     Raises:
         ConfigError: the network has no room in the memory.
@@ -170,6 +179,7 @@ def train(
             at it.
         TrackingError: the store cannot be reached.
     """
+    quiet, echo = echo is None, echo or silent
     require_room_at_once([config], split, 1, fresh=fresh, tracking_uri=tracking_uri)
     with open_resources(
         "train",
@@ -197,14 +207,14 @@ def train(
                 tracking.log_asked(store, trial.finished.run_id)
                 echo(
                     f"The run {trial.finished.run_id[:8]} has trained this before; it is reused. "
-                    "--fresh trains again."
+                    f"{setting('fresh=True')} trains again."
                 )
-                return dataclasses.replace(trial.finished, reused=True)
+                return dataclasses.replace(trial.finished, reused=True), store.uri
             require_room([config], split, 1)
             _load(resources)
             from fmnist_tracking.grid_search.scheduler import TrialScheduler
 
-            progress = Progress([config], [trial.name])
+            progress = Progress([config], [trial.name], quiet=quiet)
             with Recording(store, experiment_id, folder, progress.say) as recording:
                 on_start()
                 with (
@@ -220,7 +230,7 @@ def train(
                     error = score.result().error
                 if error:
                     raise SearchError(f"The training failed ({error}). Its run is {run.run_id}.")
-            return tracking.read_trial(run)
+            return tracking.read_trial(run), store.uri
 
 
 def _load(resources: Resources) -> None:

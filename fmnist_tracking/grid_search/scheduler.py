@@ -9,23 +9,28 @@ from types import TracebackType
 from typing import Any
 
 from fmnist_tracking import tracking
-from fmnist_tracking.grid_search.events import (
+from fmnist_tracking.console import Echo
+from fmnist_tracking.grid_search.messages import (
     EpochEnded,
     Event,
+    Failed,
+    Trained,
     TrialEnded,
     TrialReused,
     TrialStarted,
+    TrialTask,
     WorkerLost,
 )
 from fmnist_tracking.grid_search.plan import PlannedTrial
 from fmnist_tracking.grid_search.recording import Recording
 from fmnist_tracking.grid_search.resources import Resources
 from fmnist_tracking.grid_search.trial_logger import TrialLogger
-from fmnist_tracking.grid_search.worker import Failed, Trained, TrialTask, run_trial
 from fmnist_tracking.results import TrialResult, TrialScore
 from fmnist_tracking.training import checkpoints
 from fmnist_tracking.workers import NoWorker, WorkerDied, WorkerPool
 
+# In the worker, which imports TensorFlow for it.
+_RUN_TRIAL = "fmnist_tracking.grid_search.worker:run_trial"
 # Images kept with each logged model as its input example.
 _EXAMPLES = 2
 
@@ -53,7 +58,7 @@ class TrialScheduler:
         recording: Recording,
         *,
         show: Callable[[Event, int], None],
-        echo: Callable[[str], None],
+        echo: Echo,
         parent: str | None,
     ) -> None:
         self._resources = resources
@@ -139,7 +144,7 @@ class TrialScheduler:
             data_dir=self._resources.data_dir,
             data_sha256=self._resources.dataset.digest,
         )
-        future = self._pool.submit(run_trial, task)
+        future = self._pool.submit(_RUN_TRIAL, task)
         future.add_done_callback(partial(self._on_end, running))
 
     def _on_report(self, worker: int, event: TrialStarted | EpochEnded) -> None:

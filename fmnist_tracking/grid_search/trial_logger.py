@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_tracking import plots, tracking
+from fmnist_tracking.console import Echo
+from fmnist_tracking.grid_search.messages import Failed, Trained
 from fmnist_tracking.grid_search.plan import PlannedTrial
 from fmnist_tracking.grid_search.recording import Recording
-from fmnist_tracking.grid_search.worker import Failed, Trained
 from fmnist_tracking.networks import coursework
 from fmnist_tracking.results import DatasetPart, EpochMetrics
 from fmnist_tracking.tracking import TrialInfo
@@ -35,7 +36,7 @@ class TrialLogger:
         info: TrialInfo,
         trial: PlannedTrial,
         examples: NDArray[np.uint8],
-        echo: Callable[[str], None],
+        echo: Echo,
     ) -> None:
         self._recording = recording
         self._store = recording.store

@@ -1,63 +1,24 @@
-"""What a worker process runs for each trial."""
+"""What a worker process does with each trial."""
 
-import json
+import dataclasses
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fmnist_tracking import clock, fingerprint
-from fmnist_tracking.config import SplitConfig
-from fmnist_tracking.errors import DataError, first_line
-from fmnist_tracking.grid_search.events import EpochEnded, TrialStarted
-from fmnist_tracking.grid_search.plan import PlannedTrial
-from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult
-
-if TYPE_CHECKING:
-    from fmnist_tracking.data import Dataset, DataSplit
-    from fmnist_tracking.training.loop import Weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialTask:
-    """A trial to run, in terms that can be sent to another process.
-
-    Attributes:
-        trial: what to train, from where it has come to.
-        split: how the data is split.
-        data_dir: where the data is, None for the usual places.
-        data_sha256: `Dataset.digest` of the data that must be found there.
-    """
-
-    trial: PlannedTrial
-    split: SplitConfig
-    data_dir: Path | None
-    data_sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A trial that came to its end: the result and the best epoch's weights.
-
-    Attributes:
-        result: of all its epochs.
-        weights: of the best one.
-        seconds: that this process took for it, without those in which it was stopped.
-    """
-
-    result: TrainingResult
-    weights: "Weights"
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failed:
-    """A trial that ended by an error of its own: the error in a line, and its traceback."""
-
-    line: str
-    trace: str
+from fmnist_tracking import clock
+from fmnist_tracking.config import SplitConfig, TrainingConfig
+from fmnist_tracking.errors import first_line
+from fmnist_tracking.grid_search.images import load_split
+from fmnist_tracking.grid_search.messages import (
+    EpochEnded,
+    Failed,
+    Trained,
+    TrialStarted,
+    TrialTask,
+)
+from fmnist_tracking.results import EpochMetrics
+from fmnist_tracking.training import loop
 
 
 def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Failed:
@@ -73,10 +34,8 @@ def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Faile
     Raises:
         DataError: the data is not what the search began with.
     """
-    from fmnist_tracking.training import loop
-
     start, trial = clock.now(), task.trial
-    split, parts = _load(task.data_dir, task.split, task.data_sha256)
+    split, parts = load_split(task.data_dir, task.split, task.data_sha256)
 
     def on_start(epochs: Sequence[EpochMetrics]) -> None:
         report(TrialStarted(number=trial.number, epochs=tuple(epochs), data=parts))
@@ -95,30 +54,37 @@ def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Faile
     return Trained(result=result, weights=weights, seconds=clock.now() - start)
 
 
-@lru_cache(maxsize=1)  # a worker runs many trials on the same images
-def _load(
-    data_dir: Path | None, split: SplitConfig, data_sha256: str
-) -> "tuple[DataSplit, tuple[DatasetPart, DatasetPart]]":
-    from fmnist_tracking.data import load_dataset
+def measure(
+    config: TrainingConfig,
+    split: SplitConfig,
+    data_dir: Path | None,
+    data_sha256: str,
+    images: int,
+    _: Callable[[Any], None],
+) -> list[float]:
+    """Train on some of the images, to see how long it takes.
 
-    def load() -> "Dataset":
-        dataset = load_dataset(data_dir)
-        if dataset.digest != data_sha256:
-            raise DataError(f"The data in {dataset.source} changed while the search was running.")
-        return dataset
+    Args:
+        config: what to train.
+        split: how the data is split.
+        data_dir: where the data is, None for the usual places.
+        data_sha256: `Dataset.digest` of the data that must be found there.
+        images: how many of the training images to use; of the others, a fifth of that.
 
-    return _split(load, split, data_sha256)
+    Returns:
+        Seconds of each epoch.
 
-
-def cache_split(dataset: "Dataset", split: SplitConfig) -> None:
-    """Put the split into the cache, so that not each worker must make it."""
-    _split(lambda: dataset, split, dataset.digest)
-
-
-def _split(
-    load: "Callable[[], Dataset]", split: SplitConfig, data_sha256: str
-) -> "tuple[DataSplit, tuple[DatasetPart, DatasetPart]]":
-    from fmnist_tracking.data import shared_split, split_dataset
-
-    key = json.dumps([fingerprint.of_program(), data_sha256, asdict(split)])
-    return shared_split(key, lambda: split_dataset(load(), split))
+    Raises:
+        DataError: the data is another, or cannot be had.
+    """
+    whole, _parts = load_split(data_dir, split, data_sha256)
+    validation = max(1, images // 5)
+    part = dataclasses.replace(
+        whole,
+        train_images=whole.train_images[:images],
+        train_labels=whole.train_labels[:images],
+        validation_images=whole.validation_images[:validation],
+        validation_labels=whole.validation_labels[:validation],
+    )
+    result, _weights = loop.train(config, part)
+    return [epoch.epoch_seconds for epoch in result.epochs]

@@ -1,8 +1,10 @@
 """`fmnist-track report`, `activations` and `predictions`: from a run id to figures."""
 
+import base64
+import html
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,23 +12,26 @@ from typing import Any, Literal
 
 from fmnist_tracking import tracking
 from fmnist_tracking.config import DEFAULT_SAMPLE_SEED
+from fmnist_tracking.console import Echo, echo_line, silent
 from fmnist_tracking.errors import OutputError
 from fmnist_tracking.inference import About, about, fetched_model, model_process
-from fmnist_tracking.inspection import InspectionTask, ModelInspection, inspect_model
+from fmnist_tracking.inspection import InspectionTask, ModelInspection
 from fmnist_tracking.leaderboard import rank
 from fmnist_tracking.output_folder import writable
 from fmnist_tracking.redact import bare
 from fmnist_tracking.reports import captions
 from fmnist_tracking.reports.page import Page, Picture, classification_table, render_html
-from fmnist_tracking.results import Evaluation, SearchResult, TrialResult
+from fmnist_tracking.results import Evaluation, SearchResult, StoredRun, TrialResult, located
 from fmnist_tracking.tracking import TrackedRun
 
 Part = Literal["report", "activations", "predictions"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportFiles:
-    """What was written.
+class Report:
+    """A report, or a part of one, as files.
+
+    In a notebook it is shown as its page, or its figures.
 
     Attributes:
         run_id: the run it is about, a trial or a search.
@@ -41,6 +46,22 @@ class ReportFiles:
     files: tuple[Path, ...]
     evaluation: Evaluation | None = None
     kept: bool = True
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Return the share of test images classified correctly; None for a part."""
+        return None if self.evaluation is None else self.evaluation.accuracy
+
+    def __str__(self) -> str:
+        scored = "" if self.evaluation is None else f"test accuracy {self.test_accuracy:.4f}, "
+        return f"Report on {self.model.name}, run {self.model.run_id[:8]}: {scored}{self.files[0]}"
+
+    def _repr_html_(self) -> str:
+        if self.evaluation is not None:
+            page = html.escape(self.files[0].read_text(encoding="utf-8"))
+            return f'<iframe srcdoc="{page}" style="width: 100%; height: 80vh; border: 0"></iframe>'
+        pictures = (base64.b64encode(file.read_bytes()).decode("ascii") for file in self.files)
+        return "".join(f'<img src="data:image/png;base64,{picture}">' for picture in pictures)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,23 +83,23 @@ class _Subject:
 
 
 def report(
-    reference: str,
+    run: str | StoredRun,
     *,
     part: Part = "report",
-    output_dir: Path | None = None,
+    output_dir: str | Path | None = None,
     seed: int = DEFAULT_SAMPLE_SEED,
     experiment: str | None = None,
     tracking_uri: str | None = None,
-    data_dir: Path | None = None,
-    echo: Callable[[str], None] = lambda _: None,
-) -> ReportFiles:
+    data_dir: str | Path | None = None,
+    echo: Echo | None = echo_line,
+) -> Report:
     """Draw a trial's figures, or those of a search and its best trial; all of them, or a part.
 
     The whole report scores the trial on the test images, which are opened for it; a part shows
     validation images, and the test images stay sealed. The files are also kept with the run.
 
     Args:
-        reference: a run id, the beginning of one, `latest` or `best`.
+        run: a search, a trial, or the name of one: a run id, its beginning, `latest` or `best`.
         part: `report`, `activations` or `predictions`.
         output_dir: where the files go, by default reports/ and the run's first 8 characters, and
             validation/ for a part.
@@ -93,12 +114,16 @@ def report(
         OutputError: the folder cannot be written.
         TrackingError: there is no such run, or it has no model.
     """
+    echo = echo or silent
+    reference, tracking_uri = located(run, tracking_uri)
+    data_dir = None if data_dir is None else Path(data_dir)
     with model_process() as ask, tracking.open_store(tracking_uri) as store:
-        run = tracking.find_run(store, reference, experiment)
-        folder = Path("reports", run.run_id[:8])
+        found = tracking.find_run(store, reference, experiment)
+        folder = Path("reports", found.run_id[:8])
         # The figures of a part are not among a whole report's, which show test images.
-        folder = writable(output_dir or (folder if part == "report" else folder / "validation"))
-        trial = tracking.best_trial(store, run)
+        usual = folder if part == "report" else folder / "validation"
+        folder = writable(Path(output_dir) if output_dir else usual)
+        trial = tracking.best_trial(store, found)
         model = about(trial)
         echo(str(model))
         title = f"{trial.name} (run {trial.run_id[:8]})"
@@ -116,13 +141,13 @@ def report(
             if part == "report":
                 # Before they are: whatever stops this report, nobody is told that they are sealed.
                 tracking.unless_read_only(
-                    store, lambda: tracking.log_test_opened(store, run.run_id, trial.run_id)
+                    store, lambda: tracking.log_test_opened(store, found.run_id, trial.run_id)
                 )
-            inspecting = ask(inspect_model, task)
+            inspecting = ask("inspect_model", task)
             # Meanwhile, what needs no answer of the model.
             search, pictures = None, []
             if part == "report":
-                search = tracking.read_search(store, run) if run.role == "search" else None
+                search = tracking.read_search(store, found) if found.role == "search" else None
                 pictures += [captions.grid(search)] if search else []
                 pictures.append(captions.curves(tracking.read_history(store, trial), title))
             seen: ModelInspection = inspecting()
@@ -133,8 +158,8 @@ def report(
             pictures.append(captions.predictions(seen, title, seed))
         if seen.evaluation is not None:
             pictures.append(captions.confusion(seen.evaluation, title))
-            subject = _Subject(run=run, trial=trial, result=tracking.read_trial(trial), seen=seen)
-            again = ["fmnist-track", "report", "--run-id", run.run_id, "--seed", str(seed)]
+            subject = _Subject(run=found, trial=trial, result=tracking.read_trial(trial), seen=seen)
+            again = ["fmnist-track", "report", "--run-id", found.run_id, "--seed", str(seed)]
             again += ["--data-dir", str(data_dir)] if data_dir else []
             again += ["--tracking-uri", bare(tracking_uri)] if tracking_uri else []
             texts = {
@@ -149,16 +174,16 @@ def report(
 
         def keep() -> None:
             if seen.evaluation is not None:
-                tracking.log_report(store, run.run_id, files, _test_scores(seen.evaluation))
+                tracking.log_report(store, found.run_id, files, _test_scores(seen.evaluation))
             else:
-                tracking.log_validation_figures(store, run.run_id, files)
-            tracking.mark_report_run(store, run.run_id, part)
+                tracking.log_validation_figures(store, found.run_id, files)
+            tracking.mark_report_run(store, found.run_id, part)
 
         refused = tracking.unless_read_only(store, keep)
         if refused is not None:
             echo(f"The files are not kept with the run: {refused}.")
-        return ReportFiles(
-            run_id=run.run_id,
+        return Report(
+            run_id=found.run_id,
             model=model,
             files=files,
             evaluation=seen.evaluation,
@@ -228,7 +253,7 @@ def _notices(subject: _Subject, search: SearchResult | None) -> list[str]:
         )
     if subject.trial.split.limit is not None:
         notices.append(
-            f"Made with --limit {subject.trial.split.limit}: a trial run on a part of the images, "
+            f"A trial run, limited to {subject.trial.split.limit} of the images, "
             f"tested on {subject.seen.available:,}. Expect better figures from all of them."
         )
     if search is not None and len(search.finished) < len(search.space):

@@ -15,7 +15,7 @@ from mlflow.utils.credentials import read_mlflow_creds
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as TimeoutError_
 
-from fmnist_tracking.errors import FmnistTrackingError, TrackingError
+from fmnist_tracking.errors import FmnistTrackingError, TrackingError, setting
 from fmnist_tracking.redact import without_user
 
 _TRY_AGAIN = {408, 409, 429}
@@ -80,7 +80,7 @@ def tracking_error(uri: str, error: BaseException | None) -> TrackingError:
         return TrackingError(
             f"{server} does not let the user {read_mlflow_creds().username!r} do this (403). "
             "Ask whoever runs it for the permission EDIT on the experiment, or work in an "
-            "experiment of your own: --experiment NAME."
+            f"experiment of your own: {setting('experiment')}."
         )
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return TrackingError(
@@ -105,7 +105,8 @@ def tracking_error(uri: str, error: BaseException | None) -> TrackingError:
         return TrackingError(
             f"The store {without_user(uri)} is a database, but keeps the files of its runs at "
             "mlflow-artifacts:/, which only a tracking server can reach. Name that server with "
-            "--tracking-uri, or choose another experiment with --experiment."
+            f"{setting('tracking_uri')}, or choose another experiment with "
+            f"{setting('experiment')}."
         )
     if error is not None and is_locked(error):
         return TrackingError(
@@ -137,7 +138,7 @@ def registry_error(uri: str, name: str, error: BaseException) -> TrackingError:
         f"The MLflow server at {without_user(uri)} does not let the user "
         f"{read_mlflow_creds().username!r} change the registered model {name!r} (403). Ask "
         "whoever runs it for the permission EDIT on that model, or promote under a name of your "
-        "own: --name NAME."
+        f"own: {setting('name')}."
     )
 
 
@@ -151,7 +152,7 @@ def opening_error(uri: str, error: BaseException) -> TrackingError:
         why = unreachable[0] if unreachable else _first_line(error)
         return TrackingError(
             f"The MLflow store at {without_user(uri)} cannot be reached ({why}). Start it, or "
-            "name another with --tracking-uri or MLFLOW_TRACKING_URI."
+            f"name another with {setting('tracking_uri')} or MLFLOW_TRACKING_URI."
         )
     if not uri.startswith(("http://", "https://")):
         return known
@@ -163,7 +164,8 @@ def opening_error(uri: str, error: BaseException) -> TrackingError:
     if _FOREIGN.search(text) and _status(error) not in (401, 403):
         return TrackingError(
             f"What answers at {without_user(uri)} is not an MLflow server. Name one with "
-            "--tracking-uri or MLFLOW_TRACKING_URI, without a path unless the server has one."
+            f"{setting('tracking_uri')} or MLFLOW_TRACKING_URI, without a path unless the server "
+            "has one."
         )
     return known
 

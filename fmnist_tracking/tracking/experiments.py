@@ -6,7 +6,7 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
 from fmnist_tracking.config import DEFAULT_EXPERIMENT, FIELDS
-from fmnist_tracking.errors import ConfigError, TrackingError
+from fmnist_tracking.errors import ConfigError, TrackingError, setting
 from fmnist_tracking.results import RUNNING
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.queries import PAGE, find_any, is_absent, iterate_pages
@@ -14,7 +14,7 @@ from fmnist_tracking.tracking.store import Store, require_active
 
 _NAMES_SHOWN = 10
 _RUN, _ID, _NAME = "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"
-_OPTION = "--experiment"
+_OPTION = setting("experiment")
 # The entry points under which `mlflow run` starts a command; `main` if none is named.
 _ENTRY_POINTS = {"search": ("search", "main")}
 # The parameters of MLproject: a run made for one of its entry points has no others.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from mlflow.entities import Run, ViewType
 
 from fmnist_tracking.config import COURSEWORK_GRID, DEFAULT_MODEL_NAME, FIELDS, SplitConfig, Value
-from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.errors import TrackingError, setting
 from fmnist_tracking.leaderboard import best
 from fmnist_tracking.results import FINISHED, RUNNING, RunSummary
 from fmnist_tracking.tracking import schema
@@ -88,7 +88,7 @@ def find_run(store: Store, reference: str, experiment: str | None = None) -> Tra
             )
         raise TrackingError(
             f"There is no run {reference} {_where(experiment)}. `fmnist-track runs` lists the "
-            "ids; --tracking-uri names another store."
+            f"ids; {setting('tracking_uri')} names another store."
         )
     if len(matches) > 1:
         raise TrackingError(

@@ -17,7 +17,7 @@ from mlflow import is_tracking_uri_set
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.errors import TrackingError, setting
 from fmnist_tracking.redact import without_user
 
 _SQLITE = "sqlite:///"
@@ -125,7 +125,8 @@ def resolve(uri: str) -> str:
     if not uri.strip():
         raise TrackingError(
             f"Expected the address of an MLflow store, got {uri!r}. Unset MLFLOW_TRACKING_URI for "
-            f"{_DEFAULT_FILE} in the working folder, or name another with --tracking-uri."
+            f"{_DEFAULT_FILE} in the working folder, or name another with "
+            f"{setting('tracking_uri')}."
         )
     path = sqlite_file(uri)
     if path is not None:
@@ -233,7 +234,7 @@ def not_reached_line(folder: Path) -> str:
     """Return a line that says that a folder for the files of runs is missing."""
     return (
         f"The files at {folder / _FILES} are not reached: {folder} is not there. If it is on "
-        "another disk, mount it; else work in another experiment: --experiment NAME."
+        f"another disk, mount it; else work in another experiment: {setting('experiment')}."
     )
 
 

@@ -15,7 +15,8 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 from numpy.typing import NDArray
 
-from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.errors import TrackingError, setting
+from fmnist_tracking.networks.portable import make_portable
 from fmnist_tracking.redact import without_user
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.records import TrackedRun, require_finished
@@ -57,8 +58,6 @@ def log_model(
     Returns:
         The id of the logged model, and the size of its weights file in bytes.
     """
-    from fmnist_tracking.networks.coursework import make_portable  # loads Keras
-
     client = store.client
     if again:
         for known in find_models(store, experiment_id, run_id):
@@ -131,7 +130,7 @@ def trial_model(store: Store, trial: TrackedRun) -> LoggedModel:
     if not found:
         raise TrackingError(
             f"The trial {trial.run_id[:8]} has no logged model {schema.MODEL!r}: it was deleted. "
-            "Choose another trial, or train this one again with --fresh."
+            f"Choose another trial, or train this one again with {setting('fresh=True')}."
         )
     return max(found, key=lambda model: model.creation_timestamp)
 
@@ -146,7 +145,8 @@ def require_files(store: Store, trial: TrackedRun, model: LoggedModel) -> None:
         raise TrackingError(
             f"The model of trial {trial.run_id[:8]} has no file {schema.KERAS_FILE} at "
             f"{without_user(model.artifact_location)}: it was removed, or the place is not reached "
-            "from here. Choose another trial, or train this one again with --fresh."
+            "from here. Choose another trial, or train this one again with "
+            f"{setting('fresh=True')}."
         )
 
 

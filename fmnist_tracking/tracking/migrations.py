@@ -17,7 +17,7 @@ from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import NullPool
 
-from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.errors import TrackingError, setting
 from fmnist_tracking.redact import without_user
 from fmnist_tracking.results import RUNNING
 from fmnist_tracking.tracking import schema, sqlite_store
@@ -83,7 +83,7 @@ def require_current(uri: str, *, upgrade: bool = False) -> bool:
         raise TrackingError(
             f"{name} is a SQLite database, but not of MLflow: it has the tables "
             f"{', '.join(sorted(tables)[:3])}{', …' if len(tables) > 3 else ''}. Name another "
-            "file with --tracking-uri."
+            f"file with {setting('tracking_uri')}."
         )
     script = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
     head = script.get_current_head()
@@ -96,14 +96,14 @@ def require_current(uri: str, *, upgrade: bool = False) -> bool:
         raise TrackingError(
             f"The MLflow store {name} is of a newer MLflow (its tables' revision is {revision}); "
             f"{installed} and cannot read it. Install a newer one: pip install --upgrade mlflow. "
-            "Or name another store with --tracking-uri."
+            f"Or name another store with {setting('tracking_uri')}."
         ) from None
     if not upgrade:
         raise TrackingError(
             f"The MLflow store {name} is of {_release(script, revision)}, {installed}. To use it "
             "here it must be upgraded, and then the older MLflow cannot open it any more: "
             "`fmnist-track doctor --upgrade-store` does it and keeps a copy. Or name another store "
-            "with --tracking-uri."
+            f"with {setting('tracking_uri')}."
         )
     _upgrade(uri, path, head)
     return True

@@ -14,7 +14,13 @@ from mlflow.exceptions import MlflowException
 
 from fmnist_tracking import fingerprint
 from fmnist_tracking.config import FIELDS, SearchSpace, SplitConfig, TrainingConfig
-from fmnist_tracking.errors import ConfigError, FmnistTrackingError, TrackingError, first_line
+from fmnist_tracking.errors import (
+    ConfigError,
+    FmnistTrackingError,
+    TrackingError,
+    first_line,
+    setting,
+)
 from fmnist_tracking.results import (
     FINISHED,
     RUNNING,
@@ -260,12 +266,12 @@ def read_history(store: Store, run: TrackedRun) -> TrainingResult:
         raise TrackingError(
             f"The record {schema.HISTORY_FILE} of run {run.run_id[:8]} cannot be fetched from the "
             f"store ({first_line(error)}). Choose another trial, or train that point again with "
-            "--fresh."
+            f"{setting('fresh=True')}."
         ) from None
     except (*_NO_JSON, LookupError, AttributeError, ConfigError):
         raise TrackingError(
             f"The record {schema.HISTORY_FILE} of run {run.run_id[:8]} is not one of this version: "
-            "it was made by another. Train that point again with --fresh."
+            f"it was made by another. Train that point again with {setting('fresh=True')}."
         ) from None
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from mlflow import MlflowClient
 
-from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.errors import TrackingError, setting
 from fmnist_tracking.tracking.error_messages import is_locked, tracking_error
 from fmnist_tracking.tracking.locations import (
     relocate,
@@ -46,22 +46,22 @@ def require_usable(path: Path, *, create: bool, write: bool = False) -> None:
         if not path.is_file():
             raise TrackingError(
                 f"Expected {path} to be a SQLite file, but it is a folder or a device. Name "
-                "another with --tracking-uri."
+                f"another with {setting('tracking_uri')}."
             )
         if (create or write) and not can_be_written(path):
             raise TrackingError(
                 f"The MLflow store {path} cannot be written by this user. Change the permissions "
-                "of the file and its folder, or name another with --tracking-uri."
+                f"of the file and its folder, or name another with {setting('tracking_uri')}."
             )
         if not os.access(path, os.R_OK):
             raise TrackingError(
                 f"The MLflow store {path} cannot be read by this user. Change its permissions, or "
-                "name another with --tracking-uri."
+                f"name another with {setting('tracking_uri')}."
             )
     elif create and not os.access(path.parent, os.W_OK):
         raise TrackingError(
             f"The MLflow store {path} cannot be created: its folder is missing or cannot be "
-            "written. Work in another folder, or name a store with --tracking-uri."
+            f"written. Work in another folder, or name a store with {setting('tracking_uri')}."
         )
     elif not create:
         raise TrackingError(no_store(path))
@@ -71,7 +71,7 @@ def no_store(where: object) -> str:
     """Return a line that says that there is no store at a place yet."""
     return (
         f"There is no MLflow store {where} yet. Run `fmnist-track search` first, or go to the "
-        "folder where you ran it, or name the store with --tracking-uri."
+        f"folder where you ran it, or name the store with {setting('tracking_uri')}."
     )
 
 
@@ -105,7 +105,7 @@ def look(path: Path) -> tuple[set[str], str | None]:
     except sqlite3.DatabaseError as error:
         raise TrackingError(
             f"{path} cannot be read as a SQLite database ({error}). Name another file with "
-            "--tracking-uri."
+            f"{setting('tracking_uri')}."
         ) from None
 
 

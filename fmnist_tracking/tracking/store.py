@@ -22,7 +22,7 @@ from mlflow.utils.rest_utils import http_request
 from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
-from fmnist_tracking.errors import FmnistTrackingError, TrackingError, first_line
+from fmnist_tracking.errors import FmnistTrackingError, TrackingError, first_line, setting
 from fmnist_tracking.redact import without_user
 from fmnist_tracking.tracking import locations, migrations, sqlite_store
 from fmnist_tracking.tracking.error_messages import (
@@ -183,7 +183,7 @@ def require_active(experiment: Experiment) -> None:
         raise TrackingError(
             f"The experiment {experiment.name!r} was deleted. Restore it with `mlflow experiments "
             f"restore --experiment-id {experiment.experiment_id}`, or choose another name with "
-            "--experiment."
+            f"{setting('experiment')}."
         )
 
 
@@ -335,8 +335,8 @@ def _with_credentials_aside(uri: str) -> str:
         parts = urlsplit(uri)
     except ValueError as error:
         raise TrackingError(
-            "Expected --tracking-uri or MLFLOW_TRACKING_URI to be the address of an MLflow store, "
-            f"got {without_user(uri)!r} ({error}). Example: http://127.0.0.1:5000"
+            f"Expected {setting('tracking_uri')} or MLFLOW_TRACKING_URI to be the address of an "
+            f"MLflow store, got {without_user(uri)!r} ({error}). Example: http://127.0.0.1:5000"
         ) from None
     if parts.scheme not in ("http", "https") or "@" not in parts.netloc:
         return uri
@@ -387,5 +387,5 @@ def _require_server(uri: str) -> None:
         raise TrackingError(
             f"The MLflow server at {without_user(uri)} is version {found[0]}, too old for what is "
             f"recorded here. Expected {oldest} or newer: upgrade the server, or name another with "
-            "--tracking-uri."
+            f"{setting('tracking_uri')}."
         )

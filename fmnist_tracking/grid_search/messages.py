@@ -1,9 +1,55 @@
-"""What is reported while trials run."""
+"""What the driver gives a worker, what comes back, and what is shown meanwhile."""
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
-from fmnist_tracking.results import DatasetPart, EpochMetrics
+from fmnist_tracking.config import SplitConfig
+from fmnist_tracking.grid_search.plan import PlannedTrial
+from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult
+
+if TYPE_CHECKING:
+    from fmnist_tracking.training.loop import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialTask:
+    """A trial to run, in terms that can be sent to another process.
+
+    Attributes:
+        trial: what to train, from where it has come to.
+        split: how the data is split.
+        data_dir: where the data is, None for the usual places.
+        data_sha256: `Dataset.digest` of the data that must be found there.
+    """
+
+    trial: PlannedTrial
+    split: SplitConfig
+    data_dir: Path | None
+    data_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trial that came to its end: the result and the best epoch's weights.
+
+    Attributes:
+        result: of all its epochs.
+        weights: of the best one.
+        seconds: that this process took for it, without those in which it was stopped.
+    """
+
+    result: TrainingResult
+    weights: "Weights"
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A trial that ended by an error of its own: the error in a line, and its traceback."""
+
+    line: str
+    trace: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +108,7 @@ class TrialReused:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerLost:
-    """The process that ran a trial has died; the trial goes on in another."""
+    """The worker that ran a trial has died; the trial goes on in another process."""
 
     number: int
     how: str
