@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import itertools
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
@@ -143,10 +144,10 @@ def check_value(name: str, value: object) -> Value:
     whole = FIELDS[name].type is int
     limits = FIELDS[name].metadata
     fits = (
-        isinstance(value, int | float)
+        isinstance(value, numbers.Real)
         and not isinstance(value, bool)
         and math.isfinite(value)
-        and not (whole and value != int(value))
+        and not (whole and value % 1)
         and value >= limits.get("minimum", -math.inf)
         and value > limits.get("above", -math.inf)
         and (limits.get("below") is None or value < limits["below"])

@@ -54,7 +54,7 @@ def model_process() -> Iterator[Ask]:
 
 @contextlib.contextmanager
 def fetched_model(store: Store, trial: TrackedRun) -> Iterator[Path]:
-    """A trial's `.keras` file, fetched from the store for as long as the block lasts.
+    """Fetch a trial's `.keras` file from the store, for as long as the block lasts.
 
     Raises:
         TrackingError: the trial has no model.
@@ -85,7 +85,7 @@ class About:
 
     @property
     def is_trial_run(self) -> bool:
-        """Whether it was trained on a part of the images, to try things out."""
+        """Return whether it was trained on a part of the images, to try things out."""
         return self.limit is not None and self.limit < SEEN_IMAGES[self.protocol]
 
     def __str__(self) -> str:
@@ -102,7 +102,7 @@ class About:
         return line
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json` can write."""
+        """Return a dictionary that `json` can write."""
         return {**asdict(self), "is_trial_run": self.is_trial_run}
 
 

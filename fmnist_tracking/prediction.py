@@ -63,7 +63,7 @@ class Classified:
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json` can write."""
+        """Return a dictionary that `json` can write."""
         if self.error is not None:
             return {"file": str(self.path), "error": self.error}
         return {
@@ -87,7 +87,7 @@ class Prediction:
     pictures: tuple[Classified, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json` can write."""
+        """Return a dictionary that `json` can write."""
         return {
             "run_id": self.model.run_id,
             "model": self.model.to_json(),
@@ -161,7 +161,7 @@ def predict(
 
 
 def _prepare(path: Path) -> Prepared | str:
-    """A picture as the model sees it, or why there is none."""
+    """Return a picture as the model sees it, or why there is none."""
     try:
         return prepare(path)
     except PictureError as error:

@@ -30,11 +30,11 @@ class Promotion:
 
     @property
     def changed(self) -> bool:
-        """Whether another version is in use than before."""
+        """Return whether another version is in use than before."""
         return self.previous is None or self.previous.version != self.champion.version
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json` can write."""
+        """Return a dictionary that `json` can write."""
         return {
             **self.champion.to_json(),
             "changed": self.changed,
@@ -92,7 +92,7 @@ def promote(
 
 
 def why_not(trial: TrackedRun, val_accuracy: float | None, champion: ModelVersion) -> str | None:
-    """What speaks against a trial in the champion's place, in a sentence; None if nothing does.
+    """Say what speaks against a trial as the champion, in a sentence; None if nothing does.
 
     Validation accuracies say which model is better only if they are of the same images.
     """

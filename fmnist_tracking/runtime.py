@@ -94,6 +94,20 @@ def own_process() -> None:
             warnings.simplefilter("ignore", category)
 
 
+def require_tensorflow_backend() -> None:
+    """Refuse an environment in which Keras would compute with something else.
+
+    Raises:
+        ConfigError: KERAS_BACKEND names another backend.
+    """
+    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if backend != "tensorflow":
+        raise ConfigError(
+            f"Expected KERAS_BACKEND to be tensorflow, with which trials are trained, got "
+            f"{backend!r}. Set it before Keras is imported."
+        )
+
+
 def settings() -> dict[str, str | None]:
     """Return the variables that workers train with, by name; None for one that is not set."""
     names = ("KERAS_BACKEND", *DEFAULTS, THREADS_VARIABLE, COMPILE_VARIABLE)

@@ -381,7 +381,7 @@ def test_under_mlflow_run_a_default_is_not_asked_for(
 
 
 def space_of(**given: object) -> object:
-    options: dict[str, object] = {"file": None, "texts": {}, "axes": [], "repeats": 1, "seed": 0}
+    options: dict[str, object] = {"file": None, "texts": {}, "axes": []}
     return search._space(**{**options, **given}).axes  # type: ignore[arg-type]
 
 
@@ -397,7 +397,6 @@ def test_grid_from_the_options(tmp_path: Path) -> None:
         "seed": (1, 2),
         "learning_rate": (0.01,),
     }
-    assert space_of(repeats=3, seed=5) == {**COURSEWORK_GRID, "seed": (5, 6, 7)}
     file = tmp_path / "grid.yaml"
     file.write_text("dropout: [0.1, 0.2]\nfilters: 8\n")
     assert space_of(file=file, texts={"strides": "1"}) == {

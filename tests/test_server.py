@@ -318,7 +318,7 @@ def test_no_permission_for_a_registered_model(
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert "does not let the user 'joe' change the registered model 'fashion-mnist' (403)" in last
-    assert last.endswith("--name NAME.")
+    assert last.endswith("--name.")
     # The trial is another's, and that does not matter.
     done = track("promote", "--run-id", other, "--name", "joe-s", **own)
     assert (done.returncode, done.stdout.split()[:2]) == (0, ["champion:", "joe-s"]), done.stderr

@@ -76,7 +76,7 @@ def _of_file(error: OSError) -> str:
 
 
 def _paragraphs(function: Callable[..., None]) -> str:
-    """A docstring with each paragraph on one line, for the width of the terminal to break."""
+    """Return a docstring with each paragraph on one line, for the terminal to break."""
     text = inspect.getdoc(function) or ""
     return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
@@ -127,7 +127,7 @@ def _root(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and stop."),
 ) -> None:
-    """A grid search on Fashion-MNIST in which every point is a tracked experiment.
+    """Explore a grid on Fashion-MNIST; every point is a tracked experiment.
 
     Start with `fmnist-track search --limit 12000 --epochs 5`, then
     `fmnist-track report --run-id latest`.
@@ -200,6 +200,6 @@ def _stop(number: int, _: object) -> None:
 
 
 def _program(arguments: list[str]) -> str:
-    """What was called, as far as it is a command: "fmnist-track search"."""
+    """Return what was called, as far as it is a command, such as "fmnist-track search"."""
     commands = [info.callback.__name__ for info in app.registered_commands if info.callback]
     return " ".join(["fmnist-track", *(a for a in arguments[1:2] if a in commands)])

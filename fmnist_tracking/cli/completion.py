@@ -26,17 +26,17 @@ _RUNS = """
 
 
 def protocols() -> list[str]:
-    """The names of the protocols."""
+    """Return the names of the protocols."""
     return list(PROTOCOLS)
 
 
 def axis_names() -> list[str]:
-    """The settings that have no option of their own in `search`, each ready for its values."""
+    """Return the settings without an option of their own in `search`, each ready for its values."""
     return [f"{name}=" for name in FIELDS if name not in SEARCH_FLAGS]
 
 
 def run_ids(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """`latest`, `best` and the newest runs of the store in use, each with its name."""
+    """Return `latest`, `best` and the newest runs of the store in use, each with its name."""
     words = [
         ("latest", "the newest search or training"),
         ("best", "the latest search's best"),

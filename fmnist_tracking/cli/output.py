@@ -44,7 +44,7 @@ _err = stderr_console()
 
 
 def say(line: str) -> None:
-    """A line for a person, beside the results."""
+    """Print a line for a person, beside the results."""
     with contextlib.suppress(OSError):  # a terminal that is gone
         _err.print(for_command_line(line), soft_wrap=True, markup=False)
 
@@ -89,7 +89,7 @@ def print_trials(search: "Search", *, as_json: bool) -> None:
 
 
 def print_runs(found: Sequence[RunSummary]) -> None:
-    """Searches and single trainings, one in a row."""
+    """Print searches and single trainings, one in a row."""
     columns = {
         "run id": [run.run_id[:8] for run in found],
         "what": [_printable(run.name) for run in found],
@@ -115,7 +115,7 @@ def _time(milliseconds: Any) -> str:
 
 
 def _grid(run: RunSummary) -> str:
-    """What is not the default: "filters 12,36; dropout 0.1; 5 epochs; limit 600"."""
+    """Describe what is not the default: "filters 12,36; dropout 0.1; 5 epochs; limit 600"."""
     axes = {
         axis: ",".join(f"{value:.15g}" for value in values[:_VALUES])
         + (",…" if len(values) > _VALUES else "")
@@ -147,7 +147,7 @@ def print_trial(shown: "Trial", *, as_json: bool) -> None:
 
 
 def print_plan(plan: "DryRun", *, as_json: bool) -> None:
-    """What a search would do: its points, then the time and disk it would take."""
+    """Print what a search would do: its points, then the time and disk it would take."""
     if as_json:
         print_json(plan.to_json())
         return
@@ -181,7 +181,7 @@ def print_plan(plan: "DryRun", *, as_json: bool) -> None:
 
 
 def new_table(*columns: str, wrapped: Collection[str] = ()) -> Table:
-    """An empty table, for `out` to print.
+    """Return an empty table, for `out` to print.
 
     Args:
         columns: their headings.
@@ -238,7 +238,7 @@ def _print_fitting(
 
 
 def _printable(text: str) -> str:
-    """A text of a run in one line, without what would steer a terminal."""
+    """Return a text of a run in one line, without what would steer a terminal."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
@@ -246,12 +246,12 @@ def _printable(text: str) -> str:
 
 
 def share(value: float | None) -> str:
-    """A share, 0 to 1, to four digits; nothing for None."""
+    """Format a share, 0 to 1, to four digits; None gives an empty text."""
     return "" if value is None else f"{value:.4f}"
 
 
 def print_json(content: Any) -> None:
-    """One line of JSON."""
+    """Print one line of JSON."""
     print(json.dumps(content))
 
 

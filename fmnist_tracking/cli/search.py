@@ -19,6 +19,9 @@ from fmnist_tracking.warm_up import warm_up
 
 
 @command(example="fmnist-track search --limit 12000 --epochs 5", resumable=True)
+@options.with_settings(
+    "epochs", "batch_size", "seed", "patience", after="repeats", may_be_empty=True
+)
 def search(
     context: typer.Context,
     filters: str | None = options.axis_option("filters", "--filters"),
@@ -41,10 +44,6 @@ def search(
         "their mean.",
         rich_help_panel="Grid",
     ),
-    epochs: int = options.field_option("epochs", may_be_empty=True),
-    batch_size: int = options.field_option("batch_size", may_be_empty=True),
-    seed: int = options.field_option("seed", may_be_empty=True),
-    patience: int = options.field_option("patience", may_be_empty=True),
     workers: int | None = options.workers_option(),
     dry_run: bool = typer.Option(
         False,
@@ -60,6 +59,7 @@ def search(
     tracking_uri: str | None = options.TRACKING_URI,
     upgrade_store: bool = options.UPGRADE_STORE,
     as_json: bool = options.JSON,
+    **settings: Value,
 ) -> None:
     """Explore a grid: train every point, each as a tracked run of its own.
 
@@ -75,7 +75,6 @@ def search(
         "kernel_size": kernel_sizes,
         "hidden_units": hidden_units,
     }
-    settings = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "patience": patience}
     asked: dict[str, Any] = {
         "repeats": repeats,
         "protocol": protocol,
@@ -105,18 +104,9 @@ def search(
 
 
 @command(example="fmnist-track train --filters 48 --kernel-size 3 --epochs 5", resumable=True)
+@options.with_settings(*FIELDS, after="context")
 def train(
     context: typer.Context,
-    filters: int = options.field_option("filters"),
-    kernel_size: int = options.field_option("kernel_size"),
-    strides: int = options.field_option("strides"),
-    hidden_units: int = options.field_option("hidden_units"),
-    dropout: float = options.field_option("dropout"),
-    learning_rate: float = options.field_option("learning_rate"),
-    batch_size: int = options.field_option("batch_size"),
-    epochs: int = options.field_option("epochs"),
-    seed: int = options.field_option("seed"),
-    patience: int = options.field_option("patience"),
     fresh: bool = options.FRESH,
     protocol: str = options.PROTOCOL,
     limit: int | None = options.LIMIT,
@@ -125,21 +115,13 @@ def train(
     tracking_uri: str | None = options.TRACKING_URI,
     upgrade_store: bool = options.UPGRADE_STORE,
     as_json: bool = options.JSON,
+    **settings: Any,
 ) -> None:
     """Train one configuration, tracked in the same way as a search's trial."""
     warm_up()
     try:
         result = ft.train(
-            filters=filters,
-            kernel_size=kernel_size,
-            strides=strides,
-            hidden_units=hidden_units,
-            dropout=dropout,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            epochs=epochs,
-            seed=seed,
-            patience=patience,
+            **settings,
             protocol=protocol,  # type: ignore[arg-type]
             limit=limit,
             fresh=fresh,
@@ -185,7 +167,7 @@ def _asked_for(context: typer.Context, settings: Mapping[str, Value]) -> dict[st
 
 
 def _space(file: Path | None, texts: Mapping[str, str | None], axes: Sequence[str]) -> SearchSpace:
-    """The grid that the options of `search` describe."""
+    """Return the grid that the options of `search` describe."""
     space = SearchSpace() if file is None else load_space(file)
     given: dict[str, tuple[Value, ...]] = {
         name: parse_values(name, options.as_typed(text)) for name, text in texts.items() if text

@@ -73,7 +73,7 @@ class DryRun:
     disk_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json` can write."""
+        """Return a dictionary that `json` can write."""
         return dataclasses.asdict(self)
 
 
@@ -158,7 +158,7 @@ def dry_run(
 
 
 def _configs(space: SearchSpace, base: TrainingConfig) -> list[TrainingConfig | DryRunPoint]:
-    """The points of a grid; those that cannot be built say why."""
+    """Return the points of a grid; those that cannot be built say why."""
     configs: list[TrainingConfig | DryRunPoint] = []
     for values in itertools.product(*space.axes.values()):
         chosen = dict(zip(space.axes, values, strict=True))

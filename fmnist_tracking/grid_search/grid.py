@@ -41,7 +41,7 @@ class GridOracle(keras_tuner.oracles.GridSearchOracle):  # type: ignore[misc]
         self.verbose = 0
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """Values for a new trial; see the base class."""
+        """Return the values for a new trial; see the base class."""
         first = not self.start_order
         response: dict[str, Any] = super().populate_space(trial_id)
         if response["status"] == TrialStatus.RUNNING and not first:

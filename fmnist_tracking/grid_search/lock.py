@@ -20,7 +20,7 @@ _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 def checkpoint_folder(store_uri: str, experiment_id: str, fingerprint: str) -> Path:
-    """The folder of a search or training: the same for the same command."""
+    """Return the folder of a search or training: the same for the same command."""
     identity = "\n".join((store_uri, experiment_id, fingerprint))
     return state_dir() / hashlib.sha256(identity.encode()).hexdigest()[:16]
 
@@ -29,7 +29,7 @@ def checkpoint_folder(store_uri: str, experiment_id: str, fingerprint: str) -> P
 def locked_folder(
     store_uri: str, experiment_id: str, fingerprint: str, *, fresh: bool = False
 ) -> Iterator[Path]:
-    """The folder for the checkpoints of a search or training, while no one else uses it.
+    """Hold the folder for the checkpoints of a search or training, while no one else uses it.
 
     The system lets go of it when this process ends, in whatever way. Left without an error,
     it is removed if it holds no checkpoint.

@@ -237,7 +237,7 @@ class Progress:
         )
 
     def _may_tell(self) -> bool:
-        """Whether it is time for a line on a trial that goes on."""
+        """Return whether it is time for a line on a trial that goes on."""
         now = self._clock()
         if self._live or now < self._next_line:
             return False
@@ -280,7 +280,7 @@ class Progress:
         return f"best so far {self._best[0]:.4f} ({self._best[1]})"
 
     def _estimate(self) -> None:
-        """Work out anew how long it will take."""
+        """Estimate anew how long it will take."""
         now = self._clock()
         often = len(self._waiting) > _MANY and now - self._estimated_at < 1.0
         if not self._pace.is_known or (often and self._seconds_left is not None):
@@ -304,7 +304,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until all trials have ended, None while nothing was measured."""
+        """Return the seconds until all trials have ended, None while nothing was measured."""
         if self._seconds_left is None:
             return None
         return max(0.0, self._seconds_left - (self._clock() - self._estimated_at))

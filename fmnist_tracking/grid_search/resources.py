@@ -45,12 +45,12 @@ class Resources:
 
     @property
     def data_info(self) -> DatasetInfo:
-        """What runs record of the data."""
+        """Return what runs record of the data."""
         return _data_info(self.dataset)
 
     @cached_property
     def provenance(self) -> Provenance:
-        """Which code runs, and on what machine."""
+        """Return which code runs, and on what machine."""
         return Provenance(code=environment.code(), environment=environment.describe(self.threads))
 
 
@@ -84,6 +84,7 @@ def open_resources(
         DataError: the data cannot be had.
         TrackingError: the store cannot be reached.
     """
+    runtime.require_tensorflow_backend()
     runtime.store_patience()
     runtime.asked_to_compile()
     threads = runtime.threads_of(workers)

@@ -26,7 +26,7 @@ _TENSORS_A_WEIGHT = 4
 
 
 def disk_bytes(config: TrainingConfig) -> int:
-    """What a finished trial takes on disk, in bytes, about."""
+    """Estimate what a finished trial takes on disk, in bytes."""
     return (
         _BYTES_A_TRIAL
         + _BYTES_AN_EPOCH * config.epochs
@@ -35,7 +35,7 @@ def disk_bytes(config: TrainingConfig) -> int:
 
 
 def memory_bytes(config: TrainingConfig, images: int) -> int:
-    """What a training holds in memory at least, in bytes.
+    """Compute what a training holds in memory at least, in bytes.
 
     Counts the weights, their gradients and Adam's two moments, and what the layers give for a
     batch, which the gradients are computed from; not what the process takes beside those.
@@ -52,7 +52,7 @@ def memory_bytes(config: TrainingConfig, images: int) -> int:
 
 @cache
 def work(config: TrainingConfig) -> float:
-    """What an epoch costs, in multiply-adds an image: proportional to its seconds."""
+    """Compute the cost of an epoch, in multiply-adds an image: proportional to its seconds."""
     return float(multiply_adds(config) + _OVERHEAD_MULTIPLY_ADDS)
 
 
@@ -78,11 +78,11 @@ class TimeEstimator:
 
     @property
     def is_known(self) -> bool:
-        """Whether anything was measured."""
+        """Return whether anything was measured."""
         return bool(self._first.count or self._later.count or self._trials.count)
 
     def seconds(self, config: TrainingConfig, epochs: int, *, begun: bool = False) -> float:
-        """How long so many epochs will take, in seconds.
+        """Estimate how long so many epochs will take, in seconds.
 
         Args:
             config: of the trial.
@@ -93,14 +93,14 @@ class TimeEstimator:
         return fixed + epochs * work(config) * self._rate()
 
     def _rate(self) -> float:
-        """Seconds for a unit of work."""
+        """Return the seconds for a unit of work."""
         for measured in (self._later, self._first, self._trials):
             if measured.count:
                 return measured.seconds / measured.work
         return 0.0
 
     def _fixed(self) -> float:
-        """Seconds that a trial takes beside its epochs' work."""
+        """Return the seconds that a trial takes beside the work of its epochs."""
         measured = self._trials if self._trials.count else self._first
         if not measured.count:
             return 0.0
@@ -120,7 +120,7 @@ class _Sums:
 
 
 def time_left(running: Iterable[float], waiting: Iterable[float], workers: int) -> float:
-    """Seconds until all trials have ended.
+    """Estimate the seconds until all trials have ended.
 
     Args:
         running: seconds that each running trial still takes.

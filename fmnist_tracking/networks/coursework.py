@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fmnist_tracking import runtime
 from fmnist_tracking.config import CLASS_NAMES, IMAGE_SIZE, POOL_SIZE, TrainingConfig
+from fmnist_tracking.errors import ConfigError
 
 INPUT_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 1)
 FIRST_CONVOLUTION = "conv1"
@@ -49,10 +50,25 @@ def build_model(config: TrainingConfig) -> keras.Model:
     return keras.Sequential(layers, name="fashion_mnist_cnn")
 
 
+def require_float32() -> None:
+    """Refuse a process in which Keras builds other networks than the workers do.
+
+    Raises:
+        ConfigError: a program or a keras.json has chosen another float type.
+    """
+    policy = keras.config.dtype_policy().name
+    if policy != "float32":
+        raise ConfigError(
+            f"Expected Keras's dtype policy to be float32, as in the workers, got {policy}. "
+            'Set it with keras.config.set_dtype_policy("float32").'
+        )
+
+
 def with_weights(config: TrainingConfig, weights: Sequence[NDArray[np.float32]]) -> keras.Model:
     """Build the network with the weights of a training, uncompiled."""
-    model = build_model(config)
-    model.set_weights(list(weights))
+    with keras.device("cpu:0"):  # a GPU's memory is for the workers
+        model = build_model(config)
+        model.set_weights(list(weights))
     return model
 
 

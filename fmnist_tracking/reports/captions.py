@@ -7,7 +7,7 @@ from fmnist_tracking.results import Evaluation, SearchResult, TrainingResult
 
 
 def curves(history: TrainingResult, subject: str) -> Picture:
-    """A trial's loss and accuracy by epoch; `subject` names the trial."""
+    """Draw a trial's loss and accuracy by epoch; `subject` names the trial."""
     return Picture(
         file="learning_curves.png",
         heading="Learning curves",
@@ -19,7 +19,7 @@ def curves(history: TrainingResult, subject: str) -> Picture:
 
 
 def confusion(evaluation: Evaluation, subject: str) -> Picture:
-    """Which classes are taken for which."""
+    """Draw which classes are taken for which."""
     return Picture(
         file="confusion_matrix.png",
         heading="Confusion matrix",
@@ -30,7 +30,7 @@ def confusion(evaluation: Evaluation, subject: str) -> Picture:
 
 
 def grid(search: SearchResult) -> Picture:
-    """Every point of a search."""
+    """Draw every point of a search."""
     return Picture(
         file="grid.png",
         heading="What each hyperparameter did",
@@ -41,7 +41,7 @@ def grid(search: SearchResult) -> Picture:
 
 
 def activations(seen: ModelInspection, subject: str, seed: int) -> list[Picture]:
-    """The first sample, and what the first convolution makes of it."""
+    """Draw the first sample, and its activation maps in the first convolution."""
     image, truth = seen.images[0], seen.class_names[seen.labels[0]]
     guess = seen.class_names[int(seen.probabilities[0].argmax())]
     count, height, width = seen.maps.shape
@@ -65,7 +65,7 @@ def activations(seen: ModelInspection, subject: str, seed: int) -> list[Picture]
 
 
 def predictions(seen: ModelInspection, subject: str, seed: int) -> Picture:
-    """The samples, with what the model takes them for."""
+    """Draw the samples, each with the class that the model predicts."""
     figure = plots.predictions(
         seen.images,
         seen.labels,

@@ -28,7 +28,7 @@ class Picture:
 
     @property
     def data_uri(self) -> str:
-        """The picture as an address that needs no file and no network."""
+        """Return the picture as an address that needs no file and no network."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
@@ -62,7 +62,7 @@ class Page:
 
 
 def render_html(page: Page) -> str:
-    """The page as one HTML document that asks nothing of the network."""
+    """Render the page as one HTML document that asks nothing of the network."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fmnist_tracking.reports"),
         autoescape=True,
@@ -74,7 +74,7 @@ def render_html(page: Page) -> str:
 
 
 def classification_table(evaluation: Evaluation) -> str:
-    """Precision, recall, F1 and support by class as text, laid out as scikit-learn does."""
+    """Format precision, recall, F1 and support by class, laid out as scikit-learn does."""
     width = max(len(s.name) for s in (*evaluation.classes, evaluation.weighted))
     total = evaluation.weighted.support
     lines = [f"{'':>{width}}  precision    recall  f1-score   support", ""]
