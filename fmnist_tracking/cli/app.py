@@ -18,7 +18,7 @@ import typer
 from fmnist_tracking import __version__, runtime
 from fmnist_tracking.cli import streams
 from fmnist_tracking.cli.options import UNDER_MLFLOW_RUN
-from fmnist_tracking.cli.output import say, shell_line
+from fmnist_tracking.cli.output import echo, shell_line
 from fmnist_tracking.cli.typed import Command, Group
 from fmnist_tracking.errors import FmnistTrackingError, Terminated
 from fmnist_tracking.redact import to_be_typed, without_user
@@ -118,7 +118,7 @@ def _require_folders() -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    say(message)
+    echo(message)
     raise typer.Exit(status)
 
 
@@ -160,10 +160,10 @@ def main() -> None:
     try:
         status = app(prog_name=PROGRAM, standalone_mode=False)
     except typer.exceptions.TyperException as error:
-        say(f"Error: {error.format_message()} See `{_program(sys.argv)} --help`.")
+        echo(f"Error: {error.format_message()} See `{_program(sys.argv)} --help`.")
         status = error.exit_code
     except FmnistTrackingError as error:  # from reading an option
-        say(f"Error: {error.message}")
+        echo(f"Error: {error.message}")
         status = error.exit_status
     except Terminated:
         status = 143
@@ -174,7 +174,7 @@ def main() -> None:
         gc.enable()
     missing = streams.finish()
     if missing:
-        say(f"Error: {missing}")
+        echo(f"Error: {missing}")
         status = status or 1
     sys.exit(status)
 
@@ -195,7 +195,7 @@ def _stop(number: int, _: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with contextlib.suppress(Exception):  # whatever this interrupts may be printing itself
-        say("Stopping: closing what is open.")
+        echo("Stopping: closing what is open.")
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 

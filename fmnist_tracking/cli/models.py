@@ -11,7 +11,7 @@ import typer
 import fmnist_tracking as ft
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
-from fmnist_tracking.cli.output import new_table, out, print_json, say
+from fmnist_tracking.cli.output import echo, new_table, out, print_json
 from fmnist_tracking.config import DEFAULT_MODEL_NAME
 from fmnist_tracking.redact import to_be_typed
 from fmnist_tracking.warm_up import warm_up
@@ -47,15 +47,15 @@ def promote(
         print_json(done.to_json())
         return
     if done.overruled:
-        say(f"Forced. {done.overruled}")
+        echo(f"Forced. {done.overruled}")
     if not done.changed:
-        say("It is the champion already; nothing is changed.")
+        echo("It is the champion already; nothing is changed.")
     elif done.previous is None:
-        say("There was no champion before.")
+        echo("There was no champion before.")
     else:
-        say(f"The champion before: {done.previous.line()}")
+        echo(f"The champion before: {done.previous.line()}")
     if done.changed and not done.registered:
-        say("The trial had been registered before; that version is used.")
+        echo("The trial had been registered before; that version is used.")
     out.print(f"champion: {done.champion.line()}", soft_wrap=True)
     say_how_to_serve(name, tracking_uri)
 
@@ -70,7 +70,7 @@ def say_how_to_serve(name: str, tracking_uri: str | None) -> None:
     programs = Path(sys.executable).parent
     if shutil.which("mlflow") != str(programs / "mlflow"):  # this environment is not activated
         line = f'PATH={shlex.quote(str(programs))}:"$PATH" {line}'
-    say(f"Next{condition.rstrip(',')}: {line}")
+    echo(f"Next{condition.rstrip(',')}: {line}")
 
 
 @command(example="fmnist-track predict --run-id best shoe.jpg shirt.png")
@@ -100,7 +100,7 @@ def predict(
         output_dir=output_dir,
         experiment=experiment,
         tracking_uri=tracking_uri,
-        echo=say,
+        echo=echo,
     )
     wrong = [picture for picture in done.pictures if picture.error is not None]
     if as_json:
@@ -108,7 +108,7 @@ def predict(
     else:
         _print_pictures([picture for picture in done.pictures if picture.error is None])
     for picture in wrong:
-        say(f"Error: {picture.error}")
+        echo(f"Error: {picture.error}")
     if wrong:
         raise typer.Exit(1)
 
@@ -121,7 +121,7 @@ def _print_pictures(pictures: "list[Classified]") -> None:
         name = str(picture.path) if str(picture.path).isprintable() else ascii(str(picture.path))
         width, height = picture.size or (0, 0)
         done = ", ".join(picture.steps) or "used as it is"
-        say(f"{name}: {width} by {height}; {done}")
+        echo(f"{name}: {width} by {height}; {done}")
         shown = (*picture.guesses, picture.mirrored)
         table.add_row(name, *(f"{g.name} {g.probability:.1%}" if g else "" for g in shown))
         below += [f"{name}: {note.text}" for note in picture.notes]

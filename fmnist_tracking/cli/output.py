@@ -43,7 +43,7 @@ out = Console(
 _err = stderr_console()
 
 
-def say(line: str) -> None:
+def echo(line: str) -> None:
     """Print a line for a person, beside the results."""
     with contextlib.suppress(OSError):  # a terminal that is gone
         _err.print(for_command_line(line), soft_wrap=True, markup=False)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import fmnist_tracking as ft
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
-from fmnist_tracking.cli.output import out, print_json, say
+from fmnist_tracking.cli.output import echo, out, print_json
 from fmnist_tracking.warm_up import warm_up
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _write(
         data_dir=data_dir,
         experiment=experiment,
         tracking_uri=tracking_uri,
-        echo=say,
+        echo=echo,
     )
     if as_json:
         content: dict[str, Any] = {
@@ -108,7 +108,7 @@ def _write(
         print_json(content)
         return
     if written.evaluation is not None:
-        say(
+        echo(
             f"Test accuracy {written.evaluation.accuracy:.4f}, macro F1 "
             f"{written.evaluation.macro.f1:.4f}, trial {written.model.run_id[:8]}"
         )

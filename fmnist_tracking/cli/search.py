@@ -9,7 +9,7 @@ import typer
 import fmnist_tracking as ft
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import collect_garbage_again, command
-from fmnist_tracking.cli.output import print_plan, print_trial, print_trials, say, shell_line
+from fmnist_tracking.cli.output import echo, print_plan, print_trial, print_trials, shell_line
 from fmnist_tracking.cli.parse import load_space, parse_axis, parse_values
 from fmnist_tracking.cli.typed import is_given
 from fmnist_tracking.config import FIELDS, SEARCH_FLAGS, SearchSpace, Value
@@ -84,7 +84,7 @@ def search(
         "experiment": experiment,
         "tracking_uri": tracking_uri,
         "data_dir": data_dir,
-        "echo": say,
+        "echo": echo,
         **_asked_for(context, settings),
     }
     grid = _space(space, texts, axis)
@@ -129,7 +129,7 @@ def train(
             tracking_uri=tracking_uri,
             data_dir=data_dir,
             upgrade_store=upgrade_store,
-            echo=say,
+            echo=echo,
             on_start=collect_garbage_again,
         )
     except TrialsFailed as error:
@@ -150,7 +150,7 @@ def _say_next(context: typer.Context, run_id: str) -> None:
     if data_dir is not None:
         report += ["--data-dir", str(data_dir)]
     first = f"Next{condition.rstrip(',')}"
-    say(f"{first}: {shell_line(*report)}    or: {shell_line('ui', *store)}")
+    echo(f"{first}: {shell_line(*report)}    or: {shell_line('ui', *store)}")
 
 
 def _asked_for(context: typer.Context, settings: Mapping[str, Value]) -> dict[str, Value]:

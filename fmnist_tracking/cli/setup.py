@@ -7,7 +7,7 @@ import typer
 import fmnist_tracking as ft
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
-from fmnist_tracking.cli.output import new_table, out, print_json, say
+from fmnist_tracking.cli.output import echo, new_table, out, print_json
 from fmnist_tracking.errors import FmnistTrackingError, for_command_line
 
 
@@ -79,4 +79,4 @@ def ui(
     tracking_uri: str | None = options.TRACKING_URI,
 ) -> None:
     """Start MLflow's page on the store that these commands use."""
-    ft.serve_ui(host=host, port=port, tracking_uri=tracking_uri, echo=say)
+    ft.serve_ui(host=host, port=port, tracking_uri=tracking_uri, echo=echo)

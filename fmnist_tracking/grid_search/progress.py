@@ -182,9 +182,9 @@ class Progress:
             if line and "{left}" in line:
                 line = line.replace("{left}", self._time_left())
         if line:
-            self.say(line)
+            self.echo(line)
 
-    def say(self, line: str) -> None:
+    def echo(self, line: str) -> None:
         """Print a line for a person, above the table; in a notebook below it."""
         if isinstance(self._live, _NotebookTable):
             self._live.lines.append(line)

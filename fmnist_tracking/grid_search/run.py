@@ -117,7 +117,7 @@ def search(
             from fmnist_tracking.grid_search.scheduler import TrialScheduler
 
             progress = Progress(points, [trial.name for trial in trials], slots, quiet=quiet)
-            with Recording(store, experiment_id, folder, progress.say) as recording:
+            with Recording(store, experiment_id, folder, progress.echo) as recording:
                 run_id = _start_search(resources, space, base, grid, state, fresh=fresh)
                 recording.run_id = run_id
                 for trial in trials:
@@ -128,7 +128,7 @@ def search(
                 on_start()
                 with (
                     TrialScheduler(
-                        resources, recording, show=progress, echo=progress.say, parent=run_id
+                        resources, recording, show=progress, echo=progress.echo, parent=run_id
                     ) as scheduler,
                     progress,
                 ):
@@ -215,11 +215,11 @@ def train(
             from fmnist_tracking.grid_search.scheduler import TrialScheduler
 
             progress = Progress([config], [trial.name], quiet=quiet)
-            with Recording(store, experiment_id, folder, progress.say) as recording:
+            with Recording(store, experiment_id, folder, progress.echo) as recording:
                 on_start()
                 with (
                     TrialScheduler(
-                        resources, recording, show=progress, echo=progress.say, parent=None
+                        resources, recording, show=progress, echo=progress.echo, parent=None
                     ) as scheduler,
                     progress,
                 ):

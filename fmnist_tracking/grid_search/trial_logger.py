@@ -87,7 +87,7 @@ class TrialLogger:
                 self._examples,
                 plots.png(plots.learning_curves(result, title)),
                 data=self._data,
-                again=retry or self._existing is not None,
+                retry=retry or self._existing is not None,
             )
             checkpoints.remove(self._trial.checkpoint_dir)
 

@@ -53,7 +53,7 @@ class BackgroundWriter:
         )
         self._given_up = threading.Event()
         self._outage = False
-        self._thread = threading.Thread(target=self._run, daemon=True, name="recorder")
+        self._thread = threading.Thread(target=self._run, daemon=True, name="background-writer")
         self._thread.start()
 
     def submit(self, operation: Callable[[bool], T]) -> "Future[T]":
@@ -124,7 +124,7 @@ class BackgroundWriter:
             except tenacity.RetryError:
                 return  # `close` ran out of time
             except Exception as error:
-                _log.debug("The recorder ended", exc_info=True)
+                _log.debug("The background writer ended", exc_info=True)
                 self.failed.set_exception(tracking_error(self._store.uri, error))
                 return
             self._beat_if_due()

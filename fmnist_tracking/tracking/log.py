@@ -91,14 +91,14 @@ def finish_trial(
     store: Store,
     experiment_id: str,
     run_id: str,
-    facts: TrialInfo,
+    info: TrialInfo,
     result: TrainingResult,
     model: Any,
     example: NDArray[np.uint8],
     curves: bytes,
     *,
     data: Sequence[DatasetPart] = (),
-    again: bool = False,
+    retry: bool = False,
 ) -> None:
     """Log the results of a trial, and close its run as FINISHED.
 
@@ -106,13 +106,13 @@ def finish_trial(
         store: the store.
         experiment_id: of the run's experiment.
         run_id: the trial's run.
-        facts: what was recorded when the run was opened.
+        info: what was recorded when the run was opened.
         result: the outcome.
         model: the Keras model with the best epoch's weights.
         example: raw images, uint8 (n, 28, 28, 1), kept with the model as its input example.
         curves: the learning curves as a PNG file.
         data: the images it was given; its scores are linked with those for validation.
-        again: whether an earlier attempt may have done part of this.
+        retry: whether an earlier attempt may have done part of this.
     """
     client = store.client
     files = {
@@ -128,22 +128,22 @@ def finish_trial(
         run_id,
         model,
         example,
-        params=dataclasses.asdict(facts.config),
+        params=dataclasses.asdict(info.config),
         tags={
-            **program_tags(facts.origin.code),
+            **program_tags(info.origin.code),
             MLFLOW_RUN_NOTE: descriptions.model(
-                experiment_id, run_id, facts.name, example.shape[1:]
+                experiment_id, run_id, info.name, example.shape[1:]
             ),
         },
         step=result.best.epoch,
-        again=again,
+        retry=retry,
     )
     links = {"model_id": model_id}
     measured_on = {
         key: value
         for part in data
         if part.role == "validation"
-        for dataset in [as_dataset(facts.data, part)]
+        for dataset in [as_dataset(info.data, part)]
         for key, value in {"dataset_name": dataset.name, "dataset_digest": dataset.digest}.items()
     }
     scores = result.validation_scores()
@@ -155,12 +155,12 @@ def finish_trial(
     ]
     note = descriptions.trial_ended(
         experiment_id,
-        facts.parent,
+        info.parent,
         result,
-        facts.split,
+        info.split,
         model_id,
         size,
-        is_fashion_mnist=facts.data.is_fashion_mnist,
+        is_fashion_mnist=info.data.is_fashion_mnist,
     )
     note = descriptions.beside(note, client.get_run(run_id).data.tags)
     tags = {MLFLOW_RUN_NOTE: note}
@@ -171,7 +171,7 @@ def finish_trial(
 
 
 def fail_trial(
-    store: Store, experiment_id: str, run_id: str, facts: TrialInfo, line: str, trace: str
+    store: Store, experiment_id: str, run_id: str, info: TrialInfo, line: str, trace: str
 ) -> None:
     """Log the error that ended a trial, and close its run as FAILED.
 
@@ -179,11 +179,11 @@ def fail_trial(
         store: the store.
         experiment_id: of the run's experiment.
         run_id: the trial's run.
-        facts: what was recorded when the run was opened.
+        info: what was recorded when the run was opened.
         line: the error, in one line.
         trace: the traceback, logged as an artifact.
     """
-    note = descriptions.trial_failed(experiment_id, facts.parent, line[:_MAX_TAG])
+    note = descriptions.trial_failed(experiment_id, info.parent, line[:_MAX_TAG])
     note = descriptions.beside(note, store.client.get_run(run_id).data.tags)
     tags = [RunTag(schema.ERROR, line[:_MAX_TAG]), RunTag(MLFLOW_RUN_NOTE, note)]
     store.client.log_batch(run_id, tags=tags)

@@ -36,7 +36,7 @@ def log_model(
     params: Mapping[str, Any],
     tags: Mapping[str, str],
     step: int,
-    again: bool = False,
+    retry: bool = False,
 ) -> tuple[str, int]:
     """Log a Keras model as the result of a run.
 
@@ -53,13 +53,13 @@ def log_model(
         params: set on the logged model.
         tags: set on the logged model.
         step: the epoch that its weights are from.
-        again: whether an earlier attempt may have logged it; a complete model is then kept.
+        retry: whether an earlier attempt may have logged it; a complete model is then kept.
 
     Returns:
         The id of the logged model, and the size of its weights file in bytes.
     """
     client = store.client
-    if again:
+    if retry:
         for known in find_models(store, experiment_id, run_id):
             if known.status == LoggedModelStatus.READY:
                 return known.model_id, _size(store, known.model_id)

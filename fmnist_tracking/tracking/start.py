@@ -121,7 +121,7 @@ class TrialInfo:
 def start_search(
     store: Store,
     experiment_id: str,
-    facts: SearchInfo,
+    info: SearchInfo,
     resume: TrackedRun | None = None,
     adopted: str | None = None,
 ) -> str:
@@ -134,30 +134,30 @@ def start_search(
     Args:
         store: the store.
         experiment_id: of the run's experiment.
-        facts: what to record.
+        info: what to record.
         resume: the interrupted run of the search.
         adopted: the run that `mlflow run` created for this command.
 
     Returns:
         The run's id.
     """
-    axes = {axis: json.dumps(values) for axis, values in facts.space.axes.items()}
+    axes = {axis: json.dumps(values) for axis, values in info.space.axes.items()}
     too_long = any(len(text) > MAX_PARAM_VAL_LENGTH for text in axes.values())
     params = {
         schema.AXIS_PREFIX + axis: f"see {schema.AXES_FILE}" if too_long else text
         for axis, text in axes.items()
     }
-    params |= {schema.BASE_PREFIX + k: v for k, v in dataclasses.asdict(facts.base).items()}
-    params |= {schema.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(facts.split).items()}
+    params |= {schema.BASE_PREFIX + k: v for k, v in dataclasses.asdict(info.base).items()}
+    params |= {schema.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(info.split).items()}
     tags = {
         schema.ROLE: schema.SEARCH,
-        schema.GRID: facts.grid,
+        schema.GRID: info.grid,
         schema.LEASE: Lease.of_this_process().text(),
         schema.ASKED_AT: _now(),
-        MLFLOW_RUN_NOTE: descriptions.search_begun(len(facts.space)),
-        **_origin_tags(facts),
+        MLFLOW_RUN_NOTE: descriptions.search_begun(len(info.space)),
+        **_origin_tags(info),
     }
-    if facts.fresh or (resume and schema.FRESH in resume.raw.data.tags):
+    if info.fresh or (resume and schema.FRESH in resume.raw.data.tags):
         tags[schema.FRESH] = "true"
     existing = adopted
     if existing is not None and resume is not None:
@@ -165,9 +165,9 @@ def start_search(
     elif resume is not None:
         existing = resume.run_id
     offer_table(store, experiment_id)
-    run_id = _start(store, experiment_id, facts, params, tags, existing)
+    run_id = _start(store, experiment_id, info, params, tags, existing)
     if too_long:
-        content = {axis: list(values) for axis, values in facts.space.axes.items()}
+        content = {axis: list(values) for axis, values in info.space.axes.items()}
         store.client.log_dict(run_id, content, schema.AXES_FILE)
     return run_id
 
@@ -204,44 +204,43 @@ def log_reused(store: Store, run_id: str, trials: Sequence[str]) -> None:
 
 
 def start_trial(
-    store: Store, experiment_id: str, facts: TrialInfo, resume: str | None = None
+    store: Store, experiment_id: str, info: TrialInfo, resume: str | None = None
 ) -> str:
     """Open the run of one trial, held by this process.
 
     Args:
         store: the store.
         experiment_id: of the run's experiment.
-        facts: what to record.
+        info: what to record.
         resume: the interrupted run of the trial, to be resumed; None creates a new one.
 
     Returns:
         The run's id.
     """
     params = {
-        **dataclasses.asdict(facts.config),
-        **{schema.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(facts.split).items()},
+        **dataclasses.asdict(info.config),
+        **{schema.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(info.split).items()},
     }
     tags = {
-        schema.POINT: facts.fingerprint,
-        schema.THREADS: str(facts.threads),
+        schema.POINT: info.fingerprint,
+        schema.THREADS: str(info.threads),
         schema.LEASE: Lease.of_this_process().text(),
-        MLFLOW_RUN_NOTE: descriptions.trial_begun(experiment_id, facts.parent),
-        **_origin_tags(facts),
+        MLFLOW_RUN_NOTE: descriptions.trial_begun(experiment_id, info.parent),
+        **_origin_tags(info),
     }
-    if facts.parent is not None:
-        tags |= {schema.ROLE: schema.TRIAL, schema.PARENT: facts.parent}
-        return _start(store, experiment_id, facts, params, tags, resume)
+    if info.parent is not None:
+        tags |= {schema.ROLE: schema.TRIAL, schema.PARENT: info.parent}
+        return _start(store, experiment_id, info, params, tags, resume)
     tags |= {schema.ROLE: schema.TRAIN, schema.ASKED_AT: _now()}
-    return _start(store, experiment_id, facts, params, tags, facts.adopted or resume)
+    return _start(store, experiment_id, info, params, tags, info.adopted or resume)
 
 
-def find_trial(store: Store, experiment_id: str, facts: TrialInfo) -> str | None:
+def find_trial(store: Store, experiment_id: str, info: TrialInfo) -> str | None:
     """Return the run of a trial if this process has opened it already, else None."""
-    parent = "" if facts.parent is None else f"AND tags.`{schema.PARENT}` = '{facts.parent}' "
+    parent = "" if info.parent is None else f"AND tags.`{schema.PARENT}` = '{info.parent}' "
     found = store.client.search_runs(
         [experiment_id],
-        f"tags.`{schema.POINT}` = '{facts.fingerprint}' {parent}"
-        f"AND attributes.status = '{RUNNING}'",
+        f"tags.`{schema.POINT}` = '{info.fingerprint}' {parent}AND attributes.status = '{RUNNING}'",
     )
     mine = (
         run.info.run_id for run in found if (lease := Lease.read(run.data.tags)) and lease.is_mine()
@@ -249,12 +248,12 @@ def find_trial(store: Store, experiment_id: str, facts: TrialInfo) -> str | None
     return next(mine, None)
 
 
-def _origin_tags(facts: SearchInfo | TrialInfo) -> dict[str, str]:
-    code = facts.origin.code
+def _origin_tags(info: SearchInfo | TrialInfo) -> dict[str, str]:
+    code = info.origin.code
     tags = {
-        schema.DATA_SHA256: facts.data.sha256,
-        schema.DATASET: facts.data.description,
-        schema.PROTOCOL: facts.split.protocol,
+        schema.DATA_SHA256: info.data.sha256,
+        schema.DATASET: info.data.description,
+        schema.PROTOCOL: info.split.protocol,
         schema.VERSION: code.version,
         schema.CODE_SHA256: code.sha256,
     }
@@ -282,7 +281,7 @@ def _git_tags(code: Code) -> dict[str, str]:
 def _start(
     store: Store,
     experiment_id: str,
-    facts: SearchInfo | TrialInfo,
+    info: SearchInfo | TrialInfo,
     params: Mapping[str, Any],
     tags: Mapping[str, str],
     existing: str | None,
@@ -291,8 +290,8 @@ def _start(
     if existing is None:
         run = client.create_run(
             experiment_id,
-            tags={**program_tags(facts.origin.code), **tags},
-            run_name=facts.name,
+            tags={**program_tags(info.origin.code), **tags},
+            run_name=info.name,
         )
         new_tags: Mapping[str, str] = {}
     else:
@@ -311,5 +310,5 @@ def _start(
         client.delete_tag(run_id, schema.ERROR)
     if existing is not None and run.info.status != RUNNING:
         client.update_run(run_id, status=RUNNING)
-    client.log_dict(run_id, dict(facts.origin.environment), schema.ENVIRONMENT_FILE)
+    client.log_dict(run_id, dict(info.origin.environment), schema.ENVIRONMENT_FILE)
     return run_id
