@@ -54,16 +54,12 @@ format: .venv/installed-dev  ## Put the code into the common form
 docs: .venv/installed-docs  ## Build the documentation as a site: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # Material's notice of its successor
 
-benchmarks: .venv/installed-benchmarks .venv-peers/installed  ## Measure speed, beside others, memory, large searches; hours
+benchmarks: .venv/installed-benchmarks .venv-peers/installed  ## Measure speed, beside others, and what tracking costs; hours
 	$(BIN)/python -m benchmarks.training_speed --peers $(PEERS)/python
-	$(BIN)/python -m benchmarks.profile_step
-	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.start_up
-	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.grid_search --size short --peers $(PEERS)/python
 	$(BIN)/python -m benchmarks.grid_search --size long --peers $(PEERS)/python
 	$(BIN)/python -m benchmarks.driver
-	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.tracking_cost
 
 ui: .venv/installed  ## Browse the runs in MLflow's page
