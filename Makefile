@@ -54,24 +54,19 @@ format: .venv/installed-dev  ## Put the code into the common form
 docs: .venv/installed-docs  ## Build the documentation as a site: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # Material's notice of its successor
 
-benchmarks: .venv/installed-benchmarks .venv-peers/installed  ## Measure speed, beside others, memory, large searches; hours
+benchmarks: .venv/installed-benchmarks .venv-peers/installed  ## Measure speed, beside others, and what tracking costs; hours
 	$(BIN)/python -m benchmarks.training_speed --peers $(PEERS)/python
-	$(BIN)/python -m benchmarks.profile_step
-	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.start_up
-	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.grid_search --size short --peers $(PEERS)/python
 	$(BIN)/python -m benchmarks.grid_search --size long --peers $(PEERS)/python
 	$(BIN)/python -m benchmarks.driver
-	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.tracking_cost
-	$(BIN)/python -m benchmarks.scale
 
 ui: .venv/installed  ## Browse the runs in MLflow's page
 	$(TRACK) ui
 
-server: .venv/installed-server  ## A tracking server with passwords, on PostgreSQL; see docs/server.md
-	exec $(BIN)/python server/start.py
+server:  ## A tracking server with passwords, on PostgreSQL, in containers; see docs/server.md
+	docker compose --file server/compose.yaml up
 
 constraints: .venv/installed-dev  ## Pin the newest versions that fit together
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra benchmarks --extra docs --universal \
@@ -93,21 +88,17 @@ $(BIN)/python $(PEERS)/python:
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-.venv/installed-server: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[server]'
-	touch $@ .venv/installed
-
 .venv/installed-dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@ .venv/installed .venv/installed-server
+	touch $@ .venv/installed
 
 .venv/installed-docs: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@ .venv/installed
 
 .venv/installed-benchmarks: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[benchmarks,server]'
-	touch $@ .venv/installed .venv/installed-server
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[benchmarks]'
+	touch $@ .venv/installed
 
 .venv-lowest/installed: pyproject.toml | .venv/installed-dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest

@@ -62,7 +62,7 @@ _OTHERS = (
     "TF_XLA_FLAGS",
     "TF_USE_LEGACY_KERAS",
 )
-# Variables that name folders: for unfinished searches, and for downloaded and decoded images.
+# Variables that name folders: for unfinished searches, and for downloaded and split images.
 STATE_VARIABLE = "FMNIST_STATE_DIR"
 CACHE_VARIABLE = "FMNIST_CACHE_DIR"
 THREADS_VARIABLE = "FMNIST_THREADS"

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from conftest import SMALL
-from fmnist_tracking.data import DataSplit, array_cache, shared_split
+from fmnist_tracking.data import DataSplit, shared_split, split_cache
+from fmnist_tracking.data.dataset import PARTIAL
 from fmnist_tracking.data.split_cache import _KEPT
 from fmnist_tracking.training.loop import _tensor, train
 
@@ -118,12 +119,10 @@ def test_those_used_last_are_kept(split: DataSplit, own_cache: Path) -> None:
 def test_what_was_begun_is_neither_counted_nor_kept_for_ever(
     split: DataSplit, own_cache: Path
 ) -> None:
-    begun, left = (
-        own_cache / "splits" / f"{array_cache._PARTIAL}{name}" for name in ("begun", "left")
-    )
+    begun, left = (own_cache / "splits" / f"{PARTIAL}{name}" for name in ("begun", "left"))
     for folder in (begun, left):
         folder.mkdir(parents=True)
-    long_ago = time.time() - array_cache._WRITING_SECONDS - 1
+    long_ago = time.time() - split_cache._WRITING_SECONDS - 1
     os.utime(left, (long_ago, long_ago))
     for number in range(_KEPT):
         shared_split(f"key {number}", lambda: split)
@@ -167,8 +166,7 @@ def test_what_another_user_may_not_read_is_not_damaged(
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "fmnist_tracking"):
         patch.setattr(*refusing, refused)  # root, whom nobody refuses, may run this
-        found = array_cache.read(own_cache / "splits" / "any", ARRAYS, "c")
-        assert found is None
+        assert split_cache._read(own_cache / "splits" / "any") is None
         assert_same(shared_split("key", lambda: split)[0], split)
     assert "cannot be read: Permission denied" in caplog.text
     assert "damaged" not in caplog.text
@@ -183,3 +181,24 @@ def test_a_cache_that_cannot_be_made_is_no_harm(
     found, parts = shared_split("key", lambda: split)
     assert_same(found, split)
     assert parts == split.parts()
+
+
+def test_a_cache_that_has_no_room_is_no_harm(
+    split: DataSplit,
+    small_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (small_disk / "filling").write_bytes(bytes(900_000))
+    monkeypatch.setenv("FMNIST_CACHE_DIR", str(small_disk))
+    with caplog.at_level(logging.WARNING, "fmnist_tracking"):
+        found, _ = shared_split("key", lambda: split)
+    assert_same(found, split)
+    assert f"Cannot keep images in {small_disk / 'splits'}: " in caplog.text
+    assert not list((small_disk / "splits").iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
+def test_a_cache_that_cannot_be_written_is_no_harm(split: DataSplit, own_cache: Path) -> None:
+    own_cache.mkdir(mode=0o500)
+    assert_same(shared_split("key", lambda: split)[0], split)

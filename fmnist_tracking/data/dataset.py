@@ -1,10 +1,10 @@
-"""Finding the data set, verifying it, and caching it in a form that loads at once."""
+"""Finding the data set, and verifying it."""
 
+import contextlib
 import hashlib
-import json
 import os
-import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,12 @@ import platformdirs
 from numpy.typing import NDArray
 
 from fmnist_tracking.config import CLASS_NAMES
-from fmnist_tracking.data import array_cache, download, idx
+from fmnist_tracking.data import download, idx
 from fmnist_tracking.errors import DataError, setting
 from fmnist_tracking.runtime import CACHE_VARIABLE
 
 DATA_DIR_VARIABLE = "FMNIST_DATA_DIR"
+PARTIAL = "partial-"  # begins the name of a folder that is not filled yet
 # SHA-256 of Fashion-MNIST's decompressed files.
 FASHION_MNIST_SHA256 = {
     "train-images": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -106,19 +107,41 @@ def load_dataset(data_dir: Path | None = None) -> Dataset:
 
 
 def cache_dir() -> Path:
-    """Return the folder for downloaded and decoded data; FMNIST_CACHE_DIR overrides the default."""
+    """Return the folder for downloads and splits; FMNIST_CACHE_DIR overrides the default."""
     override = os.environ.get(CACHE_VARIABLE)
     return Path(override) if override else Path(platformdirs.user_cache_dir("fmnist-tracking"))
 
 
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to fill, which is renamed to `folder` if the block ends without error.
+
+    If two processes do so at once, the second changes nothing. Temporary folders and files are
+    private to their owner, but users can share a cache: so whoever may read the cache gets
+    permission to read the content.
+
+    Raises:
+        OSError: it cannot be created or renamed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=PARTIAL) as name:
+        partial = Path(name)
+        yield partial
+        mode = folder.parent.stat().st_mode
+        for file in partial.iterdir():
+            file.chmod(mode & 0o644)
+        partial.chmod(mode & 0o755)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+
+
 def _fetch_into(folder: Path) -> None:
     try:
-        partial = array_cache.begin(folder)
-        try:
+        with new_folder(folder) as partial:
             download.fetch(partial, verify=_require_fashion_mnist_in)
-            array_cache.put_in_place(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise DataError(
             f"Cannot keep the data in {folder.parent}: {error.strerror}. "
@@ -140,33 +163,20 @@ def _require_fashion_mnist_in(folder: Path) -> None:
 
 
 def _load_folder(folder: Path, *, require_fashion_mnist: bool) -> Dataset:
-    files = idx.find_files(folder)
-    decoded = cache_dir() / "decoded" / _stamp(files)
-    dataset = _read_decoded(decoded, source=str(folder))
-    if dataset is None:
-        content: dict[str, NDArray[np.uint8]] = {}
-        sha256: dict[str, str] = {}
-        for part, path in files.items():
-            decompressed = idx.read_bytes(path)
-            sha256[part] = hashlib.sha256(decompressed).hexdigest()
-            content[part] = idx.parse(part, decompressed, path)
-        dataset = _dataset(content, str(folder), sha256)
-        array_cache.write(decoded, content, sha256)
-    if require_fashion_mnist:
-        for part, path in files.items():
-            _require_fashion_mnist(part, dataset.sha256[part], str(path))
-    return dataset
-
-
-def _dataset(
-    content: Mapping[str, NDArray[np.uint8]], source: str, sha256: dict[str, str]
-) -> Dataset:
+    content: dict[str, NDArray[np.uint8]] = {}
+    sha256: dict[str, str] = {}
+    for part, path in idx.find_files(folder).items():
+        decompressed = idx.read_bytes(path)
+        sha256[part] = hashlib.sha256(decompressed).hexdigest()
+        content[part] = idx.parse(part, decompressed, path)
+        if require_fashion_mnist:
+            _require_fashion_mnist(part, sha256[part], str(path))
     return Dataset(
         train_images=content["train-images"],
         train_labels=content["train-labels"],
         test_images=content["t10k-images"],
         test_labels=content["t10k-labels"],
-        source=source,
+        source=str(folder),
         sha256=sha256,
     )
 
@@ -178,29 +188,3 @@ def _require_fashion_mnist(part: str, found: str, where: str) -> None:
             f"{where} is not Fashion-MNIST's: SHA-256 of its decompressed bytes is {found}, "
             f"expected {expected}. Remove it, and `fmnist-track data` fetches a good copy."
         )
-
-
-def _stamp(files: dict[str, Path]) -> str:
-    """Return a key for the decoded data; it changes when a file is replaced or rewritten."""
-    state = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.values()]
-    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]
-
-
-def _read_decoded(folder: Path, source: str) -> Dataset | None:
-    """Load the arrays decoded earlier, memory-mapped; return None if missing or damaged."""
-    found = array_cache.read(folder, idx.FILES, mode="r")
-    if found is None:
-        return None
-    content, sha256 = found
-    for part, shape in idx.FILES.items():
-        if content[part].shape != shape or _idx_sha256(content[part]) != sha256.get(part):
-            array_cache.discard(folder)
-            return None
-    return _dataset(content, source, sha256)
-
-
-def _idx_sha256(array: NDArray[np.uint8]) -> str:
-    """Compute the SHA-256 that the array has as a decompressed IDX file."""
-    digest = hashlib.sha256(idx.header(array.shape))
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
