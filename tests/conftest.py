@@ -1,6 +1,7 @@
 """Fixtures that several tests share: the real images, a real store, the command line."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -53,7 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_tensorflow() -> None:
-    runtime.load_tensorflow(worker=0)
+    if "tensorflow" in sys.modules:  # else no test of these computes here
+        runtime.load_tensorflow(worker=0)
 
 
 @pytest.fixture(scope="session")
@@ -74,13 +76,21 @@ def _clean_environment(
     monkeypatch.setenv("FMNIST_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("FMNIST_PROGRESS_SECONDS", "0")  # tests wait for lines
     monkeypatch.chdir(tmp_path)
+    with _what_a_process_sets_undone():
+        yield
+
+
+@contextlib.contextmanager
+def _what_a_process_sets_undone() -> Iterator[None]:
+    """What the program sets for a process that is its own is not for those of later tests."""
     kept = dict(os.environ)
-    yield
-    _use_the_usual_store()
-    # What the program sets for a process that is its own is not for those of later tests.
-    for name in os.environ.keys() - kept.keys():
-        del os.environ[name]
-    os.environ.update(kept)
+    try:
+        yield
+    finally:
+        _use_the_usual_store()
+        for name in os.environ.keys() - kept.keys():
+            del os.environ[name]
+        os.environ.update(kept)
 
 
 def _use_the_usual_store() -> None:
@@ -115,13 +125,21 @@ def evaluation() -> Evaluation:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of a new SQLite store, to be copied: MLflow takes a second to make its tables."""
-    folder = tmp_path_factory.mktemp("empty-store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        _use_the_usual_store()
-        with open_store(access="create"):
-            pass
+    """The file of a new SQLite store, to be copied: MLflow takes a second to make its tables.
+
+    Processes that run tests at once share it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "empty-store"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "complete").exists():
+            patch.chdir(folder)
+            _use_the_usual_store()
+            with open_store(access="create"):
+                pass
+            (folder / "complete").touch()
     _use_the_usual_store()
     return folder / "mlflow.db"
 
@@ -194,6 +212,25 @@ class Call:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     return Call(monkeypatch, capsys)
+
+
+@pytest.fixture
+def called(call: Call) -> Run:
+    """The same as `command` in this process, for what a command does to the store and to files.
+
+    Its workers are processes of their own all the same; but what they are forked from, and what the
+    command itself imports, is loaded once for all tests.
+    """
+
+    def run(
+        *arguments: str, timeout: float = 180, **variables: str
+    ) -> "subprocess.CompletedProcess[str]":
+        with _what_a_process_sets_undone():
+            os.environ.update(variables)
+            status, out, err = call(*arguments)
+        return subprocess.CompletedProcess(arguments, status, out, err)
+
+    return run
 
 
 @pytest.fixture

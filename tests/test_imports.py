@@ -1,7 +1,9 @@
-"""What a command loads: heavy libraries only where they are used."""
+"""What a command loads: heavy libraries only where they are used. What tests import."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +56,24 @@ def test_what_workers_are_forked_from_has_computed_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True None\n"
+
+
+def test_no_test_is_imported() -> None:
+    """What several tests need is in a module of its own, or in conftest."""
+    for path in Path(__file__).parent.glob("*.py"):
+        modules: list[str] = []
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules += [name.name for name in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                modules.append(node.module or "")
+        assert not [m for m in modules if "test_" in m], path.name
+
+
+def test_what_all_tests_import_does_without_tensorflow() -> None:
+    code = "import sys, conftest; print('tensorflow' in sys.modules)"
+    path = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"

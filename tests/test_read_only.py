@@ -32,9 +32,9 @@ pytestmark = [
 
 
 @pytest.fixture
-def shared(command: Run, tmp_path: Path) -> Path:
+def shared(called: Run, tmp_path: Path) -> Path:
     """A folder with a store of one trained trial, none of which may be written."""
-    searched = command("search", *SMALL)
+    searched = called("search", *SMALL)
     assert searched.returncode == 0, searched.stderr
     runs = tmp_path / "mlruns"
     for entry in (tmp_path / "mlflow.db", runs, *runs.rglob("*")):

@@ -40,10 +40,10 @@ def test_shared_memory_that_cannot_be_written_is_not_needed(tmp_path: Path) -> N
 
 
 def test_a_search_with_a_trial_that_diverges_and_one_of_none_but_such(
-    command: Run, tmp_path: Path
+    called: Run, tmp_path: Path
 ) -> None:
     one = ("--workers", "1")
-    lost = command(*SEARCH, *one, "--axis", "learning_rate=1e30", "--json")
+    lost = called(*SEARCH, *one, "--axis", "learning_rate=1e30", "--json")
     assert lost.returncode == 1
     assert "Every trial diverged" in lost.stderr
     result = json.loads(lost.stdout)
@@ -53,17 +53,17 @@ def test_a_search_with_a_trial_that_diverges_and_one_of_none_but_such(
         steps = store.client.get_metric_history(result["trials"][0]["run_id"], "loss")
     assert tags["fmnist.diverged"] == "1"
     assert [step.step for step in steps] == [1]  # of three
-    both = command(*SEARCH, *one, "--axis", "learning_rate=1e30,0.001")
+    both = called(*SEARCH, *one, "--axis", "learning_rate=1e30,0.001")
     assert both.returncode == 0, both.stderr
     assert "is trained already: it diverged" in both.stderr
     rows = [line.split() for line in both.stdout.splitlines()]
     assert [row[0] for row in rows if "diverged" in row] == ["2"]
-    again = command(*SEARCH, *one, "--axis", "learning_rate=1e30", "--json")
+    again = called(*SEARCH, *one, "--axis", "learning_rate=1e30", "--json")
     assert again.returncode == 1
     assert json.loads(again.stdout)["trials"][0]["diverged"]
-    done = command(*SEARCH, *one, "--axis", "learning_rate=1e30,0.001", "--dry-run")
+    done = called(*SEARCH, *one, "--axis", "learning_rate=1e30,0.001", "--dry-run")
     assert done.stdout.splitlines()[-1] == "Nothing left to train."
-    alone = command(
+    alone = called(
         *("train", "--limit", "600", "--epochs", "3", "--filters", "4", "--strides", "2"),
         *("--kernel-size", "3", "--hidden-units", "8", "--learning-rate", "1e30"),
     )

@@ -47,18 +47,18 @@ def next_commands(said: str) -> list[list[str]]:
     return [words[:place], words[place + 1 :]]
 
 
-def test_what_is_said_to_do_next_can_be_done(command: Run, real_copy: Path, tmp_path: Path) -> None:
+def test_what_is_said_to_do_next_can_be_done(called: Run, real_copy: Path, tmp_path: Path) -> None:
     data = tmp_path / "my data"
     real_copy.rename(data)
     uri = f"sqlite:///{tmp_path}/other.db"
     arguments = ("--tracking-uri", uri, "--experiment", "it's mine", "--data-dir", "my data")
     for name, kernel in (("search", "--kernel-sizes"), ("train", "--kernel-size")):
-        done = command(name, *TINY, kernel, "3", *arguments)
+        done = called(name, *TINY, kernel, "3", *arguments)
         assert done.returncode == 0, done.stderr
         report, page = next_commands(done.stderr)
         assert report[:2] == ["fmnist-track", "report"]
         assert page == ["fmnist-track", "ui", "--tracking-uri", uri]
-        reported = command(*report[1:])
+        reported = called(*report[1:])
         assert reported.returncode == 0, reported.stderr
         assert (tmp_path / reported.stdout.strip()).exists()
     assert not (tmp_path / "mlflow.db").exists()
@@ -75,18 +75,18 @@ def test_the_next_command_is_called_as_this_one_was() -> None:
     assert bare.returncode == 0, bare.stderr
 
 
-def test_the_latest_search_is_the_one_whose_command_was_given_last(command: Run) -> None:
+def test_the_latest_search_is_the_one_whose_command_was_given_last(called: Run) -> None:
     one, other = (("search", *TINY, "--kernel-sizes", size, "--json") for size in "34")
-    first, second = (json.loads(command(*words).stdout)["run_id"] for words in (one, other))
-    listed = json.loads(command("runs", "--json").stdout)
+    first, second = (json.loads(called(*words).stdout)["run_id"] for words in (one, other))
+    listed = json.loads(called("runs", "--json").stdout)
     assert [run["run_id"] for run in listed] == [second, first]
-    again = command(*one)
+    again = called(*one)
     assert "nothing is left to train" in again.stderr
-    listed = json.loads(command("runs", "--json").stdout)
+    listed = json.loads(called("runs", "--json").stdout)
     assert [run["run_id"] for run in listed] == [first, second]
-    shown = json.loads(command("runs", "latest", "--json").stdout)
+    shown = json.loads(called("runs", "latest", "--json").stdout)
     assert shown["run_id"] == first
-    assert json.loads(command("best", "--json").stdout)["run_id"] == shown["best"]["run_id"]
+    assert json.loads(called("best", "--json").stdout)["run_id"] == shown["best"]["run_id"]
 
 
 def test_a_search_leaves_no_temporary_file(command: Run, tmp_path: Path) -> None:
