@@ -15,9 +15,9 @@ import time
 import uuid
 from pathlib import Path
 
+import fmnist_tracking as ft
 from benchmarks import stubs
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
-from fmnist_tracking.grid_search import run as searching
 from fmnist_tracking.grid_search import scheduler
 from fmnist_tracking.results import SearchResult
 
@@ -40,8 +40,8 @@ def grid(points: int, first: int = 0) -> SearchSpace:
 
 
 def _search(space: SearchSpace) -> SearchResult:
-    result, _ = searching.search(space, BASE, split=SPLIT, experiment="stubs", workers=WORKERS)
-    return result
+    search = ft.search(space, epochs=1, limit=600, experiment="stubs", workers=WORKERS)
+    return search.result
 
 
 def busy(points: int, repeat: int) -> None:
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=64, help="of each, at most 100")
     parser.add_argument("--finished", type=int, default=10_000, help="points, in hundreds")
     options = parser.parse_args()
-    setattr(scheduler, "run_trial", stubs.run_trial)  # noqa: B010
+    setattr(scheduler, "RUN_TRIAL", f"{stubs.__name__}:run_trial")  # noqa: B010
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ["FMNIST_STATE_DIR"] = str(Path(folder, "state"))

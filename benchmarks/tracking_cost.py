@@ -36,10 +36,9 @@ from types import FunctionType
 from typing import Any
 from urllib.parse import urlsplit
 
+import fmnist_tracking as ft
 from benchmarks import stubs
 from fmnist_tracking import runtime
-from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
-from fmnist_tracking.grid_search import run as searching
 from fmnist_tracking.grid_search import scheduler
 
 EPOCHS = 25
@@ -255,7 +254,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.trials < 1:
         parser.error("--trials must be at least 1")
-    setattr(scheduler, "run_trial", stubs.run_short_trial)  # noqa: B010
+    setattr(scheduler, "RUN_TRIAL", f"{stubs.__name__}:run_short_trial")  # noqa: B010
     experiment = f"tracking-cost-{time.strftime('%Y%m%d-%H%M%S')}"
     meter = Meter()
     with tempfile.TemporaryDirectory() as folder:
@@ -263,10 +262,9 @@ def main() -> None:
         os.environ["FMNIST_STATE_DIR"] = str(Path(folder, "state"))
         uri = options.tracking_uri or f"sqlite:///{Path(folder, 'mlflow.db')}"
         install(meter)
-        searching.search(
-            SearchSpace(axes={"seed": tuple(range(options.trials + 1))}),
-            TrainingConfig(epochs=EPOCHS),
-            split=SplitConfig(),
+        ft.search(
+            {"seed": range(options.trials + 1)},
+            epochs=EPOCHS,
             experiment=experiment,
             tracking_uri=uri,
         )

@@ -7,7 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fmnist_tracking.api.runs import (
+    from fmnist_tracking.data import load_dataset
+    from fmnist_tracking.doctor import check_installation, serve_ui
+    from fmnist_tracking.grid_search.dry_run import dry_run
+    from fmnist_tracking.grid_search.run import search, train
+    from fmnist_tracking.prediction import predict
+    from fmnist_tracking.promotion import promote
+    from fmnist_tracking.reports.build import report
+    from fmnist_tracking.runs import (
         Search,
         Trial,
         list_runs,
@@ -15,19 +22,14 @@ if TYPE_CHECKING:
         load_trial,
         repair_runs,
     )
-    from fmnist_tracking.api.train import dry_run, search, train
-    from fmnist_tracking.data import load_dataset
-    from fmnist_tracking.doctor import check_installation, serve_ui
-    from fmnist_tracking.prediction import predict
-    from fmnist_tracking.promotion import promote
-    from fmnist_tracking.reports.build import report
 
 __version__ = "0.1.0"
 
 # Each module with the names that are loaded from it.
 _PUBLIC = {
-    "api.runs": ("Search", "Trial", "list_runs", "load_search", "load_trial", "repair_runs"),
-    "api.train": ("dry_run", "search", "train"),
+    "runs": ("Search", "Trial", "list_runs", "load_search", "load_trial", "repair_runs"),
+    "grid_search.dry_run": ("dry_run",),
+    "grid_search.run": ("search", "train"),
     "data": ("load_dataset",),
     "doctor": ("check_installation", "serve_ui"),
     "prediction": ("predict",),

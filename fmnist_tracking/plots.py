@@ -53,6 +53,12 @@ def png(figure: Figure) -> bytes:
     return content.getvalue()
 
 
+def displayed(figure: Figure) -> Figure:
+    """Make a figure one that a notebook shows as a picture; it is not one of pyplot's."""
+    figure._repr_png_ = functools.partial(png, figure)  # type: ignore[attr-defined]
+    return figure
+
+
 @_in_own_style
 def learning_curves(result: TrainingResult, title: str) -> Figure:
     """Draw loss and accuracy of training and validation by epoch, and mark the best epoch."""

@@ -5,12 +5,12 @@ import itertools
 import pytest
 from rich.console import Console
 
-from fmnist_tracking.api.runs import Search
 from fmnist_tracking.cli import output
 from fmnist_tracking.config import COURSEWORK_GRID, SearchSpace, TrainingConfig, Value
 from fmnist_tracking.grid_search.dry_run import DryRun, DryRunPoint
 from fmnist_tracking.grid_search.plan import trial_name
 from fmnist_tracking.results import SearchResult
+from fmnist_tracking.runs import Search
 from records import trial
 
 MANY_AXES: dict[str, tuple[Value, ...]] = {

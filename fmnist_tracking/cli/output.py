@@ -23,8 +23,8 @@ from fmnist_tracking.leaderboard import leaderboard
 from fmnist_tracking.results import RunSummary
 
 if TYPE_CHECKING:
-    from fmnist_tracking.api.runs import Search, Trial
     from fmnist_tracking.grid_search.dry_run import DryRun
+    from fmnist_tracking.runs import Search, Trial
 
 # Wide enough that no column is cut where the output goes to a file or another program.
 _UNLIMITED = 10_000

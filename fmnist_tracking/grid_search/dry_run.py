@@ -1,4 +1,4 @@
-"""`fmnist-track search --dry-run`: what a search would do, and how long it would take."""
+"""A dry run: what a search would do, and how long it would take."""
 
 import dataclasses
 import itertools
@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_tracking import fingerprint, machine, runtime, tracking
-from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
-from fmnist_tracking.console import Echo
+from fmnist_tracking.config import Protocol, SearchSpace, SplitConfig, TrainingConfig, Value
+from fmnist_tracking.console import Echo, echo_line, silent
 from fmnist_tracking.data import Dataset, load_dataset
 from fmnist_tracking.errors import ConfigError, SearchError
+from fmnist_tracking.grid_search.arguments import Grid, grid_and_base
 from fmnist_tracking.grid_search.lock import checkpoint_folder
 from fmnist_tracking.grid_search.memory import require_room, too_large, workers_for
 from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials, trial_name
@@ -78,42 +79,48 @@ class DryRun:
 
 
 def dry_run(
-    space: SearchSpace,
-    base: TrainingConfig,
+    grid: Grid | None = None,
     *,
-    split: SplitConfig,
+    repeats: int = 1,
+    protocol: Protocol = "canonical",
+    limit: int | None = None,
     workers: int | None = None,
     fresh: bool = False,
     experiment: str | None = None,
     tracking_uri: str | None = None,
-    data_dir: Path | None = None,
-    echo: Echo = lambda _: None,
+    data_dir: str | Path | None = None,
+    echo: Echo | None = echo_line,
+    **settings: Value,
 ) -> DryRun:
-    """Return what `search` would do with the same arguments, and do none of it.
+    """Return what `search` would do with the same arguments, and how long it would take.
 
     Nothing is written to the store. The time is estimated from the finished trials of the
-    experiment on as many images, or, without any, from a training of a few seconds, of a network
-    that is small whatever the grid, by the arithmetic of each.
+    experiment on as many images, or, without any, from a training of a few seconds.
 
     Args:
-        space: the grid.
-        base: value of each setting that is not an axis of the grid.
-        split: how the data is split.
-        workers: trials at once that are asked for, None for as many as suit this machine.
+        grid: see `search`, as for the other arguments.
+        repeats: trainings of each point.
+        protocol: how the data is split.
+        limit: number of images.
+        workers: trials that run at once.
         fresh: train all anew.
-        experiment: name of the experiment, None for the usual one.
-        tracking_uri: of the MLflow store, None for the usual one.
-        data_dir: where the data is, None for the usual places.
+        experiment: name of the experiment.
+        tracking_uri: address of the MLflow store.
+        data_dir: folder with the data.
         echo: called with lines for a person to read.
+        settings: of the training.
 
     Raises:
         ConfigError: as many trials at once as are asked for have no room in the memory.
         DataError: the data cannot be had.
         TrackingError: the store cannot be reached.
     """
+    space, base = grid_and_base(grid, settings, repeats)
+    split = SplitConfig(protocol=protocol, seed=base.seed, limit=limit)
+    data_dir = None if data_dir is None else Path(data_dir)
     dataset = load_dataset(data_dir)
     if len(space) > _MANY:
-        echo(f"Looking at {len(space):,} points; this takes a while.")
+        (echo or silent)(f"Looking at {len(space):,} points; this takes a while.")
     configs = _configs(space, base)
     good = [config for config in configs if isinstance(config, TrainingConfig)]
     keys = fingerprint.of_grid(good, split, dataset.digest)

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from fmnist_tracking import runtime, tracking
 from fmnist_tracking.console import Echo
-from fmnist_tracking.tracking import BackgroundWriter, Store
+from fmnist_tracking.grid_search.resources import Resources
+from fmnist_tracking.tracking import BackgroundWriter
 
 # Time to close runs in, once a search was told to stop.
 _CLOSING_SECONDS = 8.0
@@ -23,8 +24,7 @@ class Recording:
     else as FAILED.
 
     Args:
-        store: the store.
-        experiment_id: of the experiment that the runs are in.
+        resources: with the store, and the experiment that the runs are in.
         folder: with the checkpoints, for what a person is told.
         echo: called with lines for a person to read.
 
@@ -34,13 +34,15 @@ class Recording:
             opened.
     """
 
-    def __init__(self, store: Store, experiment_id: str, folder: Path, echo: Echo) -> None:
-        self.store = store
-        self.experiment_id = experiment_id
+    def __init__(self, resources: Resources, folder: Path, echo: Echo) -> None:
+        self.store = resources.store
+        self.experiment_id = resources.experiment_id
         self.run_id = ""
         self._folder = folder
         self._echo = echo
-        self.writer = BackgroundWriter(store, self._on_outage, self._beat, tracking.BEAT_SECONDS)
+        self.writer = BackgroundWriter(
+            self.store, self._on_outage, self._beat, tracking.BEAT_SECONDS
+        )
 
     def __enter__(self) -> "Recording":
         return self

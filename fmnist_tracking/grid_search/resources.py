@@ -60,7 +60,7 @@ def open_resources(
     *,
     workers: int,
     split: SplitConfig,
-    data_dir: Path | None,
+    data_dir: str | Path | None,
     experiment: str | None,
     tracking_uri: str | None,
     upgrade_store: bool,
@@ -89,6 +89,7 @@ def open_resources(
     runtime.asked_to_compile()
     threads = runtime.threads_of(workers)
     warm_up()
+    data_dir = None if data_dir is None else Path(data_dir)
     dataset = load_dataset(data_dir)
     echo(f"Data: {_data_info(dataset).description}, protocol {split.protocol}")
     with tracking.open_store(tracking_uri, access="create", upgrade=upgrade_store) as store:

@@ -1,18 +1,20 @@
-"""Explore a grid, or train one point, tracked.
+"""Explore a grid, or train one configuration, tracked.
 
 The main path: open what is needed, plan the trials, explore the grid, finish.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, overload
 
 from fmnist_tracking import fingerprint, machine, runtime, tracking
-from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig, Value
+from fmnist_tracking.config import Protocol, SearchSpace, SplitConfig, TrainingConfig, Value
 from fmnist_tracking.console import Echo, echo_line, silent
-from fmnist_tracking.errors import SearchError, setting
+from fmnist_tracking.errors import SearchError, TrialsFailed, setting
+from fmnist_tracking.grid_search.arguments import Grid, checked, grid_and_base
 from fmnist_tracking.grid_search.images import cache_split
 from fmnist_tracking.grid_search.lock import locked_folder
 from fmnist_tracking.grid_search.memory import require_room, require_room_at_once, workers_for
@@ -20,167 +22,166 @@ from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials
 from fmnist_tracking.grid_search.progress import Progress
 from fmnist_tracking.grid_search.recording import Recording
 from fmnist_tracking.grid_search.resources import Resources, open_resources
-from fmnist_tracking.results import FINISHED, SearchResult, TrialResult, TrialScore
+from fmnist_tracking.grid_search.search_plan import SearchPlan, plan_search
+from fmnist_tracking.results import SearchResult, TrialScore
+from fmnist_tracking.runs import Search, Trial
 from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
 from fmnist_tracking.training import checkpoints
 from fmnist_tracking.workers import end_helpers
+
+OnFailure: TypeAlias = Literal["raise", "warn"]
 
 # TensorFlow, KerasTuner and matplotlib, which a search with nothing left to train does without, are
 # imported inside the functions, once the process that workers are forked from has been started.
 
 
 def search(
-    space: SearchSpace,
-    base: TrainingConfig,
+    grid: Grid | None = None,
     *,
-    split: SplitConfig,
+    repeats: int = 1,
+    protocol: Protocol = "canonical",
+    limit: int | None = None,
     workers: int | None = None,
     fresh: bool = False,
     experiment: str | None = None,
     tracking_uri: str | None = None,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     upgrade_store: bool = False,
+    on_failure: OnFailure = "raise",
     echo: Echo | None = echo_line,
     on_start: Callable[[], None] = lambda: None,
-) -> tuple[SearchResult, str]:
-    """Train every point of a grid in worker processes, each as a child run of one search.
+    **settings: Value,
+) -> Search:
+    """Explore a grid: train every point in worker processes, each as a tracked run of its own.
 
-    What has finished before is not trained again, and a search that was cut off goes on where
-    it was: in its own run, each of its trials after its last whole epoch.
+    What has finished before is not trained again, and a search that was cut off goes on where it
+    was, each of its trials after its last whole epoch: call it again with the same arguments.
 
     Args:
-        space: the grid.
-        base: value of each setting that is not an axis of the grid.
-        split: how the data is split; the same for every point.
+        grid: the values to try by setting, such as `{"filters": [24, 48], "dropout": [0.1, 0.3]}`;
+            None for the coursework's 12 points.
+        repeats: train each point so many times, with the seeds `seed`, `seed` + 1, …; points are
+            ranked by their mean.
+        protocol: how the data is split, `canonical` or `coursework`; see `SplitConfig`.
+        limit: number of images for training and validation together, None for all.
         workers: trials that run at once; None takes as many as suit this machine.
         fresh: train all anew, whatever has finished before.
         experiment: name of the MLflow experiment, made if it is not there; None for the one that
-            the environment names, or the usual one.
-        tracking_uri: of the MLflow store, None for the usual one.
-        data_dir: where the data is, None for the usual places.
+            the environment names, or `fashion-mnist`.
+        tracking_uri: address of the MLflow store, None for the usual one.
+        data_dir: folder with the data, None for the usual places.
         upgrade_store: bring a store of an older MLflow up to date, rather than refuse it.
-        echo: called with lines for a person to read; None shows nothing, and no progress.
+        on_failure: when points have failed, or all have diverged, after the others have been
+            trained: `raise` a `TrialsFailed`, which has the search, or `warn`.
+        echo: called with lines for a person to read, which otherwise go to standard error; None
+            shows nothing, and no progress.
         on_start: called when all is loaded, before the first trial begins.
-
-    Returns:
-        The search, and the address of its store.
+        settings: of the training, by their names in `TrainingConfig`, such as `epochs=5`; they are
+            the same for every point.
 
     Raises:
-        ConfigError: a point of the grid cannot be built, or has no room in the memory.
+        ConfigError: a value is wrong, or a point of the grid cannot be built, or has no room in the
+            memory; or this is called by a script without `if __name__ == "__main__":`.
         DataError: the data cannot be had.
         OutputError: checkpoints cannot be written.
-        SearchError: another process is working on the same search.
+        SearchError: another process is working on the same search, or points have failed.
         TrackingError: the store cannot be reached.
     """
-    quiet, echo = echo is None, echo or silent
+    space, base = grid_and_base(grid, settings, repeats)
+    split = SplitConfig(protocol=protocol, seed=base.seed, limit=limit)
     points = space.points(base)
     require_room_at_once(points, split, workers, fresh=fresh, tracking_uri=tracking_uri)
     slots = workers_for(points, split, workers)
+    quiet, echo = echo is None, echo or silent
     if slots > machine.cores():
         echo(f"{slots} workers share {machine.cores()} processor cores, and wait for each other.")
-    with open_resources(
-        "search",
-        workers=slots,
-        split=split,
-        data_dir=data_dir,
-        experiment=experiment,
-        tracking_uri=tracking_uri,
-        upgrade_store=upgrade_store,
-        echo=echo,
-    ) as resources:
-        store, experiment_id = resources.store, resources.experiment_id
-        keys = fingerprint.of_grid(points, split, resources.dataset.digest)
-        grid = keys.grids[0]
-        identity = store.identity(experiment_id)
-        with locked_folder(identity, experiment_id, grid, fresh=fresh) as folder:
-            searches = tracking.find_searches(store, experiment_id, keys.grids)
-            if searches:
-                tracking.require_not_live(searches[0])
-            resumes = resources.adopted is None and not fresh
-            if resumes and searches:
-                before = _finished_before(store, searches[0], points)
-                if before is not None:
-                    end_helpers()
-                    echo(
-                        f"The search {before.run_id[:8]} has finished all {len(space)} points "
-                        f"before; nothing is left to train. {setting('fresh=True')} trains them "
-                        "again."
-                    )
-                    return before, store.uri
-            state = tracking.find_resume_state(
-                store, experiment_id, searches, keys.points, fresh=fresh, reopen=resumes
+    with (
+        open_resources(
+            "search",
+            workers=slots,
+            split=split,
+            data_dir=data_dir,
+            experiment=experiment,
+            tracking_uri=tracking_uri,
+            upgrade_store=upgrade_store,
+            echo=echo,
+        ) as resources,
+        plan_search(resources, space, points, fresh=fresh) as plan,
+    ):
+        if plan.before is not None:
+            end_helpers()
+            echo(
+                f"The search {plan.before.run_id[:8]} has finished all {len(space)} points before; "
+                f"nothing is left to train. {setting('fresh=True')} trains them again."
             )
-            trials = plan_trials(points, keys.today, space.varying, state, folder)
-            require_room([t.config for t in trials if t.finished is None], split, workers)
-            _load(resources)
-            from fmnist_tracking import plots
-            from fmnist_tracking.grid_search.scheduler import TrialScheduler
+            return _judged(Search(plan.before, resources.store.uri), on_failure)
+        missing = [trial.config for trial in plan.trials if trial.finished is None]
+        require_room(missing, split, workers)
+        _load(resources)
+        from fmnist_tracking import plots
+        from fmnist_tracking.grid_search.scheduler import TrialScheduler
 
-            progress = Progress(points, [trial.name for trial in trials], slots, quiet=quiet)
-            with Recording(store, experiment_id, folder, progress.echo) as recording:
-                run_id = _start_search(resources, space, base, grid, state, fresh=fresh)
-                recording.run_id = run_id
-                for trial in trials:
-                    if trial.finished is not None:  # cut off between its last step and this
-                        checkpoints.remove(trial.checkpoint_dir)
-                resumed = " goes on" if state.search is not None else ""
-                echo(f"Search {run_id} at {store.public_uri}{resumed}")
-                on_start()
-                with (
-                    TrialScheduler(
-                        resources, recording, show=progress, echo=progress.echo, parent=run_id
-                    ) as scheduler,
-                    progress,
-                ):
-                    _explore(space, base, trials, scheduler.submit, slots, recording)
-                    # The store is asked what it has: nobody's memory of it counts.
-                    result = recording.do_last(
-                        lambda: tracking.read_search(store, _own_run(store, run_id))
-                    )
-                    _assert_complete(result)
-                    picture = plots.png(plots.search_grid(result))
-                    recording.do_last(lambda: tracking.finish_search(store, result, picture))
-            return result, store.uri
+        progress = Progress(points, [trial.name for trial in plan.trials], slots, quiet=quiet)
+        with Recording(resources, plan.folder, progress.echo) as recording:
+            recording.run_id = _start_search(resources, space, base, plan, fresh=fresh)
+            resumed = " goes on" if plan.state.search is not None else ""
+            echo(f"Search {recording.run_id} at {resources.store.public_uri}{resumed}")
+            on_start()
+            with (
+                TrialScheduler(
+                    resources,
+                    recording,
+                    show=progress,
+                    echo=progress.echo,
+                    parent=recording.run_id,
+                ) as scheduler,
+                progress,
+            ):
+                _explore(space, base, plan.trials, scheduler.submit, slots, recording)
+                # The store is asked what it has: nobody's memory of it counts.
+                result = recording.do_last(lambda: _read_complete(recording))
+                picture = plots.png(plots.search_grid(result))
+                recording.do_last(lambda: tracking.finish_search(recording.store, result, picture))
+        return _judged(Search(result, resources.store.uri), on_failure)
 
 
 def train(
-    config: TrainingConfig,
     *,
-    split: SplitConfig,
+    protocol: Protocol = "canonical",
+    limit: int | None = None,
     fresh: bool = False,
     experiment: str | None = None,
     tracking_uri: str | None = None,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     upgrade_store: bool = False,
+    on_failure: OnFailure = "raise",
     echo: Echo | None = echo_line,
     on_start: Callable[[], None] = lambda: None,
-) -> tuple[TrialResult, str]:
+    **settings: Value,
+) -> Trial:
     """Train one configuration, tracked as a trial is; go on with it if it was cut off.
 
     Args:
-        config: what to train.
-        split: how the data is split.
+        protocol: see `search`, as for the other arguments.
+        limit: number of images.
         fresh: train anew, whatever has finished before.
-        experiment: see `search`, as for the arguments after it.
-        tracking_uri: of the MLflow store.
-        data_dir: where the data is.
+        experiment: name of the experiment.
+        tracking_uri: address of the MLflow store.
+        data_dir: folder with the data.
         upgrade_store: bring a store of an older MLflow up to date.
-        echo: called with lines for a person to read; None shows nothing, and no progress.
-        on_start: called when all is loaded, before the training begins.
-
-    Returns:
-        The trial, and the address of its store.
+        on_failure: if the training diverges: `raise` a `TrialsFailed`, which has the trial, or
+            `warn`.
+        echo: called with lines for a person to read.
+        on_start: called when all is loaded.
+        settings: of the training, such as `filters=48`.
 
     Raises:
-        ConfigError: the network has no room in the memory.
-        DataError: the data cannot be had.
-        OutputError: checkpoints cannot be written.
-        SearchError: the training failed; its run holds the traceback. Or another process is
-            at it.
-        TrackingError: the store cannot be reached.
+        SearchError: the training failed; its run holds the traceback. For others, see `search`.
     """
-    quiet, echo = echo is None, echo or silent
+    config = TrainingConfig(**checked(settings))
+    split = SplitConfig(protocol=protocol, seed=config.seed, limit=limit)
     require_room_at_once([config], split, 1, fresh=fresh, tracking_uri=tracking_uri)
+    quiet, echo = echo is None, echo or silent
     with open_resources(
         "train",
         workers=1,
@@ -209,13 +210,14 @@ def train(
                     f"The run {trial.finished.run_id[:8]} has trained this before; it is reused. "
                     f"{setting('fresh=True')} trains again."
                 )
-                return dataclasses.replace(trial.finished, reused=True), store.uri
+                reused = dataclasses.replace(trial.finished, reused=True)
+                return _judged(Trial(reused, store.uri), on_failure)
             require_room([config], split, 1)
             _load(resources)
             from fmnist_tracking.grid_search.scheduler import TrialScheduler
 
             progress = Progress([config], [trial.name], quiet=quiet)
-            with Recording(store, experiment_id, folder, progress.echo) as recording:
+            with Recording(resources, folder, progress.echo) as recording:
                 on_start()
                 with (
                     TrialScheduler(
@@ -230,7 +232,7 @@ def train(
                     error = score.result().error
                 if error:
                     raise SearchError(f"The training failed ({error}). Its run is {run.run_id}.")
-            return tracking.read_trial(run), store.uri
+            return _judged(Trial(tracking.read_trial(run), store.uri), on_failure)
 
 
 def _load(resources: Resources) -> None:
@@ -239,26 +241,11 @@ def _load(resources: Resources) -> None:
     runtime.load_tensorflow()
 
 
-def _finished_before(
-    store: Store, run: TrackedRun, points: Sequence[TrainingConfig]
-) -> SearchResult | None:
-    """Return a search that has ended and has all of its trials still, None if it is none."""
-    if run.raw.info.status != FINISHED:
-        return None
-    result = tracking.read_search(store, run, summary=False)
-    if {trial.config for trial in result.finished} != set(points):
-        return None
-    tracking.log_asked(store, run.run_id)
-    reused = (dataclasses.replace(trial, reused=True) for trial in result.trials)
-    return dataclasses.replace(result, trials=tuple(reused))
-
-
 def _start_search(
     resources: Resources,
     space: SearchSpace,
     base: TrainingConfig,
-    grid: str,
-    state: ResumeState,
+    plan: SearchPlan,
     *,
     fresh: bool,
 ) -> str:
@@ -271,9 +258,10 @@ def _start_search(
         split=resources.split,
         data=resources.data_info,
         origin=resources.provenance,
-        grid=grid,
+        grid=plan.grid,
         fresh=fresh,
     )
+    state = plan.state
     run_id = tracking.start_search(
         store, resources.experiment_id, info, state.search, resources.adopted
     )
@@ -284,6 +272,9 @@ def _start_search(
             tracking.move_trials(store, own, other, run_id)
     reused = [trial.run_id for trial in state.finished.values() if trial.reused]
     tracking.log_reused(store, run_id, reused)
+    for trial in plan.trials:
+        if trial.finished is not None:  # cut off between its last step and this
+            checkpoints.remove(trial.checkpoint_dir)
     return run_id
 
 
@@ -325,14 +316,34 @@ def _own_run(store: Store, run_id: str) -> TrackedRun:
     return tracking.as_tracked(run)
 
 
-def _assert_complete(result: SearchResult) -> None:
-    """Assert that every point has one run that ended, and one only.
+def _read_complete(recording: Recording) -> SearchResult:
+    """Read the search that was written, and see that every point has one run that ended.
 
     Raises:
         SearchError: a point is missing in the store.
     """
+    result = tracking.read_search(recording.store, _own_run(recording.store, recording.run_id))
     if len(result.trials) != len(result.space):
         raise SearchError(
             f"The grid has {len(result.space)} points, but the store has runs for "
             f"{len(result.trials)} of them. Run the same search again."
         )
+    return result
+
+
+@overload
+def _judged(found: Search, on_failure: OnFailure) -> Search: ...
+
+
+@overload
+def _judged(found: Trial, on_failure: OnFailure) -> Trial: ...
+
+
+def _judged(found: Search | Trial, on_failure: OnFailure) -> Search | Trial:
+    """Return what was trained; raise or warn if trials have failed, or none is of use."""
+    message = found.failure
+    if message and on_failure == "raise":
+        raise TrialsFailed(message, found)
+    if message:
+        warnings.warn(message, stacklevel=3)
+    return found

@@ -31,7 +31,7 @@ from fmnist_tracking.training import checkpoints
 from fmnist_tracking.workers import NoWorker, WorkerDied, WorkerPool
 
 # In the worker, which imports TensorFlow for it.
-_RUN_TRIAL = "fmnist_tracking.grid_search.worker:run_trial"
+RUN_TRIAL = "fmnist_tracking.grid_search.worker:run_trial"
 # Images kept with each logged model as its input example.
 _EXAMPLES = 2
 
@@ -146,7 +146,7 @@ class TrialScheduler:
             data_dir=self._resources.data_dir,
             data_sha256=self._resources.dataset.digest,
         )
-        future = self._pool.submit(_RUN_TRIAL, task)
+        future = self._pool.submit(RUN_TRIAL, task)
         future.add_done_callback(partial(self._on_end, running))
 
     def _on_report(self, worker: int, event: TrialStarted | EpochEnded) -> None:

@@ -61,6 +61,16 @@ class Trial:
         """Return the best epoch, 1 for the first; None if it did not finish."""
         return self.result.best_epoch
 
+    @property
+    def failure(self) -> str | None:
+        """Return, in a sentence, that the training has diverged; None if it has not."""
+        if not self.result.diverged:
+            return None
+        return (
+            f"The training diverged: its loss is no finite number. Its run is {self.run_id}. "
+            "Train with a smaller learning_rate."
+        )
+
     def history(self) -> pd.DataFrame:
         """Return its metrics by epoch.
 
@@ -145,6 +155,22 @@ class Search:
         """Return the trials that have not finished."""
         return tuple(trial for trial in self.trials if trial.result.status != FINISHED)
 
+    @property
+    def failure(self) -> str | None:
+        """Return, in a sentence, that points have failed or all diverged; None if neither."""
+        failed = len(self.result.space) - len(self.finished)
+        if failed:
+            return (
+                f"{failed} of {len(self.result.space)} points failed. Their runs hold the "
+                "traceback, as the artifact traceback.txt. The same search tries them again."
+            )
+        if self.best is None:
+            return (
+                "Every trial diverged: each ended with a loss that is no finite number, so there "
+                "is no best one. Train with a smaller learning_rate, such as 0.001."
+            )
+        return None
+
     def to_dataframe(self) -> pd.DataFrame:
         """Return its leaderboard.
 
@@ -179,7 +205,7 @@ class Search:
         """Draw validation accuracy against each hyperparameter of the grid."""
         from fmnist_tracking import plots
 
-        return plots.search_grid(self.result)
+        return plots.displayed(plots.search_grid(self.result))
 
     def to_json(self) -> dict[str, Any]:
         """Return what `search --json` prints."""
