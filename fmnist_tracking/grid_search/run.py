@@ -292,7 +292,7 @@ def _explore(
         for trial in planned.values():
             submit(trial)
         return
-    from fmnist_tracking.grid_search.grid import explore
+    from fmnist_tracking.grid_search.oracle import explore
 
     def run(values: Mapping[str, Value]) -> "Future[TrialScore]":
         return submit(planned[dataclasses.replace(base, **values)])  # type: ignore[arg-type]

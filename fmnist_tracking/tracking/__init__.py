@@ -1,6 +1,6 @@
 """MLflow: the only package that opens stores, writes runs and reads them."""
 
-from fmnist_tracking.tracking.artifacts import relocate, try_artifacts
+from fmnist_tracking.tracking.artifact_location import relocate, try_artifacts
 from fmnist_tracking.tracking.background_writer import BackgroundWriter
 from fmnist_tracking.tracking.experiments import (
     adoptable_run,

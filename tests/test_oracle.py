@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from fmnist_tracking.config import SearchSpace, TrainingConfig, Value
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.grid_search import grid
-from fmnist_tracking.grid_search.grid import GridOracle, explore
+from fmnist_tracking.grid_search import oracle as module
+from fmnist_tracking.grid_search.oracle import GridOracle, explore
 from fmnist_tracking.results import TrialScore
 
 SPACE = SearchSpace(axes={"filters": (12, 36, 48), "strides": (1, 2), "kernel_size": (3, 4)})
@@ -85,7 +85,7 @@ def test_every_point_once_in_any_order_of_finishing(
     space = SearchSpace(axes={name: tuple(values) for name, values in axes.items()})
     world = World(random.Random(seed), failing, finished)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grid, "wait", world.wait)
+        patch.setattr(module, "wait", world.wait)
         explore(space, world.run, slots, endless())
     handed_out = {tuple(point[axis] for axis in space.axes) for point in world.points}
     assert len(handed_out) == len(world.points) == math.prod(map(len, axes.values()))
@@ -199,7 +199,7 @@ def test_keras_tuner_is_told_that_a_trial_which_diverged_failed(
             super().__init__(space)
             oracles.append(self)
 
-    monkeypatch.setattr(grid, "GridOracle", Seen)
+    monkeypatch.setattr(module, "GridOracle", Seen)
     space = SearchSpace(axes={"learning_rate": (0.001, 1.0)})
 
     def run(values: Mapping[str, Value]) -> "Future[TrialScore]":
