@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fmnist_tracking.data import load_dataset
-    from fmnist_tracking.doctor import check_installation, serve_ui
+    from fmnist_tracking.doctor import check_installation
     from fmnist_tracking.grid_search.dry_run import dry_run
     from fmnist_tracking.grid_search.run import search, train
     from fmnist_tracking.prediction import predict
@@ -31,7 +31,7 @@ _PUBLIC = {
     "grid_search.dry_run": ("dry_run",),
     "grid_search.run": ("search", "train"),
     "data": ("load_dataset",),
-    "doctor": ("check_installation", "serve_ui"),
+    "doctor": ("check_installation",),
     "prediction": ("predict",),
     "promotion": ("promote",),
     "reports.build": ("report",),
@@ -52,7 +52,6 @@ __all__ = [
     "repair_runs",
     "report",
     "search",
-    "serve_ui",
     "train",
 ]
 

@@ -5,7 +5,7 @@ import difflib
 import itertools
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
 
@@ -155,6 +155,34 @@ def check_value(name: str, value: object) -> Value:
     if not fits:
         raise ConfigError(f"Expected {name} to be {singular(describe_range(name))}, got {value!r}.")
     return int(cast(Value, value)) if whole else float(cast(Value, value))
+
+
+def require_whole(name: str, value: object, minimum: int = 1) -> int:
+    """Return the value of an argument as a whole number.
+
+    Raises:
+        ConfigError: it is none, or too small.
+    """
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        whole = int(value)
+        if whole >= minimum:
+            return whole
+    raise ConfigError(
+        f"Expected {setting(name)} to be a whole number of at least {minimum}, got {value!r}."
+    )
+
+
+def require_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse the value of an argument that is none of its choices.
+
+    Raises:
+        ConfigError: it is none of them; the message names them, and the near one.
+    """
+    if value not in choices:
+        raise ConfigError(
+            f"Expected {setting(name)} to be {' or '.join(choices)}, got {value!r}."
+            f"{did_you_mean(str(value), choices)}"
+        )
 
 
 def singular(words: str) -> str:
@@ -318,13 +346,10 @@ class SplitConfig:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise ConfigError(
-                f"Expected {setting('protocol')} to be {' or '.join(PROTOCOLS)}, got "
-                f"{self.protocol!r}."
-                f"{did_you_mean(self.protocol, PROTOCOLS)}"
-            )
-        check_value("seed", self.seed)
+        require_choice("protocol", self.protocol, PROTOCOLS)
+        object.__setattr__(self, "seed", check_value("seed", self.seed))
+        if self.limit is not None:
+            object.__setattr__(self, "limit", require_whole("limit", self.limit))
         most = SEEN_IMAGES[self.protocol]
         if self.limit is not None and not SMALLEST_LIMIT <= self.limit <= most:
             raise ConfigError(

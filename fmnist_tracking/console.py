@@ -1,5 +1,6 @@
 """Lines and tables for a person: on standard error, or in the output of a notebook's cell."""
 
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO, TypeAlias
@@ -42,7 +43,8 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 def echo_line(line: str) -> None:
     """Print a line for a person: in a notebook as output, elsewhere on standard error."""
-    print(for_programs(line), file=sys.stdout if notebook() else sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads any more: the trials go on
+        print(for_programs(line), file=sys.stdout if notebook() else sys.stderr)
 
 
 def silent(_: str) -> None:

@@ -1,4 +1,4 @@
-"""`fmnist-track data`, `doctor` and `ui`: is everything in place, and where is it."""
+"""Is everything in place, and where is it; MLflow's own page."""
 
 import os
 import platform
@@ -50,7 +50,7 @@ class Check:
 def check_installation(
     *,
     tracking_uri: str | None = None,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     relocate: bool = False,
     upgrade: bool = False,
 ) -> Iterator[Check]:
@@ -67,7 +67,7 @@ def check_installation(
         "packages": lambda: ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
         "code": _code,
         "TensorFlow": _tensorflow,
-        "data": lambda: _data(data_dir),
+        "data": lambda: _data(None if data_dir is None else Path(data_dir)),
         "settings": _settings,
         "MLflow store": lambda: _store(tracking_uri, relocate=relocate, upgrade=upgrade),
         "checkpoints": _checkpoints,
@@ -149,8 +149,19 @@ def _disk() -> str:
     return f"{free:.1f} GiB free in the working folder"
 
 
-def serve_ui(*, host: str, port: int, tracking_uri: str | None, echo: Echo) -> None:
-    """Become MLflow's own page on the store; return only if the store has a page already.
+def prepare_ui(
+    *, host: str, port: int, tracking_uri: str | None, echo: Echo
+) -> tuple[list[str], dict[str, str]] | None:
+    """Return the command that serves MLflow's own page on the store, and its environment.
+
+    Args:
+        host: address to listen on.
+        port: to listen on.
+        tracking_uri: address of the store, None for the usual one.
+        echo: called with lines that say where the page is.
+
+    Returns:
+        None if the store is a server, which has a page.
 
     Raises:
         ConfigError: the port is taken.
@@ -174,12 +185,14 @@ def serve_ui(*, host: str, port: int, tracking_uri: str | None, echo: Echo) -> N
         search = tracking.run_address(latest.experiment_id, latest.run_id)
         echo(f"The latest search: {page}/{search}")
     if is_server:
-        return
+        return None
     echo("Ctrl-C stops it.")
-    # MLflow's page starts seven processes for jobs that nothing here submits.
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of MLflow's own code, once a process
-    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # a command line is for all to read
-    command = [sys.executable, "-m", "mlflow", "ui"]
-    # In place of this process, so that signals reach the server, which ends its own children.
-    os.execv(sys.executable, [*command, "--host", host, "--port", str(port)])
+    environment = {
+        # MLflow's page starts seven processes for jobs that nothing here submits.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "PYTHONWARNINGS": "ignore",  # of MLflow's own code, once a process
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": uri,  # a command line is for all to read
+    }
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", str(port)]
+    return command, environment

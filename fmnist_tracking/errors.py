@@ -46,11 +46,14 @@ class FmnistTrackingError(Exception):
     exit_status = 1
 
     def __init__(self, message: str, *others: Any) -> None:
-        super().__init__(message, *others)
+        super().__init__(for_programs(message), *others)
         self.message = message
 
     def __str__(self) -> str:
-        return for_programs(self.message)
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, *self.args[1:])
 
 
 class ConfigError(FmnistTrackingError):

@@ -20,8 +20,7 @@ from fmnist_tracking.warm_up import warm_up
 from fmnist_tracking.workers import LocalWorker, WorkerDied, WorkerPool
 
 _WORKER = "fmnist_tracking.model_worker"
-# Has a function of that module called in that process, given its name and its arguments but the
-# last, and returns a function that waits for its answer.
+# Calls a function of that module there, by its name; returns a function that waits for its answer.
 Ask = Callable[..., Callable[[], Any]]
 
 

@@ -40,7 +40,7 @@ class InspectionTask:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInspection:
-    """What there was to see.
+    """What was seen in an inspection: some images, and what the model makes of them.
 
     Attributes:
         source: where the data was found.

@@ -244,6 +244,7 @@ def predictions(
     labels: NDArray[np.uint8],
     probabilities: NDArray[np.float32],
     class_names: Sequence[str],
+    part: str,
     title: str,
 ) -> Figure:
     """Draw images with their predicted classes: right ones green with a tick, wrong ones red.
@@ -255,6 +256,7 @@ def predictions(
         labels: the true classes, shape (n,).
         probabilities: of the classes, shape (n, 10).
         class_names: in label order.
+        part: of the data that the images are of, `validation` or `test`.
         title: of the figure.
     """
     columns = math.ceil(math.sqrt(len(images)))
@@ -263,7 +265,7 @@ def predictions(
     figure = Figure(figsize=(width, height))
     predicted = probabilities.argmax(axis=1)
     right = int(np.sum(predicted == labels))
-    text = f"{title}\n{right} of these {len(images)} test images classified rightly"
+    text = f"{title}\n{right} of these {len(images)} {part} images classified rightly"
     figure.suptitle(text, y=1 - 0.12 / height, va="top")
     panels = _panels(figure, rows, columns, (0.1, 0.1, width - 0.1, height - 1.1), 0.25)
     for number, axes in enumerate(panels.flat):

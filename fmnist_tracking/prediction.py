@@ -97,7 +97,7 @@ class Prediction:
 
 def predict(
     run: str | StoredRun,
-    pictures: Sequence[str | Path],
+    pictures: str | Path | Sequence[str | Path],
     *,
     output_dir: str | Path | None = None,
     experiment: str | None = None,
@@ -110,7 +110,7 @@ def predict(
 
     Args:
         run: a search, a trial, or the name of one: a run id, its beginning, `latest` or `best`.
-        pictures: their paths.
+        pictures: their paths, or the path of one.
         output_dir: where to write the 28x28 pictures that the model sees, None for nowhere.
         experiment: name of the experiment to look in, None for all.
         tracking_uri: of the MLflow store, None for the usual one.
@@ -121,7 +121,8 @@ def predict(
         TrackingError: there is no such run, or it has no model that can be used.
     """
     reference, tracking_uri = located(run, tracking_uri)
-    paths = [Path(picture) for picture in pictures]
+    given = [pictures] if isinstance(pictures, str | Path) else pictures
+    paths = [Path(picture) for picture in given]
     with model_process() as ask:
         with tracking.open_store(tracking_uri) as store:
             trial = tracking.best_trial(store, tracking.find_run(store, reference, experiment))

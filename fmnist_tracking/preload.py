@@ -1,4 +1,4 @@
-"""Imported once by the process that workers are forked from: all that trials need, and models.
+"""Imports, for all workers at once, what training and inference need.
 
 It imports and computes nothing: the threads that TensorFlow begins with its first operation are
 what a forked process does not have, and waits for.

@@ -14,7 +14,7 @@ _LONGEST_NAME = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
-    """What a promotion came to.
+    """The result of a promotion.
 
     Attributes:
         champion: the version that is in use now.

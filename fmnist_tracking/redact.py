@@ -4,11 +4,13 @@ import re
 
 # Up to the last @ before a slash: a password that was not percent-encoded may contain an @.
 _USERINFO = re.compile(r"(?<=://)[^/\s]+(?=@)")
+# As a database's driver takes it.
+_PASSWORD = re.compile(r"([?&](?:ssl)?password=)[^&\s'\"]+")
 
 
 def without_user(text: str) -> str:
     """Replace user names and passwords in the addresses in a text by ***."""
-    return _USERINFO.sub("***", text)
+    return _PASSWORD.sub(r"\1***", _USERINFO.sub("***", text))
 
 
 def bare(text: str) -> str:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from fmnist_tracking.config import SearchSpace, TrainingConfig, Value, flops_per_image
+from fmnist_tracking.errors import ConfigError
 
 FINISHED, RUNNING = "FINISHED", "RUNNING"
 # Shown for a trial that has finished without a usable model.
@@ -339,10 +340,16 @@ class StoredRun(Protocol):
 
 
 def located(run: str | StoredRun, tracking_uri: str | None) -> tuple[str, str | None]:
-    """Return the run id or other name of a run, and the address of the store to look in."""
+    """Return the run id or other name of a run, and the address of the store to look in.
+
+    Raises:
+        ConfigError: it is no run.
+    """
     if isinstance(run, str):
         return run, tracking_uri
-    return run.run_id, tracking_uri or run.tracking_uri
+    if not hasattr(run, "run_id"):
+        raise ConfigError(f"Expected a search, a trial, or the name of a run, got {run!r}.")
+    return run.run_id, tracking_uri or getattr(run, "tracking_uri", None)
 
 
 @dataclass(frozen=True, kw_only=True)

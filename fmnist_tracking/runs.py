@@ -12,14 +12,14 @@ from fmnist_tracking import leaderboard, tracking
 from fmnist_tracking.config import Value
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.inference import fetched_model
-from fmnist_tracking.results import FINISHED, RunSummary, SearchResult, TrialResult
+from fmnist_tracking.results import FINISHED, RUNNING, RunSummary, SearchResult, TrialResult
 
 if TYPE_CHECKING:
     import keras
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
     """A trial: a point of a grid, or a single configuration, trained with one seed.
 
@@ -111,7 +111,7 @@ class Trial:
         return f"Trial {self.name}, run {self.run_id[:8]}: {self.status}{scored}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Search:
     """A search of a grid, and its trials.
 
@@ -140,7 +140,7 @@ class Search:
         """Return the trial with the best validation accuracy, None if none has finished.
 
         Of points trained with several seeds, it is the best trial of the point with the best mean.
-        How far ahead of the others it is, `to_dataframe` shows.
+        `to_dataframe` shows the others.
         """
         best = leaderboard.best(self.result.finished)
         return None if best is None else Trial(best, self.tracking_uri)
@@ -152,19 +152,19 @@ class Search:
 
     @property
     def failed(self) -> tuple[Trial, ...]:
-        """Return the trials that have not finished."""
-        return tuple(trial for trial in self.trials if trial.result.status != FINISHED)
+        """Return the trials that have ended without a result."""
+        return tuple(t for t in self.trials if t.result.status not in (FINISHED, RUNNING))
 
     @property
     def failure(self) -> str | None:
         """Return, in a sentence, that points have failed or all diverged; None if neither."""
-        failed = len(self.result.space) - len(self.finished)
+        failed = len(self.failed)
         if failed:
             return (
                 f"{failed} of {len(self.result.space)} points failed. Their runs hold the "
                 "traceback, as the artifact traceback.txt. The same search tries them again."
             )
-        if self.best is None:
+        if self.finished and self.best is None:
             return (
                 "Every trial diverged: each ended with a loss that is no finite number, so there "
                 "is no best one. Train with a smaller learning_rate, such as 0.001."
@@ -207,6 +207,12 @@ class Search:
 
         return plots.displayed(plots.search_grid(self.result))
 
+    def grid_png(self) -> bytes:
+        """Return the same figure as a PNG file."""
+        from fmnist_tracking import plots
+
+        return plots.png(plots.search_grid(self.result))
+
     def to_json(self) -> dict[str, Any]:
         """Return what `search --json` prints."""
         best = self.best
@@ -217,8 +223,6 @@ class Search:
         return f"Search {self.run_id[:8]}: {points}"
 
     def _repr_html_(self) -> str:
-        from fmnist_tracking import plots
-
         axes = list(self.result.space.varying)
         shown = ["rank", "name", *axes, "status", "val_accuracy", "best_epoch", "train_seconds"]
         table = self.to_dataframe()
@@ -226,7 +230,7 @@ class Search:
             table = table[shown].rename(columns={"name": "trial", "train_seconds": "seconds"})
         digits: Mapping[str, Any] = {"val_accuracy": "{:.4f}".format, "seconds": "{:.1f}".format}
         rows = table.to_html(index=False, na_rep="", formatters=digits, border=0)
-        picture = base64.b64encode(plots.png(self.plot_grid())).decode("ascii")
+        picture = base64.b64encode(self.grid_png()).decode("ascii")
         return (
             f"<p>{self}</p>{rows}"
             f'<img alt="validation accuracy" src="data:image/png;base64,{picture}">'
@@ -255,7 +259,7 @@ def load_search(
                 f"The run {run.run_id[:8]} is a {kind}, not a search, and has no trials. "
                 "Expected the id of a search; `fmnist-track runs` lists them."
             )
-        return Search(tracking.read_search(store, run), store.uri)
+        return Search(tracking.read_search(store, run), store.address)
 
 
 def load_trial(
@@ -273,7 +277,7 @@ def load_trial(
     """
     with tracking.open_store(tracking_uri, files=False) as store:
         run = tracking.find_run(store, reference, experiment)
-        return Trial(tracking.read_trial(tracking.best_trial(store, run)), store.uri)
+        return Trial(tracking.read_trial(tracking.best_trial(store, run)), store.address)
 
 
 def list_runs(

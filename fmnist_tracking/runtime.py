@@ -69,6 +69,7 @@ THREADS_VARIABLE = "FMNIST_THREADS"
 COMPILE_VARIABLE = "FMNIST_JIT_COMPILE"
 STORE_PATIENCE_VARIABLE = "FMNIST_STORE_PATIENCE"
 _STORE_PATIENCE_SECONDS = 300.0
+_is_own = False  # whether `own_process` was called
 
 
 def own_process() -> None:
@@ -77,6 +78,8 @@ def own_process() -> None:
     Keras's backend and each of `DEFAULTS` that is not set are set; settings that are meant for
     other programs are undone. Call it before TensorFlow, Keras and Matplotlib are imported.
     """
+    global _is_own
+    _is_own = True
     os.environ.update(_OURS)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -235,6 +238,9 @@ def temporary_folder() -> str:
 
 @contextlib.contextmanager
 def _native_stderr_held_back() -> Iterator[None]:
+    if not _is_own:  # in another's program, other threads may be writing there
+        yield
+        return
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile(dir=temporary_folder()) as held_back:

@@ -12,10 +12,11 @@ from fmnist_tracking.cli.app import collect_garbage_again, command
 from fmnist_tracking.cli.output import echo, print_plan, print_trial, print_trials, shell_line
 from fmnist_tracking.cli.parse import load_space, parse_axis, parse_values
 from fmnist_tracking.cli.typed import is_given
-from fmnist_tracking.config import FIELDS, SEARCH_FLAGS, SearchSpace, Value
+from fmnist_tracking.config import FIELDS, SEARCH_FLAGS, SearchSpace, Value, flag
 from fmnist_tracking.errors import ConfigError, TrialsFailed
 from fmnist_tracking.redact import to_be_typed
 from fmnist_tracking.warm_up import warm_up
+from fmnist_tracking.workers import end_helpers
 
 
 @command(example="fmnist-track search --limit 12000 --epochs 5", resumable=True)
@@ -99,6 +100,9 @@ def search(
     except TrialsFailed as error:
         print_trials(error.result, as_json=as_json)
         raise
+    end_helpers()  # which may still import, if there was nothing to train
+    if all(trial.result.reused for trial in result.trials):
+        echo(f"{flag('fresh')} trains all anew.")
     print_trials(result, as_json=as_json)
     _say_next(context, result.run_id)
 
@@ -135,6 +139,9 @@ def train(
     except TrialsFailed as error:
         print_trial(error.result, as_json=as_json)
         raise
+    end_helpers()
+    if result.result.reused:
+        echo(f"{flag('fresh')} trains it anew.")
     print_trial(result, as_json=as_json)
     _say_next(context, result.run_id)
 

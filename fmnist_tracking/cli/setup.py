@@ -1,5 +1,6 @@
 """The commands that look after the installation: `data`, `doctor` and `ui`."""
 
+import os
 from pathlib import Path
 
 import typer
@@ -79,4 +80,10 @@ def ui(
     tracking_uri: str | None = options.TRACKING_URI,
 ) -> None:
     """Start MLflow's page on the store that these commands use."""
-    ft.serve_ui(host=host, port=port, tracking_uri=tracking_uri, echo=echo)
+    from fmnist_tracking.doctor import prepare_ui
+
+    prepared = prepare_ui(host=host, port=port, tracking_uri=tracking_uri, echo=echo)
+    if prepared is not None:
+        command, environment = prepared
+        # In place of this process, so that signals reach the server, which ends its own children.
+        os.execve(command[0], command, environment)

@@ -77,7 +77,7 @@ def class_names(digest: str) -> tuple[str, ...]:
     return CLASS_NAMES if known else tuple("0123456789")
 
 
-def load_dataset(data_dir: Path | None = None) -> Dataset:
+def load_dataset(data_dir: str | Path | None = None) -> Dataset:
     """Find the data set, or download it; verify and load it.
 
     The places are, in order: `data_dir`, the folder in FMNIST_DATA_DIR, the system package's
@@ -90,7 +90,8 @@ def load_dataset(data_dir: Path | None = None) -> Dataset:
     Raises:
         DataError: no source had it, or what was found is damaged.
     """
-    named = data_dir or (Path(v) if (v := os.environ.get(DATA_DIR_VARIABLE)) else None)
+    given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
+    named = Path(given) if given else None
     if named is not None:
         if not named.is_dir():
             raise DataError(

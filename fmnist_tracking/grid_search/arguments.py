@@ -3,7 +3,14 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
-from fmnist_tracking.config import FIELDS, SearchSpace, TrainingConfig, Value, check_value
+from fmnist_tracking.config import (
+    FIELDS,
+    SearchSpace,
+    TrainingConfig,
+    Value,
+    check_value,
+    require_whole,
+)
 from fmnist_tracking.errors import ConfigError, setting
 
 Grid: TypeAlias = SearchSpace | Mapping[str, Iterable[Value]]
@@ -24,9 +31,7 @@ def grid_and_base(
     """
     space = grid if isinstance(grid, SearchSpace) else SearchSpace(**_axes(grid))
     settings = checked(settings)
-    if repeats < 1:
-        raise ConfigError(f"Expected {setting('repeats')} to be at least 1, got {repeats}.")
-    if repeats > 1:
+    if require_whole("repeats", repeats) > 1:
         if "seed" in space.axes:
             raise ConfigError(f"Expected either {setting('repeats')} or an axis seed, got both.")
         seed = int(settings.get("seed", FIELDS["seed"].default))
@@ -40,6 +45,11 @@ def grid_and_base(
 def _axes(grid: Mapping[str, Iterable[Value]] | None) -> dict[str, Any]:
     if grid is None:
         return {}
+    if not isinstance(grid, Mapping):
+        raise ConfigError(
+            f"Expected the grid as a dictionary, got {grid!r}. "
+            'Example: {"filters": [24, 48], "dropout": [0.1, 0.3]}'
+        )
     axes = {}
     for name, values in grid.items():
         if isinstance(values, str) or not isinstance(values, Iterable):

@@ -199,7 +199,7 @@ def _point(trial: PlannedTrial, too_large: str | None) -> DryRunPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    """What there is already.
+    """What the store has already.
 
     Attributes:
         state: of the search.

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 from fmnist_tracking import machine, tracking
-from fmnist_tracking.config import SplitConfig, TrainingConfig, model_parameters
+from fmnist_tracking.config import SplitConfig, TrainingConfig, model_parameters, require_whole
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.grid_search.plan import trial_name
 from fmnist_tracking.grid_search.time_estimate import memory_bytes
@@ -41,7 +41,7 @@ def workers_for(configs: Sequence[TrainingConfig], split: SplitConfig, workers: 
     """Return how many trials run at once: as many as asked for, or as suit this machine."""
     if workers is None:
         workers = min(best_workers(), _fitting(_needs(configs, split)))
-    return max(1, min(workers, len(configs)))
+    return max(1, min(require_whole("workers", workers), len(configs)))
 
 
 def require_room(

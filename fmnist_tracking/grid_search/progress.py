@@ -67,21 +67,23 @@ class _Running:
 
 
 class _NotebookTable:
-    """A table in the output of a notebook's cell, redrawn in place.
+    """A table in the output of a notebook's cell, redrawn in place, and the last lines below it.
 
     Args:
         render: returns the table.
-
-    Attributes:
-        lines: for a person; the last ones are shown below the table.
     """
 
     def __init__(self, render: Callable[[], Group]) -> None:
         self._render = render
-        self.lines: deque[str] = deque(maxlen=_NOTEBOOK_LINES)
+        self._lines: deque[str] = deque(maxlen=_NOTEBOOK_LINES)
         self._handle: Any = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._redraw, daemon=True)
+
+    def add(self, line: str) -> None:
+        self._lines.append(line)
+        if self._stopping.is_set():  # nothing redraws it any more
+            self.refresh()
 
     def start(self) -> None:
         self._handle = notebook().display(self._drawn(), display_id=True)
@@ -103,7 +105,7 @@ class _NotebookTable:
         text = io.StringIO()
         console = Console(file=text, width=_NOTEBOOK_WIDTH, force_jupyter=False, color_system=None)
         console.print(self._render())
-        shown = html.escape("\n".join([text.getvalue(), *self.lines]))
+        shown = html.escape("\n".join([text.getvalue(), *self._lines]))
         return notebook().HTML(f"<pre>{shown}</pre>")
 
 
@@ -187,7 +189,7 @@ class Progress:
     def echo(self, line: str) -> None:
         """Print a line for a person, above the table; in a notebook below it."""
         if isinstance(self._live, _NotebookTable):
-            self._live.lines.append(line)
+            self._live.add(line)
             return
         with contextlib.suppress(OSError):  # a terminal that is gone
             self._console.print(line, soft_wrap=True)

@@ -8,12 +8,19 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, get_args, overload
 
 from fmnist_tracking import fingerprint, machine, runtime, tracking
-from fmnist_tracking.config import Protocol, SearchSpace, SplitConfig, TrainingConfig, Value
+from fmnist_tracking.config import (
+    Protocol,
+    SearchSpace,
+    SplitConfig,
+    TrainingConfig,
+    Value,
+    require_choice,
+)
 from fmnist_tracking.console import Echo, echo_line, silent
-from fmnist_tracking.errors import SearchError, TrialsFailed, setting
+from fmnist_tracking.errors import SearchError, TrialsFailed
 from fmnist_tracking.grid_search.arguments import Grid, checked, grid_and_base
 from fmnist_tracking.grid_search.images import cache_split
 from fmnist_tracking.grid_search.lock import locked_folder
@@ -27,7 +34,6 @@ from fmnist_tracking.results import SearchResult, TrialScore
 from fmnist_tracking.runs import Search, Trial
 from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
 from fmnist_tracking.training import checkpoints
-from fmnist_tracking.workers import end_helpers
 
 OnFailure: TypeAlias = Literal["raise", "warn"]
 
@@ -87,6 +93,7 @@ def search(
         SearchError: another process is working on the same search, or points have failed.
         TrackingError: the store cannot be reached.
     """
+    require_choice("on_failure", on_failure, get_args(OnFailure))
     space, base = grid_and_base(grid, settings, repeats)
     split = SplitConfig(protocol=protocol, seed=base.seed, limit=limit)
     points = space.points(base)
@@ -109,16 +116,14 @@ def search(
         plan_search(resources, space, points, fresh=fresh) as plan,
     ):
         if plan.before is not None:
-            end_helpers()
             echo(
                 f"The search {plan.before.run_id[:8]} has finished all {len(space)} points before; "
-                f"nothing is left to train. {setting('fresh=True')} trains them again."
+                "nothing is left to train."
             )
-            return _judged(Search(plan.before, resources.store.uri), on_failure)
+            return _judged(Search(plan.before, resources.store.address), on_failure)
         missing = [trial.config for trial in plan.trials if trial.finished is None]
         require_room(missing, split, workers)
         _load(resources)
-        from fmnist_tracking import plots
         from fmnist_tracking.grid_search.scheduler import TrialScheduler
 
         progress = Progress(points, [trial.name for trial in plan.trials], slots, quiet=quiet)
@@ -140,9 +145,10 @@ def search(
                 _explore(space, base, plan.trials, scheduler.submit, slots, recording)
                 # The store is asked what it has: nobody's memory of it counts.
                 result = recording.do_last(lambda: _read_complete(recording))
-                picture = plots.png(plots.search_grid(result))
+                found = Search(result, resources.store.address)
+                picture = found.grid_png()
                 recording.do_last(lambda: tracking.finish_search(recording.store, result, picture))
-        return _judged(Search(result, resources.store.uri), on_failure)
+        return _judged(found, on_failure)
 
 
 def train(
@@ -178,6 +184,7 @@ def train(
     Raises:
         SearchError: the training failed; its run holds the traceback. For others, see `search`.
     """
+    require_choice("on_failure", on_failure, get_args(OnFailure))
     config = TrainingConfig(**checked(settings))
     split = SplitConfig(protocol=protocol, seed=config.seed, limit=limit)
     require_room_at_once([config], split, 1, fresh=fresh, tracking_uri=tracking_uri)
@@ -204,14 +211,10 @@ def train(
             )
             (trial,) = plan_trials([config], [point], (), state, folder)
             if trial.finished is not None and resources.adopted is None:
-                end_helpers()
                 tracking.log_asked(store, trial.finished.run_id)
-                echo(
-                    f"The run {trial.finished.run_id[:8]} has trained this before; it is reused. "
-                    f"{setting('fresh=True')} trains again."
-                )
+                echo(f"The run {trial.finished.run_id[:8]} has trained this before; it is reused.")
                 reused = dataclasses.replace(trial.finished, reused=True)
-                return _judged(Trial(reused, store.uri), on_failure)
+                return _judged(Trial(reused, store.address), on_failure)
             require_room([config], split, 1)
             _load(resources)
             from fmnist_tracking.grid_search.scheduler import TrialScheduler
@@ -232,13 +235,16 @@ def train(
                     error = score.result().error
                 if error:
                     raise SearchError(f"The training failed ({error}). Its run is {run.run_id}.")
-            return _judged(Trial(tracking.read_trial(run), store.uri), on_failure)
+            return _judged(Trial(tracking.read_trial(run), store.address), on_failure)
 
 
 def _load(resources: Resources) -> None:
     """Load what trials need, the images for the workers first."""
     cache_split(resources.dataset, resources.split)
     runtime.load_tensorflow()
+    from fmnist_tracking.networks import coursework
+
+    coursework.require_float32()
 
 
 def _start_search(

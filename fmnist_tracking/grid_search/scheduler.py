@@ -25,7 +25,6 @@ from fmnist_tracking.grid_search.plan import PlannedTrial
 from fmnist_tracking.grid_search.recording import Recording
 from fmnist_tracking.grid_search.resources import Resources
 from fmnist_tracking.grid_search.trial_logger import TrialLogger
-from fmnist_tracking.networks import coursework
 from fmnist_tracking.results import TrialResult, TrialScore
 from fmnist_tracking.training import checkpoints
 from fmnist_tracking.workers import NoWorker, WorkerDied, WorkerPool
@@ -62,7 +61,6 @@ class TrialScheduler:
         echo: Echo,
         parent: str | None,
     ) -> None:
-        coursework.require_float32()
         self._resources = resources
         self._recording = recording
         self._show = show

@@ -37,13 +37,16 @@ def build_model(config: TrainingConfig) -> keras.Model:
                 config.kernel_size,
                 strides=config.strides,
                 activation="relu",
+                data_format="channels_last",
                 name=f"conv{block}",
             ),
-            keras.layers.MaxPool2D(POOL_SIZE, strides=POOL_SIZE, name=f"pool{block}"),
+            keras.layers.MaxPool2D(
+                POOL_SIZE, strides=POOL_SIZE, data_format="channels_last", name=f"pool{block}"
+            ),
             keras.layers.Dropout(config.dropout, name=f"dropout{block}"),
         ]
     layers += [
-        keras.layers.Flatten(name="flatten"),
+        keras.layers.Flatten(data_format="channels_last", name="flatten"),
         keras.layers.Dense(config.hidden_units, activation="relu", name="hidden"),
         keras.layers.Dense(len(CLASS_NAMES), activation="softmax", name="probabilities"),
     ]

@@ -1,17 +1,16 @@
 """`fmnist-track report`, `activations` and `predictions`: from a run id to figures."""
 
-import base64
 import html
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fmnist_tracking import tracking
-from fmnist_tracking.config import DEFAULT_SAMPLE_SEED
+from fmnist_tracking.config import DEFAULT_SAMPLE_SEED, require_choice, require_whole
 from fmnist_tracking.console import Echo, echo_line, silent
 from fmnist_tracking.errors import OutputError
 from fmnist_tracking.inference import About, about, fetched_model, model_process
@@ -36,9 +35,10 @@ class Report:
     Attributes:
         run_id: the run it is about, a trial or a search.
         model: the model that was used.
-        files: their paths, the one to open first first.
+        files: their paths; the first is the one to open.
         evaluation: on the test images, None if they were not all scored.
         kept: whether they are kept with the run too; not where this user may only read the store.
+        page: what a notebook shows, as HTML.
     """
 
     run_id: str
@@ -46,6 +46,7 @@ class Report:
     files: tuple[Path, ...]
     evaluation: Evaluation | None = None
     kept: bool = True
+    page: str = field(default="", repr=False)
 
     @property
     def test_accuracy(self) -> float | None:
@@ -57,11 +58,7 @@ class Report:
         return f"Report on {self.model.name}, run {self.model.run_id[:8]}: {scored}{self.files[0]}"
 
     def _repr_html_(self) -> str:
-        if self.evaluation is not None:
-            page = html.escape(self.files[0].read_text(encoding="utf-8"))
-            return f'<iframe srcdoc="{page}" style="width: 100%; height: 80vh; border: 0"></iframe>'
-        pictures = (base64.b64encode(file.read_bytes()).decode("ascii") for file in self.files)
-        return "".join(f'<img src="data:image/png;base64,{picture}">' for picture in pictures)
+        return self.page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +111,8 @@ def report(
         OutputError: the folder cannot be written.
         TrackingError: there is no such run, or it has no model.
     """
+    require_choice("part", part, get_args(Part))
+    require_whole("seed", seed, minimum=0)
     echo = echo or silent
     reference, tracking_uri = located(run, tracking_uri)
     data_dir = None if data_dir is None else Path(data_dir)
@@ -139,7 +138,7 @@ def report(
                 images="test" if part == "report" else "validation",
             )
             if part == "report":
-                # Before they are: whatever stops this report, nobody is told that they are sealed.
+                # Logged before they are opened: a report that fails after that has seen them too.
                 tracking.unless_read_only(
                     store, lambda: tracking.log_test_opened(store, found.run_id, trial.run_id)
                 )
@@ -188,7 +187,16 @@ def report(
             files=files,
             evaluation=seen.evaluation,
             kept=refused is None,
+            page=_shown(texts.get("index.html"), pictures),
         )
+
+
+def _shown(page: str | None, pictures: Sequence[Picture]) -> str:
+    """Return what a notebook shows: the page in a frame of its own, or else the pictures."""
+    if page is None:
+        return "".join(f'<img src="{picture.data_uri}">' for picture in pictures)
+    style = "width: 100%; height: 80vh; border: 0"
+    return f'<iframe srcdoc="{html.escape(page)}" style="{style}"></iframe>'
 
 
 def _test_scores(evaluation: Evaluation) -> dict[str, float]:

@@ -71,6 +71,7 @@ def predictions(seen: ModelInspection, subject: str, seed: int) -> Picture:
         seen.labels,
         seen.probabilities,
         seen.class_names,
+        seen.part,
         f"Predictions of {subject}",
     )
     return Picture(

@@ -70,7 +70,7 @@ def find_run(store: Store, reference: str, experiment: str | None = None) -> Tra
         return best_trial(store, found) if reference == "best" else found
     if not _RUN_ID.fullmatch(reference):
         raise TrackingError(
-            f"Expected --run-id to be a run id, its first 4 or more characters, `latest`, `best`, "
+            "Expected a run id, its first 4 or more characters, `latest`, `best`, "
             f"`{BEST_OF_ALL}` or `{schema.CHAMPION}`, got {reference!r}. `fmnist-track runs` lists "
             "the ids."
         )

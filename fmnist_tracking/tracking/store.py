@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,13 @@ from mlflow.utils.rest_utils import http_request
 from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
-from fmnist_tracking.errors import FmnistTrackingError, TrackingError, first_line, setting
+from fmnist_tracking.errors import (
+    FmnistTrackingError,
+    TrackingError,
+    first_line,
+    for_programs,
+    setting,
+)
 from fmnist_tracking.redact import without_user
 from fmnist_tracking.tracking import locations, migrations, sqlite_store
 from fmnist_tracking.tracking.error_messages import (
@@ -36,6 +43,9 @@ from fmnist_tracking.tracking.error_messages import (
 Access = Literal["read", "write", "create"]
 
 _log = logging.getLogger(__name__)
+# What this process had before its first open store, once for each store that is open.
+_kept: list[tuple[dict[str, str], dict[str, int]]] = []
+_opening = threading.Lock()
 
 # The oldest that the tests have passed with.
 _OLDEST_SERVER = (3, 1)
@@ -79,7 +89,8 @@ class Store:
     """An MLflow tracking store that was reachable when it was opened.
 
     Attributes:
-        uri: its full address.
+        uri: its address; of a server without user name and password.
+        address: as it was opened, which may hold both.
         client: MLflow's client for that address.
         moved_from: folders that a SQLite store was in when it wrote the addresses of its runs'
             files; empty unless it was moved or copied since.
@@ -89,6 +100,7 @@ class Store:
 
     uri: str
     client: MlflowClient
+    address: str = field(default="", repr=False)
     moved_from: frozenset[Path] = frozenset()
     away: frozenset[Path] = frozenset()
     left_out: dict[str, str] = field(default_factory=dict)
@@ -241,7 +253,8 @@ def open_store(
             it is used.
     """
     with _process_unchanged():
-        uri = _with_credentials_aside(tracking_uri(uri))
+        address = tracking_uri(uri)
+        uri = _with_credentials_aside(address)
         try:
             _require_store(uri, access, upgrade=upgrade)
             mlflow.set_tracking_uri(uri)
@@ -249,7 +262,7 @@ def open_store(
                 client = MlflowClient(uri)
                 experiments = client.search_experiments(view_type=ViewType.ALL, max_results=_MANY)
             moved_from, away = _elsewhere(uri, experiments)
-            store = Store(uri=uri, client=client, moved_from=moved_from, away=away)
+            store = Store(uri=uri, client=client, address=address, moved_from=moved_from, away=away)
         except ModuleNotFoundError as error:
             raise TrackingError(
                 f"The MLflow store at {without_user(uri)} needs the Python package {error.name}, "
@@ -269,9 +282,9 @@ def open_store(
         if files:
             store.require_in_place()
         elif store.moved_from:
-            _log.warning("%s", store.moved_line())
+            _log.warning("%s", for_programs(store.moved_line()))
         for folder in sorted(store.away):
-            _log.warning("%s", locations.not_reached_line(folder))
+            _log.warning("%s", for_programs(locations.not_reached_line(folder)))
         try:
             yield store
         except FmnistTrackingError:
@@ -286,22 +299,34 @@ def open_store(
 
 @contextlib.contextmanager
 def _process_unchanged() -> Iterator[None]:
-    """Set what MLflow reads from this process as we need it, and put it back afterwards."""
-    environment = {k: v for k, v in os.environ.items() if k.startswith("MLFLOW_")}
-    levels = {name: logging.getLogger(name).level for name in _LOG_LEVELS}
+    """Set what MLflow reads from this process as we need it, and put it back afterwards.
+
+    Where several threads have a store open, the last one to close it puts back what was before the
+    first one.
+    """
+    with _opening:
+        if not _kept:
+            environment = {k: v for k, v in os.environ.items() if k.startswith("MLFLOW_")}
+            levels = {name: logging.getLogger(name).level for name in _LOG_LEVELS}
+            for name, level in _LOG_LEVELS.items():
+                logging.getLogger(name).setLevel(level)
+            for name, value in _MLFLOW_SETTINGS.items():
+                os.environ.setdefault(name, value)
+        else:
+            environment, levels = _kept[-1]
+        _kept.append((environment, levels))
     try:
-        for name, level in _LOG_LEVELS.items():
-            logging.getLogger(name).setLevel(level)
-        for name, value in _MLFLOW_SETTINGS.items():
-            os.environ.setdefault(name, value)
         yield
     finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-        for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-            del os.environ[name]
-        os.environ.update(environment)
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        with _opening:
+            environment, levels = _kept.pop()
+            if not _kept:
+                mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+                for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+                    del os.environ[name]
+                os.environ.update(environment)
+                for name, level in levels.items():
+                    logging.getLogger(name).setLevel(level)
 
 
 def _elsewhere(

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,6 +33,8 @@ _LEFT_TO_THE_DRIVER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 # What a worker sends: any number of reports, then one of the others.
 _REPORT, _RESULT, _ERROR = "report", "result", "error"
 
+# Set in a new process until it serves, while it imports the main module.
+_WORKER = "FMNIST_STARTING_WORKER"
 # One process is started at a time: the environment and the mask of signals are changed meanwhile.
 _starting = threading.Lock()
 
@@ -130,7 +132,8 @@ class LocalWorker:
             self._oom_kills = machine.oom_kills()
             arguments = theirs, self._prepare, dict(os.environ)
             process = context.Process(target=_serve, args=arguments)
-            process.start()
+            with _environment({_WORKER: "1"}) if method == "spawn" else contextlib.nullcontext():
+                process.start()
         return process, ours
 
     def _end(self) -> None:
@@ -193,12 +196,17 @@ def _require_main_guard() -> None:
     Python imports the script in each new process, under another name, and so would run it there
     again: https://docs.python.org/3/library/multiprocessing.html#the-spawn-and-forkserver-start-methods
     """
+    if _WORKER in os.environ:  # in another thread of the script, perhaps
+        raise ConfigError(
+            "Expected the main module to start trainings and reports in a block that begins with "
+            '`if __name__ == "__main__":`, got a call from a worker that imports it.'
+        )
     for frame, line in traceback.walk_stack(None):
         file = frame.f_globals.get("__file__")  # none in a notebook, or of `python -c`
         name = frame.f_globals.get("__name__")
         if frame.f_code.co_name != "<module>" or file is None or not name:
             continue
-        if name == "__mp_main__" or (name == "__main__" and not _is_guarded(Path(file), line)):
+        if name == "__main__" and not _is_guarded(Path(file), line):
             raise ConfigError(
                 f"Expected the script {file} to start trainings and reports in a block that begins "
                 'with `if __name__ == "__main__":`, got a call outside of one, in line '
@@ -268,11 +276,18 @@ def _ensure_fork_server() -> None:
     if _fork_server() is not None:
         return  # without changing the environment, which another thread may be reading
     path = [os.path.abspath(folder) for folder in sys.path]
-    changes = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)}
+    changes = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path), _WORKER: "1"}
+    with _environment(changes):
+        forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Change the environment while a process is started, which inherits it."""
     kept = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:
-        forkserver.ensure_running()
+        yield
     finally:
         for name, value in kept.items():
             if value is None:
