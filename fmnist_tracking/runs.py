@@ -243,7 +243,8 @@ def load_search(
     """Read a search and its trials from the store.
 
     Args:
-        reference: a run id, the beginning of one, or `latest`.
+        reference: the run id of a search, the beginning of one, or `latest` for the search whose
+            command was given last.
         experiment: name of the experiment to look in, None for all.
         tracking_uri: address of the MLflow store, None for the usual one.
 
@@ -252,7 +253,8 @@ def load_search(
         TrackingError: there is no such run.
     """
     with tracking.open_store(tracking_uri, files=False) as store:
-        run = tracking.find_run(store, reference, experiment)
+        latest = tracking.latest_search(store, experiment) if reference == "latest" else None
+        run = latest or tracking.find_run(store, reference, experiment)
         if run.role != "search":
             kind = "single training" if run.role == "train" else "trial"
             raise ConfigError(
@@ -268,7 +270,8 @@ def load_trial(
     """Read a trial from the store; of a search the best one, by validation accuracy.
 
     Args:
-        reference: a run id, the beginning of one, `latest` or `best`.
+        reference: a run id, the beginning of one, `latest`, `best` (of the latest search),
+            `best-of-all` (of all searches on the same images) or `champion`.
         experiment: name of the experiment to look in, None for all.
         tracking_uri: address of the MLflow store, None for the usual one.
 
@@ -283,7 +286,7 @@ def load_trial(
 def list_runs(
     *, experiment: str | None = None, tracking_uri: str | None = None
 ) -> list[RunSummary]:
-    """Return every search and single training, the newest first.
+    """Return every search and single training, that whose command was given last first.
 
     Args:
         experiment: name of the experiment to look in, None for all.

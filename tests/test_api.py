@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +253,40 @@ def test_repeats_are_seeds(command: Run) -> None:
     search = ft.search(grid, repeats=2, echo=None, **same)
     assert [trial.params["seed"] for trial in search.trials] == [5, 6]
     assert all(trial.result.reused for trial in search.trials)
+
+
+def test_what_is_no_run_is_told() -> None:
+    nothing: Any = None
+    with pytest.raises(ConfigError, match="got None"):
+        ft.report(nothing)
+    with pytest.raises(ConfigError, match="got None"):
+        ft.promote(nothing)
+    with pytest.raises(ConfigError, match="part"):
+        ft.report("best", part="all")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="seed"):
+        ft.report("best", seed=-1)
+    with pytest.raises(ConfigError, match="workers"):
+        ft.search({"filters": [4]}, workers=0, echo=None)
+    with pytest.raises(ConfigError, match="on_failure"):
+        ft.train(on_failure="raises", echo=None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="dictionary"):
+        ft.search("grid.yaml", echo=None)  # type: ignore[arg-type]
+
+
+def test_one_search_at_a_time() -> None:
+    with ThreadPoolExecutor(2) as threads:
+        both = [
+            threads.submit(ft.train, filters=filters, echo=None, **TINY_SETTINGS)
+            for filters in (4, 5)
+        ]
+    errors = [str(future.exception()) for future in both if future.exception()]
+    assert len(errors) == 1
+    assert "Another search or training runs" in errors[0]
+
+
+def test_the_latest_search_is_found_behind_a_training() -> None:
+    search = ft.search({"filters": [4]}, echo=None, **TINY_SETTINGS)
+    ft.train(filters=5, echo=None, **TINY_SETTINGS)
+    assert ft.load_search().run_id == search.run_id
+    (seen,) = ft.predict("best", __file__, echo=None).pictures  # one path, not its letters
+    assert seen.error is not None

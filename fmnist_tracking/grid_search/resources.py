@@ -1,6 +1,7 @@
 """What a search or a training works with: the data, the store, and the workers."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -10,12 +11,14 @@ from fmnist_tracking import environment, runtime, tracking
 from fmnist_tracking.config import FASHION_MNIST, SplitConfig
 from fmnist_tracking.console import Echo
 from fmnist_tracking.data import Dataset, load_dataset
+from fmnist_tracking.errors import SearchError
 from fmnist_tracking.tracking import DatasetInfo, Provenance, Store
 from fmnist_tracking.warm_up import warm_up
 from fmnist_tracking.workers import LocalWorker, Worker
 
 # Libraries keep some memory of each trial; a new process gives it back.
 _TRIALS_PER_PROCESS = 25
+_busy = threading.Lock()
 _WORKER = "fmnist_tracking.grid_search.worker"
 
 
@@ -81,33 +84,42 @@ def open_resources(
 
     Raises:
         ConfigError: a setting of the environment is wrong.
+        SearchError: another thread is at a search or training: one closes all runs of its process.
         DataError: the data cannot be had.
         TrackingError: the store cannot be reached.
     """
-    runtime.require_tensorflow_backend()
-    runtime.store_patience()
-    runtime.asked_to_compile()
-    threads = runtime.threads_of(workers)
-    warm_up()
-    data_dir = None if data_dir is None else Path(data_dir)
-    dataset = load_dataset(data_dir)
-    echo(f"Data: {_data_info(dataset).description}, protocol {split.protocol}")
-    with tracking.open_store(tracking_uri, access="create", upgrade=upgrade_store) as store:
-        adopted = tracking.adoptable_run(store, command)
-        experiment_id = tracking.choose_experiment(store, experiment, adopted)
-        closed = tracking.close_orphans(store, [experiment_id])
-        if closed:
-            echo(f"Closed as KILLED: {len(closed)} runs whose process was gone.")
-        yield Resources(
-            dataset=dataset,
-            data_dir=data_dir,
-            split=split,
-            store=store,
-            experiment_id=experiment_id,
-            adopted=adopted,
-            workers=local_workers(workers, threads),
-            threads=threads,
+    if not _busy.acquire(blocking=False):
+        raise SearchError(
+            "Another search or training runs in this program. Wait until it has ended, or start "
+            "this one in a program of its own."
         )
+    try:
+        runtime.require_tensorflow_backend()
+        runtime.store_patience()
+        runtime.asked_to_compile()
+        threads = runtime.threads_of(workers)
+        warm_up()
+        data_dir = None if data_dir is None else Path(data_dir)
+        dataset = load_dataset(data_dir)
+        echo(f"Data: {_data_info(dataset).description}, protocol {split.protocol}")
+        with tracking.open_store(tracking_uri, access="create", upgrade=upgrade_store) as store:
+            adopted = tracking.adoptable_run(store, command)
+            experiment_id = tracking.choose_experiment(store, experiment, adopted)
+            closed = tracking.close_orphans(store, [experiment_id])
+            if closed:
+                echo(f"Closed as KILLED: {len(closed)} runs whose process was gone.")
+            yield Resources(
+                dataset=dataset,
+                data_dir=data_dir,
+                split=split,
+                store=store,
+                experiment_id=experiment_id,
+                adopted=adopted,
+                workers=local_workers(workers, threads),
+                threads=threads,
+            )
+    finally:
+        _busy.release()
 
 
 def local_workers(count: int, threads: int) -> tuple[Worker, ...]:

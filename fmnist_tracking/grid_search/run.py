@@ -79,8 +79,8 @@ def search(
         upgrade_store: bring a store of an older MLflow up to date, rather than refuse it.
         on_failure: when points have failed, or all have diverged, after the others have been
             trained: `raise` a `TrialsFailed`, which has the search, or `warn`.
-        echo: called with lines for a person to read, which otherwise go to standard error; None
-            shows nothing, and no progress.
+        echo: called with lines on what begins, which otherwise go to standard error, or to the
+            output of a notebook's cell; None shows nothing, and no progress.
         on_start: called when all is loaded, before the first trial begins.
         settings: of the training, by their names in `TrainingConfig`, such as `epochs=5`; they are
             the same for every point.

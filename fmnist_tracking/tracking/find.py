@@ -124,9 +124,9 @@ def _best_of_all(
     return as_tracked(store.client.get_run(winner.run_id))
 
 
-def latest_search(store: Store) -> TrackedRun | None:
+def latest_search(store: Store, experiment: str | None = None) -> TrackedRun | None:
     """Return the search whose command was given last, None if there is none."""
-    return _newest(store, experiment_ids(store, None), [schema.SEARCH])
+    return _newest(store, experiment_ids(store, experiment), [schema.SEARCH])
 
 
 def _newest(store: Store, experiments: Iterable[str], roles: Sequence[str]) -> TrackedRun | None:
