@@ -349,7 +349,7 @@ class SplitConfig:
         require_choice("protocol", self.protocol, PROTOCOLS)
         object.__setattr__(self, "seed", check_value("seed", self.seed))
         if self.limit is not None:
-            object.__setattr__(self, "limit", require_whole("limit", self.limit))
+            object.__setattr__(self, "limit", require_whole("limit", self.limit, minimum=0))
         most = SEEN_IMAGES[self.protocol]
         if self.limit is not None and not SMALLEST_LIMIT <= self.limit <= most:
             raise ConfigError(

@@ -163,7 +163,7 @@ def test_nowhere_to_be_had_names_each_place_and_each_way_out(
         load_dataset()
     message = str(caught.value)
     for part in (
-        "--data-dir",
+        "data_dir",
         "FMNIST_DATA_DIR",
         "no-package",
         "empty-cache",

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import yaml
 
+import fmnist_tracking as ft
 from conftest import Run
 from fmnist_tracking.config import FIELDS, SplitConfig
 from fmnist_tracking.data import Dataset, split_dataset
@@ -282,3 +283,25 @@ def test_a_password_that_is_changed_meanwhile(server: Server, tmp_path: Path, ca
     assert process.wait(timeout=60) == 1
     assert "does not accept the name 'bob'" in place.said().splitlines()[-1]
     assert list(Path(place.state).rglob("checkpoint.npz"))  # to go on from, with the new one
+
+
+def test_a_program_names_the_password_once(server: Server, tmp_path: Path) -> None:
+    host = server.address.partition("://")[2]
+    search = ft.search(
+        {"filters": [4]},
+        epochs=1,
+        limit=600,
+        strides=2,
+        hidden_units=8,
+        tracking_uri=f"http://admin:{server.admin_password}@{host}",
+        experiment="program",
+        echo=None,
+    )
+    assert search.best is not None
+    assert len(search.best.history()) == 1
+    assert ft.report(search, output_dir=tmp_path, echo=None).test_accuracy is not None
+    assert server.admin_password not in repr(search) + str(search.best) + repr(search.best)
+    for file in tmp_path.iterdir():
+        if file.is_file():
+            assert server.admin_password.encode() not in file.read_bytes()
+    assert not [name for name in os.environ if name.startswith("MLFLOW_TRACKING")]
