@@ -6,7 +6,7 @@ PEERS := .venv-peers/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A process for each core and one more, as many tests wait for the processes that they start; what a
 # module sets up is set up once (`tests/conftest.py`).
-AT_ONCE := -n $(shell expr $$(nproc 2>/dev/null || echo 2) + 1) --dist loadgroup
+AT_ONCE := -n $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 TRACK := $(BIN)/fmnist-track
 
 # An environment does not survive that its folder is moved.

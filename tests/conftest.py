@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import sqlite3
@@ -9,10 +10,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from fmnist_tracking import runtime
 from fmnist_tracking.cli import main
@@ -42,14 +45,25 @@ hypothesis.settings.load_profile("untimed")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share what their module sets up in one of several processes."""
-    for item in items:
-        assert isinstance(item, pytest.Function)
-        used = [one for several in item._fixtureinfo.name2fixturedefs.values() for one in several]
-        own = [one for one in used if one.baseid.endswith(item.path.name)]
-        if any(one.scope in ("module", "session") for one in own):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+class SharingScheduler(LoadScopeScheduling):  # type: ignore[misc]
+    """Shares the tests out one by one, but those of a module that sets up something for all.
+
+    `--dist loadgroup` is to do so by marks, which pytest 9.2 with pytest-xdist 3.8 does not heed.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _scope_of(nodeid)
+
+
+@functools.cache
+def _scope_of(nodeid: str) -> str:
+    module = nodeid.partition("::")[0]
+    sets_up = 'scope="' in (Path(__file__).parents[1] / module).read_text(encoding="utf-8")
+    return module if sets_up else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharingScheduler:
+    return SharingScheduler(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
