@@ -219,7 +219,7 @@ def test_what_cannot_be_used_does_not_keep_the_others_from_an_answer(
     assert note.startswith("boot.png: already 28 by 28, so it was not trimmed")
     model_line, *told = err.splitlines()
     assert model_line.startswith(f"Model: {ABOUT['name']}, run {run_id[:8]}, trained on 500 images")
-    assert "It is a trial run, made with --limit 600" in model_line
+    assert "It is a trial run, on 600 images" in model_line
     assert told[0] == "boot.png: 28 by 28; used as it is"
     assert told[1].startswith("trousers.jpg: 500 by 400; made grey, trimmed to ")
     assert told[2] == "Error: There is no file none.png."

@@ -251,7 +251,7 @@ def test_what_has_no_model_cannot_be_promoted(finished: Trials, store: Store) ->
 
 @pytest.mark.parametrize("name", ["", " ", "a/b", "a:b", "a@champion", "x" * 300])
 def test_a_name_that_cannot_be(name: str, store: Store) -> None:
-    with pytest.raises(ConfigError, match="Expected --name to be the name of a registered model"):
+    with pytest.raises(ConfigError, match="Expected name to be the name of a registered model"):
         promote("latest", name=name)
 
 

@@ -196,8 +196,8 @@ def test_a_trial_that_is_finished_again_has_all_of_it_once(
 ) -> None:
     result, weights = trained
     run_id = start_trial(store, SMALL, start_search(store))
-    for again in (False, True):
-        finish(store, run_id, trained, split, again=again)
+    for retry in (False, True):
+        finish(store, run_id, trained, split, retry=retry)
     run = store.client.get_run(run_id)
     assert run.info.status == "FINISHED"
     (logged,) = store.client.search_logged_models([run.info.experiment_id])
@@ -638,7 +638,7 @@ def test_runs_that_cannot_be_meant(store: Store) -> None:
     with pytest.raises(TrackingError, match="There is no run abcd1234 in this store"):
         tracking.find_run(store, "abcd1234")
     for nonsense in ("x", "abc", "latest'; DROP", "%"):
-        with pytest.raises(TrackingError, match="Expected --run-id to be a run id"):
+        with pytest.raises(TrackingError, match="Expected a run id"):
             tracking.find_run(store, nonsense)
     with pytest.raises(
         TrackingError, match=r"no experiment 'none' in this store\. It has: Default, things\."
