@@ -191,7 +191,7 @@ def test_no_permission_for_a_registered_model(monkeypatch: pytest.MonkeyPatch) -
     assert str(caught.value) == (
         f"The MLflow server at {uri} does not let the user 'eve' change the registered model "
         "'fashion-mnist' (403). Ask whoever runs it for the permission EDIT on that model, or "
-        "promote under a name of your own: name."
+        "promote under a name of your own, with name."
     )
 
 

@@ -255,7 +255,7 @@ def test_no_permission(server: Server, searched: Searched, track: Run) -> None:
     done = track("train", "--limit", "600", "--epochs", "1", "--filters", "16", **own)
     assert done.returncode == 1
     assert "does not let the user 'eve' do this (403)" in done.stderr.splitlines()[-1]
-    assert "--experiment NAME" in done.stderr.splitlines()[-1]
+    assert "--experiment" in done.stderr.splitlines()[-1]
 
 
 def test_no_permission_for_a_registered_model(
@@ -269,7 +269,7 @@ def test_no_permission_for_a_registered_model(
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert "does not let the user 'joe' change the registered model 'fashion-mnist' (403)" in last
-    assert last.endswith("--name.")
+    assert last.endswith("with --name.")
     # The trial is another's, and that does not matter.
     done = track("promote", "--run-id", other, "--name", "joe-s", **own)
     assert (done.returncode, done.stdout.split()[:2]) == (0, ["champion:", "joe-s"]), done.stderr

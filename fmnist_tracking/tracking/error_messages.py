@@ -80,7 +80,7 @@ def tracking_error(uri: str, error: BaseException | None) -> TrackingError:
         return TrackingError(
             f"{server} does not let the user {read_mlflow_creds().username!r} do this (403). "
             "Ask whoever runs it for the permission EDIT on the experiment, or work in an "
-            f"experiment of your own: {setting('experiment')}."
+            f"experiment of your own, with {setting('experiment')}."
         )
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return TrackingError(
@@ -138,7 +138,7 @@ def registry_error(uri: str, name: str, error: BaseException) -> TrackingError:
         f"The MLflow server at {without_user(uri)} does not let the user "
         f"{read_mlflow_creds().username!r} change the registered model {name!r} (403). Ask "
         "whoever runs it for the permission EDIT on that model, or promote under a name of your "
-        f"own: {setting('name')}."
+        f"own, with {setting('name')}."
     )
 
 

@@ -234,7 +234,7 @@ def not_reached_line(folder: Path) -> str:
     """Return a line that says that a folder for the files of runs is missing."""
     return (
         f"The files at {folder / _FILES} are not reached: {folder} is not there. If it is on "
-        f"another disk, mount it; else work in another experiment: {setting('experiment')}."
+        f"another disk, mount it; else work in another experiment, with {setting('experiment')}."
     )
 
 
