@@ -10,13 +10,18 @@ import sys
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from fmnist_tracking import fingerprint, runtime
-from fmnist_tracking.config import SplitConfig, TrainingConfig
-from fmnist_tracking.data import DataSplit, load_dataset, split_dataset
-from fmnist_tracking.networks.coursework import build_model
-from fmnist_tracking.training import loop
+from fmnist_tracking import runtime
+
+runtime.own_process()  # before TensorFlow is imported
+
+import keras  # noqa: E402
+
+from fmnist_tracking import fingerprint  # noqa: E402
+from fmnist_tracking.config import SplitConfig, TrainingConfig  # noqa: E402
+from fmnist_tracking.data import DataSplit, load_dataset, split_dataset  # noqa: E402
+from fmnist_tracking.networks.coursework import build_model  # noqa: E402
+from fmnist_tracking.training import loop  # noqa: E402
 
 TINY = TrainingConfig(
     filters=2, hidden_units=6, batch_size=16, learning_rate=0.01, epochs=1, seed=16
@@ -29,7 +34,7 @@ SPLITS = (SplitConfig(limit=600), SplitConfig(limit=600, seed=3, protocol="cours
 
 def main() -> None:
     """Print the figures of this code, with these libraries."""
-    runtime.load_tensorflow(threads=1)
+    runtime.prepare_process(1, 0, [])
     dataset = load_dataset()
     real = split_dataset(dataset, SPLITS[0])
     figures = {
@@ -49,7 +54,7 @@ def main() -> None:
 
 
 def build_weights(config: TrainingConfig) -> list[Any]:
-    tf.keras.utils.set_random_seed(config.seed)
+    keras.utils.set_random_seed(config.seed)
     return list(build_model(config).get_weights())
 
 
