@@ -40,8 +40,10 @@ def too_large(config: TrainingConfig, split: SplitConfig, memory: int) -> str | 
 def workers_for(configs: Sequence[TrainingConfig], split: SplitConfig, workers: int | None) -> int:
     """Return how many trials run at once: as many as asked for, or as suit this machine."""
     if workers is None:
-        workers = min(best_workers(), _fitting(_needs(configs, split)))
-    return max(1, min(require_whole("workers", workers), len(configs)))
+        asked = min(best_workers(), _fitting(_needs(configs, split)))
+    else:
+        asked = require_whole("workers", workers)
+    return max(1, min(asked, len(configs)))
 
 
 def require_room(
