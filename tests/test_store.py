@@ -27,7 +27,7 @@ def test_a_store_that_is_closed_leaves_the_process_as_it_was(
         mlflow.set_tracking_uri(own)
     logging.getLogger("alembic").setLevel(logging.INFO)
     before = process()
-    uri = f"sqlite:///{tmp_path / 'missing' / 'mlflow.db' if fails else tmp_path / 'mlflow.db'}"
+    uri = f"sqlite:///{tmp_path / 'missing' / 'mlflow.db' if fails else tmp_path / 'own.db'}"
     if fails:
         with pytest.raises(TrackingError), open_store(uri, access="create"):
             pass
