@@ -4,9 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PEERS := .venv-peers/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# A process for each core and one more, as many tests wait for the processes that they start; those of
-# a module share what it sets up.
-AT_ONCE := -n $(shell expr $$(nproc 2>/dev/null || echo 2) + 1) --dist loadfile
+# A process for each core and one more, as many tests wait for the processes that they start; what a
+# module sets up is set up once (`tests/conftest.py`).
+AT_ONCE := -n $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 TRACK := $(BIN)/fmnist-track
 
 # An environment does not survive that its folder is moved.
@@ -16,7 +16,7 @@ $(shell rm -rf .venv .venv-lowest .venv-peers)
 endif
 endif
 
-.PHONY: help quick full test test-fast test-lowest test-release lint format benchmarks ui server constraints clean
+.PHONY: help quick full test test-fast test-lowest test-release lint format docs benchmarks ui server constraints clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -51,33 +51,31 @@ format: .venv/installed-dev  ## Put the code into the common form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmarks: .venv/installed-benchmarks .venv-peers/installed  ## Measure speed, beside others, memory, large searches; hours
+docs: .venv/installed-docs  ## Build the documentation as a site: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # Material's notice of its successor
+
+benchmarks: .venv/installed-benchmarks .venv-peers/installed  ## Measure speed, beside others, and what tracking costs; hours
 	$(BIN)/python -m benchmarks.training_speed --peers $(PEERS)/python
-	$(BIN)/python -m benchmarks.profile_step
-	$(BIN)/python -m benchmarks.accuracy
 	$(BIN)/python -m benchmarks.start_up
-	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.grid_search --size short --peers $(PEERS)/python
 	$(BIN)/python -m benchmarks.grid_search --size long --peers $(PEERS)/python
 	$(BIN)/python -m benchmarks.driver
-	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.tracking_cost
-	$(BIN)/python -m benchmarks.scale
 
 ui: .venv/installed  ## Browse the runs in MLflow's page
 	$(TRACK) ui
 
-server: .venv/installed-server  ## A tracking server with passwords, on PostgreSQL; see docs/server.md
-	exec $(BIN)/python server/start.py
+server:  ## A tracking server with passwords, on PostgreSQL, in containers; see docs/server.md
+	docker compose --file server/compose.yaml up
 
 constraints: .venv/installed-dev  ## Pin the newest versions that fit together
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra benchmarks --universal --python-version 3.10 \
-		--upgrade --no-header --no-annotate --quiet --output-file .venv/pins
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra benchmarks --extra docs --universal \
+		--python-version 3.10 --upgrade --no-header --no-annotate --quiet --output-file .venv/pins
 	{ head -1 constraints.txt; cat .venv/pins; } > .venv/constraints
 	mv .venv/constraints constraints.txt
 
-clean:  ## Remove the environment and the tools' caches; runs and reports stay
-	rm -rf .venv .venv-keras .venv-lowest .venv-peers .bootstrap build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## Remove the environment, the site and the tools' caches; runs and reports stay
+	rm -rf .venv .venv-keras .venv-lowest .venv-peers .bootstrap build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Where python3 comes without venv (Debian splits it off), virtualenv does the same.
 $(BIN)/python $(PEERS)/python:
@@ -90,17 +88,17 @@ $(BIN)/python $(PEERS)/python:
 	$(PIP) install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-.venv/installed-server: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[server]'
-	touch $@ .venv/installed
-
 .venv/installed-dev: $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@ .venv/installed .venv/installed-server
+	touch $@ .venv/installed
+
+.venv/installed-docs: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@ .venv/installed
 
 .venv/installed-benchmarks: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[benchmarks,server]'
-	touch $@ .venv/installed .venv/installed-server
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[benchmarks]'
+	touch $@ .venv/installed
 
 .venv-lowest/installed: pyproject.toml | .venv/installed-dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest

@@ -1,9 +1,12 @@
-"""What the driver costs, with trials that only wait: `python -m benchmarks.driver`.
+"""What the driver costs, with trials that only wait.
+
+    python -m benchmarks.driver [--repeats 3] [--points 64] [--finished 10000]
 
 Prints how busy it keeps four workers, how long a worker waits for its next point, and how
 long a search of 10,000 points takes to see that all of them are finished.
 """
 
+import argparse
 import os
 import sqlite3
 import statistics
@@ -12,18 +15,15 @@ import time
 import uuid
 from pathlib import Path
 
+import fmnist_tracking as ft
 from benchmarks import stubs
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.grid_search import scheduler
 from fmnist_tracking.results import SearchResult
-from fmnist_tracking.workflows import search as searching
-from fmnist_tracking.workflows import session, trials
 
 WORKERS = 4
-POINTS = 64
-MANY = 10_000
-REPEATS = 3
 BASE = TrainingConfig(epochs=1)
-REQUEST = session.Request(split=SplitConfig(limit=600), experiment="stubs", workers=WORKERS)
+SPLIT = SplitConfig(limit=600)
 
 
 def grid(points: int, first: int = 0) -> SearchSpace:
@@ -39,9 +39,14 @@ def grid(points: int, first: int = 0) -> SearchSpace:
     )
 
 
-def busy(repeat: int) -> None:
-    """Search 64 points with 4 workers, and print how busy these were."""
-    result = searching.search(grid(POINTS, repeat * POINTS), BASE, REQUEST)
+def _search(space: SearchSpace) -> SearchResult:
+    search = ft.search(space, epochs=1, limit=600, experiment="stubs", workers=WORKERS)
+    return search.result
+
+
+def busy(points: int, repeat: int) -> None:
+    """Search so many points with 4 workers, and print how busy these were."""
+    result = _search(grid(points, repeat * points))
     spans = sorted(_spans(result))
     wall = max(end for _, end in spans) - min(start for start, _ in spans)
     concurrency = sum(end - start for start, end in spans) / wall
@@ -50,7 +55,7 @@ def busy(repeat: int) -> None:
     starts = sorted(start for start, _ in spans)[WORKERS:]
     waits = [start - end for start, end in zip(starts, ends, strict=False)]
     print(
-        f"{POINTS} points, {WORKERS} workers, trials of {stubs.SECONDS} s: mean concurrency "
+        f"{points} points, {WORKERS} workers, trials of {stubs.SECONDS} s: mean concurrency "
         f"{concurrency:.2f}, next point after {1000 * statistics.fmean(waits):.1f} ms "
         f"(longest {1000 * max(waits):.1f} ms)",
         flush=True,
@@ -69,17 +74,17 @@ def _spans(result: SearchResult) -> list[tuple[float, float]]:
     return spans
 
 
-def many() -> None:
-    """Print how long it takes to see that 10,000 points are finished."""
-    one = searching.search(grid(1, 10**6), BASE, REQUEST).trials[0].run_id
-    space = grid(MANY, 2 * 10**6)
+def many(points: int) -> None:
+    """Print how long it takes to see that so many points are finished."""
+    one = _search(grid(1, 10**6)).trials[0].run_id
+    space = grid(points, 2 * 10**6)
     run_id = _pretend_finished(space, one)
     for kind in ("a search that was cut off at its very end", "a finished search"):
         start = time.perf_counter()
-        result = searching.search(space, BASE, REQUEST)
+        result = _search(space)
         seconds = time.perf_counter() - start
-        assert (result.run_id, len(result.finished)) == (run_id, MANY)
-        print(f"{MANY:,} finished points of {kind}: {seconds:.1f} s", flush=True)
+        assert (result.run_id, len(result.finished)) == (run_id, points)
+        print(f"{points:,} finished points of {kind}: {seconds:.1f} s", flush=True)
 
 
 def _pretend_finished(space: SearchSpace, like: str) -> str:
@@ -89,16 +94,16 @@ def _pretend_finished(space: SearchSpace, like: str) -> str:
 
     digest = load_dataset().digest
     points = space.points(BASE)
-    prints = [fingerprint.of_point(point, REQUEST.split, digest) for point in points]
+    prints = [fingerprint.of_point(point, SPLIT, digest) for point in points]
     with tracking.open_store() as store:
         experiment_id = store.experiment_id("stubs")
-        facts = tracking.SearchFacts(
+        facts = tracking.SearchInfo(
             name="a large search",
             space=space,
             base=BASE,
-            split=REQUEST.split,
-            data=tracking.DataFacts(sha256=digest, name="Fashion-MNIST", source="here"),
-            origin=tracking.Origin(code=environment.code(), environment={}),
+            split=SPLIT,
+            data=tracking.DatasetInfo(sha256=digest, name="Fashion-MNIST", source="here"),
+            origin=tracking.Provenance(code=environment.code(), environment={}),
             grid=fingerprint.of_search(prints),
         )
         run_id = tracking.start_search(store, experiment_id, facts)
@@ -129,14 +134,18 @@ def _pretend_finished(space: SearchSpace, like: str) -> str:
 
 def main() -> None:
     """Measure, in a new folder with a new store."""
-    setattr(trials, "run_trial", stubs.run_trial)  # noqa: B010
-    setattr(session, "prepare_worker", stubs.prepare)  # noqa: B010
+    parser = argparse.ArgumentParser(description="What the driver costs.")
+    parser.add_argument("--repeats", type=int, default=3, help="searches of trials that wait")
+    parser.add_argument("--points", type=int, default=64, help="of each, at most 100")
+    parser.add_argument("--finished", type=int, default=10_000, help="points, in hundreds")
+    options = parser.parse_args()
+    setattr(scheduler, "RUN_TRIAL", f"{stubs.__name__}:run_trial")  # noqa: B010
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.environ["FMNIST_STATE_DIR"] = str(Path(folder, "state"))
-        for repeat in range(REPEATS):
-            busy(repeat)
-        many()
+        for repeat in range(options.repeats):
+            busy(options.points, repeat)
+        many(options.finished)
 
 
 if __name__ == "__main__":

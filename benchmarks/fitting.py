@@ -132,8 +132,8 @@ def our_step(
     import tensorflow as tf
 
     from fmnist_tracking.config import TrainingConfig
-    from fmnist_tracking.model import build_model
-    from fmnist_tracking.step import TrainingStep
+    from fmnist_tracking.networks.coursework import build_model
+    from fmnist_tracking.training.coursework_step import TrainingStep
 
     config = TrainingConfig(
         filters=filters,

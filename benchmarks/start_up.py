@@ -6,8 +6,8 @@ Each command is a process of its own, timed from its start to its end; the comma
 store is an SQLite file with one finished search of four points. The time to a search's first
 training step is that until it says that its first epoch, of 500 images, has ended, which is more;
 it is measured in a new, empty folder too, because there MLflow makes its tables first. Of `ui`, it
-is the time until MLflow's page answers. Libraries are in the file system's cache, and the data is
-decoded, as they are from the second time on.
+is the time until MLflow's page answers. Libraries and data are in the file system's cache, as they
+are from the second time on.
 
 Prints a table in Markdown.
 """

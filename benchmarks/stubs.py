@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from fmnist_tracking.config import CLASS_NAMES, TrainingConfig, feature_map_sizes
-from fmnist_tracking.evaluation import score
-from fmnist_tracking.events import EpochEnded, TrialStarted
+from fmnist_tracking.grid_search.messages import EpochEnded, Trained, TrialStarted, TrialTask
+from fmnist_tracking.metrics import score
 from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult
-from fmnist_tracking.workflows.trial import Trained, TrialTask
 
 # How long an epoch takes.
 SECONDS = 0.5
@@ -30,10 +29,6 @@ DATA = tuple(
 USAGE = {f"system/figure_{number}": 1.0 for number in range(5)}
 
 
-def prepare() -> None:
-    """Nothing to import."""
-
-
 def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained:
     """Wait, and give a result as a training would."""
     return _wait(task, report, SECONDS)
@@ -45,9 +40,9 @@ def run_short_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained:
 
 
 def _wait(task: TrialTask, report: Callable[[Any], None], seconds: float) -> Trained:
-    report(TrialStarted(number=task.number, data=DATA))
+    report(TrialStarted(number=task.trial.number, data=DATA))
     epochs = []
-    for epoch in range(1, task.config.epochs + 1):
+    for epoch in range(1, task.trial.config.epochs + 1):
         started = time.time()
         time.sleep(seconds)
         ended_at = int(time.time() * 1000)
@@ -57,15 +52,15 @@ def _wait(task: TrialTask, report: Callable[[Any], None], seconds: float) -> Tra
                 loss=1 / epoch,
                 accuracy=1 - 0.5 / epoch,
                 val_loss=1.2 / epoch,
-                val_accuracy=0.9 - 0.5 / epoch + task.number / 1e6,
+                val_accuracy=0.9 - 0.5 / epoch + task.trial.number / 1e6,
                 epoch_seconds=ended_at / 1000 - started,  # so that the start can be told
                 ended_at=ended_at,
                 usage=USAGE,
             )
         )
-        report(EpochEnded(number=task.number, metrics=epochs[-1]))
+        report(EpochEnded(number=task.trial.number, metrics=epochs[-1]))
     result = TrainingResult(
-        config=task.config,
+        config=task.trial.config,
         epochs=tuple(epochs),
         model_parameters=1,
         train_seconds=seconds * len(epochs),
@@ -73,7 +68,7 @@ def _wait(task: TrialTask, report: Callable[[Any], None], seconds: float) -> Tra
         train_images=500,
         validation=score(LABELS, LABELS, 1.0, CLASS_NAMES),
     )
-    return Trained(result=result, weights=_weights(task.config), seconds=result.train_seconds)
+    return Trained(result=result, weights=_weights(task.trial.config), seconds=result.train_seconds)
 
 
 def _weights(config: TrainingConfig) -> tuple[Any, ...]:

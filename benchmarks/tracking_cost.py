@@ -4,9 +4,10 @@
 
 A real search of the network with 48 filters, kernel size 3 and strides of 1, whose trials wait
 instead of training and give drawn weights (`stubs.py`). All that is done in the store is done by
-the driver's recorder, one operation after the other, each asked for by a method of `Keeper`; the
-seconds of each operation are counted for its trial, and given to the parts of `PARTS` by watching
-which functions it spends them in. So the table holds whatever the sequence of calls becomes.
+the driver's background writer, one operation after the other, each asked for by a method of
+`TrialLogger`; the seconds of each operation are counted for its trial, and given to the parts of
+`PARTS` by watching which functions it spends them in. So the table holds whatever the sequence of
+calls becomes.
 
 Without a URI the store is a new SQLite file. At a server, the runs stay in an experiment of their
 own, whose name is printed.
@@ -35,26 +36,25 @@ from types import FunctionType
 from typing import Any
 from urllib.parse import urlsplit
 
+import fmnist_tracking as ft
 from benchmarks import stubs
 from fmnist_tracking import runtime
-from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
-from fmnist_tracking.workflows import search as searching
-from fmnist_tracking.workflows import session, trials
+from fmnist_tracking.grid_search import scheduler
 
 EPOCHS = 25
 TRIALS = 20
 REST = ""
 
-# For each method of `Keeper`: part -> the functions whose time it is, by the names below; REST is
-# what the operation does in none of them. The outermost of the named functions counts, except that
-# those of `INNER` are counted by themselves wherever they are called.
+# For each method of `TrialLogger`: part -> the functions whose time it is, by the names below; REST
+# is what the operation does in none of them. The outermost of the named functions counts, except
+# that those of `INNER` are counted by themselves wherever they are called.
 PARTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "begin": {
+    "__init__": {
         "environment logged": ("MlflowClient.log_dict",),
         "run opened, with parameters and tags": (REST,),
     },
-    "link_data": {"data sets linked": (REST,)},
-    "log": {f"metrics of {EPOCHS} epochs": (REST,)},
+    "log_data": {"data sets linked": (REST,)},
+    "log_epochs": {f"metrics of {EPOCHS} epochs": (REST,)},
     "finish": {
         "summary metrics and description": ("MlflowClient.log_batch",),
         "figures drawn": ("plots.*",),
@@ -74,7 +74,7 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "checkpoint removed": ("checkpoints.remove",),
         "other, at the end": (REST,),
     },
-    "note": {"notes": (REST,)},
+    "log_interruption": {"notes": (REST,)},
     "fail": {"failures": (REST,)},
 }
 INNER = ("environment logged", "model saved")
@@ -83,8 +83,8 @@ OWNERS = {
     "MlflowClient": "mlflow:MlflowClient",
     "mlflow.tensorflow": "mlflow.tensorflow",
     "plots": "fmnist_tracking.plots",
-    "model": "fmnist_tracking.model",
-    "checkpoints": "fmnist_tracking.checkpoints",
+    "model": "fmnist_tracking.networks.coursework",
+    "checkpoints": "fmnist_tracking.training.checkpoints",
 }
 
 Function = Callable[..., Any]
@@ -101,32 +101,34 @@ class Meter:
     def __init__(self) -> None:
         self.seconds: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.processor: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        # Of each thread: `asking`, the trial and method on whose behalf it calls the recorder;
+        # Of each thread: `asking`, the trial and method on whose behalf it calls the writer;
         # `trial` and `method` of the operation it carries out, and the open parts of that, each
         # with the seconds that parts within it have taken.
         self._thread = threading.local()
 
     def asked_by(self, name: str, method: Function) -> Function:
-        """A method of `Keeper`, so that what it submits is known to be its own."""
+        """A method of `TrialLogger`, so that what it submits is known to be its own."""
 
         @functools.wraps(method)
-        def wrapper(keeper: Any, number: int, *args: Any, **kwargs: Any) -> Any:
-            self._thread.asking = number, name
+        def wrapper(logger: Any, *args: Any, **kwargs: Any) -> Any:
+            # Its third argument, when it is made, is the trial.
+            trial = args[2] if name == "__init__" else logger._trial
+            self._thread.asking = trial.number, name
             try:
-                return method(keeper, number, *args, **kwargs)
+                return method(logger, *args, **kwargs)
             finally:
                 self._thread.asking = None
 
         return wrapper
 
     def submitting(self, submit: Function) -> Function:
-        """`Recorder.submit`, so that what is submitted is timed when it is carried out."""
+        """`BackgroundWriter.submit`, so that what is submitted is timed when it is carried out."""
 
         @functools.wraps(submit)
-        def wrapper(recorder: Any, operation: Callable[[bool], Any]) -> Any:
+        def wrapper(writer: Any, operation: Callable[[bool], Any]) -> Any:
             asking = getattr(self._thread, "asking", None)
             if asking is None:  # not of a trial
-                return submit(recorder, operation)
+                return submit(writer, operation)
 
             def timed(again: bool) -> Any:
                 self._thread.trial, self._thread.method = asking
@@ -137,7 +139,7 @@ class Meter:
                 finally:
                     self._thread.open = []
 
-            return submit(recorder, timed)
+            return submit(writer, timed)
 
         return wrapper
 
@@ -187,7 +189,7 @@ def _public_functions() -> dict[str, tuple[Any, str]]:
 
 @functools.cache
 def _parts(method: str) -> dict[str, str]:
-    """The part that each function belongs to in the operations of a method of `Keeper`."""
+    """The part that each function belongs to in the operations of a method of `TrialLogger`."""
     parts = {REST: method}  # of a method that PARTS does not name
     for part, patterns in PARTS.get(method, {}).items():
         for pattern in patterns:
@@ -199,10 +201,10 @@ def _parts(method: str) -> dict[str, str]:
 
 
 def install(meter: Meter) -> None:
-    """Have the meter watch `Keeper`, `Recorder` and all functions of `PARTS`."""
+    """Have the meter watch `TrialLogger`, `BackgroundWriter` and all functions of `PARTS`."""
     runtime.load_tensorflow()  # without its notices
-    from fmnist_tracking.tracking import Recorder
-    from fmnist_tracking.workflows.keeping import Keeper
+    from fmnist_tracking.grid_search.trial_logger import TrialLogger
+    from fmnist_tracking.tracking import BackgroundWriter
 
     names = {name for method in PARTS for name in _parts(method)} - {REST}
     for name in names:
@@ -212,12 +214,10 @@ def install(meter: Meter) -> None:
             setattr(owner, attribute, classmethod(meter.watched(name, value.__func__)))
         else:
             setattr(owner, attribute, meter.watched(name, value))
-    for name, method in list(vars(Keeper).items()):
-        if isinstance(method, FunctionType) and list(inspect.signature(method).parameters)[1:2] == [
-            "number"
-        ]:
-            setattr(Keeper, name, meter.asked_by(name, method))
-    setattr(Recorder, "submit", meter.submitting(Recorder.submit))  # noqa: B010
+    for name, method in list(vars(TrialLogger).items()):
+        if isinstance(method, FunctionType) and (name == "__init__" or not name.startswith("_")):
+            setattr(TrialLogger, name, meter.asked_by(name, method))
+    setattr(BackgroundWriter, "submit", meter.submitting(BackgroundWriter.submit))  # noqa: B010
 
 
 def table(meter: Meter) -> str:
@@ -254,8 +254,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.trials < 1:
         parser.error("--trials must be at least 1")
-    setattr(trials, "run_trial", stubs.run_short_trial)  # noqa: B010
-    setattr(session, "prepare_worker", stubs.prepare)  # noqa: B010
+    setattr(scheduler, "RUN_TRIAL", f"{stubs.__name__}:run_short_trial")  # noqa: B010
     experiment = f"tracking-cost-{time.strftime('%Y%m%d-%H%M%S')}"
     meter = Meter()
     with tempfile.TemporaryDirectory() as folder:
@@ -263,10 +262,11 @@ def main() -> None:
         os.environ["FMNIST_STATE_DIR"] = str(Path(folder, "state"))
         uri = options.tracking_uri or f"sqlite:///{Path(folder, 'mlflow.db')}"
         install(meter)
-        searching.search(
-            SearchSpace(axes={"seed": tuple(range(options.trials + 1))}),
-            TrainingConfig(epochs=EPOCHS),
-            session.Request(split=SplitConfig(), experiment=experiment, tracking_uri=uri),
+        ft.search(
+            {"seed": range(options.trials + 1)},
+            epochs=EPOCHS,
+            experiment=experiment,
+            tracking_uri=uri,
         )
         os.chdir("/")
     where = f", experiment {experiment}" if options.tracking_uri else ""

@@ -1,9 +1,9 @@
-"""Seconds that count only while this process is let run.
+"""A clock that stands still while this process is stopped.
 
 While a process is stopped, as by Ctrl-Z, the system's clock runs on. (While the machine sleeps,
 Linux's monotonic clock stands still by itself.) Nothing tells a process for how long it was
-stopped: so a thread looks at the clock ten times a second, and where far more than that lies
-between two looks, and the process computed hardly anything in between, it was stopped.
+stopped. So a thread reads the clock ten times a second: if much more time passed between two
+readings, and the process computed hardly anything in it, the process was stopped.
 """
 
 import contextlib
@@ -11,9 +11,9 @@ import threading
 import time
 
 _TICK_SECONDS = 0.1
-# A machine that is busy keeps a thread waiting too, but not for so long.
+# A busy machine delays a thread too, but not for so long.
 _GAP_SECONDS = 1.0
-# Of a processor core: what is used of it while a library keeps the thread from looking is more.
+# As a share of a core: a library that blocks the thread uses more.
 _HARDLY = 0.5
 
 _lock = threading.Lock()
@@ -22,14 +22,14 @@ _looked = _used = _stopped = 0.0
 
 
 def now() -> float:
-    """Seconds on a clock that stands still while this process is stopped.
+    """Return the seconds on a clock that stands still while this process is stopped.
 
-    Only differences count.
+    Only differences between two calls have a meaning.
     """
     global _ticker, _looked, _used, _stopped
     with _lock:
         time_now, used_now = time.monotonic(), time.process_time()
-        if _ticker is None or not _ticker.is_alive():  # in a process that was forked, too
+        if _ticker is None or not _ticker.is_alive():  # not alive: the process was forked
             _ticker = threading.Thread(target=_tick, daemon=True, name="clock")
             _ticker.start()
         else:
@@ -41,7 +41,7 @@ def now() -> float:
 
 
 def _tick() -> None:
-    with contextlib.suppress(RuntimeError):  # the interpreter ends
+    with contextlib.suppress(RuntimeError):  # raised when the interpreter exits
         while True:
             time.sleep(_TICK_SECONDS)
             now()

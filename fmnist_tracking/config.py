@@ -4,11 +4,12 @@ import dataclasses
 import difflib
 import itertools
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
 
-from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.errors import ConfigError, setting
 
 Value: TypeAlias = int | float
 Protocol: TypeAlias = Literal["canonical", "coursework"]
@@ -31,48 +32,56 @@ DEFAULT_EXPERIMENT = "fashion-mnist"
 FASHION_MNIST = "Fashion-MNIST"
 DEFAULT_MODEL_NAME = "fashion-mnist"
 DEFAULT_SAMPLE_SEED = 0
-# Images that each protocol has for training and validation together.
+# The number of images that each protocol has for training and validation together.
 SEEN_IMAGES: dict[Protocol, int] = {"canonical": 60_000, "coursework": 56_000}
 PROTOCOLS = tuple(SEEN_IMAGES)
 VALIDATION_SHARE = 1 / 6
-# A stratified sixth needs one image of each class.
+# With fewer images, a stratified sixth would not have one of each class.
 SMALLEST_LIMIT = 60
 
 
-def _whole(default: int, minimum: int, about: str, below: int | None = None) -> Any:
-    limits = {"minimum": minimum, "below": below, "about": about}
-    return dataclasses.field(default=default, metadata=limits)
+def _whole(minimum: int, about: str, below: int | None = None) -> dict[str, Any]:
+    return {"minimum": minimum, "below": below, "about": about}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """One point of a grid: every value a person can choose that changes the trained numbers.
+    """One point of a grid: every setting that changes the trained numbers.
 
     Raises:
-        ConfigError: a value is out of range, or the network cannot be built because a
-            layer's feature map would vanish. The message names the field or the layer.
+        ConfigError: a value is out of range, or a feature map of the network would vanish. The
+            message names the field or the layer.
     """
 
-    filters: int = _whole(48, 1, "filters of each convolution")
-    kernel_size: int = _whole(3, 1, "side of the convolution kernels, in pixels")
-    strides: int = _whole(1, 1, "step of the convolutions, in pixels")
-    hidden_units: int = _whole(64, 1, "units of the dense hidden layer")
-    dropout: float = dataclasses.field(
+    filters: int = field(default=48, metadata=_whole(1, "filters of each convolution"))
+    kernel_size: int = field(
+        default=3, metadata=_whole(1, "side of the convolution kernels, in pixels")
+    )
+    strides: int = field(default=1, metadata=_whole(1, "step of the convolutions, in pixels"))
+    hidden_units: int = field(default=64, metadata=_whole(1, "units of the dense hidden layer"))
+    dropout: float = field(
         default=0.3,
         metadata={"minimum": 0.0, "below": 1.0, "about": "share of activations dropped"},
     )
-    learning_rate: float = dataclasses.field(
+    learning_rate: float = field(
         default=0.001,
         metadata={"above": 0.0, "about": "Adam's learning rate"},
     )
-    batch_size: int = _whole(32, 1, "images in a training step")
-    epochs: int = _whole(25, 1, "passes over the training images", below=10**6)
-    seed: int = _whole(0, 0, "seed of the weights, dropout and shuffling", below=2**32)
-    patience: int = _whole(0, 0, "epochs without improvement before stopping; 0 never stops early")
+    batch_size: int = field(default=32, metadata=_whole(1, "images in a training step"))
+    epochs: int = field(
+        default=25, metadata=_whole(1, "passes over the training images", below=10**6)
+    )
+    seed: int = field(
+        default=0, metadata=_whole(0, "seed of the weights, dropout and shuffling", below=2**32)
+    )
+    patience: int = field(
+        default=0,
+        metadata=_whole(0, "epochs without improvement before stopping; 0 never stops early"),
+    )
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, check_value(field.name, getattr(self, field.name)))
+        for name in FIELDS:
+            object.__setattr__(self, name, check_value(name, getattr(self, name)))
         feature_map_sizes(self)
 
 
@@ -92,7 +101,7 @@ SEARCH_FLAGS = {
 }
 
 
-# What other programs, and the coursework, call a setting.
+# Names of settings in other programs and in the coursework.
 _OTHER_NAMES = {
     "lr": "learning_rate",
     "filter_size": "filters",
@@ -103,12 +112,12 @@ _OTHER_NAMES = {
 
 
 def flag(name: str) -> str:
-    """The command-line spelling of a field: `batch_size` is `--batch-size`."""
+    """Return the command-line option of a field: `batch_size` is `--batch-size`."""
     return "--" + name.replace("_", "-")
 
 
 def describe_range(name: str) -> str:
-    """What values a field takes, in words, such as "whole numbers of at least 1"."""
+    """Describe the values that a field takes, such as "whole numbers of at least 1"."""
     limits = FIELDS[name].metadata
     noun = "whole numbers" if FIELDS[name].type is int else "numbers"
     parts = []
@@ -122,10 +131,10 @@ def describe_range(name: str) -> str:
 
 
 def check_value(name: str, value: object) -> Value:
-    """Check one value of a `TrainingConfig` field and give it the field's type.
+    """Check one value of a `TrainingConfig` field and convert it to the field's type.
 
     Raises:
-        ConfigError: `name` is no field, or `value` is of the wrong type or out of range.
+        ConfigError: `name` is not a field, or `value` is of the wrong type or out of range.
     """
     if name not in FIELDS:
         raise ConfigError(
@@ -135,10 +144,10 @@ def check_value(name: str, value: object) -> Value:
     whole = FIELDS[name].type is int
     limits = FIELDS[name].metadata
     fits = (
-        isinstance(value, int | float)
+        isinstance(value, numbers.Real)
         and not isinstance(value, bool)
         and math.isfinite(value)
-        and not (whole and value != int(value))
+        and not (whole and value % 1)
         and value >= limits.get("minimum", -math.inf)
         and value > limits.get("above", -math.inf)
         and (limits.get("below") is None or value < limits["below"])
@@ -148,20 +157,48 @@ def check_value(name: str, value: object) -> Value:
     return int(cast(Value, value)) if whole else float(cast(Value, value))
 
 
+def require_whole(name: str, value: object, minimum: int = 1) -> int:
+    """Return the value of an argument as a whole number.
+
+    Raises:
+        ConfigError: it is none, or too small.
+    """
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        whole = int(value)
+        if whole >= minimum:
+            return whole
+    raise ConfigError(
+        f"Expected {setting(name)} to be a whole number of at least {minimum}, got {value!r}."
+    )
+
+
+def require_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse the value of an argument that is none of its choices.
+
+    Raises:
+        ConfigError: it is none of them; the message names them, and the near one.
+    """
+    if value not in choices:
+        raise ConfigError(
+            f"Expected {setting(name)} to be {' or '.join(choices)}, got {value!r}."
+            f"{did_you_mean(str(value), choices)}"
+        )
+
+
 def singular(words: str) -> str:
-    """Turn the words of `describe_range` from many numbers into one."""
+    """Change the words of `describe_range` from many numbers to one."""
     return "a " + words.replace("numbers", "number", 1)
 
 
 def setting_called(name: str) -> str | None:
-    """The setting of that name, or what other programs call so; None if there is none."""
+    """Return the setting with this name, also in other programs; None if there is none."""
     name = name.strip("-").lower().replace("-", "_")
     name = _OTHER_NAMES.get(name, name)
     return name if name in FIELDS else None
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """Ask by the likeliest of some names, such as " Did you mean dropout?"; "" without one."""
+    """Return a question with the most similar name, if any, such as " Did you mean dropout?"."""
     bare = {name.lstrip("-"): name for name in names}
     called = setting_called(word)
     near = [called] if called in bare else difflib.get_close_matches(word.lstrip("-"), bare, n=1)
@@ -169,11 +206,11 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 
 def feature_map_sizes(config: TrainingConfig) -> dict[str, int]:
-    """Side, in pixels, of the square feature map after each convolution and pooling layer.
+    """Compute the side, in pixels, of the square feature map after each convolution and pooling.
 
-    A convolution without padding gives floor((n - kernel_size) / strides) + 1 pixels, see
-    V. Dumoulin and F. Visin, "A guide to convolution arithmetic for deep learning" (2016),
-    relationship 6; pooling halves, rounding down.
+    A convolution without padding gives floor((n - kernel_size) / strides) + 1 pixels, see V.
+    Dumoulin and F. Visin, "A guide to convolution arithmetic for deep learning" (2016),
+    relationship 6; pooling halves that, rounding down.
 
     Raises:
         ConfigError: a layer would have no pixel left. The message names the layer.
@@ -199,9 +236,10 @@ def feature_map_sizes(config: TrainingConfig) -> dict[str, int]:
 
 
 def multiply_adds(config: TrainingConfig) -> int:
-    """Multiplications, each with an addition, to classify one image.
+    """Count the multiplications, each with an addition, to classify one image.
 
-    Counts the convolutions and the dense layers: output values times inputs of each.
+    For each convolution and dense layer, it is the number of output values times the inputs of
+    each.
     """
     sizes = feature_map_sizes(config)
     window = config.kernel_size**2
@@ -212,12 +250,12 @@ def multiply_adds(config: TrainingConfig) -> int:
 
 
 def flops_per_image(config: TrainingConfig) -> int:
-    """Additions and multiplications to classify one image; see `multiply_adds`."""
+    """Count the additions and multiplications to classify one image; see `multiply_adds`."""
     return 2 * multiply_adds(config)
 
 
 def model_parameters(config: TrainingConfig) -> int:
-    """Trainable weights of the network: each layer's kernel and its biases."""
+    """Count the trainable weights of the network: each layer's kernel and biases."""
     window = config.kernel_size**2
     flat = feature_map_sizes(config)["pool2"] ** 2 * config.filters
     return (
@@ -230,15 +268,16 @@ def model_parameters(config: TrainingConfig) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
-    """A finite grid: for each axis, a field of `TrainingConfig`, the values to try, in order.
+    """A finite grid: for each axis, which is a field of `TrainingConfig`, the values in order.
+
+    Attributes:
+        axes: the values by the field's name; by default those of the coursework.
 
     Raises:
-        ConfigError: no axis, an unknown one, one without values, or a value given twice.
+        ConfigError: there is no axis, an unknown one, one without values, or a repeated value.
     """
 
-    axes: Mapping[str, tuple[Value, ...]] = dataclasses.field(
-        default_factory=lambda: dict(COURSEWORK_GRID)
-    )
+    axes: Mapping[str, tuple[Value, ...]] = field(default_factory=lambda: dict(COURSEWORK_GRID))
 
     def __post_init__(self) -> None:
         if not self.axes:
@@ -260,14 +299,14 @@ class SearchSpace:
 
     @property
     def varying(self) -> tuple[str, ...]:
-        """The axes with more than one value."""
+        """Return the axes with more than one value."""
         return tuple(axis for axis, values in self.axes.items() if len(values) > 1)
 
     def points(self, base: TrainingConfig) -> tuple[TrainingConfig, ...]:
-        """Every configuration of the grid, the last axis changing fastest.
+        """Return every configuration of the grid, the last axis changing fastest.
 
         Args:
-            base: gives the value of each field that is not an axis.
+            base: has the value of each field that is not an axis.
 
         Raises:
             ConfigError: a point of the grid cannot be built; the message names the layer.
@@ -278,24 +317,28 @@ class SearchSpace:
         )
 
     def with_axes(self, axes: Mapping[str, Iterable[Value]]) -> "SearchSpace":
-        """This grid with axes added, or replaced where the name is there already."""
+        """Return this grid with axes added or replaced.
+
+        Raises:
+            ConfigError: see `SearchSpace`.
+        """
         return SearchSpace(axes={**self.axes, **{k: tuple(v) for k, v in axes.items()}})
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig:
-    """Which images are for training, which for validation, which stay sealed for testing.
+    """Which images are for training, which for validation, and which are kept for testing.
 
     Attributes:
-        protocol: `canonical` keeps the data set's own 10,000 test images and takes a sixth
-            of the 60,000 others for validation; `coursework` pools all 70,000, takes a
-            fifth for testing and a sixth of the rest for validation.
-        seed: of the stratified choice.
-        limit: images in training and validation together, and at most as many for testing;
-            None uses all.
+        protocol: `canonical` keeps the data set's own 10,000 test images and takes a sixth of the
+            60,000 others for validation; `coursework` pools all 70,000 images, takes a fifth for
+            testing and a sixth of the rest for validation.
+        seed: seed of the stratified choice.
+        limit: number of images for training and validation together, and at most as many for
+            testing; None uses all.
 
     Raises:
-        ConfigError: an unknown protocol, or a limit that it cannot give.
+        ConfigError: the protocol is unknown, or does not have as many images as the limit.
     """
 
     protocol: Protocol = "canonical"
@@ -303,22 +346,23 @@ class SplitConfig:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise ConfigError(
-                f"Expected --protocol to be {' or '.join(PROTOCOLS)}, got {self.protocol!r}."
-                f"{did_you_mean(self.protocol, PROTOCOLS)}"
-            )
-        check_value("seed", self.seed)
+        require_choice("protocol", self.protocol, PROTOCOLS)
+        object.__setattr__(self, "seed", check_value("seed", self.seed))
+        if self.limit is not None:
+            object.__setattr__(self, "limit", require_whole("limit", self.limit, minimum=0))
         most = SEEN_IMAGES[self.protocol]
         if self.limit is not None and not SMALLEST_LIMIT <= self.limit <= most:
             raise ConfigError(
-                f"Expected --limit to be from {SMALLEST_LIMIT}, so that each class is in both "
-                f"training and validation, to {most}, the images that --protocol {self.protocol} "
-                f"has for them, got {self.limit}."
+                f"Expected {setting('limit')} to be from {SMALLEST_LIMIT}, so that each class is "
+                f"in both training and validation, to {most}, the images that "
+                f"{setting('protocol')} {self.protocol} has for them, got {self.limit}."
             )
 
     @property
     def training_images(self) -> int:
-        """How many images are for training; a part of an image more is for validation."""
+        """Return the number of training images.
+
+        It is rounded down, as validation rounds its share up.
+        """
         seen = self.limit or SEEN_IMAGES[self.protocol]
         return seen - math.ceil(seen * VALIDATION_SHARE)

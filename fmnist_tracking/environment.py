@@ -1,4 +1,4 @@
-"""Which code runs, with which packages, on what machine: for a run to record."""
+"""Which code runs, with which packages, on which machine, for a run to record."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from fmnist_tracking import __version__, fingerprint, machine, runtime
 _log = logging.getLogger(__name__)
 _GIT_SECONDS = 10
 
-# Why there is no commit, where that is as it should be.
+# Reasons for having no commit that are not a problem.
 INSTALLED = "the package is installed, and does not run from a checkout"
 NO_REPOSITORY = "the package lies in no Git repository"
 NOT_OF_IT = "the Git repository around the package does not hold it"
@@ -26,15 +26,15 @@ NOT_OF_IT = "the Git repository around the package does not hold it"
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """Which code a run was made with.
+    """The code that a run was made with.
 
     Attributes:
-        version: of this package.
-        sha256: of the code and the libraries that determine a trial's numbers.
-        commit: of the Git repository that the code runs from; None where there is none.
-        branch: that was checked out.
+        version: version of this package.
+        sha256: hash of the versions of code and libraries that determine a trial's numbers.
+        commit: of the Git repository that the code runs from, None if there is none.
+        branch: the branch that was checked out.
         dirty: whether a file of this package differs from that commit.
-        no_commit: why there is no commit, in words; None where there is one.
+        no_commit: why there is no commit, None if there is one.
     """
 
     version: str
@@ -47,11 +47,11 @@ class Code:
 
 @lru_cache(maxsize=1)
 def code() -> Code:
-    """The code of this very process, as its files are now."""
+    """Return the code that this process runs, as its files are now."""
     sha256 = fingerprint.of_program()
     package = Path(__file__).resolve().parent
     if package.parent.name in ("site-packages", "dist-packages"):
-        # Below a repository, in its .venv for instance, it is not of it.
+        # An installed package is not part of a repository around it, which may contain its .venv.
         return Code(version=__version__, sha256=sha256, no_commit=INSTALLED)
     repository = next((p for p in package.parents if (p / ".git").exists()), None)
     if repository is None:
@@ -100,16 +100,16 @@ def _why_git_failed(error: OSError | subprocess.SubprocessError, repository: Pat
 
 
 def describe(threads: int) -> dict[str, Any]:
-    """What a training's numbers and its speed may depend on, beside its configuration.
+    """Return what a training's numbers and speed may depend on, beside its configuration.
 
-    It warns if there is a commit that cannot be told.
+    It logs a warning if there is a commit that cannot be found out.
 
     Args:
-        threads: that the arithmetic of each trial is done with.
+        threads: number of threads that compute each trial.
 
     Returns:
-        Something that `json` can write: code, Python, machine, settings, determinism and
-        the version of every package that is installed.
+        A dictionary that `json` can write: code, Python, machine, settings, determinism and the
+        version of every installed package.
     """
     reason = code().no_commit
     if reason not in (None, INSTALLED, NO_REPOSITORY, NOT_OF_IT):
@@ -137,10 +137,10 @@ def describe(threads: int) -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
-    """Version by name."""
+    """Return the version of each installed package by name."""
     found = {}
     for package in distributions():
-        # One that pip was interrupted at has no metadata, and so neither a name nor a version.
+        # A package whose installation was interrupted has no metadata, so no name or version.
         with contextlib.suppress(FileNotFoundError, KeyError):
             if package.name and package.version:
                 found[package.name] = package.version
@@ -157,8 +157,8 @@ def _processor() -> str:
 
 
 def _gpus() -> list[str]:
-    import tensorflow as tf
-
+    runtime.load_tensorflow()  # in silence, about devices too
+    tf = runtime.import_tensorflow()
     return [
         tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
         for gpu in tf.config.list_physical_devices("GPU")

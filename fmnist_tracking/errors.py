@@ -1,20 +1,59 @@
-"""The exceptions a person can meet, each with the exit status the command line gives it."""
+"""The exceptions that a person can meet, each with the exit status of the command line."""
+
+from typing import Any
+
+# Stands around the name of a setting in a message.
+_MARK = "\x1f"
+
+
+def setting(name: str) -> str:
+    """Return the name of an argument for use in a message, such as `tracking_uri` or `fresh=True`.
+
+    A program's author reads it as it is, a user of the command line as an option, such as
+    `--tracking-uri` or `--fresh`.
+    """
+    return f"{_MARK}{name}{_MARK}"
+
+
+def for_programs(message: str) -> str:
+    """Return a message with the names of settings as arguments of a function."""
+    return message.replace(_MARK, "")
+
+
+def for_command_line(message: str) -> str:
+    """Return a message with the names of settings as options of a command."""
+    parts = message.split(_MARK)
+    parts[1::2] = ["--" + name.removesuffix("=True").replace("_", "-") for name in parts[1::2]]
+    return "".join(parts)
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that is not blank; without one, its kind."""
+    """Return the first line of an error's message that is not blank, else the error's type."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
 
 
 class FmnistTrackingError(Exception):
-    """An error whose message tells a person what was wrong and what to do.
+    """An error whose message says what was wrong and what to do.
 
-    The command line prints the message as one line and exits with `exit_status`;
-    no traceback is shown for these.
+    The command line prints the message as one line, without a traceback, and exits with
+    `exit_status`.
+
+    Attributes:
+        message: with the names of settings marked; see `setting`.
     """
 
     exit_status = 1
+
+    def __init__(self, message: str, *others: Any) -> None:
+        super().__init__(for_programs(message), *others)
+        self.message = message
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, *self.args[1:])
 
 
 class ConfigError(FmnistTrackingError):
@@ -28,7 +67,7 @@ class DataError(FmnistTrackingError):
 
 
 class TrackingError(FmnistTrackingError):
-    """The MLflow store cannot be reached, or does not hold what was asked for."""
+    """The MLflow store cannot be reached, or does not have what was asked for."""
 
 
 class OutputError(FmnistTrackingError):
@@ -40,12 +79,24 @@ class PictureError(FmnistTrackingError):
 
 
 class PromotionError(FmnistTrackingError):
-    """A model is not to take the champion's place: it is worse, or cannot be compared."""
+    """A model does not become the champion: it is worse, or cannot be compared."""
 
 
 class SearchError(FmnistTrackingError):
-    """A search ended without one finished trial for each of its points."""
+    """A search ended without a finished trial for each of its points."""
+
+
+class TrialsFailed(SearchError):
+    """Trials have failed or diverged; the others are there.
+
+    Attributes:
+        result: the search, or the single trial.
+    """
+
+    def __init__(self, message: str, result: Any) -> None:
+        super().__init__(message, result)
+        self.result = result
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to stop by SIGTERM or SIGHUP, as Ctrl-C asks by SIGINT."""
+    """The process was asked to stop by SIGTERM or SIGHUP, as Ctrl-C does by SIGINT."""

@@ -1,9 +1,9 @@
-"""The key under which a finished trial is found again: what determines its numbers, nothing else.
+"""Fingerprints, by which finished trials are found: hashes of what determines their numbers.
 
-The network and the training procedure enter it by a version number, not by their code, so that a
-comment, a new name or another arrangement of the code costs no result. Golden tests
-(`tests/test_golden.py`) compare what the code computes with figures that are kept with each
-version; they fail, and say "raise the version", when the numbers have changed.
+The network and the training procedure enter the hash by a version number, not by their code, so
+that a comment, a new name or a refactoring makes no result unusable. Golden tests
+(`tests/test_golden.py`) compare what the code computes with numbers that are stored for each
+version; if the numbers change, they fail with "raise the version".
 """
 
 import dataclasses
@@ -17,20 +17,20 @@ from typing import Any
 
 from fmnist_tracking.config import SplitConfig, TrainingConfig, feature_map_sizes
 
-# Read once: it takes half a millisecond, and each point of a grid asks for all of them.
+# Cached: a look-up takes half a millisecond, and each point of a grid needs all of them.
 version = cache(metadata.version)
 
 # Raise a network's version when the same configuration builds another network: other layers, or
-# other weights to begin with.
+# other initial weights.
 NETWORK = "coursework"
 NETWORKS = {NETWORK: 1}
-# Raise it when the same network, data and configuration are trained to other weights or scores.
+# Raise it when the same network, data and configuration give other weights or scores.
 TRAINING = 1
-# Raise it when the same data is split in another way.
+# Raise it when the same data is split differently.
 SPLIT = 1
 
-# Releases of which the golden tests have shown that they compute the same. Any other counts as one
-# that may compute otherwise, until the tests have passed with it and it is listed here.
+# Releases that compute the same, as the golden tests have shown. Any other release counts as
+# different until the tests have passed with it and it is added here.
 EQUAL_RELEASES = {
     "tensorflow": ("2.21",),
     "keras": ("3.12", "3.13", "3.14", "3.15"),
@@ -40,17 +40,17 @@ EQUAL_RELEASES = {
 
 
 def of_point(config: TrainingConfig, split: SplitConfig, data_digest: str) -> str:
-    """Compute the SHA-256, in hex, of everything that determines a trial's numbers.
+    """Compute a fingerprint: the SHA-256, in hex, of everything that determines a trial's numbers.
 
-    Not in it, because they change the order of sums and so last digits only: the processor and
-    the number of threads.
+    The processor and the number of threads are not in it, because they only change the order of
+    sums, and so the last digits.
 
     Args:
         config: the point and its seed.
         split: how the data set is split.
         data_digest: `Dataset.digest`.
     """
-    facts = {
+    content = {
         "network": [NETWORK, NETWORKS[NETWORK], feature_map_sizes(config)],
         "training": TRAINING,
         "libraries": _libraries(),
@@ -58,28 +58,27 @@ def of_point(config: TrainingConfig, split: SplitConfig, data_digest: str) -> st
         "split": [SPLIT, typed_values(split)],
         "data": data_digest,
     }
-    return _sha256(facts)
+    return _sha256(content)
 
 
 def of_program() -> str:
-    """Compute the SHA-256, in hex, of the versions among what `of_point` counts."""
+    """Compute the SHA-256, in hex, of the versions that `of_point` includes."""
     return _sha256([NETWORKS, TRAINING, SPLIT, _libraries()])
 
 
 def of_search(points: Iterable[str]) -> str:
-    """Compute the SHA-256, in hex, of a grid: of its points' fingerprints, in order."""
+    """Compute the SHA-256, in hex, of a grid: that of its points' fingerprints, in order."""
     return hashlib.sha256("\n".join(points).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridKeys:
-    """The fingerprints of a grid and its points, today's and those of earlier releases.
+    """The fingerprints of a grid and its points: today's and those of earlier releases.
 
     Attributes:
-        today: of each point, in the grid's order.
-        points: today's fingerprints, each with itself, and then the earlier ones, each with
-            today's.
-        grids: of the whole grid, today's first.
+        today: today's fingerprint of each point, in the grid's order.
+        points: maps every fingerprint of a point, today's or earlier, to today's.
+        grids: the fingerprints of the whole grid, today's first.
     """
 
     today: tuple[str, ...]
@@ -88,7 +87,7 @@ class GridKeys:
 
 
 def of_grid(configs: Iterable[TrainingConfig], split: SplitConfig, data_digest: str) -> GridKeys:
-    """Compute the fingerprints under which a grid's trials and its search may be found.
+    """Compute the fingerprints by which a grid's trials and its search can be found.
 
     Args:
         configs: the points.
@@ -106,11 +105,11 @@ def of_grid(configs: Iterable[TrainingConfig], split: SplitConfig, data_digest: 
 
 
 def typed_values(config: Any) -> dict[str, list[object]]:
-    """List the fields of a configuration, each with its type and value.
+    """Return the fields of a configuration by name, each with its type and value.
 
-    A field that was added to a published configuration says in its metadata, as `neutral`, the
-    value that stands for how it was before. With that value it is left out, so that results from
-    before the field was added keep their fingerprint.
+    A field that is added to a published configuration has the key `neutral` in its metadata: the
+    value that stands for the behaviour before. A field with that value is left out, so that earlier
+    results keep their fingerprint.
 
     Args:
         config: a dataclass whose values `json` can write.
@@ -124,7 +123,7 @@ def typed_values(config: Any) -> dict[str, list[object]]:
 
 
 def _libraries() -> dict[str, str]:
-    """Name the arithmetic of each library: equal releases have one name."""
+    """Return a name for each library's arithmetic: releases that compute the same share one."""
     found = {}
     for name, equal in EQUAL_RELEASES.items():
         release = ".".join(version(name).split(".")[:2])
@@ -136,8 +135,8 @@ def _sha256(facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-# What version 0.1.0 up to November 2026 wrote instead: a hash over the text of five modules and
-# the exact versions of four libraries.
+# What version 0.1.0 up to November 2026 used instead: a hash of the text of five modules and of the
+# exact versions of four libraries.
 _OLD_CODE = {
     "training.py": "af5bae3b1f5282749cd4c0bfd58fc8e3629dbdecd8923f6ce4e338bc28dfd7b9",
     "step.py": "181f88bda9f54210bfa0af3c4834d0bf2cb99abddbb723e5a542d40ab14c7653",
@@ -149,7 +148,7 @@ _OLD_CONFIG = (
     *("filters", "kernel_size", "strides", "hidden_units", "dropout"),
     *("learning_rate", "batch_size", "epochs", "seed", "patience"),
 )
-# That it was pinned to, for Python 3.11, for newer ones and for 3.10.
+# The versions that it was pinned to: for Python 3.11, for newer ones, and for 3.10.
 _OLD_PINS = (
     ("3.15.1", "2.4.6", "1.9.1"),
     ("3.15.1", "2.5.5", "1.9.1"),
@@ -158,10 +157,10 @@ _OLD_PINS = (
 
 
 def older_keys(config: TrainingConfig, split: SplitConfig, data_digest: str) -> tuple[str, ...]:
-    """List the fingerprints by which earlier releases recorded the same numbers.
+    """Return the fingerprints by which earlier releases recorded the same numbers.
 
-    They hold for the first versions of network, training and split alone, so there are none once
-    one of those was raised, nor for a configuration that the earlier releases could not express.
+    They are valid only for the first versions of network, training and split. So there are none
+    once one of those is raised, nor for a configuration that the earlier releases did not have.
 
     Args:
         config: the point and its seed.
@@ -177,7 +176,7 @@ def older_keys(config: TrainingConfig, split: SplitConfig, data_digest: str) -> 
     if feature_map_sizes(config)["pool1"] != pooled:
         return ()
     installed = tuple(version(name) for name in ("keras", "numpy", "scikit-learn"))
-    facts: Mapping[str, Any] = {
+    common: Mapping[str, Any] = {
         "config": {name: value for name, (_, value) in settings.items()},
         "split": {name: value for name, (_, value) in typed_values(split).items()},
         "data": data_digest,
@@ -186,7 +185,7 @@ def older_keys(config: TrainingConfig, split: SplitConfig, data_digest: str) -> 
     return tuple(
         _sha256(
             {
-                **facts,
+                **common,
                 "versions": {
                     "tensorflow": tensorflow,
                     "keras": keras,

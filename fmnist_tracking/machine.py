@@ -1,4 +1,4 @@
-"""What this machine has for a search to use: processor cores, memory, GPUs."""
+"""The resources of this machine: processor cores, memory, GPUs."""
 
 import ctypes.util
 import importlib.util
@@ -17,7 +17,7 @@ _NVIDIA = Path("/proc/driver/nvidia/gpus")
 
 
 def cores() -> int:
-    """Processor cores that this process may use, in a container too."""
+    """Return the number of processor cores that this process may use, also in a container."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         allowed = len(os.sched_getaffinity(0))
     else:
@@ -30,18 +30,18 @@ def cores() -> int:
 
 
 def memory() -> int:
-    """Memory in bytes that this machine, or the container, has in all."""
+    """Return the memory of this machine, or the container's limit, in bytes."""
     limits = (int(limit) for limit in _limits("memory.max") if limit.isdigit())
     return min([psutil.virtual_memory().total, *limits])
 
 
 def oom_kills() -> int:
-    """How many processes Linux has killed for want of memory: of this container, or in all."""
+    """Count the processes that Linux killed for lack of memory: in this container, or in all."""
     for events in _limits("memory.events"):
         return _count(events, "oom_kill")
     try:
         return _count(_SYSTEM.read_text(), "oom_kill")
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return 0
 
 
@@ -51,10 +51,10 @@ def _count(lines: str, name: str) -> int:
 
 
 def gpus() -> int:
-    """NVIDIA's GPUs that TensorFlow can compute on, found out without loading it.
+    """Count the NVIDIA GPUs that TensorFlow can use, without loading it.
 
-    Those that CUDA_VISIBLE_DEVICES hides do not count; without the library cuDNN, which
-    `tensorflow[and-cuda]` installs, none does.
+    GPUs hidden by CUDA_VISIBLE_DEVICES do not count. Without the library cuDNN, which
+    `tensorflow[and-cuda]` installs, no GPU can be used.
     """
     try:
         count = len(list(_NVIDIA.iterdir()))
@@ -64,7 +64,7 @@ def gpus() -> int:
     if visible is not None:
         named = [name.strip() for name in visible.split(",")]
         wrong = {"", "-1", *(name for name in named if name.isdigit() and int(name) >= count)}
-        # CUDA takes those before the first that is none.
+        # CUDA ignores what follows the first invalid name.
         count = min(count, len(list(itertools.takewhile(lambda name: name not in wrong, named))))
     return count if count and _has_cudnn() else 0
 
@@ -83,11 +83,11 @@ def _has_cudnn() -> bool:
 
 
 def _limits(name: str) -> Iterator[str]:
-    """What Linux limits this process to: its control group, and each group around that."""
+    """Yield the values of a limit from this process's control group and each group around it."""
     try:
         lines = _OWN_GROUP.read_text().splitlines()
         own = next(line.removeprefix("0::/") for line in lines if line.startswith("0::/"))
-    except (OSError, StopIteration):  # no Linux, or version 1 of control groups
+    except (OSError, StopIteration):  # not Linux, or version 1 of control groups
         return
     group = _CONTROL_GROUPS / own
     for folder in (group, *group.parents):

@@ -1,4 +1,4 @@
-"""Records -> matplotlib figures. Every figure says in its title which run it shows."""
+"""Draw records as matplotlib figures. The title of every figure says which run it shows."""
 
 import functools
 import io
@@ -14,26 +14,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from fmnist_tracking.analysis import Effect
-from fmnist_tracking.results import Evaluation, TrainingResult
+from fmnist_tracking.leaderboard import Effect, effects
+from fmnist_tracking.results import Evaluation, SearchResult, TrainingResult
 
-# Blue and orange of M. Okabe and K. Ito's palette, green and red of P. Tol's: told apart with
-# any colour vision. Right and wrong have a mark too.
+# Blue and orange are from M. Okabe and K. Ito's palette, green and red from P. Tol's: people with
+# any colour vision can tell them apart. Right and wrong have a mark too.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#117733", "#CC3311"
 GREY = "#999999"
 RIGHT, WRONG = "✓", "✗"
 _DPI = 110
-# Inches: of a title with a run's name and the shape of its maps, and of a colour scale.
+# Widths in inches: of a title with a run's name and the shape of its maps, and of a colour scale.
 _TITLE_WIDTH, _SCALE_WIDTH = 7.6, 1.2
 
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_style = threading.RLock()  # Matplotlib's settings are the process's
+_style = threading.RLock()  # Matplotlib's settings are shared by all threads
 
 
 def _in_own_style(draw: Callable[P, R]) -> Callable[P, R]:
-    """Draw with Matplotlib's defaults, whatever a matplotlibrc or the program around us chose."""
+    """Make a function draw with Matplotlib's defaults, not a matplotlibrc's or the caller's."""
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -46,18 +46,24 @@ def _in_own_style(draw: Callable[P, R]) -> Callable[P, R]:
 
 @_in_own_style
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
+    """Return the figure as a PNG file."""
     content = io.BytesIO()
-    # Without matplotlib's version in it, the same numbers give the same bytes.
+    # Without Matplotlib's version in the file, the same numbers give the same bytes.
     figure.savefig(content, format="png", dpi=_DPI, metadata={"Software": None})
     return content.getvalue()
 
 
+def displayed(figure: Figure) -> Figure:
+    """Make a figure one that a notebook shows as a picture; it is not one of pyplot's."""
+    figure._repr_png_ = functools.partial(png, figure)  # type: ignore[attr-defined]
+    return figure
+
+
 @_in_own_style
 def learning_curves(result: TrainingResult, title: str) -> Figure:
-    """Loss and accuracy by epoch, on training and validation images, best epoch marked."""
+    """Draw loss and accuracy of training and validation by epoch, and mark the best epoch."""
     figure = Figure(figsize=(10, 4.2))
-    # Each trial has this figure, and a layout that is worked out doubles what it takes to draw.
+    # Every trial has this figure, and an automatic layout doubles the time to draw it.
     figure.subplots_adjust(left=0.07, right=0.98, bottom=0.12, top=0.84, wspace=0.22)
     figure.suptitle(title)
     epochs = [e.epoch for e in result.epochs]
@@ -73,8 +79,8 @@ def learning_curves(result: TrainingResult, title: str) -> Figure:
         best = result.best
         axes.axvline(best.epoch, color=GREY, linestyle=":", label=f"best epoch, {best.epoch}")
         if result.diverged is not None:
-            told = f"diverged in epoch {result.diverged}"
-            axes.axvline(result.diverged, color=RED, linestyle="--", label=told)
+            text = f"diverged in epoch {result.diverged}"
+            axes.axvline(result.diverged, color=RED, linestyle="--", label=text)
         axes.set(xlabel="epoch", ylabel=label, title=label.split()[0].capitalize())
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
@@ -84,12 +90,22 @@ def learning_curves(result: TrainingResult, title: str) -> Figure:
     return figure
 
 
+def search_grid(search: SearchResult) -> Figure:
+    """Draw the effect of each setting of a search on validation accuracy; see `grid`."""
+    title = f"Grid of {len(search.space)} points (search {search.run_id[:8]})"
+    return grid(effects(search.space, search.finished), title)
+
+
 @_in_own_style
 def grid(effects: Sequence[Effect], title: str) -> Figure:
-    """Validation accuracy against each hyperparameter of a grid.
+    """Draw validation accuracy against each hyperparameter of a grid, in one panel for each axis.
 
-    One panel for each axis. A thin line joins the points that differ in that axis alone; the
-    thick one is their mean; the star is the best point.
+    A thin line joins points that differ only in that axis; the thick line is their mean; the star
+    is the best point.
+
+    Args:
+        effects: of the grid's axes.
+        title: of the figure.
     """
     if not effects:
         return _notice(title, "Each axis of this grid has a single value: nothing to compare.")
@@ -142,7 +158,7 @@ def _effect_panel(axes: Axes, effect: Effect) -> None:
         axes.plot(star, score, "*", color=RED, ms=15, label=f"best point, {score:.2%}", zorder=5)
     axes.set_xticks(places, [f"{value:g}" for value in effect.values])
     axes.set_xlabel(effect.axis)
-    # By the values, not by the scores: a value may have none.
+    # Limits by the values, not the scores: a value may have no score.
     axes.set_xlim(-0.18 * (len(places) - 1), 1.18 * (len(places) - 1))
     axes.margins(y=0.12)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -151,7 +167,7 @@ def _effect_panel(axes: Axes, effect: Effect) -> None:
 
 @_in_own_style
 def sample(image: NDArray[np.uint8], label: str, predicted: str, title: str) -> Figure:
-    """One raw image, uint8 (28, 28, 1), enlarged, with its true and predicted class."""
+    """Draw one raw image, uint8 (28, 28, 1), enlarged, with its true and its predicted class."""
     figure = Figure(figsize=(5.2, 4.9), layout="constrained")
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots()
@@ -164,7 +180,7 @@ def sample(image: NDArray[np.uint8], label: str, predicted: str, title: str) -> 
 
 @_in_own_style
 def activations(maps: NDArray[np.float32], title: str) -> Figure:
-    """Activation maps, float32 (filters, height, width), all on one colour scale."""
+    """Draw activation maps, float32 (filters, height, width), all on one colour scale."""
     count = len(maps)
     columns = _columns(count)
     rows = math.ceil(count / columns)
@@ -198,14 +214,14 @@ def _panels(
     edges: tuple[float, float, float, float],
     gap: float,
 ) -> NDArray[Any]:
-    """Axes in rows and columns, placed by hand: to work out where takes longer than to draw them.
+    """Create axes in rows and columns at fixed positions; an automatic layout takes longer.
 
     Args:
-        figure: which.
+        figure: the figure to add them to.
         rows: their number.
         columns: their number.
         edges: left, lower, right and upper, in inches.
-        gap: between two rows, as a share of a row.
+        gap: between two rows, as a share of a row's height.
     """
     width, height = figure.get_size_inches()
     left, lower, right, upper = edges
@@ -216,7 +232,7 @@ def _panels(
 
 
 def _columns(count: int) -> int:
-    """Columns of a grid a little wider than high, with as few empty places as can be."""
+    """Return the columns of a grid slightly wider than high, with few empty cells."""
     ideal = math.sqrt(count * 1.5)
     candidates = range(max(1, math.floor(ideal * 0.7)), math.ceil(ideal * 1.3) + 1)
     return min(candidates, key=lambda columns: (-count % columns, abs(columns - ideal)))
@@ -228,15 +244,19 @@ def predictions(
     labels: NDArray[np.uint8],
     probabilities: NDArray[np.float32],
     class_names: Sequence[str],
+    part: str,
     title: str,
 ) -> Figure:
-    """Images with their predicted classes: green and ticked, or red, crossed and corrected.
+    """Draw images with their predicted classes: right ones green with a tick, wrong ones red.
+
+    Wrong ones have a cross, and the true class below.
 
     Args:
         images: uint8, shape (n, 28, 28, 1).
         labels: the true classes, shape (n,).
-        probabilities: shape (n, 10).
+        probabilities: of the classes, shape (n, 10).
         class_names: in label order.
+        part: of the data that the images are of, `validation` or `test`.
         title: of the figure.
     """
     columns = math.ceil(math.sqrt(len(images)))
@@ -245,7 +265,7 @@ def predictions(
     figure = Figure(figsize=(width, height))
     predicted = probabilities.argmax(axis=1)
     right = int(np.sum(predicted == labels))
-    text = f"{title}\n{right} of these {len(images)} test images classified rightly"
+    text = f"{title}\n{right} of these {len(images)} {part} images classified rightly"
     figure.suptitle(text, y=1 - 0.12 / height, va="top")
     panels = _panels(figure, rows, columns, (0.1, 0.1, width - 0.1, height - 1.1), 0.25)
     for number, axes in enumerate(panels.flat):
@@ -267,7 +287,7 @@ def predictions(
 
 @_in_own_style
 def confusion_matrix(evaluation: Evaluation, title: str) -> Figure:
-    """Test images by true class (rows) and predicted class (columns)."""
+    """Draw the number of test images by true class (rows) and predicted class (columns)."""
     counts = np.array(evaluation.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = [scores.name for scores in evaluation.classes]

@@ -1,36 +1,37 @@
-"""What came out: records of an epoch, a training, a trial, a search and an evaluation."""
+"""Results: records of an epoch, a training, a trial, a search and an evaluation."""
 
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from fmnist_tracking.config import SearchSpace, TrainingConfig, Value, flops_per_image
+from fmnist_tracking.errors import ConfigError
 
 FINISHED, RUNNING = "FINISHED", "RUNNING"
-# What people are told of a trial that has finished without a model of use.
+# Shown for a trial that has finished without a usable model.
 DIVERGED = "diverged"
-# A training step computes the gradients by the activations and by the weights beside the forward
-# pass, each as costly as that.
+# A training step computes the forward pass, and gradients by the activations and by the weights,
+# each as costly as the forward pass.
 _PASSES_A_STEP = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochMetrics:
-    """The figures of one epoch.
+    """The metrics of one epoch.
 
     Attributes:
         epoch: 1 for the first.
-        loss: mean cross-entropy over the training images, in nats, with dropout on, while
-            the weights were changing.
-        accuracy: share of training images classified rightly, under the same conditions.
+        loss: mean cross-entropy over the training images, in nats, with dropout, while the weights
+            were changing.
+        accuracy: share of training images classified correctly, under the same conditions.
         val_loss: mean cross-entropy over the validation images after the epoch, in nats.
-        val_accuracy: share of validation images classified rightly after the epoch.
+        val_accuracy: share of validation images classified correctly after the epoch.
         epoch_seconds: wall-clock seconds for training and validation together.
         ended_at: when the epoch ended, in milliseconds since 1970 (UTC).
-        usage: what the machine did meanwhile, by metric name; see `fmnist_tracking.usage`.
+        usage: use of the machine meanwhile, by metric name; see `training.system_metrics`.
     """
 
     epoch: int
@@ -44,32 +45,32 @@ class EpochMetrics:
 
     @property
     def is_finite(self) -> bool:
-        """Whether both losses are numbers; if not, the training has diverged."""
+        """Return whether both losses are finite; if not, the training has diverged."""
         return math.isfinite(self.loss) and math.isfinite(self.val_loss)
 
     def metrics(self) -> dict[str, float]:
-        """The figures by metric name."""
+        """Return the metrics by name."""
         values = dataclasses.asdict(self)
         del values["epoch"], values["ended_at"], values["usage"]
         return {**values, **self.usage}
 
 
 def best_epoch(epochs: Sequence[EpochMetrics]) -> EpochMetrics:
-    """The epoch with the highest validation accuracy, the earliest of equals.
+    """Return the epoch with the highest validation accuracy, the earliest if several are equal.
 
-    One without a finite loss is the best only if there is no other.
+    An epoch whose loss is not finite is the best only if there is no other.
     """
     return max(epochs, key=lambda e: (e.is_finite, e.val_accuracy, -e.epoch))
 
 
 def diverged_in(epochs: Iterable[EpochMetrics]) -> int | None:
-    """The first epoch whose loss, in training or validation, is not finite; None without one."""
+    """Return the first epoch with a training or validation loss that is not finite, else None."""
     return next((e.epoch for e in epochs if not e.is_finite), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScores:
-    """Precision, recall, F1 (shares, 0 to 1) and number of true images of one class."""
+    """Precision, recall, F1 (0 to 1) and the number of true images of one class."""
 
     name: str
     precision: float
@@ -83,7 +84,7 @@ class Evaluation:
     """How well a model classifies a set of labelled images.
 
     Attributes:
-        accuracy: share classified rightly.
+        accuracy: share of images classified correctly.
         loss: mean cross-entropy, in nats.
         classes: the scores by class, in label order.
         macro: unweighted mean of the scores over the classes.
@@ -99,12 +100,12 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...]
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json` can write and `from_json` reads back."""
+        """Return a dictionary that `json` can write and `from_json` can read."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Evaluation":
-        """The record that `to_json` gave."""
+        """Return the record that `to_json` was called on."""
         return cls(
             accuracy=content["accuracy"],
             loss=content["loss"],
@@ -117,14 +118,14 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetPart:
-    """Which images a trial was given, for training or for validation.
+    """The images that a trial was given, for training or for validation.
 
     Attributes:
         role: `training` or `validation`.
-        shape: of the images.
-        images_sha256: of their bytes, in the order of the split.
-        labels_sha256: of their labels' bytes, one each, in the same order.
-        class_counts: images of each class, in label order.
+        shape: of the array of images.
+        images_sha256: SHA-256 of their bytes, in the order of the split.
+        labels_sha256: SHA-256 of their labels, one byte each, in the same order.
+        class_counts: the number of images of each class, in label order.
     """
 
     role: str
@@ -136,19 +137,19 @@ class DatasetPart:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """The outcome of training one configuration.
+    """The result of training one configuration.
 
     Attributes:
         config: what was trained.
-        epochs: figures of each epoch, in order; never empty.
-        model_parameters: trainable weights of the network.
+        epochs: metrics of each epoch, in order; never empty.
+        model_parameters: number of trainable weights of the network.
         train_seconds: wall-clock seconds of all epochs, validation included.
-        images_per_second: training images processed in a second of training alone,
-            validation excluded.
-        train_images: how many images there were to train on.
+        images_per_second: training images processed in a second of training alone, validation
+            excluded.
+        train_images: number of training images.
         validation: how the best epoch's weights classify the validation images.
-        settings: of the process that trained: what `fmnist_tracking.runtime` explains, the
-            parts of a batch that were computed at once, and whether XLA compiled the step.
+        settings: of the process that trained: those of `fmnist_tracking.runtime`, the number of
+            shards of a batch, and whether XLA compiled the step.
     """
 
     config: TrainingConfig
@@ -162,19 +163,19 @@ class TrainingResult:
 
     @property
     def best(self) -> EpochMetrics:
-        """The best epoch; see `best_epoch`."""
+        """Return the best epoch; see `best_epoch`."""
         return best_epoch(self.epochs)
 
     @property
     def diverged(self) -> int | None:
-        """The epoch in which the training diverged, which is its last; None if it did not."""
+        """Return the epoch in which the training diverged and ended, None if it did not."""
         return diverged_in(self.epochs)
 
     def summary(self) -> dict[str, float]:
-        """The summary metrics of a trial, by the names they have in MLflow.
+        """Return the summary metrics of a trial, by their names in MLflow.
 
-        `flops_per_image` counts the additions and multiplications of the forward pass of one
-        image, `train_flops` those of all training steps, each taken as three forward passes.
+        `flops_per_image` counts the additions and multiplications of the forward pass of one image;
+        `train_flops` counts those of all training steps, each as three forward passes.
         """
         flops = flops_per_image(self.config)
         return {
@@ -188,7 +189,7 @@ class TrainingResult:
         }
 
     def validation_scores(self) -> dict[str, float]:
-        """The best epoch's scores on the validation images, by the names they have in MLflow."""
+        """Return the best epoch's scores on the validation images, by their names in MLflow."""
         return {
             "best_val_accuracy": self.validation.accuracy,
             "best_val_loss": self.validation.loss,
@@ -200,12 +201,12 @@ class TrainingResult:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json` can write and `from_json` reads back."""
+        """Return a dictionary that `json` can write and `from_json` can read."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "TrainingResult":
-        """The record that `to_json` gave."""
+        """Return the record that `to_json` was called on."""
         return cls(
             **{
                 **content,
@@ -217,14 +218,14 @@ class TrainingResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a trial came out.
+class TrialScore:
+    """The score of a trial.
 
     Attributes:
-        val_accuracy: the best epoch's, None if the trial failed.
-        best_epoch: the epoch it was reached in.
-        error: what ended a failed trial, in a line.
-        diverged: whether its loss was no longer a finite number.
+        val_accuracy: of the best epoch, None if the trial failed.
+        best_epoch: the best epoch, 1 for the first.
+        error: the error that ended a failed trial, in one line.
+        diverged: whether the loss became infinite or NaN.
     """
 
     val_accuracy: float | None = None
@@ -235,20 +236,20 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """One trial as the store tells it: which run, which configuration, how it came out.
+    """One trial, as the store has it: its run, its configuration and its result.
 
     Attributes:
         run_id: of the MLflow run.
-        name: of the MLflow run, for people.
-        status: MLflow's word: FINISHED, FAILED, KILLED or RUNNING.
+        name: of the MLflow run.
+        status: MLflow's status: FINISHED, FAILED, KILLED or RUNNING.
         config: what was trained.
-        val_accuracy: the best epoch's, None if the trial did not get that far.
-        best_epoch: the epoch it was reached in, 1 for the first.
+        val_accuracy: of the best epoch, None if the trial did not finish.
+        best_epoch: the best epoch, 1 for the first.
         train_seconds: wall-clock seconds of training, validation included.
-        model_parameters: trainable weights of the network.
-        error: what ended a failed trial, in a line.
-        reused: whether an earlier search had trained it already.
-        diverged: whether its loss was no longer a finite number, so that it ended there.
+        model_parameters: number of trainable weights of the network.
+        error: the error that ended a failed trial, in one line.
+        reused: whether an earlier search or single training had trained it already.
+        diverged: whether the loss became infinite or NaN, which ended the trial.
     """
 
     run_id: str
@@ -265,18 +266,18 @@ class TrialResult:
 
     @property
     def outcome(self) -> str:
-        """How it came out, in a word: its status, or "diverged"."""
+        """Return the result in a word: the trial's status, or "diverged"."""
         return DIVERGED if self.diverged else self.status
 
     def to_json(self) -> dict[str, Any]:
-        """The trial as `search --json` gives it."""
+        """Return the trial as `search --json` prints it."""
         content = dataclasses.asdict(self)
         content["params"] = content.pop("config")
         return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "TrialResult":
-        """The record that `to_json` gave."""
+        """Return the record that `to_json` was called on."""
         fields = dict(content)
         return cls(config=TrainingConfig(**fields.pop("params")), **fields)
 
@@ -289,7 +290,7 @@ class SearchResult:
         run_id: of the parent run.
         experiment_id: of the MLflow experiment it is in.
         space: the grid.
-        trials: one for each point, in the grid's order.
+        trials: one for each point that was started, in the grid's order.
     """
 
     run_id: str
@@ -299,14 +300,14 @@ class SearchResult:
 
     @cached_property
     def finished(self) -> tuple[TrialResult, ...]:
-        """The trials that ended well and so have a score."""
+        """Return the trials that finished, and so have a score."""
         return tuple(t for t in self.trials if t.status == FINISHED and t.val_accuracy is not None)
 
     def to_json(self, best: TrialResult | None) -> dict[str, Any]:
-        """The object that `search --json` ends with.
+        """Return the object that `search --json` prints at the end.
 
         Args:
-            best: the trial that won, None if there is none.
+            best: the best trial, None if there is none.
         """
         return {
             "run_id": self.run_id,
@@ -326,24 +327,49 @@ class SearchResult:
         }
 
 
+class StoredRun(Protocol):
+    """A search or trial that knows its store."""
+
+    @property
+    def run_id(self) -> str:
+        """Return the id of its MLflow run."""
+
+    @property
+    def tracking_uri(self) -> str:
+        """Return the address of its store."""
+
+
+def located(run: str | StoredRun, tracking_uri: str | None) -> tuple[str, str | None]:
+    """Return the run id or other name of a run, and the address of the store to look in.
+
+    Raises:
+        ConfigError: it is no run.
+    """
+    if isinstance(run, str):
+        return run, tracking_uri
+    if not hasattr(run, "run_id"):
+        raise ConfigError(f"Expected a search, a trial, or the name of a run, got {run!r}.")
+    return run.run_id, tracking_uri or getattr(run, "tracking_uri", None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """A search or a single training in a line.
+    """A search or a single training, in one line of a list.
 
     Attributes:
         run_id: of the MLflow run.
         role: `search` or `train`.
-        name: of the MLflow run, for people.
+        name: of the MLflow run.
         experiment: the name of its experiment.
-        status: MLflow's word.
+        status: MLflow's status.
         started: in milliseconds since 1970 (UTC).
-        points: of the grid; 1 for a single training.
-        finished: points with a finished trial.
-        val_accuracy: of the best trial, None until there is one.
-        grid: values of each setting that varies, or is not the default; the only one of a
-            training of its own.
-        epochs: of each trial, None if that varies.
-        limit: of the images, None for all.
+        points: number of points of the grid; 1 for a single training.
+        finished: number of points with a finished trial.
+        val_accuracy: of the best trial, None until one has finished.
+        grid: the values of each setting that varies or is not the default; one value each for a
+            single training.
+        epochs: of each trial, None if it varies.
+        limit: of the number of images, None for all.
     """
 
     run_id: str
@@ -360,5 +386,5 @@ class RunSummary:
     limit: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json` can write."""
+        """Return a dictionary that `json` can write."""
         return dataclasses.asdict(self)

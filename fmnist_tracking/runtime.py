@@ -1,51 +1,56 @@
-"""Settings of the process that TensorFlow computes in: all in one place, each can be overridden.
+"""Settings of the process that runs TensorFlow: all in one place, and each can be overridden.
 
-They change how fast a training is, not what it computes, but for the last digits. What is read from
-the environment before TensorFlow is imported is set when the package is imported, because that is
-the one moment which is certain to come before any module of it imports TensorFlow. Each is a
-default: a variable that is already set in the environment wins.
+They change how fast a training is; what it computes differs only in the last digits. They are set
+in processes that are this program's own: the command line, and the workers. A process that calls
+the package's functions is left as it is. Each is a default: a variable that is already set in the
+environment wins.
 
-- `TF_ENABLE_ONEDNN_OPTS`: Intel's library of convolutions and matrix products.
-- `TF_FORCE_GPU_ALLOW_GROWTH`: take a GPU's memory as it is needed, so that workers can share one.
-- `FMNIST_THREADS`: of each worker; unset, the cores are shared out among the workers. So many
-  operations are computed at once, each on one thread: `step` gives each thread a part of the batch
-  (of at least four images: a batch of 32 keeps eight threads busy at most), which is up to twice as
-  fast as to give each operation all threads.
-- `FMNIST_JIT_COMPILE`: 1 has XLA compile the training step, 0 does not. Unset, it is not compiled
-  on a processor, where that makes it many times as slow; on a GPU, each network is tried both ways.
+- `TF_ENABLE_ONEDNN_OPTS`: use Intel's library of convolutions and matrix products.
+- `TF_FORCE_GPU_ALLOW_GROWTH`: allocate a GPU's memory as needed, so that workers can share a GPU.
+- `FMNIST_THREADS`: threads of each worker; by default, the workers share the cores equally. A
+  worker runs as many operations at once, each on one thread: the training step gives each thread a
+  part of the batch (of at least four images: a batch of 32 keeps at most eight threads busy). That
+  is up to twice as fast as running each operation on all threads.
+- `FMNIST_STORE_PATIENCE`: how many seconds to wait, after training, for a store that does not
+  answer.
+- `FMNIST_JIT_COMPILE`: 1 makes XLA compile the training step, 0 does not. By default, it is not
+  compiled on a processor, where compiling makes it many times slower; on a GPU, both ways are timed
+  for each network.
 
-What notebooks, shells and other programs set for themselves is kept out by `keep_others_out`.
+`own_process` also undoes settings that notebooks, shells and other programs left for themselves.
 
-Keras's `steps_per_execution` has no place here: a whole epoch is one call of TensorFlow. Nor can
-Keras's backend be chosen, because that call is TensorFlow's.
+Keras's `steps_per_execution` is not used: a whole epoch is one call of TensorFlow. For the same
+reason, Keras's backend cannot be chosen.
 """
 
+import contextlib
 import gc
 import importlib
+import math
 import os
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from typing import Any
 
 from fmnist_tracking import machine
 from fmnist_tracking.errors import ConfigError, OutputError
 
-_BACKEND = "KERAS_BACKEND"
 DEFAULTS = {
-    # Off by default on processors without AVX-512, where it makes the gradients of the
-    # convolutions about 2.5 times as fast.
+    # Off by default on processors without AVX-512, where it makes the gradients of the convolutions
+    # about 2.5 times as fast.
     "TF_ENABLE_ONEDNN_OPTS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
 }
-# What notebooks, shells and other programs leave in the environment, and would stop us or change
-# numbers: Matplotlib's backend of a notebook, the float type in a person's keras.json, and so on.
+# Settings that other programs leave in the environment, and that would stop us or change numbers: a
+# notebook's backend of Matplotlib, the float type in a person's keras.json, and so on.
 _OURS = {
+    "KERAS_BACKEND": "tensorflow",
     "MPLBACKEND": "agg",
-    "KERAS_HOME": os.devnull,  # no folder: no keras.json is read there, and none is written
-    "PYTHONSAFEPATH": "1",  # a file random.py in the working folder is not Python's
+    "KERAS_HOME": os.devnull,  # not a folder: no keras.json is read or written
+    "PYTHONSAFEPATH": "1",  # a file random.py in the working folder must not replace Python's
 }
 _OTHERS = (
     "KERAS_MAX_EPOCHS",
@@ -57,30 +62,30 @@ _OTHERS = (
     "TF_XLA_FLAGS",
     "TF_USE_LEGACY_KERAS",
 )
-# Of folders: what unfinished searches need, and fetched and decoded images.
+# Variables that name folders: for unfinished searches, and for downloaded and split images.
 STATE_VARIABLE = "FMNIST_STATE_DIR"
 CACHE_VARIABLE = "FMNIST_CACHE_DIR"
 THREADS_VARIABLE = "FMNIST_THREADS"
 COMPILE_VARIABLE = "FMNIST_JIT_COMPILE"
+STORE_PATIENCE_VARIABLE = "FMNIST_STORE_PATIENCE"
+_STORE_PATIENCE_SECONDS = 300.0
+_is_own = False  # whether `own_process` was called
 
 
-def apply_defaults() -> None:
-    """Set each of `DEFAULTS` that the environment does not set already, and Keras's backend."""
-    os.environ[_BACKEND] = "tensorflow"
+def own_process() -> None:
+    """Set the environment of a process that is this program's own, for it and those it starts.
+
+    Keras's backend and each of `DEFAULTS` that is not set are set; settings that are meant for
+    other programs are undone. Call it before TensorFlow, Keras and Matplotlib are imported.
+    """
+    global _is_own
+    _is_own = True
+    os.environ.update(_OURS)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-
-
-def keep_others_out() -> None:
-    """Keep settings that are meant for other programs out of this process and those it starts.
-
-    For a process that is ours alone: the command line's. It must come before Keras and Matplotlib
-    are imported.
-    """
-    os.environ.update(_OURS)
     for name in _OTHERS:
         os.environ.pop(name, None)
-    if sys.warnoptions:  # as Python has it without any
+    if sys.warnoptions:  # restore Python's default filters
         sys.warnoptions.clear()
         warnings.resetwarnings()
         for category in (
@@ -92,17 +97,32 @@ def keep_others_out() -> None:
             warnings.simplefilter("ignore", category)
 
 
+def require_tensorflow_backend() -> None:
+    """Refuse an environment in which Keras would compute with something else.
+
+    Raises:
+        ConfigError: KERAS_BACKEND names another backend.
+    """
+    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if backend != "tensorflow":
+        raise ConfigError(
+            f"Expected KERAS_BACKEND to be tensorflow, with which trials are trained, got "
+            f"{backend!r}. Set it before Keras is imported."
+        )
+
+
 def settings() -> dict[str, str | None]:
-    """What the environment says, by the variable's name; None where it says nothing."""
-    names = (_BACKEND, *DEFAULTS, THREADS_VARIABLE, COMPILE_VARIABLE)
-    return {name: os.environ.get(name) for name in names}
+    """Return the variables that workers train with, by name; None for one that is not set."""
+    names = ("KERAS_BACKEND", *DEFAULTS, THREADS_VARIABLE, COMPILE_VARIABLE)
+    ours = {**DEFAULTS, **os.environ, **_OURS}
+    return {name: ours.get(name) for name in names}
 
 
 def threads_of(workers: int) -> int:
-    """Threads of each of so many workers.
+    """Return the number of threads for each of `workers` worker processes.
 
     Raises:
-        ConfigError: the environment names no number of threads.
+        ConfigError: FMNIST_THREADS is not a number of threads.
     """
     text = os.environ.get(THREADS_VARIABLE)
     if not text:
@@ -115,10 +135,10 @@ def threads_of(workers: int) -> int:
 
 
 def asked_to_compile() -> bool | None:
-    """Whether XLA is asked to compile the training step; None if nothing is asked.
+    """Return whether FMNIST_JIT_COMPILE makes XLA compile the training step, None if not set.
 
     Raises:
-        ConfigError: the environment says neither yes nor no.
+        ConfigError: the value is neither 0 nor 1.
     """
     text = os.environ.get(COMPILE_VARIABLE)
     if text not in (None, "", "0", "1"):
@@ -127,87 +147,86 @@ def asked_to_compile() -> bool | None:
 
 
 def jit_compile() -> bool | None:
-    """Whether XLA is to compile the training step; None to find out what is faster."""
+    """Return whether XLA compiles the training step; None if both ways have to be timed."""
     asked = asked_to_compile()
     return asked if asked is not None or has_gpu() else False
 
 
 def has_gpu() -> bool:
-    """Whether TensorFlow, once it is loaded, computes on a GPU."""
-    import tensorflow as tf
-
+    """Return whether TensorFlow computes on a GPU; it loads TensorFlow."""
+    tf = import_tensorflow()
     return bool(tf.config.list_logical_devices("GPU"))
 
 
-def import_tensorflow() -> None:
-    """Import TensorFlow without its start-up notices, and begin nothing with it.
+def import_tensorflow() -> Any:
+    """Import TensorFlow without its start-up messages, start nothing, and return the module.
 
-    TensorFlow 2.21 writes the notices straight to the process's standard error before its
-    own log level takes effect, through the middle of our progress display. They are shown
-    only if the import fails.
+    TensorFlow 2.21 writes the messages directly to the process's standard error, before its own log
+    level takes effect, and so through our progress display. They are shown only if the import
+    fails.
     """
-    with _native_stderr_held_back():
+    is_there = "tensorflow" in sys.modules
+    with contextlib.nullcontext() if is_there else _native_stderr_held_back():
         import tensorflow as tf
-    tf.get_logger().setLevel("ERROR")
+    return tf
 
 
-def load_tensorflow(threads: int | None = None, worker: int = 0) -> None:
-    """Import TensorFlow and make it ready to compute, without its start-up notices.
+def load_tensorflow(threads: int | None = None, worker: int | None = None) -> None:
+    """Import TensorFlow and have it find its devices, without its start-up messages.
 
     Args:
-        threads: for the training of one process: so many operations at once, each on one
-            thread, which `step` makes use of. None leaves it to TensorFlow, which splits each
-            operation up for all cores.
-        worker: number of the process among those that train at once, 0 for the first; each
-            gets one of the GPUs, if there are any.
+        threads: for a training in this process: so many operations run at once, each on one thread,
+            as the training step needs it. None keeps TensorFlow's default, which splits each
+            operation over all cores.
+        worker: number of this process among those that train at once, from 0; each gets one of the
+            GPUs, if there are any. None leaves all of them to this process.
     """
-    import_tensorflow()
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     with _native_stderr_held_back():
         if threads is not None:
             tf.config.threading.set_intra_op_parallelism_threads(1)
             tf.config.threading.set_inter_op_parallelism_threads(threads)
         gpus = tf.config.list_physical_devices("GPU")
-        if gpus:
+        if gpus and worker is not None:
             tf.config.set_visible_devices([gpus[worker % len(gpus)]], "GPU")
         tf.config.list_logical_devices()
 
 
 def prepare_process(threads: int, worker: int, modules: Sequence[str]) -> None:
-    """Make a process that is there for it ready to train, or to ask a model.
+    """Prepare a worker process for training or prediction.
 
     Args:
-        threads: for the training; see `load_tensorflow`.
+        threads: number of threads; see `load_tensorflow`.
         worker: number of the process; see `load_tensorflow`.
-        modules: what else to import, so that the first task begins at once.
+        modules: other modules to import now, so that the first task starts at once.
     """
-    gc.disable()  # until all is imported: none of it is garbage
+    own_process()
+    gc.disable()  # during the imports nothing becomes garbage
+    import_tensorflow().get_logger().setLevel("ERROR")
     load_tensorflow(threads, worker)
     for module in modules:
         importlib.import_module(module)
-    # What is loaded by now stays; looking for garbage in it would take a third of a second a trial.
+    # What is loaded now stays; searching it for garbage would take a third of a second a trial.
     gc.freeze()
     gc.enable()
 
 
 def shards() -> int:
-    """Parts of a batch that a training in this process computes at once; one on a GPU."""
+    """Return the number of shards of a batch that this process computes at once; 1 on a GPU."""
     return 1 if has_gpu() else threads()
 
 
 def threads() -> int:
-    """Threads that a training in this process may use, once TensorFlow is loaded."""
-    import tensorflow as tf
-
+    """Return the number of threads of a training in this process; it loads TensorFlow."""
+    tf = import_tensorflow()
     return tf.config.threading.get_inter_op_parallelism_threads() or machine.cores()
 
 
 def temporary_folder() -> str:
-    """The folder for temporary files.
+    """Return the folder for temporary files.
 
     Raises:
-        OutputError: none can be written.
+        OutputError: no such folder is writable.
     """
     try:
         return tempfile.gettempdir()
@@ -217,8 +236,11 @@ def temporary_folder() -> str:
         ) from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def _native_stderr_held_back() -> Iterator[None]:
+    if not _is_own:  # in another's program, other threads may be writing there
+        yield
+        return
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile(dir=temporary_folder()) as held_back:
@@ -232,3 +254,19 @@ def _native_stderr_held_back() -> Iterator[None]:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+
+
+def store_patience() -> float:
+    """Return for how many seconds to wait, after training, for a store that does not answer.
+
+    Raises:
+        ConfigError: FMNIST_STORE_PATIENCE is not a number of seconds.
+    """
+    text = os.environ.get(STORE_PATIENCE_VARIABLE, str(_STORE_PATIENCE_SECONDS))
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+        if 0 <= seconds < math.inf:
+            return seconds
+    raise ConfigError(
+        f"Expected {STORE_PATIENCE_VARIABLE} to be a number of seconds, got {text!r}."
+    )

@@ -1,6 +1,8 @@
 """Fixtures that several tests share: the real images, a real store, the command line."""
 
 import contextlib
+import fcntl
+import functools
 import os
 import shutil
 import sqlite3
@@ -8,21 +10,26 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from fmnist_tracking import runtime
 from fmnist_tracking.cli import main
 from fmnist_tracking.config import CLASS_NAMES, SplitConfig, TrainingConfig
 from fmnist_tracking.data import Dataset, DataSplit, idx, load_dataset, split_dataset
-from fmnist_tracking.evaluation import evaluate
+from fmnist_tracking.metrics import evaluate
 from fmnist_tracking.results import Evaluation
 from fmnist_tracking.tracking import Store, open_store
 
 # Their asserts say what they compared, as those of a test do.
 pytest.register_assert_rewrite("processes", "searches", "servers")
+
+# Tests train in their own process, as workers do in theirs.
+runtime.own_process()
 
 SMALL = TrainingConfig(filters=4, strides=2, hidden_units=8, epochs=2)
 SMALL_SPLIT = SplitConfig(limit=600)
@@ -38,9 +45,31 @@ hypothesis.settings.load_profile("untimed")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+class SharingScheduler(LoadScopeScheduling):  # type: ignore[misc]
+    """Shares the tests out one by one, but those of a module that sets up something for all.
+
+    `--dist loadgroup` is to do so by marks, which pytest 9.2 with pytest-xdist 3.8 does not heed.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _scope_of(nodeid)
+
+
+@functools.cache
+def _scope_of(nodeid: str) -> str:
+    module = nodeid.partition("::")[0]
+    sets_up = 'scope="' in (Path(__file__).parents[1] / module).read_text(encoding="utf-8")
+    return module if sets_up else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharingScheduler:
+    return SharingScheduler(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_tensorflow() -> None:
-    runtime.load_tensorflow()
+    if "tensorflow" in sys.modules:  # else no test of these computes here
+        runtime.load_tensorflow(worker=0)
 
 
 @pytest.fixture(scope="session")
@@ -61,13 +90,21 @@ def _clean_environment(
     monkeypatch.setenv("FMNIST_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("FMNIST_PROGRESS_SECONDS", "0")  # tests wait for lines
     monkeypatch.chdir(tmp_path)
+    with _what_a_process_sets_undone():
+        yield
+
+
+@contextlib.contextmanager
+def _what_a_process_sets_undone() -> Iterator[None]:
+    """What the program sets for a process that is its own is not for those of later tests."""
     kept = dict(os.environ)
-    yield
-    _use_the_usual_store()
-    # What the program sets for a process that is its own is not for those of later tests.
-    for name in os.environ.keys() - kept.keys():
-        del os.environ[name]
-    os.environ.update(kept)
+    try:
+        yield
+    finally:
+        _use_the_usual_store()
+        for name in os.environ.keys() - kept.keys():
+            del os.environ[name]
+        os.environ.update(kept)
 
 
 def _use_the_usual_store() -> None:
@@ -102,13 +139,21 @@ def evaluation() -> Evaluation:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of a new SQLite store, to be copied: MLflow takes a second to make its tables."""
-    folder = tmp_path_factory.mktemp("empty-store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        _use_the_usual_store()
-        with open_store(create=True):
-            pass
+    """The file of a new SQLite store, to be copied: MLflow takes a second to make its tables.
+
+    Processes that run tests at once share it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "empty-store"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "complete").exists():
+            patch.chdir(folder)
+            _use_the_usual_store()
+            with open_store(access="create"):
+                pass
+            (folder / "complete").touch()
     _use_the_usual_store()
     return folder / "mlflow.db"
 
@@ -121,7 +166,7 @@ def store(tmp_path: Path, empty_store: Path) -> Iterator[Store]:
         old, new = str(empty_store.parent), str(tmp_path)
         rows.execute("UPDATE experiments SET artifact_location = replace(artifact_location, ?, ?)",
                      (old, new))  # fmt: skip
-    with open_store(create=True) as opened:
+    with open_store(access="create") as opened:
         yield opened
 
 
@@ -181,6 +226,25 @@ class Call:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     return Call(monkeypatch, capsys)
+
+
+@pytest.fixture
+def called(call: Call) -> Run:
+    """The same as `command` in this process, for what a command does to the store and to files.
+
+    Its workers are processes of their own all the same; but what they are forked from, and what the
+    command itself imports, is loaded once for all tests.
+    """
+
+    def run(
+        *arguments: str, timeout: float = 180, **variables: str
+    ) -> "subprocess.CompletedProcess[str]":
+        with _what_a_process_sets_undone():
+            os.environ.update(variables)
+            status, out, err = call(*arguments)
+        return subprocess.CompletedProcess(arguments, status, out, err)
+
+    return run
 
 
 @pytest.fixture

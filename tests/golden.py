@@ -10,12 +10,18 @@ import sys
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
-from fmnist_tracking import fingerprint, runtime, training
-from fmnist_tracking.config import SplitConfig, TrainingConfig
-from fmnist_tracking.data import DataSplit, load_dataset, split_dataset
-from fmnist_tracking.model import build_model
+from fmnist_tracking import runtime
+
+runtime.own_process()  # before TensorFlow is imported
+
+import keras  # noqa: E402
+
+from fmnist_tracking import fingerprint  # noqa: E402
+from fmnist_tracking.config import SplitConfig, TrainingConfig  # noqa: E402
+from fmnist_tracking.data import DataSplit, load_dataset, split_dataset  # noqa: E402
+from fmnist_tracking.networks.coursework import build_model  # noqa: E402
+from fmnist_tracking.training import loop  # noqa: E402
 
 TINY = TrainingConfig(
     filters=2, hidden_units=6, batch_size=16, learning_rate=0.01, epochs=1, seed=16
@@ -28,14 +34,14 @@ SPLITS = (SplitConfig(limit=600), SplitConfig(limit=600, seed=3, protocol="cours
 
 def main() -> None:
     """Print the figures of this code, with these libraries."""
-    runtime.load_tensorflow(threads=1)
+    runtime.prepare_process(1, 0, [])
     dataset = load_dataset()
     real = split_dataset(dataset, SPLITS[0])
     figures = {
         "network": [_layers(config) for config in SHAPES],
         "initial weights": _numbers(build_weights(TINY)),
-        "one epoch on noise": _numbers(training.train(TINY, _noise())[1]),
-        "one epoch on real images": _numbers(training.train(TINY, real)[1]),
+        "one epoch on noise": _numbers(loop.train(TINY, _noise())[1]),
+        "one epoch on real images": _numbers(loop.train(TINY, real)[1]),
         "scores on real images": _numbers(_scores(TINY, real)),
         "split": [
             [part.images_sha256, part.labels_sha256, list(part.class_counts)]
@@ -48,7 +54,7 @@ def main() -> None:
 
 
 def build_weights(config: TrainingConfig) -> list[Any]:
-    tf.keras.utils.set_random_seed(config.seed)
+    keras.utils.set_random_seed(config.seed)
     return list(build_model(config).get_weights())
 
 
@@ -75,7 +81,7 @@ def _noise() -> DataSplit:
 
 
 def _scores(config: TrainingConfig, data: DataSplit) -> list[Any]:
-    result, _ = training.train(dataclasses.replace(config, epochs=3), data)
+    result, _ = loop.train(dataclasses.replace(config, epochs=3), data)
     return [np.array([[e.loss, e.accuracy, e.val_loss, e.val_accuracy] for e in result.epochs])]
 
 

@@ -1,8 +1,8 @@
 """The page of a report, and the files of one."""
 
-from fmnist_tracking.analysis import rank
 from fmnist_tracking.config import TrainingConfig
-from fmnist_tracking.report import Page, Picture
+from fmnist_tracking.leaderboard import rank
+from fmnist_tracking.reports.page import Page, Picture
 from fmnist_tracking.results import Evaluation
 from records import trial
 

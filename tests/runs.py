@@ -7,14 +7,14 @@ from fmnist_tracking import tracking
 from fmnist_tracking.config import SearchSpace, TrainingConfig
 from fmnist_tracking.environment import Code
 from fmnist_tracking.results import SearchResult
-from fmnist_tracking.tracking import DataFacts, Origin, SearchFacts, Store, TrialFacts
+from fmnist_tracking.tracking import DatasetInfo, Provenance, SearchInfo, Store, TrialInfo
 from records import training
 
-FACTS = DataFacts(sha256="d" * 64, name="Fashion-MNIST", source="somewhere")
+FACTS = DatasetInfo(sha256="d" * 64, name="Fashion-MNIST", source="somewhere")
 CODE = Code(version="1.2", sha256="c" * 64, commit="a" * 40, branch="main", dirty=True)
-ORIGIN = Origin(code=CODE, environment={"python": "CPython 3"})
+ORIGIN = Provenance(code=CODE, environment={"python": "CPython 3"})
 SPACE = SearchSpace(axes={"filters": (12, 36), "learning_rate": (0.01, 0.001)})
-SEARCH = SearchFacts(
+SEARCH = SearchInfo(
     name="a search",
     space=SPACE,
     base=SMALL,
@@ -23,7 +23,7 @@ SEARCH = SearchFacts(
     origin=ORIGIN,
     grid="9" * 64,
 )
-TRIAL = TrialFacts(
+TRIAL = TrialInfo(
     name="a trial",
     config=SMALL,
     split=SMALL_SPLIT,

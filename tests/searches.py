@@ -15,9 +15,9 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from fmnist_tracking.model import load_model
+from fmnist_tracking.networks.coursework import load_model
 from fmnist_tracking.tracking import open_store
-from fmnist_tracking.tracking.standing import EPOCH_METRICS
+from fmnist_tracking.tracking.resume import EPOCH_METRICS
 
 LIMIT = 6000
 EPOCHS = 8

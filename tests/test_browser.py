@@ -8,7 +8,7 @@ from playwright.sync_api import sync_playwright
 
 from browsers import NEEDS_CHROMIUM, launch_chromium
 from fmnist_tracking import plots
-from fmnist_tracking.report import Picture, render_html
+from fmnist_tracking.reports.page import Picture, render_html
 from fmnist_tracking.results import Evaluation
 from records import training
 from reports import page

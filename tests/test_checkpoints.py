@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_tracking import checkpoints
-from fmnist_tracking.checkpoints import Checkpoint
+from fmnist_tracking.training import checkpoints
+from fmnist_tracking.training.checkpoints import Checkpoint
 from records import epoch
 
 PRINT = "f" * 64

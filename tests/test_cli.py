@@ -9,12 +9,11 @@ import mlflow
 import pytest
 
 from conftest import Call
-from fmnist_tracking import environment
-from fmnist_tracking.cli import options, searching
+from fmnist_tracking import data, doctor, environment
+from fmnist_tracking.cli import options, search
 from fmnist_tracking.cli.commands import app
 from fmnist_tracking.config import COURSEWORK_GRID
 from fmnist_tracking.tracking import Store
-from fmnist_tracking.workflows import checks
 
 COMMANDS = [info.callback.__name__ for info in app.registered_commands if info.callback]
 
@@ -290,7 +289,7 @@ def test_doctor_tells_which_code_runs(call: Call, monkeypatch: pytest.MonkeyPatc
     def told(**facts: Any) -> str:
         found = environment.Code(version="1.2", sha256="c" * 64, **facts)
         monkeypatch.setattr(environment, "code", lambda: found)
-        return checks._code()
+        return doctor._code()
 
     commit = {"commit": "0123456789abcdef", "branch": "main"}
     assert told(**commit) == "1.2, Git commit 0123456789ab of main"
@@ -382,8 +381,8 @@ def test_under_mlflow_run_a_default_is_not_asked_for(
 
 
 def space_of(**given: object) -> object:
-    options: dict[str, object] = {"file": None, "texts": {}, "axes": [], "repeats": 1, "seed": 0}
-    return searching._space(**{**options, **given}).axes  # type: ignore[arg-type]
+    options: dict[str, object] = {"file": None, "texts": {}, "axes": []}
+    return search._space(**{**options, **given}).axes  # type: ignore[arg-type]
 
 
 def test_grid_from_the_options(tmp_path: Path) -> None:
@@ -398,7 +397,6 @@ def test_grid_from_the_options(tmp_path: Path) -> None:
         "seed": (1, 2),
         "learning_rate": (0.01,),
     }
-    assert space_of(repeats=3, seed=5) == {**COURSEWORK_GRID, "seed": (5, 6, 7)}
     file = tmp_path / "grid.yaml"
     file.write_text("dropout: [0.1, 0.2]\nfilters: 8\n")
     assert space_of(file=file, texts={"strides": "1"}) == {
@@ -423,6 +421,6 @@ def test_an_error_of_the_system_is_told_in_a_line(
     def fail(_: object) -> None:
         raise OSError(28, "No space left on device", "/tmp/file")
 
-    monkeypatch.setattr(checks, "data", fail)
+    monkeypatch.setattr(data, "load_dataset", fail)
     status, _, err = call("data")
     assert (status, err) == (1, "Error: No space left on device: /tmp/file.\n")

@@ -129,7 +129,7 @@ def test_with_axes_adds_and_replaces() -> None:
 
 @pytest.mark.parametrize("limit", [0, 59, 60_001])
 def test_limit_must_leave_room_for_every_class(limit: int) -> None:
-    with pytest.raises(ConfigError, match="Expected --limit to be from 60"):
+    with pytest.raises(ConfigError, match="Expected limit to be from 60"):
         SplitConfig(limit=limit)
 
 

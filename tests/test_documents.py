@@ -1,4 +1,4 @@
-"""MLproject, conda.yaml and the README say what the code does."""
+"""MLproject, conda.yaml, the README and the pages of docs/ say what the code does."""
 
 import inspect
 import itertools
@@ -14,11 +14,14 @@ from packaging.requirements import Requirement
 from typer.models import OptionInfo
 
 from fmnist_tracking.cli.commands import app
+from fmnist_tracking.config import FIELDS
 
 ROOT = Path(__file__).parent.parent
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
 ENTRIES = PROJECT["entry_points"]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 COMMANDS = {i.callback.__name__: i.callback for i in app.registered_commands if i.callback}
 # `mlflow run` decides the first two itself, standard output is for a person there, and MLproject
 # has no parameters that are given without a value.
@@ -97,41 +100,81 @@ def test_readme_names_every_command() -> None:
         assert f"fmnist-track {name}" in README, name
 
 
-def test_the_commands_of_the_readme_can_be_typed() -> None:
+def test_readme_is_one_page() -> None:
+    assert README.count("\n") < 200
+
+
+def found(pattern: str) -> list[tuple[str, str]]:
+    """What a pattern catches in each document, with the document's name."""
+    return [
+        (name, caught)
+        for name, text in TEXTS.items()
+        for caught in re.findall(pattern, text, re.MULTILINE)
+    ]
+
+
+def test_the_commands_of_the_documents_can_be_typed() -> None:
     known = {name: {spelled(o) for o in options(name).values()} for name in COMMANDS}
-    typed = re.findall(r"^(?:\$ )?fmnist-track (.+)$", README, re.MULTILINE)
-    assert len(typed) > 10
-    for line in typed:
+    typed = found(r"^(?: {4})?(?:\$ )?fmnist-track (.+)$")
+    assert len(typed) > 20
+    for name, line in [*typed, *found(r"`fmnist-track ([^`]+)`")]:
         words = shlex.split(line, comments=True)
-        if words[0] in ("--help", "--version"):
+        if words[0].startswith("--"):
             continue
         used = {word for word in words[1:] if word.startswith("--")}
-        assert used <= known[words[0]] | {"--help"}, line
+        assert used <= known[words[0]] | {"--help"}, f"{name}: {line}"
 
 
-def test_readme_s_mlflow_parameters_are_of_mlproject() -> None:
-    lines = re.findall(r"^(?:\$ )?mlflow run \. (.+)$", README, re.MULTILINE)
-    assert lines
-    for line in lines:
+def test_the_mlflow_parameters_of_the_documents_are_of_mlproject() -> None:
+    lines = found(r"^(?:\$ )?mlflow run \. (.+)$")
+    assert {name for name, _ in lines} >= {"README.md", "docs/index.md"}
+    for name, line in lines:
         words = shlex.split(line, comments=True)
         entry = words[words.index("-e") + 1]
         for flag, word in itertools.pairwise(words):
             if flag == "-P":
-                assert word.split("=")[0] in ENTRIES[entry]["parameters"], line
+                assert word.split("=")[0] in ENTRIES[entry]["parameters"], f"{name}: {line}"
 
 
-def test_readme_s_make_targets_exist() -> None:
+def test_the_make_targets_of_the_documents_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"`?\bmake ([a-z-]+)`?", README))
-    assert named
-    assert named <= targets
+    named = found(r"(?:`|^ {4})make ([a-z-]+)")
+    assert {name for name, _ in named} >= {"README.md", "CONTRIBUTING.md", "docs/index.md"}
+    assert {(name, target) for name, target in named if target not in targets} == set()
+
+
+def anchor(heading: str) -> str:
+    """What a heading is called in an address, by code hosts and by the site."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:
-    for document in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
-        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
-            if not link.startswith("http"):
-                assert (document.parent / link).exists(), f"{document.name}: {link}"
+    for page in [*PAGES, ROOT / "CHANGELOG.md"]:
+        for link, place in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+            if link.startswith("http"):
+                continue
+            target = page.parent / link if link else page
+            assert target.exists(), f"{page.name}: {link}"
+            if place:
+                headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+                assert place in map(anchor, headings), f"{page.name}: {link}#{place}"
+
+
+def test_the_settings_of_the_documents_are_the_code_s() -> None:
+    text = (ROOT / "docs" / "your-own-network.md").read_text()
+    table = text.split("## The ten settings")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| [^|]+ \| ([^|]+) \|$", table, re.MULTILINE)
+    expected = [(f.name, f"{f.default:g}", f.metadata["about"]) for f in FIELDS.values()]
+    assert rows == expected
+
+
+def test_every_layer_is_in_the_page_on_the_code() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    layers = re.findall(r'^    "([^"]+)",', pyproject.split("\nlayers = [")[1].split("]")[0], re.M)
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert "\n".join(f"    {layer}" for layer in layers if layer != "__main__") in page
+    for module in {m for layer in layers for m in layer.split(" | ")} - {"__main__"}:
+        assert re.search(rf"^\|.*`{module}`.*\|.*\|$", page, re.MULTILINE), module
 
 
 def test_the_tests_that_the_guarantees_name_are_there() -> None:

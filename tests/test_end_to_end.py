@@ -322,42 +322,42 @@ def test_artifacts_that_can_no_longer_be_kept(command: Run, tmp_path: Path, cach
     assert run.info.status == "FINISHED"
 
 
-def test_artifacts_that_cannot_be_kept_at_all(command: Run, tmp_path: Path) -> None:
+def test_artifacts_that_cannot_be_kept_at_all(called: Run, tmp_path: Path) -> None:
     (tmp_path / "mlruns").mkdir()
     (tmp_path / "mlruns" / "fashion-mnist").touch()  # where the folder of artifacts should be
-    done = command("search", *QUICK, "--filters", "4", "--strides", "2")
+    done = called("search", *QUICK, "--filters", "4", "--strides", "2")
     assert done.returncode == 1
     assert "Error: MLflow failed at " in done.stderr
     assert "Traceback" not in done.stderr
     assert "started" not in done.stderr  # nothing is trained that could not be kept
 
 
-def test_what_has_finished_is_reused(command: Run, tmp_path: Path) -> None:
+def test_what_has_finished_is_reused(called: Run, tmp_path: Path) -> None:
     small = ("search", *QUICK, "--strides", "2", "--kernel-sizes", "3", "--json")
-    first = json.loads(command(*small, "--filters", "4").stdout)
+    first = json.loads(called(*small, "--filters", "4").stdout)
     assert (first["finished"], first["reused"]) == (1, 0)
 
-    more = command(*small, "--filters", "4,8")
+    more = called(*small, "--filters", "4,8")
     second = json.loads(more.stdout)
     assert (second["finished"], second["reused"]) == (2, 1)
     assert [t["reused"] for t in second["trials"]] == [True, False]
     assert second["trials"][0]["run_id"] == first["trials"][0]["run_id"]
     assert "f4 k3 s2 is trained already" in more.stderr
-    assert json.loads(command("runs", "--run-id", "latest", "--json").stdout) == second
+    assert json.loads(called("runs", "--run-id", "latest", "--json").stdout) == second
     runs = runs_of(tmp_path)
     assert len(runs) == 2 + 2  # two searches, two trials
 
-    again = command(*small, "--filters", "4,8")
+    again = called(*small, "--filters", "4,8")
     assert "has finished all 2 points before" in again.stderr
     third = json.loads(again.stdout)
     assert (third["run_id"], third["reused"]) == (second["run_id"], 2)
     assert len(runs_of(tmp_path)) == len(runs)
 
-    fresh = json.loads(command(*small, "--filters", "4", "--fresh").stdout)
+    fresh = json.loads(called(*small, "--filters", "4", "--fresh").stdout)
     assert (fresh["finished"], fresh["reused"]) == (1, 0)
     assert fresh["run_id"] != first["run_id"]
     assert fresh["trials"][0]["val_accuracy"] == first["trials"][0]["val_accuracy"]
-    alone = command("train", *QUICK, "--filters", "4", "--strides", "2", "--json")
+    alone = called("train", *QUICK, "--filters", "4", "--strides", "2", "--json")
     assert "it is reused" in alone.stderr
     assert json.loads(alone.stdout)["run_id"] == fresh["trials"][0]["run_id"]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+import fmnist_tracking as ft
 from conftest import Run
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import open_store
-from fmnist_tracking.workflows import listing, promotion
 
 pytestmark = pytest.mark.slow
 
@@ -40,61 +40,61 @@ def remove_for_good(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def search(command: Run, *more: str) -> dict[str, object]:
-    done = command("search", *SMALL, "--json", *more)
+def search(called: Run, *more: str) -> dict[str, object]:
+    done = called("search", *SMALL, "--json", *more)
     assert done.returncode == 0, done.stderr
     result: dict[str, object] = json.loads(done.stdout)
     return result
 
 
-def planned(command: Run) -> list[str]:
-    done = command("search", *SMALL, "--dry-run", "--json")
+def planned(called: Run) -> list[str]:
+    done = called("search", *SMALL, "--dry-run", "--json")
     assert done.returncode == 0, done.stderr
     return sorted(point["state"] for point in json.loads(done.stdout)["points"])
 
 
 @pytest.mark.parametrize("for_good", [False, True])
 def test_a_deleted_trial_is_nobody_s_best_and_is_trained_again(
-    command: Run, tmp_path: Path, for_good: bool
+    called: Run, tmp_path: Path, for_good: bool
 ) -> None:
-    first = search(command)
+    first = search(called)
     best = first["best"]["run_id"]  # type: ignore[index]
     other = next(t["run_id"] for t in first["trials"] if t["run_id"] != best)  # type: ignore[attr-defined]
-    promotion.promote(best)
+    ft.promote(best)
     client = client_of(tmp_path)
     client.delete_run(best)
     if for_good:
         remove_for_good(tmp_path)
 
-    assert listing.best().run_id == other
-    (summary,) = listing.runs()
+    assert ft.load_trial().run_id == other
+    (summary,) = ft.list_runs()
     assert (summary.finished, summary.points) == (1, 2)
-    assert summary.val_accuracy == listing.best().val_accuracy
-    assert [t.run_id for t in listing.trials("latest").finished] == [other]
-    assert planned(command) == ["finished", "new"]
-    written = command("report", "--run-id", "latest", "--json")
+    assert summary.val_accuracy == ft.load_trial().val_accuracy
+    assert [t.run_id for t in ft.load_search("latest").finished] == [other]
+    assert planned(called) == ["finished", "new"]
+    written = called("report", "--run-id", "latest", "--json")
     assert written.returncode == 0, written.stderr
     assert json.loads(written.stdout)["trial_run_id"] == other
     with pytest.raises(TrackingError, match="There is no run" if for_good else "was deleted"):
-        promotion.promote(best)
-    forced = promotion.promote("latest", force=True)
+        ft.promote(best)
+    forced = ft.promote("latest", force=True)
     assert forced.champion.run_id == other
 
-    again = search(command)
+    again = search(called)
     assert (again["run_id"], again["finished"]) == (first["run_id"], 2)
     trained = {t["run_id"] for t in again["trials"]}  # type: ignore[attr-defined]
     assert other in trained
     assert best not in trained
     assert again["best"]["params"] == first["best"]["params"]  # type: ignore[index]
-    assert planned(command) == ["finished", "finished"]
-    assert "nothing is left to train" in command("search", *SMALL).stderr
+    assert planned(called) == ["finished", "finished"]
+    assert "nothing is left to train" in called("search", *SMALL).stderr
 
 
 @pytest.mark.parametrize("for_good", [False, True])
 def test_the_trials_of_a_search_that_is_gone_are_used_again(
-    command: Run, tmp_path: Path, for_good: bool
+    called: Run, tmp_path: Path, for_good: bool
 ) -> None:
-    first = search(command)
+    first = search(called)
     client = client_of(tmp_path)
     client.delete_run(str(first["run_id"]))
     trials = {t["run_id"] for t in first["trials"]}  # type: ignore[attr-defined]
@@ -114,31 +114,31 @@ def test_the_trials_of_a_search_that_is_gone_are_used_again(
     if for_good:
         remove_for_good(tmp_path)
     with pytest.raises(TrackingError, match="There is no search"):
-        listing.runs()
-    assert planned(command) == ["finished", "finished"]
-    assert [run_id for run_id, _ in listing.repair()] == [orphan]
-    again = search(command)
+        ft.list_runs()
+    assert planned(called) == ["finished", "finished"]
+    assert [run_id for run_id, _ in ft.repair_runs()] == [orphan]
+    again = search(called)
     assert again["run_id"] != first["run_id"]
     assert again["reused"] == 2
     assert {t["run_id"] for t in again["trials"]} == trials  # type: ignore[attr-defined]
     # Trials of another search, which are gone now, are missed too.
     client.delete_run(min(trials))
-    (summary,) = listing.runs()
+    (summary,) = ft.list_runs()
     assert (summary.finished, summary.points) == (1, 2)
-    assert planned(command) == ["finished", "new"]
-    assert search(command)["finished"] == 2
+    assert planned(called) == ["finished", "new"]
+    assert search(called)["finished"] == 2
 
 
-def test_models_and_versions_that_are_gone(command: Run, tmp_path: Path) -> None:
-    first = search(command)
+def test_models_and_versions_that_are_gone(called: Run, tmp_path: Path) -> None:
+    first = search(called)
     best = str(first["best"]["run_id"])  # type: ignore[index]
     client = client_of(tmp_path)
-    version = promotion.promote(best).champion
+    version = ft.promote(best).champion
     client.delete_model_version(version.name, version.version)
-    done = promotion.promote(best)
+    done = ft.promote(best)
     assert (done.changed, done.registered) == (True, True)
     client.delete_registered_model(version.name)
-    assert promotion.promote(best).registered
+    assert ft.promote(best).registered
     with open_store() as store:
         (model,) = [
             model
@@ -152,13 +152,13 @@ def test_models_and_versions_that_are_gone(command: Run, tmp_path: Path) -> None
     client.delete_registered_model(version.name)
     for reference in (best, "best"):
         with pytest.raises(TrackingError, match=r"has no file data/model\.keras at"):
-            promotion.promote(reference)
-    said = command("report", "--run-id", best).stderr
+            ft.promote(reference)
+    said = called("report", "--run-id", best).stderr
     assert "it was removed, or the place is not reached from here" in said
     file.write_bytes(kept)
     client.delete_logged_model(model.model_id)
     with pytest.raises(TrackingError, match="has no logged model"):
-        promotion.promote(best)
+        ft.promote(best)
     assert client.search_registered_models() == []
 
 
@@ -172,10 +172,10 @@ def test_experiments_that_are_gone_or_renamed(command: Run, tmp_path: Path) -> N
         assert done.returncode == 1
         assert "'fashion-mnist' was deleted" in done.stdout + done.stderr
     with pytest.raises(TrackingError, match="There is no search"):
-        listing.best()
+        ft.load_trial()
     client.restore_experiment(experiment)
     client.rename_experiment(experiment, "old")
-    assert listing.best().run_id == first["best"]["run_id"]  # type: ignore[index]
+    assert ft.load_trial().run_id == first["best"]["run_id"]  # type: ignore[index]
     assert planned(command) == ["new", "new"]
     assert command("search", *SMALL, "--dry-run", "--experiment", "old").returncode == 0
     client.delete_experiment(experiment)
@@ -184,9 +184,7 @@ def test_experiments_that_are_gone_or_renamed(command: Run, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("whose", ["trial", "search"])
-def test_a_run_that_is_deleted_while_it_is_written(
-    command: Run, tmp_path: Path, whose: str
-) -> None:
+def test_a_run_that_is_deleted_while_it_is_written(called: Run, tmp_path: Path, whose: str) -> None:
     longer = ("40" if value == "2" and SMALL[place - 1] == "--epochs" else value
               for place, value in enumerate(SMALL))  # fmt: skip
     arguments = [sys.executable, "-m", "fmnist_tracking", "search", *longer]
@@ -218,32 +216,32 @@ def test_a_run_that_is_deleted_while_it_is_written(
     else:
         assert f"mlflow runs restore --run-id {deleted}`, or leave it" in " ".join(said.split())
     assert "Traceback" not in said
-    again = command(*arguments[3:], "--json")
+    again = called(*arguments[3:], "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["finished"] == 2
     assert json.loads(again.stdout)["reused"] == (0 if whose == "trial" else 2)
 
 
 def test_what_a_fresh_search_misses_is_planned_as_it_is_trained(
-    command: Run, tmp_path: Path
+    called: Run, tmp_path: Path
 ) -> None:
-    search(command)
-    fresh = search(command, "--fresh")
+    search(called)
+    fresh = search(called, "--fresh")
     client_of(tmp_path).delete_run(fresh["best"]["run_id"])  # type: ignore[index]
-    assert planned(command) == ["finished", "new"]
-    again = search(command)
+    assert planned(called) == ["finished", "new"]
+    again = search(called)
     assert (again["run_id"], again["finished"], again["reused"]) == (fresh["run_id"], 2, 0)
 
 
-def test_a_grid_whose_search_cannot_be_read_is_searched_again(command: Run, tmp_path: Path) -> None:
-    first = search(command)
+def test_a_grid_whose_search_cannot_be_read_is_searched_again(called: Run, tmp_path: Path) -> None:
+    first = search(called)
     trials = {t["run_id"] for t in first["trials"]}  # type: ignore[attr-defined]
     client_of(tmp_path).log_param(str(first["run_id"]), "grid.padding", '["same", "valid"]')
-    assert planned(command) == ["finished", "finished"]
-    again = search(command)
+    assert planned(called) == ["finished", "finished"]
+    again = search(called)
     assert again["run_id"] != first["run_id"]
     assert (again["finished"], again["reused"]) == (2, 2)
     assert {t["run_id"] for t in again["trials"]} == trials  # type: ignore[attr-defined]
-    said = command("search", *SMALL).stderr
+    said = called("search", *SMALL).stderr
     assert "nothing is left to train" in said
     assert f"cannot read a run: {str(first['run_id'])[:8]} (its grid" in said

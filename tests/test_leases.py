@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fmnist_tracking.tracking import Lease, names
+from fmnist_tracking.tracking import Lease, schema
 
 
 def mine(**changes: object) -> Lease:
@@ -83,18 +83,18 @@ def test_another_machine_s_lease_is_live_until_it_is_silent(silent: float, live:
 
 def test_a_lease_is_read_back() -> None:
     lease = Lease.of_this_process()
-    assert Lease.read({names.LEASE: lease.text()}) == lease
+    assert Lease.read({schema.LEASE: lease.text()}) == lease
 
 
 @pytest.mark.parametrize(
     "tags",
     [
         {},
-        {names.LEASE: ""},
-        {names.LEASE: "no json"},
-        {names.LEASE: "[1]"},
-        {names.LEASE: json.dumps({"pid": 1})},
-        {names.LEASE: "[" * 8000},
+        {schema.LEASE: ""},
+        {schema.LEASE: "no json"},
+        {schema.LEASE: "[1]"},
+        {schema.LEASE: json.dumps({"pid": 1})},
+        {schema.LEASE: "[" * 8000},
     ],
     ids=lambda tags: str(tags)[:40],
 )
@@ -125,7 +125,7 @@ GOOD = dataclasses.asdict(Lease.of_this_process())
 @example({**GOOD, "pid": "x"})
 @example({**GOOD, "machine": "another", "beat": math.inf})
 def test_whatever_a_lease_says_it_is_judged(content: object) -> None:
-    lease = Lease.read({names.LEASE: json.dumps(content)})
+    lease = Lease.read({schema.LEASE: json.dumps(content)})
     if lease is not None:
         assert lease.is_live() in (True, False)
         assert lease.is_mine() in (True, False)
@@ -142,8 +142,8 @@ def test_whatever_a_lease_says_it_is_judged(content: object) -> None:
     ],
 )
 def test_a_lease_of_the_wrong_type_is_none(field: str, value: object) -> None:
-    assert Lease.read({names.LEASE: json.dumps({**GOOD, field: value})}) is None
-    assert Lease.read({names.LEASE: json.dumps({**GOOD, "beat": 7})}) is not None
+    assert Lease.read({schema.LEASE: json.dumps({**GOOD, field: value})}) is None
+    assert Lease.read({schema.LEASE: json.dumps({**GOOD, "beat": 7})}) is not None
 
 
 def test_a_lease_tells_who_holds_it() -> None:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from conftest import SMALL
 from fmnist_tracking.data import Dataset
-from fmnist_tracking.model import build_model, predict
-from fmnist_tracking.tracking import Store, names
+from fmnist_tracking.networks.coursework import build_model, predict
+from fmnist_tracking.tracking import Store, schema
 from fmnist_tracking.tracking.logged_model import MODEL_REQUIREMENTS, log_model
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +104,7 @@ def run_elsewhere(python: Path, code: str, logged: Logged, path: Path, backend: 
 def test_plain_keras_opens_it_without_tensorflow(logged: Logged, keras: str, backend: str) -> None:
     # Keras's NumPy backend asks JAX for its convolutions.
     python = in_fresh_environment("oldest" if keras == OLDEST else "newest", keras, "numpy", "jax")
-    run_elsewhere(python, LOADS, logged, logged.folder / names.KERAS_FILE, backend)
+    run_elsewhere(python, LOADS, logged, logged.folder / schema.KERAS_FILE, backend)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fmnist_tracking import machine
-from fmnist_tracking.workflows.session import best_workers
+from fmnist_tracking.grid_search.memory import best_workers
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from fmnist_tracking import fingerprint, tracking
 from fmnist_tracking.config import SearchSpace
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import (
-    OpenTrial,
-    Standing,
+    ResumeState,
     Store,
     TrackedRun,
+    UnfinishedTrial,
     UnreadableRun,
-    names,
     open_store,
+    schema,
 )
 from runs import (
     FACTS,
@@ -47,22 +47,22 @@ def good_search(store: Store) -> tuple[str, list[str]]:
 
 
 DAMAGES: dict[str, tuple[Damage, str]] = {
-    "no role": (lambda c, r: c.delete_tag(r, names.ROLE), "fmnist.role is missing"),
+    "no role": (lambda c, r: c.delete_tag(r, schema.ROLE), "fmnist.role is missing"),
     "another role": (
-        lambda c, r: c.set_tag(r, names.ROLE, "sweep"),
+        lambda c, r: c.set_tag(r, schema.ROLE, "sweep"),
         "fmnist.role is 'sweep', which is not known here",
     ),
-    "no data": (lambda c, r: c.delete_tag(r, names.DATA_SHA256), "data_sha256 is missing"),
-    "no protocol": (lambda c, r: c.delete_tag(r, names.PROTOCOL), "how its data was split"),
+    "no data": (lambda c, r: c.delete_tag(r, schema.DATA_SHA256), "data_sha256 is missing"),
+    "no protocol": (lambda c, r: c.delete_tag(r, schema.PROTOCOL), "how its data was split"),
 }
 TRIAL_DAMAGES: dict[str, tuple[Damage, str]] = {
     **DAMAGES,
     "a setting": (lambda c, r: c.log_param(r, "padding", "same"), "the setting 'padding'"),
-    "a protocol": (lambda c, r: c.set_tag(r, names.PROTOCOL, "k-fold"), "how its data was split"),
+    "a protocol": (lambda c, r: c.set_tag(r, schema.PROTOCOL, "k-fold"), "how its data was split"),
     "infinite": (lambda c, r: c.log_metric(r, "best_epoch", float("inf")), "no whole number"),
     "not a number": (lambda c, r: c.log_metric(r, "best_epoch", float("nan")), "no whole number"),
     "no score": (
-        lambda c, r: c.log_metric(r, names.BEST_VAL_ACCURACY, float("inf")),
+        lambda c, r: c.log_metric(r, schema.BEST_VAL_ACCURACY, float("inf")),
         "best_val_accuracy is no share",
     ),
 }
@@ -76,13 +76,13 @@ def test_a_trial_that_cannot_be_read_is_left_out(
     damage, why = TRIAL_DAMAGES[what]
     odd_point = "0" * 64
 
-    def standing_of(opened: Store, found: TrackedRun) -> Standing:
+    def standing_of(opened: Store, found: TrackedRun) -> ResumeState:
         points = {odd_point: odd_point}
-        return tracking.find_standing(opened, found.experiment_id, [found], points, reopen=True)
+        return tracking.find_resume_state(opened, found.experiment_id, [found], points, reopen=True)
 
     # Of the same search and point, finished, and better than all others.
     odd = start_trial(store, SPACE.points(SMALL)[0], search)
-    store.client.set_tag(odd, names.POINT, odd_point)
+    store.client.set_tag(odd, schema.POINT, odd_point)
     finish_quickly(store, odd, 0.99)
     damage(store.client, odd)
     caplog.clear()
@@ -93,7 +93,8 @@ def test_a_trial_that_cannot_be_read_is_left_out(
         assert tracking.best_trial(opened, found).run_id == trials[-1]
         assert tracking.find_run(opened, "best").run_id == trials[-1]
         assert len(tracking.read_search(opened, found).trials) == 4
-        assert tracking.find_training(opened, found.experiment_id, [odd_point]) == (None, None)
+        wanted = {odd_point: odd_point}
+        assert tracking.find_training(opened, found.experiment_id, wanted) == ResumeState()
         assert standing_of(opened, found).finished == {}
     (line,) = [r.getMessage() for r in caplog.records if "Left out" in r.getMessage()]
     assert odd[:8] in line
@@ -111,7 +112,7 @@ SEARCH_DAMAGES: dict[str, tuple[Damage, str]] = {
         "its grid",
     ),
     "a grid in a file that is gone": (
-        lambda c, r: c.log_param(r, "grid.dropout", f"see {names.AXES_FILE}"),
+        lambda c, r: c.log_param(r, "grid.dropout", f"see {schema.AXES_FILE}"),
         "its grid",
     ),
     "a value": (lambda c, r: c.log_param(r, "grid.dropout", '["a little"]'), "a little"),
@@ -123,17 +124,18 @@ def test_a_trial_that_was_cut_off_and_cannot_be_read_is_not_gone_on_with(store: 
     points = {point: point for point in ("0" * 64, "1" * 64)}
     odd, alone = start_trial(store, SMALL, search), start_trial(store, SMALL, parent=None)
     for run_id, point in zip((odd, alone), points, strict=True):
-        store.client.set_tag(run_id, names.POINT, point)
+        store.client.set_tag(run_id, schema.POINT, point)
         store.client.set_terminated(run_id, "KILLED")
     store.client.set_terminated(search, "KILLED")
 
-    def found() -> tuple[set[str], OpenTrial | None]:
+    def found() -> tuple[set[str], UnfinishedTrial | None]:
         run = tracking.find_run(store, search)
-        standing = tracking.find_standing(store, run.experiment_id, [run], points)
-        _, cut_off = tracking.find_training(store, run.experiment_id, ["1" * 64])
-        return {trial.run_id for trial in standing.open.values()}, cut_off
+        standing = tracking.find_resume_state(store, run.experiment_id, [run], points)
+        point = "1" * 64
+        training = tracking.find_training(store, run.experiment_id, {point: point})
+        return {trial.run_id for trial in standing.open.values()}, training.open.get(point)
 
-    assert found() == ({odd}, OpenTrial(run_id=alone, has_steps=False))
+    assert found() == ({odd}, UnfinishedTrial(run_id=alone, has_steps=False))
     with contextlib.closing(sqlite3.connect("mlflow.db")) as database, database:
         for run_id in (odd, alone):
             database.execute(
@@ -190,12 +192,12 @@ def test_a_parameter_that_a_person_added_costs_no_result(store: Store) -> None:
     search, trials = good_search(store)
     config = SPACE.points(SMALL)[0]
     point = fingerprint.of_point(config, SMALL_SPLIT, FACTS.sha256)
-    store.client.set_tag(trials[0], names.POINT, point)
+    store.client.set_tag(trials[0], schema.POINT, point)
     store.client.log_param(trials[0], "my_note", "looks good")
     found = tracking.find_run(store, search)
     assert len(tracking.read_search(store, found, summary=False).finished) == 4
     experiment = tracking.choose_experiment(store, "things")
-    standing = tracking.find_standing(store, experiment, [], {point: point})
+    standing = tracking.find_resume_state(store, experiment, [], {point: point})
     assert standing.finished[point].run_id == trials[0]
     assert store.left_out == {}
 
@@ -203,7 +205,7 @@ def test_a_parameter_that_a_person_added_costs_no_result(store: Store) -> None:
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"trials": [{}]}', '{"trials": 3}', "\x00"])
 def test_a_summary_that_cannot_be_read_is_made_up_for(store: Store, content: str) -> None:
     search, trials = good_search(store)
-    store.client.log_text(search, content, names.SEARCH_FILE)
+    store.client.log_text(search, content, schema.SEARCH_FILE)
     result = search_result(store, search)
     assert sorted(t.run_id for t in result.finished) == sorted(trials)
 
@@ -236,9 +238,9 @@ def test_a_search_that_names_no_best_trial_is_read_by_its_trials(
 ) -> None:
     search, trials = good_search(store)
     if named is None:
-        store.client.delete_tag(search, names.BEST_RUN)
+        store.client.delete_tag(search, schema.BEST_RUN)
     else:
-        store.client.set_tag(search, names.BEST_RUN, named)
+        store.client.set_tag(search, schema.BEST_RUN, named)
     with open_store() as opened:
         (summary,) = tracking.list_runs(opened)
         assert (summary.run_id, summary.finished, summary.val_accuracy) == (search, 4, 0.8)
@@ -249,8 +251,8 @@ def test_a_search_that_names_no_best_trial_is_read_by_its_trials(
 @pytest.mark.parametrize("listed", ["it's", "", "a b", "\\"])
 def test_a_list_of_reused_trials_that_names_no_runs_stops_nobody(store: Store, listed: str) -> None:
     search, trials = good_search(store)
-    store.client.set_tag(search, names.REUSED, "1")
-    store.client.log_text(search, json.dumps([listed]), names.REUSED_FILE)
+    store.client.set_tag(search, schema.REUSED, "1")
+    store.client.log_text(search, json.dumps([listed]), schema.REUSED_FILE)
     with open_store() as opened:
         (summary,) = tracking.list_runs(opened)
         assert (summary.run_id, summary.finished) == (search, 4)
@@ -267,11 +269,10 @@ def test_what_the_release_before_trained_is_found_again(store: Store) -> None:
     facts = dataclasses.replace(TRIAL, config=config, fingerprint=old, parent=None)
     trial = tracking.start_trial(store, experiment, facts)
     finish_quickly(store, trial, 0.7)
-    standing = tracking.find_standing(store, experiment, [], keys.points)
+    standing = tracking.find_resume_state(store, experiment, [], keys.points)
     assert standing.finished[keys.today[0]].run_id == trial
-    found, _ = tracking.find_training(store, experiment, keys.points)
-    assert found is not None
-    assert found.run_id == trial
+    found = tracking.find_training(store, experiment, keys.points)
+    assert found.finished[keys.today[0]].run_id == trial
     search = start_search(store, grid=fingerprint.of_search([old]))
     (known,) = tracking.find_searches(store, experiment, keys.grids)
     assert known.run_id == search
@@ -304,7 +305,7 @@ def test_what_the_release_before_trained_is_asked_for_all_at_once(
     assert known.run_id == search
     assert len(asked) == 2  # by today's key, and by all older ones
     asked.clear()
-    standing = tracking.find_standing(store, experiment, [], keys.points)
+    standing = tracking.find_resume_state(store, experiment, [], keys.points)
     assert {point: trial.run_id for point, trial in standing.finished.items()} == trials
     # Whether there is any trial, each point by today's key, and all by the older ones.
     assert len(asked) == 1 + len(space) + 1

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fmnist_tracking import plots
-from fmnist_tracking.analysis import Effect
 from fmnist_tracking.config import CLASS_NAMES
 from fmnist_tracking.data import DataSplit
-from fmnist_tracking.evaluation import evaluate
+from fmnist_tracking.leaderboard import Effect
+from fmnist_tracking.metrics import evaluate
 from records import training
 
 
@@ -153,13 +153,15 @@ def test_predictions_are_green_and_ticked_or_red_and_corrected(split: DataSplit)
     labels = np.array([0, 6], dtype=np.uint8)
     probabilities = np.full((2, 10), 0.02, np.float32)
     probabilities[:, 0] = 0.82
-    figure = plots.predictions(split.train_images[:2], labels, probabilities, CLASS_NAMES, "P")
+    figure = plots.predictions(
+        split.train_images[:2], labels, probabilities, CLASS_NAMES, "validation", "P"
+    )
     right, wrong = (axes for axes in figure.axes if axes.get_visible())
     assert right.get_title() == "✓ Top (82%)"
     assert wrong.get_title() == "✗ Top (82%)\ntrue: Shirt"
     assert right.title.get_color() == plots.GREEN
     assert wrong.title.get_color() == plots.RED
-    assert title(figure) == "P\n1 of these 2 test images classified rightly"
+    assert title(figure) == "P\n1 of these 2 validation images classified rightly"
 
 
 def test_confusion_matrix_shows_the_counts() -> None:

@@ -9,14 +9,14 @@ from rich.console import Console
 
 from fmnist_tracking.config import SearchSpace, TrainingConfig
 from fmnist_tracking.errors import ConfigError
-from fmnist_tracking.events import (
+from fmnist_tracking.grid_search.messages import (
     EpochEnded,
     TrialEnded,
     TrialReused,
     TrialStarted,
     WorkerLost,
 )
-from fmnist_tracking.progress import INTERVAL_VARIABLE, Progress
+from fmnist_tracking.grid_search.progress import INTERVAL_VARIABLE, Progress
 from fmnist_tracking.results import EpochMetrics
 from records import epoch
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from conftest import Run
 from fmnist_tracking.data import Dataset
-from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking import schema
 from servers import free_port
 
 # Root, but held to what the modes of files say, as every other user is.
@@ -32,9 +32,9 @@ pytestmark = [
 
 
 @pytest.fixture
-def shared(command: Run, tmp_path: Path) -> Path:
+def shared(called: Run, tmp_path: Path) -> Path:
     """A folder with a store of one trained trial, none of which may be written."""
-    searched = command("search", *SMALL)
+    searched = called("search", *SMALL)
     assert searched.returncode == 0, searched.stderr
     runs = tmp_path / "mlruns"
     for entry in (tmp_path / "mlflow.db", runs, *runs.rglob("*")):
@@ -143,7 +143,7 @@ def test_files_that_may_not_be_written_do_not_hide_that_test_images_were_opened(
     assert reported.returncode == 0, reported.stderr
     content = json.loads(reported.stdout)
     assert not content["kept"]
-    opened = {run_id for run_id, name in tags(shared) - before if name == names.TEST_OPENED}
+    opened = {run_id for run_id, name in tags(shared) - before if name == schema.TEST_OPENED}
     assert opened == {content["run_id"], content["trial_run_id"]}
     (told,) = (line for line in reported.stderr.splitlines() if "not kept" in line)
     assert f"Permission denied: {shared}/mlruns/" in told
@@ -159,7 +159,7 @@ def test_a_report_that_cannot_be_written_has_opened_the_test_images(
     reported = run("report", "latest", "--output-dir", str(small_disk))
     assert reported.returncode == 1
     assert "No space left on device" in reported.stderr
-    assert len({r for r, name in tags(shared) - before if name == names.TEST_OPENED}) == 2
+    assert len({r for r, name in tags(shared) - before if name == schema.TEST_OPENED}) == 2
 
 
 def tags(folder: Path) -> set[tuple[str, str]]:

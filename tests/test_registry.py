@@ -16,13 +16,13 @@ from mlflow.exceptions import MlflowException
 
 from conftest import SMALL, SMALL_SPLIT, Call
 from fmnist_tracking import tracking
-from fmnist_tracking.cli.using import say_how_to_serve
+from fmnist_tracking.cli.models import say_how_to_serve
 from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, PromotionError, TrackingError
-from fmnist_tracking.model import build_model, predict
-from fmnist_tracking.tracking import DataFacts, Store, names
-from fmnist_tracking.workflows.promotion import promote
+from fmnist_tracking.networks.coursework import build_model, predict
+from fmnist_tracking.promotion import promote
+from fmnist_tracking.tracking import DatasetInfo, Store, schema
 from imports import loaded_by
 from records import training
 from runs import FACTS, SPACE, TRIAL, start_search
@@ -156,7 +156,7 @@ def _locked(*_: object) -> None:
     ("changes", "words"),
     [
         (
-            {"data": DataFacts(sha256="e" * 64, name="not Fashion-MNIST", source="x")},
+            {"data": DatasetInfo(sha256="e" * 64, name="not Fashion-MNIST", source="x")},
             "data eeeeeeeeeeee… against dddddddddddd…",
         ),
         ({"split": SplitConfig(limit=700)}, "limit 700 against 600"),
@@ -251,7 +251,7 @@ def test_what_has_no_model_cannot_be_promoted(finished: Trials, store: Store) ->
 
 @pytest.mark.parametrize("name", ["", " ", "a/b", "a:b", "a@champion", "x" * 300])
 def test_a_name_that_cannot_be(name: str, store: Store) -> None:
-    with pytest.raises(ConfigError, match="Expected --name to be the name of a registered model"):
+    with pytest.raises(ConfigError, match="Expected name to be the name of a registered model"):
         promote("latest", name=name)
 
 
@@ -262,7 +262,7 @@ def test_a_model_that_diverged_cannot_be_promoted(
 ) -> None:
     run_id = finished(0.1)
     if is_tagged:
-        store.client.set_tag(run_id, names.DIVERGED, "3")  # its best epoch was before
+        store.client.set_tag(run_id, schema.DIVERGED, "3")  # its best epoch was before
     else:  # a run of an earlier version
         store.client.log_metric(run_id, "best_val_loss", float("nan"))
     with pytest.raises(TrackingError, match=rf"training of trial {run_id[:8]} diverged"):
@@ -279,7 +279,7 @@ def test_a_name_with_a_quote(finished: Trials, store: Store) -> None:
 
 def test_nothing_of_a_run_becomes_markup(finished: Trials, store: Store) -> None:
     hostile = "<b>x</b> | [y](z) `w`\n# h"
-    data = DataFacts(sha256="d" * 64, name=hostile, source="x")
+    data = DatasetInfo(sha256="d" * 64, name=hostile, source="x")
     promote(finished(0.8, name=hostile, data=data))
     text = str(store.client.get_model_version(NAME, "1").description)
     assert "<b>" not in text.replace("\\<", "")

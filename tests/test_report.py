@@ -5,10 +5,10 @@ from html.parser import HTMLParser
 import numpy as np
 from sklearn.metrics import classification_report
 
-from fmnist_tracking.analysis import rank
 from fmnist_tracking.config import CLASS_NAMES, TrainingConfig
-from fmnist_tracking.evaluation import evaluate
-from fmnist_tracking.report import Picture, classification_table, render_html
+from fmnist_tracking.leaderboard import rank
+from fmnist_tracking.metrics import evaluate
+from fmnist_tracking.reports.page import Picture, classification_table, render_html
 from fmnist_tracking.results import Evaluation
 from records import trial
 from reports import page

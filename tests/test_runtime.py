@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from conftest import SMALL, TINY, Run
-from fmnist_tracking import machine, runtime, step, training
+from fmnist_tracking import machine, runtime
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError
-from fmnist_tracking.training import train
+from fmnist_tracking.training import coursework_step
+from fmnist_tracking.training.loop import CheckpointPlace, train
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,9 +57,11 @@ def test_on_a_gpu_what_is_faster_is_found_out(
     monkeypatch: pytest.MonkeyPatch, split: DataSplit
 ) -> None:
     tried: list[bool] = []
-    run_epoch = step.TrainingStep.run_epoch
+    run_epoch = coursework_step.TrainingStep.run_epoch
 
-    def watched(self: step.TrainingStep, *args: object, **kw: object) -> tuple[float, int]:
+    def watched(
+        self: coursework_step.TrainingStep, *args: object, **kw: object
+    ) -> tuple[float, int]:
         tried.append(self.compiled)
         return run_epoch(self, *args, **kw)  # type: ignore[arg-type]
 
@@ -66,7 +69,7 @@ def test_on_a_gpu_what_is_faster_is_found_out(
         patch.setattr(runtime, "has_gpu", lambda: True)
         assert runtime.jit_compile() is None
         assert runtime.shards() == 1
-        patch.setattr(step.TrainingStep, "run_epoch", watched)
+        patch.setattr(coursework_step.TrainingStep, "run_epoch", watched)
         result, weights = train(SMALL, split)
     assert tried[:4] == [False, False, True, True]
     assert set(tried[4:]) == {result.settings["jit_compile"]}
@@ -93,7 +96,7 @@ def test_a_result_says_what_it_was_computed_with(
 def test_a_training_goes_on_compiled_as_it_began(
     monkeypatch: pytest.MonkeyPatch, split: DataSplit, tmp_path: Path
 ) -> None:
-    place = training.CheckpointPlace(folder=tmp_path / "here", fingerprint="f" * 64)
+    place = CheckpointPlace(folder=tmp_path / "here", fingerprint="f" * 64)
     monkeypatch.setenv(runtime.COMPILE_VARIABLE, "1")
     train(dataclasses.replace(SMALL, epochs=1), split, place=place)
     monkeypatch.setenv(runtime.COMPILE_VARIABLE, "0")

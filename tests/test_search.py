@@ -1,214 +1,149 @@
-import math
-import random
-import threading
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+"""`search` and `train` as a person meets them: the next command, and MLflow's own runner."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import shlex
+import struct
+import subprocess
+import sys
+import termios
 from pathlib import Path
-from typing import Any
 
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conftest import TINY, Run
+from processes import PROGRAM, shell
 
-from fmnist_tracking import search
-from fmnist_tracking.config import SearchSpace, TrainingConfig, Value
-from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.results import Outcome
-from fmnist_tracking.search import GridOracle, explore
-
-SPACE = SearchSpace(axes={"filters": (12, 36, 48), "strides": (1, 2), "kernel_size": (3, 4)})
-FAILED = Outcome(error="it failed")
-
-grids = st.fixed_dictionaries(
-    {"filters": st.lists(st.integers(1, 64), min_size=1, max_size=4, unique=True)},
-    optional={
-        "dropout": st.lists(st.floats(0, 0.9), min_size=1, max_size=3, unique=True),
-        "seed": st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),
-    },
-)
+ROOT = Path(__file__).parent.parent
 
 
-def endless() -> "Future[None]":
-    """A store that never fails."""
-    return Future()
+def on_a_terminal(columns: int, *arguments: str) -> list[str]:
+    """The lines that a command leaves on a terminal of so many columns, escape sequences aside."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    words = [sys.executable, "-m", "fmnist_tracking", *arguments]
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    environment.pop("COLUMNS", None)
+    with subprocess.Popen(
+        words, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # how Linux tells the end
+            while part := os.read(ours, 4096):
+                said += part
+    os.close(ours)
+    assert process.returncode == 0, said
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode()).splitlines()
 
 
-def ended(outcome: Outcome) -> "Future[Outcome]":
-    future: Future[Outcome] = Future()
-    future.set_result(outcome)
-    return future
+def next_commands(said: str) -> list[list[str]]:
+    """The commands of the line that says what to do next."""
+    (line,) = (line for line in said.splitlines() if line.startswith("Next"))
+    words = shlex.split(line.partition(": ")[2])
+    place = words.index("or:")
+    return [words[:place], words[place + 1 :]]
 
 
-class World:
-    """Trials that end while the search waits: some at a time, in any order, well or not."""
-
-    def __init__(self, chance: random.Random, failing: float, finished: float) -> None:
-        self.chance, self.failing, self.finished = chance, failing, finished
-        self.points: list[dict[str, Value]] = []
-        self.open: list[Future[Outcome]] = []
-        self.open_at_waits: list[tuple[int, int]] = []
-
-    def outcome(self) -> Outcome:
-        if self.chance.random() < self.failing:
-            return FAILED
-        return Outcome(val_accuracy=self.chance.random(), best_epoch=1)
-
-    def run(self, values: Mapping[str, Value]) -> "Future[Outcome]":
-        self.points.append(dict(values))
-        if self.chance.random() < self.finished:
-            return ended(self.outcome())
-        self.open.append(Future())
-        return self.open[-1]
-
-    def wait(self, futures: Collection["Future[Any]"], return_when: str) -> Any:
-        """In place of `concurrent.futures.wait`, so that the order is not left to threads."""
-        self.open_at_waits.append((len(self.open), len(self.points)))
-        assert {*self.open} <= {*futures}
-        done = self.chance.sample(self.open, self.chance.randint(1, len(self.open)))
-        for future in done:
-            future.set_result(self.outcome())
-        self.open = [future for future in self.open if not future.done()]
-        return set(done), {*futures} - {*done}
+def test_what_is_said_to_do_next_can_be_done(called: Run, real_copy: Path, tmp_path: Path) -> None:
+    data = tmp_path / "my data"
+    real_copy.rename(data)
+    uri = f"sqlite:///{tmp_path}/other.db"
+    arguments = ("--tracking-uri", uri, "--experiment", "it's mine", "--data-dir", "my data")
+    for name, kernel in (("search", "--kernel-sizes"), ("train", "--kernel-size")):
+        done = called(name, *TINY, kernel, "3", *arguments)
+        assert done.returncode == 0, done.stderr
+        report, page = next_commands(done.stderr)
+        assert report[:2] == ["fmnist-track", "report"]
+        assert page == ["fmnist-track", "ui", "--tracking-uri", uri]
+        reported = called(*report[1:])
+        assert reported.returncode == 0, reported.stderr
+        assert (tmp_path / reported.stdout.strip()).exists()
+    assert not (tmp_path / "mlflow.db").exists()
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    axes=grids,
-    slots=st.integers(1, 6),
-    seed=st.integers(0, 2**16),
-    failing=st.floats(0, 1),
-    finished=st.one_of(st.just(0.0), st.floats(0, 1)),
-)
-def test_every_point_once_in_any_order_of_finishing(
-    axes: dict[str, list[float]], slots: int, seed: int, failing: float, finished: float
-) -> None:
-    space = SearchSpace(axes={name: tuple(values) for name, values in axes.items()})
-    world = World(random.Random(seed), failing, finished)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "wait", world.wait)
-        explore(space, world.run, slots, endless())
-    handed_out = {tuple(point[axis] for axis in space.axes) for point in world.points}
-    assert len(handed_out) == len(world.points) == math.prod(map(len, axes.values()))
-    assert handed_out == {
-        tuple(getattr(p, axis) for axis in space.axes) for p in space.points(TrainingConfig())
+def test_the_next_command_is_called_as_this_one_was() -> None:
+    """Where the environment is not activated, its own folder leads to the program."""
+    program = os.path.relpath(Path(sys.executable).with_name("fmnist-track"))
+    done = shell(shlex.join([program, "train", *TINY]))
+    assert done.returncode == 0, done.stderr
+    report, page = next_commands(done.stderr)
+    assert [report[0], page[0]] == [program, program]
+    bare = shell(shlex.join(report), PATH="/usr/bin:/bin")
+    assert bare.returncode == 0, bare.stderr
+
+
+def test_the_latest_search_is_the_one_whose_command_was_given_last(called: Run) -> None:
+    one, other = (("search", *TINY, "--kernel-sizes", size, "--json") for size in "34")
+    first, second = (json.loads(called(*words).stdout)["run_id"] for words in (one, other))
+    listed = json.loads(called("runs", "--json").stdout)
+    assert [run["run_id"] for run in listed] == [second, first]
+    again = called(*one)
+    assert "nothing is left to train" in again.stderr
+    listed = json.loads(called("runs", "--json").stdout)
+    assert [run["run_id"] for run in listed] == [first, second]
+    shown = json.loads(called("runs", "latest", "--json").stdout)
+    assert shown["run_id"] == first
+    assert json.loads(called("best", "--json").stdout)["run_id"] == shown["best"]["run_id"]
+
+
+def test_a_search_leaves_no_temporary_file(command: Run, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    done = command("search", *TINY, "--kernel-sizes", "3", TMPDIR=str(temporary))
+    assert done.returncode == 0, done.stderr
+    assert list(temporary.iterdir()) == []
+
+
+def test_without_options_the_next_command_is_short(command: Run) -> None:
+    done = command("train", *TINY)
+    report, page = next_commands(done.stderr)
+    assert len(report) == 3
+    assert page == ["fmnist-track", "ui"]
+
+
+def test_the_table_at_the_end_fits_the_terminal(tmp_path: Path) -> None:
+    arguments = ("--kernel-sizes", "3", "--axis", "learning_rate=0.00123456789,0.00123456788")
+    for columns, words in ((60, ["search", *TINY, *arguments]), (45, ["runs", "latest"])):
+        lines = on_a_terminal(columns, *words)
+        start = next(n for n, line in enumerate(lines) if line.startswith("rank"))
+        end = next(n for n, line in enumerate(lines) if line.startswith("search "))
+        table = lines[start:end]
+        assert max(map(len, table)) <= columns
+        joined = "".join(" ".join(table).split())
+        assert "val.acc." in joined
+        for rate in ("0.00123456789", "0.00123456788"):
+            assert rate in joined.replace("FINISHED", ""), table
+
+
+def test_mlflow_run_passes_on_what_is_typed(tmp_path: Path) -> None:
+    typed = {
+        "epochs": "1.0",
+        "limit": "600.0",
+        "filters": "4,6.0",
+        "strides": "2",
+        "kernel_sizes": "3",
+        "hidden_units": "8",
+        "seed": "",
+        "axis": "dropout=0.0,0.5;batch_size=64",
     }
-    assert world.open == []
-    # It waits only when no slot is free or no point is left, and never has more than its slots.
-    for open_then, handed_out_then in world.open_at_waits:
-        assert open_then == slots or (open_then < slots and handed_out_then == len(space))
-
-
-def test_points_come_in_the_grid_s_order() -> None:
-    points: list[dict[str, Value]] = []
-
-    def run(values: Mapping[str, Value]) -> "Future[Outcome]":
-        points.append(dict(values))
-        return ended(Outcome(val_accuracy=0.5, best_epoch=1))
-
-    explore(SPACE, run, 1, endless())
-    expected = [
-        {"filters": p.filters, "strides": p.strides, "kernel_size": p.kernel_size}
-        for p in SPACE.points(TrainingConfig())
-    ]
-    assert points == expected
-
-
-def test_four_workers_are_kept_busy() -> None:
-    space = SearchSpace(axes={"filters": tuple(range(1, 41))})
-    four_at_once = threading.Barrier(4)
-    running, most = 0, 0
-
-    def work() -> Outcome:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        four_at_once.wait(timeout=20)
-        running -= 1
-        return Outcome(val_accuracy=0.5, best_epoch=1)
-
-    with ThreadPoolExecutor(8) as threads:
-        explore(space, lambda _: threads.submit(work), 4, endless())
-    assert not four_at_once.broken
-    assert most == 4
-
-
-def test_an_error_of_the_driver_in_a_trial_ends_the_search() -> None:
-    def run(values: Mapping[str, Value]) -> "Future[Outcome]":
-        future: Future[Outcome] = Future()
-        threading.Timer(0.1, future.set_exception, [ConnectionError("no driver")]).start()
-        return future
-
-    with pytest.raises(ConnectionError, match="no driver"):
-        explore(SPACE, run, 1, endless())
-
-
-@pytest.mark.parametrize("before", [True, False], ids=["failed before", "fails while it waits"])
-def test_a_store_that_fails_for_good_ends_the_search(before: bool) -> None:
-    stop = endless()
-    error = TrackingError("the store is gone")
-    started: list[Mapping[str, Value]] = []
-    timers: list[threading.Timer] = []
-
-    def after(seconds: float, act: Callable[..., None], value: object) -> None:
-        timers.append(threading.Timer(seconds, act, [value]))
-        timers[-1].start()
-
-    def run(values: Mapping[str, Value]) -> "Future[Outcome]":
-        started.append(values)
-        future: Future[Outcome] = Future()
-        after(20, future.set_result, FAILED)  # far too late
-        if len(started) == 2 and not before:
-            after(0.1, stop.set_exception, error)
-        return future
-
-    if before:
-        stop.set_exception(error)
-    try:
-        with pytest.raises(TrackingError, match="the store is gone"):
-            explore(SPACE, run, 2, stop)
-    finally:
-        for timer in timers:
-            timer.cancel()
-    assert len(started) == 2
-
-
-def test_many_failures_in_a_row_do_not_stop_the_search() -> None:
-    tried: list[Mapping[str, Value]] = []
-
-    def run(values: Mapping[str, Value]) -> "Future[Outcome]":
-        tried.append(values)
-        return ended(FAILED)
-
-    explore(SPACE, run, 1, endless())
-    assert len(tried) == len(SPACE)
-
-
-def test_the_oracle_writes_nothing(tmp_path: Path) -> None:
-    oracle = GridOracle(SPACE)
-    oracle.create_trial("slot")
-    assert list(tmp_path.iterdir()) == []  # the working folder
-
-
-def test_keras_tuner_is_told_that_a_trial_which_diverged_failed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    oracles: list[GridOracle] = []
-
-    class Seen(GridOracle):
-        def __init__(self, space: SearchSpace) -> None:
-            super().__init__(space)
-            oracles.append(self)
-
-    monkeypatch.setattr(search, "GridOracle", Seen)
-    space = SearchSpace(axes={"learning_rate": (0.001, 1.0)})
-
-    def run(values: Mapping[str, Value]) -> "Future[Outcome]":
-        diverged = values["learning_rate"] == 1
-        return ended(
-            Outcome(val_accuracy=0.9 if diverged else 0.5, best_epoch=1, diverged=diverged)
-        )
-
-    explore(space, run, 1, endless())
-    found = {t.hyperparameters.values["learning_rate"]: t for t in oracles[0].trials.values()}
-    assert (found[0.001].status, found[0.001].score) == ("COMPLETED", 0.5)
-    assert (found[1.0].status, found[1.0].score) == ("FAILED", None)
+    words = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local"]
+    for name, value in typed.items():
+        words += ["-P", f"{name}={value}"]
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+    }
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    listed = shell(f"{PROGRAM} runs --run-id latest").stdout.splitlines()
+    names = sorted(line.split(maxsplit=1)[1].split("  ")[0] for line in listed[1:-1])
+    assert names == [f"f{f} k3 s2 dropout={d}" for f in (4, 6) for d in ("0", "0.5")]
+    refused = subprocess.run(
+        [*words, "-P", "epoch=3"], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert refused.returncode != 0
+    assert "No such option: --epoch. Did you mean --epochs?" in refused.stderr

@@ -1,14 +1,12 @@
 """The same on a tracking server for several people: PostgreSQL, proxied artifacts, passwords.
 
-The server is the one that `server/start.py` starts.
+The server is the one that `server/compose.yaml` starts, without its containers.
 """
 
 import json
 import os
+import re
 import secrets
-import shutil
-import signal
-import stat
 import subprocess
 import sys
 import tempfile
@@ -22,12 +20,13 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+import yaml
 
-from conftest import CLEAN, Run
+import fmnist_tracking as ft
+from conftest import Run
 from fmnist_tracking.config import FIELDS, SplitConfig
 from fmnist_tracking.data import Dataset, split_dataset
 from fmnist_tracking.tracking import open_store
-from processes import processes_of, wait_for
 from reports import REPORT_FILES
 from searches import (
     EPOCHS,
@@ -39,32 +38,25 @@ from searches import (
     finish,
     outcome,
 )
-from servers import free_port
+from servers import COMPOSE, Composed, composed
 
 pytestmark = pytest.mark.service
 
-START = Path(__file__).parent.parent / "server" / "start.py"
-
 
 @dataclass(frozen=True, kw_only=True)
-class Server:
-    """A server that answers: where, to whom, and the folder that keeps everything."""
+class Server(Composed):
+    """A server that answers, and what the tests ask of it."""
 
-    address: str
-    user: str
-    password: str
-    state: Path
-
-    def variables(self, user: str = "", password: str = "") -> dict[str, str]:
+    def variables(self, user: str = "admin", password: str = "") -> dict[str, str]:
         return {
             "MLFLOW_TRACKING_URI": self.address,
-            "MLFLOW_TRACKING_USERNAME": user or self.user,
-            "MLFLOW_TRACKING_PASSWORD": password or self.password,
+            "MLFLOW_TRACKING_USERNAME": user,
+            "MLFLOW_TRACKING_PASSWORD": password or self.admin_password,
         }
 
     def ask(self, method: str, path: str, **content: str) -> None:
         """Call MLflow's own API as the administrator."""
-        word = b64encode(f"{self.user}:{self.password}".encode()).decode()
+        word = b64encode(f"admin:{self.admin_password}".encode()).decode()
         request = urllib.request.Request(
             f"{self.address}/api/2.0/mlflow/{path}",
             json.dumps(content).encode(),
@@ -79,60 +71,13 @@ class Server:
         return password
 
 
-def launch(state: Path, port: int) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        # One process, so that a new password counts at once.
-        [sys.executable, START, "--state", state, "--port", str(port), "--workers", "1"],
-        env={k: v for k, v in os.environ.items() if not k.startswith(CLEAN)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def first_words(process: "subprocess.Popen[str]") -> str:
-    """What a server says until it can be used, or has ended."""
-    assert process.stdout is not None
-    said = ""
-    for line in process.stdout:
-        said += line
-        if "Ctrl-C" in line:
-            break
-    return said
-
-
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     # Not a folder of pytest's: the user that PostgreSQL runs as, under root, may not enter those.
-    folder, port = Path(tempfile.mkdtemp(prefix="fmnist-server-")), free_port()
-    folder.chmod(0o711)
-    state = folder / "state"
-    process = launch(state, port)
-    try:
-        said = first_words(process)
-        if "PostgreSQL is not installed" in said and not os.environ.get("CI"):
-            pytest.skip(said.strip())
-        assert f"MLflow at http://127.0.0.1:{port}" in said, said
-        known = json.loads((state / "secrets.json").read_text())
-        assert known["password"] not in said
-        yield Server(
-            address=f"http://127.0.0.1:{port}",
-            user=known["username"],
-            password=known["password"],
-            state=state,
-        )
-        process.terminate()
-        assert "Stopped." in process.communicate(timeout=60)[0]
-        wait_for(lambda: not processes_of(process.pid), seconds=20)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(timeout=60)
-        if processes_of(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
-        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix="fmnist-server-") as folder:
+        Path(folder).chmod(0o711)
+        with composed(Path(folder)) as started:
+            yield Server(**vars(started))
 
 
 @pytest.fixture
@@ -156,7 +101,7 @@ def track(tmp_path: Path, cache: Path, server: Server) -> Run:
             text=True,
             timeout=180,
         )
-        assert server.password not in done.stdout + done.stderr
+        assert server.admin_password not in done.stdout + done.stderr
         return done
 
     return run
@@ -181,13 +126,21 @@ def searched(server: Server, tmp_path_factory: pytest.TempPathFactory, cache: Pa
         return Searched(place=place, result=result, outcome=outcome(place))
 
 
-def test_the_password_is_for_the_owner_alone(server: Server) -> None:
-    assert server.password not in ("password", "password1234", "admin")
-    assert len(server.password) >= 20
-    for name in ("secrets.json", "client.env", "auth.ini", "database.uri"):
-        assert stat.S_IMODE((server.state / name).stat().st_mode) == 0o600
-    for log in server.state.glob("*.log"):
-        assert server.password not in log.read_text()
+def test_no_secret_has_a_default_and_the_port_is_for_this_machine_alone() -> None:
+    plan = COMPOSE.read_text()
+    defaults = re.findall(r"\$\{(\w+):-", plan)
+    assert defaults == ["MLFLOW_ALLOWED_HOSTS"]
+    for name in set(re.findall(r"\$\{(\w+)", plan)) - set(defaults):
+        assert f"${{{name}:?" in plan  # Compose refuses to start without it
+    services = yaml.safe_load(plan)["services"].values()
+    ports = [port for service in services for port in service.get("ports", ())]
+    assert ports == ["127.0.0.1:5000:5000"]
+
+
+def test_no_secret_is_in_the_logs(server: Server) -> None:
+    for log in server.folder.glob("*.log"):
+        assert server.admin_password not in log.read_text()
+        assert server.database_password not in log.read_text()
 
 
 @pytest.mark.usefixtures("as_admin")
@@ -213,10 +166,10 @@ def test_a_search_is_recorded_whole(server: Server, searched: Searched, dataset:
             assert accuracy == trial.data.metrics["best_val_accuracy"]
             written += json.dumps(trial.to_dictionary())
         written += json.dumps(search.to_dictionary())
-    artifacts = [p for p in (server.state / "artifacts").rglob("*") if p.is_file()]
+    artifacts = [p for p in (server.folder / "artifacts").rglob("*") if p.is_file()]
     assert len(artifacts) > 10 * POINTS
-    assert server.password not in written
-    assert not any(server.password.encode() in p.read_bytes() for p in artifacts)
+    assert server.admin_password not in written
+    assert not any(server.admin_password.encode() in p.read_bytes() for p in artifacts)
 
 
 @pytest.mark.usefixtures("as_admin")
@@ -240,17 +193,15 @@ def test_what_was_searched_can_be_shown(
 
 
 def test_the_database_itself_can_be_read(server: Server, searched: Searched, track: Run) -> None:
-    uri = (server.state / "database.uri").read_text().strip()
-    (listed,) = json.loads(track("runs", "--tracking-uri", uri, "--json").stdout)
+    (listed,) = json.loads(track("runs", "--tracking-uri", server.database, "--json").stdout)
     assert listed["run_id"] == searched.result["run_id"]
-    best = json.loads(track("best", "--tracking-uri", uri, "--json").stdout)
+    best = json.loads(track("best", "--tracking-uri", server.database, "--json").stdout)
     assert best["run_id"] == searched.result["best"]["run_id"]
     # The artifacts are behind the server.
-    report = track("report", "--run-id", "latest", "--tracking-uri", uri)
+    report = track("report", "--run-id", "latest", "--tracking-uri", server.database)
     assert report.returncode == 1
     assert "which only a tracking server can reach" in report.stderr
-    password = json.loads((server.state / "secrets.json").read_text())["database_password"]
-    assert password not in report.stderr
+    assert server.database_password not in report.stderr
 
 
 @pytest.mark.usefixtures("as_admin")
@@ -291,7 +242,7 @@ def test_a_password_that_is_wrong_or_missing(server: Server, track: Run) -> None
 
 
 def test_a_password_in_the_address(server: Server, searched: Searched, track: Run) -> None:
-    uri = server.address.replace("//", f"//{server.user}:{server.password}@")
+    uri = server.address.replace("//", f"//admin:{server.admin_password}@")
     nothing = {"MLFLOW_TRACKING_USERNAME": "", "MLFLOW_TRACKING_PASSWORD": ""}
     run_id = searched.result["run_id"]
     done = track("runs", "--run-id", run_id, "--tracking-uri", uri, "--json", **nothing)
@@ -304,7 +255,7 @@ def test_no_permission(server: Server, searched: Searched, track: Run) -> None:
     done = track("train", "--limit", "600", "--epochs", "1", "--filters", "16", **own)
     assert done.returncode == 1
     assert "does not let the user 'eve' do this (403)" in done.stderr.splitlines()[-1]
-    assert "--experiment NAME" in done.stderr.splitlines()[-1]
+    assert "--experiment" in done.stderr.splitlines()[-1]
 
 
 def test_no_permission_for_a_registered_model(
@@ -318,7 +269,7 @@ def test_no_permission_for_a_registered_model(
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert "does not let the user 'joe' change the registered model 'fashion-mnist' (403)" in last
-    assert last.endswith("--name NAME.")
+    assert last.endswith("with --name.")
     # The trial is another's, and that does not matter.
     done = track("promote", "--run-id", other, "--name", "joe-s", **own)
     assert (done.returncode, done.stdout.split()[:2]) == (0, ["champion:", "joe-s"]), done.stderr
@@ -334,27 +285,23 @@ def test_a_password_that_is_changed_meanwhile(server: Server, tmp_path: Path, ca
     assert list(Path(place.state).rglob("checkpoint.npz"))  # to go on from, with the new one
 
 
-@pytest.mark.usefixtures("server")  # there is a PostgreSQL
-def test_a_crash_whose_lock_names_another_process() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="fmnist-server-"))
-    folder.chmod(0o711)
-    state = folder / "state"
-    lock = state / "postgres" / "postmaster.pid"
-    process = launch(state, free_port())
-    try:
-        assert "MLflow at" in first_words(process)
-        written = lock.read_text().splitlines()
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=30)
-        wait_for(lambda: not processes_of(process.pid), seconds=20)
-        # This very process has the number now.
-        lock.write_text("\n".join([str(os.getpid()), *written[1:]]) + "\n")
-        process = launch(state, free_port())
-        assert "MLflow at" in first_words(process)
-        process.terminate()
-        assert "Stopped." in process.communicate(timeout=60)[0]
-    finally:
-        if processes_of(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        shutil.rmtree(folder)
+def test_a_program_names_the_password_once(server: Server, tmp_path: Path) -> None:
+    host = server.address.partition("://")[2]
+    search = ft.search(
+        {"filters": [4]},
+        epochs=1,
+        limit=600,
+        strides=2,
+        hidden_units=8,
+        tracking_uri=f"http://admin:{server.admin_password}@{host}",
+        experiment="program",
+        echo=None,
+    )
+    assert search.best is not None
+    assert len(search.best.history()) == 1
+    assert ft.report(search, output_dir=tmp_path, echo=None).test_accuracy is not None
+    assert server.admin_password not in repr(search) + str(search.best) + repr(search.best)
+    for file in tmp_path.iterdir():
+        if file.is_file():
+            assert server.admin_password.encode() not in file.read_bytes()
+    assert not [name for name in os.environ if name.startswith("MLFLOW_TRACKING")]

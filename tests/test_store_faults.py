@@ -26,7 +26,7 @@ from conftest import Run
 from fmnist_tracking import tracking
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import Store, open_store
-from fmnist_tracking.tracking.failures import Fault, opening_error, sort, tracking_error
+from fmnist_tracking.tracking.error_messages import Fault, opening_error, sort, tracking_error
 from servers import free_port, serving
 
 SMALL = (
@@ -275,7 +275,7 @@ def test_a_defect_of_ours_is_called_one(error: Exception) -> None:
     said = str(tracking_error("sqlite:///mlflow.db", error))
     assert said.startswith("A defect of fmnist-track")
     assert type(error).__name__ in said
-    with pytest.raises(type(error)), open_store(create=True):
+    with pytest.raises(type(error)), open_store(access="create"):
         raise error
 
 
@@ -365,7 +365,7 @@ def test_a_server_that_is_too_old_says_so_before_anything_else() -> None:
         for create in (True, False):
             with (
                 pytest.raises(TrackingError, match=r"is version 2\.22\.4, too old.*3\.1 or newer"),
-                open_store(uri, create=create),
+                open_store(uri, access="create" if create else "read"),
             ):
                 pass
     finally:

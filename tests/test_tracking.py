@@ -20,19 +20,18 @@ from mlflow.entities import Run as MlflowRun
 
 from conftest import SMALL
 from fmnist_tracking import plots, tracking
-from fmnist_tracking.cli.printing import print_runs
+from fmnist_tracking.cli.output import print_runs
 from fmnist_tracking.config import CLASS_NAMES, FIELDS, SearchSpace, SplitConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, TrackingError
-from fmnist_tracking.model import load_model, predict, with_weights
+from fmnist_tracking.networks.coursework import load_model, predict, with_weights
 from fmnist_tracking.results import TrainingResult
 from fmnist_tracking.tracking import (
     Lease,
     Store,
-    names,
+    schema,
 )
-from fmnist_tracking.training import Weights, train
-from fmnist_tracking.workflows.search import grid_picture
+from fmnist_tracking.training.loop import Weights, train
 from records import epoch, training
 from runs import (
     FACTS,
@@ -60,7 +59,7 @@ def finish(
         store,
         run.info.experiment_id,
         run_id,
-        dataclasses.replace(TRIAL, parent=run.data.tags.get(names.PARENT)),
+        dataclasses.replace(TRIAL, parent=run.data.tags.get(schema.PARENT)),
         result,
         with_weights(result.config, weights),
         data.validation_images[:2],
@@ -197,8 +196,8 @@ def test_a_trial_that_is_finished_again_has_all_of_it_once(
 ) -> None:
     result, weights = trained
     run_id = start_trial(store, SMALL, start_search(store))
-    for again in (False, True):
-        finish(store, run_id, trained, split, again=again)
+    for retry in (False, True):
+        finish(store, run_id, trained, split, retry=retry)
     run = store.client.get_run(run_id)
     assert run.info.status == "FINISHED"
     (logged,) = store.client.search_logged_models([run.info.experiment_id])
@@ -256,7 +255,7 @@ def test_a_trial_that_was_cut_off_goes_on_in_its_run(store: Store) -> None:
     assert start_trial(store, SMALL, second, resume=run_id) == run_id
     run = store.client.get_run(run_id)
     assert run.info.status == "RUNNING"
-    assert names.ERROR not in run.data.tags
+    assert schema.ERROR not in run.data.tags
     assert run.data.tags["mlflow.parentRunId"] == second
     assert tracking.logged_steps(store, run_id) == {1}
 
@@ -274,7 +273,7 @@ def test_a_trial_that_this_process_has_opened_is_found(store: Store) -> None:
     ):
         assert tracking.find_trial(store, experiment, other) is None
     lease = dataclasses.replace(Lease.of_this_process(), machine="another")
-    store.client.set_tag(run_id, names.LEASE, lease.text())
+    store.client.set_tag(run_id, schema.LEASE, lease.text())
     assert tracking.find_trial(store, experiment, facts) is None
     tracking.renew_lease(store, run_id)
     assert tracking.find_trial(store, experiment, facts) == run_id
@@ -332,6 +331,17 @@ def test_a_finished_search_has_its_leaderboard(store: Store) -> None:
     assert content["failed"] == 1
 
 
+def test_descriptions_lead_to_the_run_that_continues_a_search(store: Store) -> None:
+    old, new = start_search(store), start_search(store)
+    trial = start_trial(store, SPACE.points(SMALL)[0], old)
+    tracking.move_trials(store, [trial], old, new)
+    tags = store.client.get_run(trial).data.tags
+    assert tags["mlflow.parentRunId"] == new
+    assert new in tags["mlflow.note.content"]
+    assert old not in tags["mlflow.note.content"]
+    assert new in store.client.get_run(old).data.tags["mlflow.note.content"]
+
+
 def test_a_search_that_is_ended_again_is_at_a_later_step(store: Store) -> None:
     run_id = start_search(store)
     trials = [start_trial(store, config, run_id) for config in SPACE.points(SMALL)]
@@ -347,72 +357,8 @@ def test_a_search_that_is_ended_again_is_at_a_later_step(store: Store) -> None:
     assert run.data.metrics["best_val_accuracy"] == 0.9
     history = store.client.get_metric_history(run_id, "finished_points")
     assert [(m.step, m.value) for m in history] == [(3, 3), (4, 4)]
-    assert marked(store, run.info.experiment_id) == {run.data.tags["fmnist.best_run"]}
     by_trials = tracking.read_search(store, tracking.find_run(store, run_id), summary=False)
     assert search_result(store, run_id) == by_trials
-
-
-def marked(store: Store, experiment_id: str) -> set[str]:
-    """The trials that are marked as the best of a search; whatever marks one, all of it does."""
-    runs = store.client.search_runs([experiment_id])
-    by_name = {r.info.run_id for r in runs if r.info.run_name.endswith("★")}
-    by_tag = {r.info.run_id for r in runs if "fmnist.best_of" in r.data.tags}
-    by_note = {r.info.run_id for r in runs if "★" in r.data.tags.get("mlflow.note.content", "")}
-    assert by_name == by_tag == by_note
-    return by_tag
-
-
-def test_the_best_trial_is_marked_and_read_back_without_the_mark(store: Store) -> None:
-    run_id = start_search(store)
-    trials = [start_trial(store, config, run_id) for config in SPACE.points(SMALL)]
-    for trial, score in zip(trials, (0.4, 0.9, 0.2, 0.1), strict=True):
-        finish_quickly(store, trial, score)
-    result = search_result(store, run_id)
-    for _ in range(2):  # whatever is done again leaves the same
-        tracking.finish_search(store, result, b"a picture")
-    assert marked(store, result.experiment_id) == {trials[1]}
-    assert store.client.get_run(trials[1]).info.run_name == "a trial ★"
-    assert [t.name for t in search_result(store, run_id).trials] == ["a trial"] * 4
-
-
-def test_a_trial_can_be_the_best_of_two_searches(store: Store) -> None:
-    first, second = start_search(store), start_search(store)
-    points = SPACE.points(SMALL)
-    shared = start_trial(store, points[0], first)
-    others = [start_trial(store, config, first) for config in points[1:]]
-    for trial, score in zip((shared, *others), (0.9, 0.1, 0.2, 0.3), strict=True):
-        finish_quickly(store, trial, score)
-    tracking.log_reused(store, second, [shared])
-    for search in (first, second):
-        tracking.finish_search(store, search_result(store, search), b"a picture")
-    finish_quickly(store, start_trial(store, points[1], second), 0.95)
-    result = search_result(store, second)
-    tracking.finish_search(store, result, b"a picture")
-    (better,) = [t.run_id for t in result.trials if t.val_accuracy == 0.95]
-    # It is still the best of the first one.
-    assert marked(store, result.experiment_id) == {shared, better}
-    tags = store.client.get_run(shared).data.tags
-    assert tags["fmnist.best_of"] == first
-
-
-def test_the_mark_goes_along_when_another_run_continues_a_search(store: Store) -> None:
-    old, new = start_search(store), start_search(store)
-    points = SPACE.points(SMALL)
-    trials = [start_trial(store, config, old) for config in points[:2]]
-    for trial, score in zip(trials, (0.5, 0.6), strict=True):
-        finish_quickly(store, trial, score)
-    tracking.finish_search(store, search_result(store, old), b"a picture")  # cut off
-    tracking.move_trials(store, trials, old, new)
-    note = store.client.get_run(trials[1]).data.tags["mlflow.note.content"]
-    assert new in note
-    assert old not in note
-    assert new in store.client.get_run(old).data.tags["mlflow.note.content"]
-    for config, score in zip(points[2:], (0.7, 0.1), strict=True):
-        finish_quickly(store, start_trial(store, config, new), score)
-    result = search_result(store, new)
-    tracking.finish_search(store, result, b"a picture")
-    (best,) = [t.run_id for t in result.trials if t.val_accuracy == 0.7]
-    assert marked(store, result.experiment_id) == {best}
 
 
 def test_what_a_person_wrote_stays(store: Store) -> None:
@@ -508,10 +454,10 @@ def test_open_runs_of_this_process_are_closed(store: Store) -> None:
     finish_quickly(store, done, 0.5)
     other = start_search(store)
     lease = dataclasses.replace(Lease.of_this_process(), machine="another")
-    store.client.set_tag(other, names.LEASE, lease.text())
+    store.client.set_tag(other, schema.LEASE, lease.text())
     experiment = tracking.choose_experiment(store, "things")
     foreign = store.client.create_run(experiment).info.run_id
-    tracking.close_held(store, experiment, "FAILED")
+    tracking.close_own(store, experiment, "FAILED")
     runs = (done, running, run_id, other, foreign)
     assert [store.client.get_run(r).info.status for r in runs] == [
         "FINISHED",
@@ -581,8 +527,8 @@ def test_a_training_adopts_the_run_and_its_spelling(
         (lambda client, run: client.delete_run(run), "was deleted"),
         (lambda client, run: client.set_tag(run, "fmnist.role", "train"), "is in use already"),
         (lambda client, run: client.log_metric(run, "loss", 1.0), "is in use already"),
-        (lambda client, run: client.set_tag(run, names.ENTRY_POINT, "report"), "not made"),
-        (lambda client, run: client.delete_tag(run, names.ENTRY_POINT), "not made for"),
+        (lambda client, run: client.set_tag(run, schema.ENTRY_POINT, "report"), "not made"),
+        (lambda client, run: client.delete_tag(run, schema.ENTRY_POINT), "not made for"),
         *[
             (functools.partial(_log_params, names=(*known, foreign)), f"'{foreign}' is none here")
             for foreign in ("alpha", "momentum", "zoom")
@@ -617,13 +563,15 @@ def test_a_run_of_another_store_is_not_adopted(
         tracking.adoptable_run(store, "search")
 
 
-def test_a_name_that_a_person_gave_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    for given, kept in (("my sweep", "my sweep"), (None, "a search")):
+def test_a_run_that_mlflow_run_made_keeps_its_name(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for given in ("my sweep", None):
         made = made_by_mlflow_run(store, "main", name=given)
         monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
         adopted = tracking.adoptable_run(store, "search")
         tracking.start_search(store, made.info.experiment_id, SEARCH, None, adopted)
-        assert store.client.get_run(made.info.run_id).info.run_name == kept
+        assert store.client.get_run(made.info.run_id).info.run_name == made.info.run_name
 
 
 def test_the_run_that_mlflow_run_made_for_a_report_is_not_listed(
@@ -690,7 +638,7 @@ def test_runs_that_cannot_be_meant(store: Store) -> None:
     with pytest.raises(TrackingError, match="There is no run abcd1234 in this store"):
         tracking.find_run(store, "abcd1234")
     for nonsense in ("x", "abc", "latest'; DROP", "%"):
-        with pytest.raises(TrackingError, match="Expected --run-id to be a run id"):
+        with pytest.raises(TrackingError, match="Expected a run id"):
             tracking.find_run(store, nonsense)
     with pytest.raises(
         TrackingError, match=r"no experiment 'none' in this store\. It has: Default, things\."
@@ -759,8 +707,8 @@ def test_a_report_s_metrics_are_logged_once_and_change_nothing_else(
     assert after.data.metrics == before.data.metrics
     assert after.data.params == before.data.params
     assert after.info.status == before.info.status
-    assert set(after.data.tags) - set(before.data.tags) == {names.TEST_OPENED}
-    assert names.TEST_OPENED in store.client.get_run(search).data.tags
+    assert set(after.data.tags) - set(before.data.tags) == {schema.TEST_OPENED}
+    assert schema.TEST_OPENED in store.client.get_run(search).data.tags
 
 
 def test_figures_of_validation_images_are_kept_and_open_nothing(
@@ -798,7 +746,10 @@ def test_split_is_read_back(store: Store) -> None:
     ],
 )
 def test_unreachable_stores(uri: str, words: str) -> None:
-    with pytest.raises(TrackingError, match=words) as caught, tracking.open_store(uri, create=True):
+    with (
+        pytest.raises(TrackingError, match=words) as caught,
+        tracking.open_store(uri, access="create"),
+    ):
         pass
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -857,7 +808,6 @@ def test_a_trial_that_diverged_is_marked_and_a_search_of_such_has_no_best(
     assert "fmnist.best_run" not in ended.data.tags
     assert "best_val_accuracy" not in ended.data.metrics
     assert "Every trial diverged" in ended.data.tags["mlflow.note.content"]
-    assert "★" not in store.client.get_run(run_id).info.run_name
     (row,) = csv.DictReader(io.StringIO(read(ended, "leaderboard.csv")))
     assert (row["status"], row["diverged"]) == ("FINISHED", "True")
     assert json.loads(read(ended, "search.json"))["best"] is None
@@ -883,7 +833,7 @@ def test_a_search_s_description_tells_what_diverged(store: Store) -> None:
     for rate, score in ((0.001, 0.6), (0.1, 0.7), (10.0, 0.9)):
         run_id = start_trial(store, dataclasses.replace(SMALL, learning_rate=rate), search)
         if rate == 10:
-            store.client.set_tag(run_id, names.DIVERGED, "1")
+            store.client.set_tag(run_id, schema.DIVERGED, "1")
         finish_quickly(store, run_id, score)
     tracking.finish_search(store, search_result(store, search), b"picture")
     note = store.client.get_run(search).data.tags["mlflow.note.content"]
@@ -899,10 +849,10 @@ def test_a_search_each_of_whose_points_has_a_seed_that_diverged_ends(store: Stor
     for place, config in enumerate(space.points(SMALL)):
         run_id = start_trial(store, config, search)
         if config.seed == 1:
-            store.client.set_tag(run_id, names.DIVERGED, "1")
+            store.client.set_tag(run_id, schema.DIVERGED, "1")
         finish_quickly(store, run_id, 0.5 + place / 10)
     result = search_result(store, search)
-    tracking.finish_search(store, result, grid_picture(result))
+    tracking.finish_search(store, result, plots.png(plots.search_grid(result)))
     ended = store.client.get_run(search)
     assert ended.info.status == "FINISHED"
     assert (ended.data.metrics["finished_points"], ended.data.metrics["best_val_accuracy"]) == (

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from conftest import SMALL
-from fmnist_tracking import checkpoints
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.data import DataSplit
-from fmnist_tracking.model import predict, with_weights
+from fmnist_tracking.networks.coursework import predict, with_weights
 from fmnist_tracking.results import EpochMetrics, TrainingResult
-from fmnist_tracking.training import CheckpointPlace, Weights, train
+from fmnist_tracking.training import checkpoints
+from fmnist_tracking.training.loop import CheckpointPlace, Weights, train
 
 # At this learning rate the score goes up and down.
 JUMPY = dataclasses.replace(SMALL, filters=16, strides=1, learning_rate=0.05)

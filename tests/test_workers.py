@@ -337,7 +337,7 @@ DRIVER = """
     from tasks import *
     from fmnist_tracking.workers import start_helpers
     if __name__ == "__main__":
-        start_helpers(["fmnist_tracking.workflows.warm"])
+        start_helpers(["fmnist_tracking.preload"])
         say = lambda worker, report: print(report, flush=True)
         with pool_of(1, say) as pool:
             pool.submit({task}).result()

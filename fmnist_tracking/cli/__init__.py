@@ -1,4 +1,4 @@
-"""The `fmnist-track` command line: options -> one workflow call -> print."""
+"""The `fmnist-track` command line: options -> one call -> print."""
 
 import sys
 

@@ -16,14 +16,15 @@ from typing import NoReturn, ParamSpec
 import typer
 
 from fmnist_tracking import __version__, runtime
-from fmnist_tracking.addresses import to_be_typed, without_user
 from fmnist_tracking.cli import streams
 from fmnist_tracking.cli.options import UNDER_MLFLOW_RUN
-from fmnist_tracking.cli.printing import say, shell_line
+from fmnist_tracking.cli.output import echo, shell_line
 from fmnist_tracking.cli.typed import Command, Group
 from fmnist_tracking.errors import FmnistTrackingError, Terminated
+from fmnist_tracking.redact import to_be_typed, without_user
 
 PROGRAM = "fmnist-track"
+_SWITCH_SECONDS = 0.0005
 P = ParamSpec("P")
 
 app = typer.Typer(
@@ -50,7 +51,7 @@ def command(
                 _require_folders()
                 function(*args, **kwargs)
             except FmnistTrackingError as error:
-                _fail(f"Error: {error}", error.exit_status)
+                _fail(f"Error: {error.message}", error.exit_status)
             except OSError as error:  # a full disk for temporary files, for instance
                 _fail(f"Error: {error.strerror or error}{_of_file(error)}.", 1)
             except ModuleNotFoundError as error:
@@ -75,7 +76,7 @@ def _of_file(error: OSError) -> str:
 
 
 def _paragraphs(function: Callable[..., None]) -> str:
-    """A docstring with each paragraph on one line, for the width of the terminal to break."""
+    """Return a docstring with each paragraph on one line, for the terminal to break."""
     text = inspect.getdoc(function) or ""
     return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
@@ -117,7 +118,7 @@ def _require_folders() -> None:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    say(message)
+    echo(message)
     raise typer.Exit(status)
 
 
@@ -126,7 +127,7 @@ def _root(
     context: typer.Context,
     version: bool = typer.Option(False, "--version", help="Print the version and stop."),
 ) -> None:
-    """A grid search on Fashion-MNIST in which every point is a tracked experiment.
+    """Explore a grid on Fashion-MNIST; every point is a tracked experiment.
 
     Start with `fmnist-track search --limit 12000 --epochs 5`, then
     `fmnist-track report --run-id latest`.
@@ -140,7 +141,7 @@ def _root(
 def main() -> None:
     """Run the command line; exit with 0, 1 (an error), 2 (wrong usage), 130 or 143 (stopped)."""
     streams.prepare()
-    runtime.keep_others_out()
+    runtime.own_process()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fmnist_tracking").setLevel(logging.INFO)
     # It tells of each line of a matplotlibrc that it cannot read; none of them counts here.
@@ -153,13 +154,16 @@ def main() -> None:
     # as much again at its end.
     gc.disable()
     atexit.register(gc.freeze)
+    # In a search, the thread that writes to the store computes; those that hand out trials must not
+    # wait for it long.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     try:
         status = app(prog_name=PROGRAM, standalone_mode=False)
     except typer.exceptions.TyperException as error:
-        say(f"Error: {error.format_message()} See `{_program(sys.argv)} --help`.")
+        echo(f"Error: {error.format_message()} See `{_program(sys.argv)} --help`.")
         status = error.exit_code
     except FmnistTrackingError as error:  # from reading an option
-        say(f"Error: {error}")
+        echo(f"Error: {error.message}")
         status = error.exit_status
     except Terminated:
         status = 143
@@ -170,9 +174,19 @@ def main() -> None:
         gc.enable()
     missing = streams.finish()
     if missing:
-        say(f"Error: {missing}")
+        echo(f"Error: {missing}")
         status = status or 1
     sys.exit(status)
+
+
+def collect_garbage_again() -> None:
+    """Have Python look for garbage again, from a command that has loaded all it needs and goes on.
+
+    What is loaded by now stays. Were it looked through again and again, all threads would wait for
+    a third of a second each time.
+    """
+    gc.freeze()
+    gc.enable()
 
 
 def _stop(number: int, _: object) -> None:
@@ -181,11 +195,11 @@ def _stop(number: int, _: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with contextlib.suppress(Exception):  # whatever this interrupts may be printing itself
-        say("Stopping: closing what is open.")
+        echo("Stopping: closing what is open.")
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
 def _program(arguments: list[str]) -> str:
-    """What was called, as far as it is a command: "fmnist-track search"."""
+    """Return what was called, as far as it is a command, such as "fmnist-track search"."""
     commands = [info.callback.__name__ for info in app.registered_commands if info.callback]
     return " ".join(["fmnist-track", *(a for a in arguments[1:2] if a in commands)])

@@ -9,6 +9,7 @@ from urllib.parse import quote, unquote
 
 import typer
 
+import fmnist_tracking as ft
 from fmnist_tracking.config import FIELDS, PROTOCOLS, SEARCH_FLAGS
 
 _SQLITE = "sqlite:///"
@@ -25,17 +26,17 @@ _RUNS = """
 
 
 def protocols() -> list[str]:
-    """The names of the protocols."""
+    """Return the names of the protocols."""
     return list(PROTOCOLS)
 
 
 def axis_names() -> list[str]:
-    """The settings that have no option of their own in `search`, each ready for its values."""
+    """Return the settings without an option of their own in `search`, each ready for its values."""
     return [f"{name}=" for name in FIELDS if name not in SEARCH_FLAGS]
 
 
 def run_ids(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """`latest`, `best` and the newest runs of the store in use, each with its name."""
+    """Return `latest`, `best` and the newest runs of the store in use, each with its name."""
     words = [
         ("latest", "the newest search or training"),
         ("best", "the latest search's best"),
@@ -66,7 +67,5 @@ def _runs(uri: str, incomplete: str) -> list[tuple[str, str]]:
 
 
 def _runs_of_a_server(uri: str, incomplete: str) -> list[tuple[str, str]]:
-    from fmnist_tracking.workflows import listing
-
-    found = [run for run in listing.runs(tracking_uri=uri) if run.run_id.startswith(incomplete)]
+    found = [run for run in ft.list_runs(tracking_uri=uri) if run.run_id.startswith(incomplete)]
     return [(run.run_id, f"{run.name} {run.status}") for run in found[:_MOST_RUNS]]

@@ -1,8 +1,10 @@
 """Options that several commands share. Defaults and words come from `config`."""
 
+import inspect
 import math
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,14 +29,14 @@ UNDER_MLFLOW_RUN = "MLFLOW_RUN_ID" in os.environ
 
 
 def as_typed(text: object) -> str:
-    """What a person typed; programs that start `mlflow run` write whole numbers as 25.0."""
+    """Return what a person typed; programs that start `mlflow run` write 25 as 25.0."""
     if not UNDER_MLFLOW_RUN:
         return str(text)
     return re.sub(r"(?<![\w.+-])([0-9]+)\.0+(?=\s*(?:[,;]|$))", r"\1", str(text))
 
 
 def axis_option(name: str, option: str) -> Any:
-    """An option that lists the values of one axis of the grid."""
+    """Return an option that lists the values of one axis of the grid."""
     values = ",".join(f"{value:g}" for value in COURSEWORK_GRID[name])
     return typer.Option(
         None,
@@ -57,7 +59,7 @@ AXES = typer.Option(
 
 
 def field_option(name: str, *, may_be_empty: bool = False) -> Any:
-    """An option for one field of `TrainingConfig`, with its default and its words from there.
+    """Return an option for a field of `TrainingConfig`, with its default and words from there.
 
     Args:
         name: of the field.
@@ -80,10 +82,42 @@ def field_option(name: str, *, may_be_empty: bool = False) -> Any:
     )
 
 
+def with_settings(
+    *names: str, after: str, may_be_empty: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each of these fields of `TrainingConfig`.
+
+    The command takes them as keyword arguments, `**settings`.
+
+    Args:
+        names: of the fields.
+        after: the parameter of the command behind which they are listed.
+        may_be_empty: see `field_option`.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function).parameters.values())[:-1]  # but not **settings
+        fields = [
+            own[0].replace(
+                name=name,
+                default=field_option(name, may_be_empty=may_be_empty),
+                annotation=FIELDS[name].type,
+            )
+            for name in names
+        ]
+        place = 1 + [parameter.name for parameter in own].index(after)
+        function.__annotations__ |= {field.name: field.annotation for field in fields}
+        signature = inspect.Signature([*own[:place], *fields, *own[place:]])
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
 def whole_option(
     default: int | None, option: str, minimum: int, maximum: float = math.inf, **settings: Any
 ) -> Any:
-    """An option that takes a whole number in a range; empty, it is not given."""
+    """Return an option that takes a whole number in a range; an empty text leaves it out."""
     limits = f"of at least {minimum}" if maximum == math.inf else f"from {minimum} to {maximum}"
 
     def parse(text: object) -> int | None:
@@ -101,7 +135,7 @@ def whole_option(
 
 
 def workers_option() -> Any:
-    """An option for how many trials run at once: a number, or `auto` for what suits here."""
+    """Return an option for how many trials run at once: a number, or `auto`."""
 
     def parse(text: object) -> int | None:
         if text in ("auto", ""):
@@ -132,7 +166,7 @@ FRESH = typer.Option(
 
 
 def path_option(option: str, metavar: str, about: str, panel: str | None = None) -> Any:
-    """An option that takes a path; empty, as `mlflow run` gives it, it is not given."""
+    """Return an option that takes a path; an empty text, as of `mlflow run`, leaves it out."""
     return typer.Option(
         None,
         option,

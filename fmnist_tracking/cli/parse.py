@@ -155,7 +155,7 @@ def _what_is_wrong(error: Exception) -> str:
 
 
 def _listed(name: str, value: Any) -> tuple[Value, ...]:
-    """The values of an axis in a grid file, which may be one alone."""
+    """Return the values of an axis in a grid file, which may be one alone."""
     if name not in FIELDS:
         check_value(name, None)
     values = value if isinstance(value, list) else [value]

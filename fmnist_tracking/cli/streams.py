@@ -92,7 +92,7 @@ def _text(raw: _Descriptor, like: TextIO | None) -> TextIO:
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:
-    """Characters that an encoding lacks, in those it has."""
+    """Replace characters that an encoding lacks by those it has."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]

@@ -8,9 +8,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from fmnist_tracking.addresses import without_user
 from fmnist_tracking.config import FIELDS, SEARCH_FLAGS, did_you_mean, flag, setting_called
 from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.redact import without_user
 
 # Of options that take a list, as their help shows it.
 LIST_METAVAR = "N,N,…"
@@ -64,11 +64,11 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """What the line `Usage:` of --help consists of."""
+        """Return the words of the line `Usage:` of --help."""
         return [*super().collect_usage_pieces(ctx), *(["[ID]"] if self._takes_run else [])]
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """What can stand here: an option's name, or a run."""
+        """Return what can stand here: the name of an option, or a run."""
         found = super().shell_complete(ctx, incomplete)
         if self._takes_run and not incomplete.startswith("-"):
             option = next(p for p in self.params if _RUN_ID in p.opts)
@@ -81,7 +81,7 @@ class Command(TyperCommand):
         return not has_arguments and any(_RUN_ID in p.opts for p in self.params)
 
     def _given(self, args: Sequence[str], ctx: Any) -> Iterator[_Given]:
-        """The options in the order they were typed, each with the words that stand after it."""
+        """Yield the options in the order they were typed, each with the words that follow it."""
         known: dict[str, Any] = {n: p for p in self.get_params(ctx) for n in p.opts}
         current, place = _Given(None), 0
         while place < len(args):
@@ -120,7 +120,7 @@ class Command(TyperCommand):
                 raise ConfigError(f"{name} was given twice. {once}")
 
     def _with_run(self, args: list[str], given: Sequence[_Given]) -> list[str]:
-        """The arguments, with `--run-id` before a run that was typed without it."""
+        """Return the arguments, with `--run-id` before a run that was typed without it."""
         strays = [place for option in given for place in option.strays]
         if not strays or any(p.param_type_name == "argument" for p in self.params):
             return args
@@ -146,7 +146,7 @@ class Command(TyperCommand):
         return others if named else [_RUN_ID, run, *others]
 
     def _unknown(self, name: str, value: str | None) -> str:
-        """What to say of an option that there is not."""
+        """Return what to say of an option that does not exist."""
         options = [n for p in self.params for n in p.opts if n.startswith("--")]
         setting = setting_called(name)
         spelled = [flag(setting), SEARCH_FLAGS.get(setting)] if setting else []
@@ -162,13 +162,13 @@ class Command(TyperCommand):
 
 
 def is_given(context: typer.Context, name: str) -> bool:
-    """Whether a person typed an option."""
+    """Return whether a person typed an option."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def _next(args: Sequence[str], place: int) -> str | None:
-    """The word after one, if it can be a value."""
+    """Return the word after one, if it can be a value."""
     after = args[place + 1 : place + 2]
     return after[0] if after and not after[0].startswith("-") else None
 

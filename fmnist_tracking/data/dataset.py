@@ -1,10 +1,10 @@
-"""Finding the data set, verifying it, and keeping it in a form that loads at once."""
+"""Finding the data set, and verifying it."""
 
+import contextlib
 import hashlib
-import json
 import os
-import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +13,13 @@ import platformdirs
 from numpy.typing import NDArray
 
 from fmnist_tracking.config import CLASS_NAMES
-from fmnist_tracking.data import arrays, fetch, idx
-from fmnist_tracking.errors import DataError
+from fmnist_tracking.data import download, idx
+from fmnist_tracking.errors import DataError, setting
 from fmnist_tracking.runtime import CACHE_VARIABLE
 
 DATA_DIR_VARIABLE = "FMNIST_DATA_DIR"
-# SHA-256 of the decompressed files of Fashion-MNIST.
+PARTIAL = "partial-"  # begins the name of a folder that is not filled yet
+# SHA-256 of Fashion-MNIST's decompressed files.
 FASHION_MNIST_SHA256 = {
     "train-images": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -37,7 +38,7 @@ class Dataset:
         test_images: uint8, shape (10000, 28, 28).
         test_labels: uint8, shape (10000,).
         source: where it was found, for people.
-        sha256: of the decompressed bytes of each of the four files.
+        sha256: SHA-256 of the decompressed bytes of each of the four files.
     """
 
     train_images: NDArray[np.uint8]
@@ -49,17 +50,17 @@ class Dataset:
 
     @property
     def is_fashion_mnist(self) -> bool:
-        """Whether the bytes are exactly Fashion-MNIST's."""
+        """Return whether the bytes are exactly Fashion-MNIST's."""
         return self.sha256 == FASHION_MNIST_SHA256
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Fashion-MNIST's names in label order; for other data the digits."""
+        """Return the names in label order; for other data than Fashion-MNIST, the digits."""
         return class_names(self.digest)
 
     @property
     def digest(self) -> str:
-        """One SHA-256 for all four files: of their hex digests, joined by newlines."""
+        """Return one SHA-256 for all four files: that of their hex digests, joined by newlines."""
         return _digest(self.sha256)
 
 
@@ -68,34 +69,38 @@ def _digest(sha256: Mapping[str, str]) -> str:
 
 
 def class_names(digest: str) -> tuple[str, ...]:
-    """The names, in label order, of the classes of the data with this `Dataset.digest`.
+    """Return the class names, in label order, of the data with this `Dataset.digest`.
 
-    Fashion-MNIST's have names; of other data only the labels are known.
+    Only Fashion-MNIST's classes have names; for other data, they are the labels.
     """
     known = digest == _digest(FASHION_MNIST_SHA256)
     return CLASS_NAMES if known else tuple("0123456789")
 
 
-def load_dataset(data_dir: Path | None = None) -> Dataset:
-    """Find, or else fetch, the data set; verify it and load it.
+def load_dataset(data_dir: str | Path | None = None) -> Dataset:
+    """Find the data set, or download it; verify and load it.
 
-    Looked for in `data_dir`, else the folder that FMNIST_DATA_DIR names, else the system
-    package's folder, else the user's cache; then fetched into that cache. Only a folder
-    that the user named may hold another data set than Fashion-MNIST.
+    The places are, in order: `data_dir`, the folder in FMNIST_DATA_DIR, the system package's
+    folder, the user's cache. If there is none, it is downloaded to that cache. Only a folder that
+    the user named may hold another data set than Fashion-MNIST.
+
+    Args:
+        data_dir: a folder with the four IDX files; None for the other places.
 
     Raises:
         DataError: no source had it, or what was found is damaged.
     """
-    named = data_dir or (Path(v) if (v := os.environ.get(DATA_DIR_VARIABLE)) else None)
+    given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
+    named = Path(given) if given else None
     if named is not None:
         if not named.is_dir():
             raise DataError(
                 f"There is no data folder {named}. Expected a folder with the four IDX files; "
-                "leave --data-dir out to use or fetch Fashion-MNIST."
+                f"leave {setting('data_dir')} out to use or fetch Fashion-MNIST."
             )
         return _load_folder(named.resolve(), require_fashion_mnist=False)
-    if fetch.PACKAGE_FOLDER.is_dir():
-        return _load_folder(fetch.PACKAGE_FOLDER, require_fashion_mnist=True)
+    if download.PACKAGE_FOLDER.is_dir():
+        return _load_folder(download.PACKAGE_FOLDER, require_fashion_mnist=True)
     downloads = cache_dir() / "fashion-mnist"
     if not downloads.is_dir():
         _fetch_into(downloads)
@@ -103,19 +108,41 @@ def load_dataset(data_dir: Path | None = None) -> Dataset:
 
 
 def cache_dir() -> Path:
-    """Where fetched and decoded data are kept; FMNIST_CACHE_DIR overrides the system's way."""
+    """Return the folder for downloads and splits; FMNIST_CACHE_DIR overrides the default."""
     override = os.environ.get(CACHE_VARIABLE)
     return Path(override) if override else Path(platformdirs.user_cache_dir("fmnist-tracking"))
 
 
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to fill, which is renamed to `folder` if the block ends without error.
+
+    If two processes do so at once, the second changes nothing. Temporary folders and files are
+    private to their owner, but users can share a cache: so whoever may read the cache gets
+    permission to read the content.
+
+    Raises:
+        OSError: it cannot be created or renamed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=PARTIAL) as name:
+        partial = Path(name)
+        yield partial
+        mode = folder.parent.stat().st_mode
+        for file in partial.iterdir():
+            file.chmod(mode & 0o644)
+        partial.chmod(mode & 0o755)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+
+
 def _fetch_into(folder: Path) -> None:
     try:
-        partial = arrays.begin(folder)
-        try:
-            fetch.fetch(partial, verify=_require_fashion_mnist_in)
-            arrays.put_in_place(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with new_folder(folder) as partial:
+            download.fetch(partial, verify=_require_fashion_mnist_in)
     except OSError as error:
         raise DataError(
             f"Cannot keep the data in {folder.parent}: {error.strerror}. "
@@ -123,10 +150,10 @@ def _fetch_into(folder: Path) -> None:
         ) from None
     except DataError as error:
         raise DataError(
-            "Fashion-MNIST is nowhere to be had. Tried: --data-dir and "
-            f"{DATA_DIR_VARIABLE} (not set); {fetch.PACKAGE_FOLDER} (not there); {folder} (not "
-            f"there); {error}. Ways out: `apt-get install {fetch.DEBIAN_PACKAGE}`, or get the "
-            "four .gz files by other means and name their folder with --data-dir."
+            f"Fashion-MNIST is nowhere to be had. Tried: {setting('data_dir')} and "
+            f"{DATA_DIR_VARIABLE} (not set); {download.PACKAGE_FOLDER} (not there); {folder} (not "
+            f"there); {error}. Ways out: `apt-get install {download.DEBIAN_PACKAGE}`, or get the "
+            f"four .gz files by other means and name their folder with {setting('data_dir')}."
         ) from None
 
 
@@ -137,33 +164,20 @@ def _require_fashion_mnist_in(folder: Path) -> None:
 
 
 def _load_folder(folder: Path, *, require_fashion_mnist: bool) -> Dataset:
-    files = idx.find_files(folder)
-    decoded = cache_dir() / "decoded" / _stamp(files)
-    dataset = _read_decoded(decoded, source=str(folder))
-    if dataset is None:
-        content: dict[str, NDArray[np.uint8]] = {}
-        sha256: dict[str, str] = {}
-        for part, path in files.items():
-            decompressed = idx.read_bytes(path)
-            sha256[part] = hashlib.sha256(decompressed).hexdigest()
-            content[part] = idx.parse(part, decompressed, path)
-        dataset = _dataset(content, str(folder), sha256)
-        arrays.write(decoded, content, sha256)
-    if require_fashion_mnist:
-        for part, path in files.items():
-            _require_fashion_mnist(part, dataset.sha256[part], str(path))
-    return dataset
-
-
-def _dataset(
-    content: Mapping[str, NDArray[np.uint8]], source: str, sha256: dict[str, str]
-) -> Dataset:
+    content: dict[str, NDArray[np.uint8]] = {}
+    sha256: dict[str, str] = {}
+    for part, path in idx.find_files(folder).items():
+        decompressed = idx.read_bytes(path)
+        sha256[part] = hashlib.sha256(decompressed).hexdigest()
+        content[part] = idx.parse(part, decompressed, path)
+        if require_fashion_mnist:
+            _require_fashion_mnist(part, sha256[part], str(path))
     return Dataset(
         train_images=content["train-images"],
         train_labels=content["train-labels"],
         test_images=content["t10k-images"],
         test_labels=content["t10k-labels"],
-        source=source,
+        source=str(folder),
         sha256=sha256,
     )
 
@@ -175,29 +189,3 @@ def _require_fashion_mnist(part: str, found: str, where: str) -> None:
             f"{where} is not Fashion-MNIST's: SHA-256 of its decompressed bytes is {found}, "
             f"expected {expected}. Remove it, and `fmnist-track data` fetches a good copy."
         )
-
-
-def _stamp(files: dict[str, Path]) -> str:
-    """Names what was decoded: changes when one of the files is replaced or rewritten."""
-    facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files.values()]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-def _read_decoded(folder: Path, source: str) -> Dataset | None:
-    """The arrays decoded earlier, memory-mapped, or None if they are not there or damaged."""
-    found = arrays.read(folder, idx.FILES, mode="r")
-    if found is None:
-        return None
-    content, sha256 = found
-    for part, shape in idx.FILES.items():
-        if content[part].shape != shape or _idx_sha256(content[part]) != sha256.get(part):
-            arrays.discard(folder)
-            return None
-    return _dataset(content, source, sha256)
-
-
-def _idx_sha256(array: NDArray[np.uint8]) -> str:
-    """The SHA-256 that the array has as a decompressed IDX file."""
-    digest = hashlib.sha256(idx.header(array.shape))
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Reading IDX files, the format of MNIST and its descendants."""
+"""Reading IDX files, the format of MNIST and of data sets like it."""
 
 import gzip
 import struct
@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_tracking.config import IMAGE_SIZE
-from fmnist_tracking.errors import DataError
+from fmnist_tracking.errors import DataError, setting
 
-# Each file's name, without .gz, and the shape of what it must hold.
+# Each part, by the beginning of its file's name, and the shape that it must have.
 FILES: dict[str, tuple[int, ...]] = {
     "train-images": (60_000, IMAGE_SIZE, IMAGE_SIZE),
     "train-labels": (60_000,),
@@ -23,16 +23,15 @@ _CLASSES = 10
 
 
 def file_name(part: str) -> str:
-    """The file that holds a part: `train-labels` is in `train-labels-idx1-ubyte`."""
+    """Return the name of a part's file: `train-labels` is in `train-labels-idx1-ubyte`."""
     return f"{part}-idx{len(FILES[part])}-ubyte"
 
 
 def find_files(folder: Path) -> dict[str, Path]:
-    """The four IDX files of a folder, each as it is or with .gz.
+    """Find the four IDX files in a folder, each with or without .gz.
 
     Raises:
-        DataError: one or more are missing, and the message names them; or the folder may not be
-            read.
+        DataError: files are missing, and the message names them; or the folder cannot be read.
     """
     found, missing = {}, []
     for part in FILES:
@@ -55,7 +54,7 @@ def find_files(folder: Path) -> dict[str, Path]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The decompressed content of a file.
+    """Read the decompressed content of a file.
 
     Raises:
         DataError: the file cannot be read or its compressed data is damaged.
@@ -66,14 +65,14 @@ def read_bytes(path: Path) -> bytes:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             f"{path} is damaged or cut short ({error}). Get a new copy of it: "
-            "`fmnist-track data` fetches one where no --data-dir is given."
+            f"`fmnist-track data` fetches one where no {setting('data_dir')} is given."
         ) from None
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from None
 
 
 def header(shape: tuple[int, ...]) -> bytes:
-    """The bytes that stand before an array of unsigned bytes in an IDX file.
+    """Return the header of an IDX file that holds an array of unsigned bytes.
 
     Two zero bytes, a type code (8 for unsigned bytes), the number of dimensions, then each
     dimension as a big-endian 32-bit integer; see the MNIST database's page by Y. LeCun,
@@ -83,7 +82,12 @@ def header(shape: tuple[int, ...]) -> bytes:
 
 
 def parse(part: str, content: bytes, path: Path) -> NDArray[np.uint8]:
-    """The array in an IDX file's bytes, checked against the shape the part must have.
+    """Parse the bytes of an IDX file, and check them against the shape that the part must have.
+
+    Args:
+        part: a key of `FILES`.
+        content: the decompressed bytes.
+        path: of the file, for messages.
 
     Returns:
         uint8: images of shape (n, 28, 28) or labels, 0..9, of shape (n,).

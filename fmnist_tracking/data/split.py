@@ -1,4 +1,4 @@
-"""Which images are for training, which for validation, which stay sealed for testing."""
+"""Which images are for training, which for validation, and which are kept for testing."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ COURSEWORK_TEST_SHARE = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class DataSplit:
-    """What a trial may see. It holds no test image.
+    """The images that a trial may use. No test image is among them.
 
     Attributes:
         train_images: uint8, shape (n, 28, 28, 1), 0..255.
@@ -34,7 +34,7 @@ class DataSplit:
     class_names: tuple[str, ...]
 
     def parts(self) -> tuple[DatasetPart, DatasetPart]:
-        """What identifies the images for training and those for validation."""
+        """Return what identifies the training images and the validation images."""
         return (
             _part("training", self.train_images, self.train_labels),
             _part("validation", self.validation_images, self.validation_labels),
@@ -43,16 +43,16 @@ class DataSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class TestSet:
-    """The sealed images, for a report alone: uint8 (n, 28, 28, 1), and labels uint8 (n,)."""
+    """The test images, for a report alone: uint8 (n, 28, 28, 1), and labels uint8 (n,)."""
 
-    __test__ = False  # or pytest takes it for a test
+    __test__ = False  # else pytest collects it as a test
 
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
 
 
 def split_dataset(dataset: Dataset, config: SplitConfig) -> DataSplit:
-    """The training and validation images, both stratified by class."""
+    """Return the training and validation images, both stratified by class."""
     images, labels = _pool(dataset)
     seen, _ = _seen_and_test(labels, config)
     train, validation = train_test_split(
@@ -68,13 +68,13 @@ def split_dataset(dataset: Dataset, config: SplitConfig) -> DataSplit:
 
 
 def test_set(dataset: Dataset, config: SplitConfig) -> TestSet:
-    """The images that no trial of this split has seen."""
+    """Return the images that no trial with this split has seen."""
     images, labels = _pool(dataset)
     _, test = _seen_and_test(labels, config)
     return TestSet(images=images[test][..., np.newaxis], labels=labels[test])
 
 
-test_set.__test__ = False  # type: ignore[attr-defined]  # nor this
+test_set.__test__ = False  # type: ignore[attr-defined]  # likewise
 
 
 def _part(role: str, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> DatasetPart:
@@ -88,7 +88,7 @@ def _part(role: str, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Da
 
 
 def _pool(dataset: Dataset) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """All 70,000 images and labels, the data set's own test images last."""
+    """Return all 70,000 images and labels, the data set's own test images last."""
     return (
         np.concatenate([dataset.train_images, dataset.test_images]),
         np.concatenate([dataset.train_labels, dataset.test_labels]),
@@ -98,7 +98,7 @@ def _pool(dataset: Dataset) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 def _seen_and_test(
     labels: NDArray[np.uint8], config: SplitConfig
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Indices of the images for training and validation together, and of those for testing."""
+    """Return the indices of the images for training and validation together, and for testing."""
     everything = np.arange(len(labels))
     if config.protocol == "coursework":
         seen, test = train_test_split(
@@ -123,7 +123,7 @@ def _stratified_choice(
     if count >= len(indices):
         return indices
     if len(indices) - count < len(np.unique(labels[indices])):
-        # train_test_split refuses to leave fewer images over than there are classes.
+        # train_test_split requires the rest to have at least as many images as there are classes.
         return np.random.default_rng(seed).permutation(indices)[:count]
     chosen, _ = train_test_split(
         indices, train_size=count, stratify=labels[indices], random_state=seed

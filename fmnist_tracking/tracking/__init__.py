@@ -1,45 +1,21 @@
-"""MLflow: the one place that opens stores, writes runs and reads them back."""
+"""MLflow: the only package that opens stores, writes runs and reads them."""
 
-from fmnist_tracking.tracking.artifacts import relocate, try_artifacts
+from fmnist_tracking.tracking.artifact_location import relocate, try_artifacts
+from fmnist_tracking.tracking.background_writer import BackgroundWriter
 from fmnist_tracking.tracking.experiments import (
     adoptable_run,
     choose_experiment,
     existing_experiment,
     experiment_ids,
 )
-from fmnist_tracking.tracking.finding import (
+from fmnist_tracking.tracking.find import (
     best_trial,
     find_run,
     latest_search,
     list_runs,
 )
-from fmnist_tracking.tracking.inputs import log_inputs
 from fmnist_tracking.tracking.leases import BEAT_SECONDS, Lease
-from fmnist_tracking.tracking.logged_model import download_model
-from fmnist_tracking.tracking.opening import (
-    DataFacts,
-    Origin,
-    SearchFacts,
-    TrialFacts,
-    find_trial,
-    log_asked,
-    log_reused,
-    move_trials,
-    start_search,
-    start_trial,
-)
-from fmnist_tracking.tracking.page import run_address, table_address
-from fmnist_tracking.tracking.queries import find_active
-from fmnist_tracking.tracking.reading import (
-    TrackedRun,
-    UnreadableRun,
-    as_tracked,
-    read_history,
-    read_search,
-    read_trial,
-)
-from fmnist_tracking.tracking.recorder import Recorder
-from fmnist_tracking.tracking.recording import (
+from fmnist_tracking.tracking.log import (
     fail_trial,
     finish_search,
     finish_trial,
@@ -47,6 +23,24 @@ from fmnist_tracking.tracking.recording import (
     log_epochs,
     note_interruption,
     renew_lease,
+)
+from fmnist_tracking.tracking.log_datasets import log_inputs
+from fmnist_tracking.tracking.log_report import (
+    log_report,
+    log_test_opened,
+    log_validation_figures,
+    mark_report_run,
+    unless_read_only,
+)
+from fmnist_tracking.tracking.logged_model import download_model
+from fmnist_tracking.tracking.queries import find_active
+from fmnist_tracking.tracking.records import (
+    TrackedRun,
+    UnreadableRun,
+    as_tracked,
+    read_history,
+    read_search,
+    read_trial,
 )
 from fmnist_tracking.tracking.registry import (
     ModelVersion,
@@ -56,24 +50,29 @@ from fmnist_tracking.tracking.registry import (
     register_version,
     require_model,
 )
-from fmnist_tracking.tracking.reporting import (
-    if_allowed,
-    log_report,
-    log_test_opened,
-    log_validation_figures,
-    mark_report_run,
-)
-from fmnist_tracking.tracking.standing import (
-    OpenTrial,
-    Standing,
-    close_held,
+from fmnist_tracking.tracking.resume import (
+    ResumeState,
+    UnfinishedTrial,
     close_orphans,
+    close_own,
+    find_resume_state,
     find_searches,
-    find_standing,
     find_training,
     like_trials,
     logged_steps,
     require_not_live,
+)
+from fmnist_tracking.tracking.start import (
+    DatasetInfo,
+    Provenance,
+    SearchInfo,
+    TrialInfo,
+    find_trial,
+    log_asked,
+    log_reused,
+    move_trials,
+    start_search,
+    start_trial,
 )
 from fmnist_tracking.tracking.store import (
     Store,
@@ -82,42 +81,42 @@ from fmnist_tracking.tracking.store import (
     require_can_be_made,
     tracking_uri,
 )
+from fmnist_tracking.tracking.ui_links import run_address, table_address
 
 __all__ = [
     "BEAT_SECONDS",
-    "DataFacts",
+    "BackgroundWriter",
+    "DatasetInfo",
     "Lease",
     "ModelVersion",
-    "OpenTrial",
-    "Origin",
-    "Recorder",
-    "SearchFacts",
-    "Standing",
+    "Provenance",
+    "ResumeState",
+    "SearchInfo",
     "Store",
     "TrackedRun",
-    "TrialFacts",
+    "TrialInfo",
+    "UnfinishedTrial",
     "UnreadableRun",
     "adoptable_run",
     "as_tracked",
     "best_trial",
     "choose_experiment",
-    "close_held",
     "close_orphans",
+    "close_own",
     "download_model",
     "existing_experiment",
     "experiment_ids",
     "fail_trial",
     "find_active",
     "find_champion",
+    "find_resume_state",
     "find_run",
     "find_searches",
-    "find_standing",
     "find_training",
     "find_trial",
     "find_version",
     "finish_search",
     "finish_trial",
-    "if_allowed",
     "is_yet_to_be_made",
     "latest_search",
     "leaderboard_csv",
@@ -151,4 +150,5 @@ __all__ = [
     "table_address",
     "tracking_uri",
     "try_artifacts",
+    "unless_read_only",
 ]

@@ -1,4 +1,4 @@
-"""Which experiment is in use: named by an option, by the environment, or by `mlflow run`."""
+"""Which experiment to use: an option, the environment or `mlflow run` names it."""
 
 import os
 
@@ -6,18 +6,18 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
 from fmnist_tracking.config import DEFAULT_EXPERIMENT, FIELDS
-from fmnist_tracking.errors import ConfigError, TrackingError
+from fmnist_tracking.errors import ConfigError, TrackingError, setting
 from fmnist_tracking.results import RUNNING
-from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.queries import PAGE, find_any, is_absent, iterate_pages
 from fmnist_tracking.tracking.store import Store, require_active
 
 _NAMES_SHOWN = 10
 _RUN, _ID, _NAME = "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"
-_OPTION = "--experiment"
-# What `mlflow run` starts this project's commands by; without a name it is `main`.
+_OPTION = setting("experiment")
+# The entry points under which `mlflow run` starts a command; `main` if none is named.
 _ENTRY_POINTS = {"search": ("search", "main")}
-# Those of MLproject: what a run may hold that was made for one of its entry points.
+# The parameters of MLproject: a run made for one of its entry points has no others.
 PROJECT_PARAMETERS = {
     *FIELDS,
     *("kernel_sizes", "axis", "space", "repeats", "workers", "protocol", "limit", "data_dir"),
@@ -26,14 +26,15 @@ PROJECT_PARAMETERS = {
 
 
 def adoptable_run(store: Store, command: str) -> str | None:
-    """Return the run that `mlflow run` made for this very command; None without `mlflow run`.
+    """Return the run that `mlflow run` created for this command; None without `mlflow run`.
 
     Args:
         store: the store.
-        command: what runs, such as `search`.
+        command: the name of the command, such as `search`.
 
     Raises:
-        ConfigError: MLFLOW_RUN_ID names another run, which is left as it is.
+        ConfigError: MLFLOW_RUN_ID names a run that was not made for this command; it stays
+            unchanged.
     """
     run_id = os.environ.get(_RUN)
     if not run_id:
@@ -56,9 +57,9 @@ def _why_not_adopted(store: Store, run_id: str, command: str) -> str | None:
         return "was deleted"
     if run.info.status != RUNNING:
         return f"is {run.info.status}"
-    if names.ROLE in tags or names.REPORT_OF in tags or metrics:
+    if schema.ROLE in tags or schema.REPORT_OF in tags or metrics:
         return "is in use already"
-    if tags.get(names.ENTRY_POINT) not in _ENTRY_POINTS.get(command, (command,)):
+    if tags.get(schema.ENTRY_POINT) not in _ENTRY_POINTS.get(command, (command,)):
         return f"was not made for `{command}`"
     foreign = params.keys() - PROJECT_PARAMETERS
     if foreign:
@@ -67,16 +68,16 @@ def _why_not_adopted(store: Store, run_id: str, command: str) -> str | None:
 
 
 def choose_experiment(store: Store, name: str | None, adopted: str | None = None) -> str:
-    """Return the id of the experiment to put runs in, made if it is not there.
+    """Return the id of the experiment to put runs in; create it if there is none.
 
     Args:
         store: the store.
-        name: what the option says, None if it was not given.
-        adopted: the run that `mlflow run` made, whose experiment it must be.
+        name: the value of the option, None if it was not given.
+        adopted: the run that `mlflow run` created, whose experiment it must be.
 
     Raises:
-        ConfigError: it is given in two ways that differ.
-        TrackingError: it was deleted, or its files are on a disk that is not there.
+        ConfigError: two ways to name the experiment contradict each other.
+        TrackingError: the experiment was deleted, or its files are on a disk that is not there.
     """
     found = existing_experiment(store, name, adopted)
     if found is not None:
@@ -86,16 +87,21 @@ def choose_experiment(store: Store, name: str | None, adopted: str | None = None
 
 
 def name_in_use(store: Store, name: str | None) -> str:
-    """Return the name of the experiment to put runs in, whether it is there or not.
+    """Return the name of the experiment to put runs in, whether or not it exists.
 
     Raises:
-        ConfigError: it is given in two ways that differ.
+        ConfigError: two ways to name the experiment contradict each other.
     """
     return _given(store, name) or DEFAULT_EXPERIMENT
 
 
 def existing_experiment(store: Store, name: str | None, adopted: str | None = None) -> str | None:
-    """Return what `choose_experiment` would; None if the experiment is yet to be made."""
+    """Return the id that `choose_experiment` would, None if the experiment does not exist yet.
+
+    Raises:
+        ConfigError: two ways to name the experiment contradict each other.
+        TrackingError: the experiment was deleted.
+    """
     if adopted is not None:
         experiment = store.client.get_experiment(store.client.get_run(adopted).info.experiment_id)
         _require_equal({**_ways(store, name), "the run of `mlflow run`": experiment.name})
@@ -109,11 +115,11 @@ def existing_experiment(store: Store, name: str | None, adopted: str | None = No
 
 
 def experiment_ids(store: Store, name: str | None) -> dict[str, str]:
-    """Return the experiments to look in, all or the one that is named: their names by id.
+    """Return the experiments to search, the named one or all: their names by id.
 
     Raises:
-        ConfigError: it is given in two ways that differ.
-        TrackingError: there is none of that name.
+        ConfigError: two ways to name the experiment contradict each other.
+        TrackingError: there is no experiment of that name, or it was deleted.
     """
     name = _given(store, name)
     if name is not None:
@@ -133,7 +139,7 @@ def experiment_ids(store: Store, name: str | None) -> dict[str, str]:
 
 
 def _given(store: Store, name: str | None) -> str | None:
-    """The name of the experiment that was named in whatever way; None if it was not."""
+    """Return the name of the experiment, however it was given; None if it was not."""
     ways = _ways(store, name)
     _require_equal(ways)
     return next(iter(ways.values()), None)
@@ -142,7 +148,7 @@ def _given(store: Store, name: str | None) -> str | None:
 def _ways(store: Store, name: str | None) -> dict[str, str]:
     ways = {_OPTION: name, _NAME: os.environ.get(_NAME)}
     experiment_id = os.environ.get(_ID)
-    # Under `mlflow run` it is that of the run it made, which need not be where searches are.
+    # Under `mlflow run` it is the experiment of the new run, which need not hold the searches.
     if experiment_id and not os.environ.get(_RUN):
         ways[_ID] = _by_id(store, experiment_id).name
     return {way: given for way, given in ways.items() if given}

@@ -1,4 +1,4 @@
-"""Which process a run belongs to, and whether that process is still there."""
+"""Which process a run belongs to, and whether that process is still running."""
 
 import json
 import math
@@ -12,26 +12,26 @@ from pathlib import Path
 
 import psutil
 
-from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking import schema
 
 BEAT_SECONDS = 20.0
-# A process on another machine cannot be looked at: it is taken for dead after so many seconds
-# without a sign of life.
+# A process on another machine cannot be inspected: after this many seconds without a heartbeat, it
+# counts as dead.
 _SILENCE_SECONDS = 120.0
-# Of a process's start time, which some systems work out from a clock that is being set right.
+# Some systems compute a process's start time from a clock that is being adjusted.
 _TOLERANCE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """Who writes a run.
+    """The process that writes a run.
 
     Attributes:
         host: name of the machine, for people.
-        machine: tells one boot of one machine, or one container, from all others.
-        pid: of the process there.
+        machine: identifies one boot of one machine, or one container.
+        pid: id of the process on that machine.
         started: when that process started, in seconds since 1970.
-        beat: its last sign of life, in seconds since 1970.
+        beat: time of its last heartbeat, in seconds since 1970.
     """
 
     host: str
@@ -42,7 +42,7 @@ class Lease:
 
     @classmethod
     def of_this_process(cls) -> "Lease":
-        """A lease with a sign of life of now."""
+        """Return a lease of this process, with a heartbeat of now."""
         return cls(
             host=socket.gethostname(),
             machine=_machine(),
@@ -53,15 +53,15 @@ class Lease:
 
     @classmethod
     def read(cls, tags: Mapping[str, str]) -> "Lease | None":
-        """Return the lease among a run's tags, None if there is none that can be read."""
+        """Read the lease from a run's tags; return None if it is missing or damaged."""
         try:
-            lease = cls(**json.loads(tags[names.LEASE]))
+            lease = cls(**json.loads(tags[schema.LEASE]))
             return lease if lease._is_typed() else None
         except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
             return None
 
     def _is_typed(self) -> bool:
-        """Whether each field is what it is to be: anyone may have written the tag."""
+        """Return whether each field has its type: anyone may have written the tag."""
         times = (self.started, self.beat)
         return (
             isinstance(self.host, str)
@@ -72,17 +72,17 @@ class Lease:
         )
 
     def text(self) -> str:
-        """The value of the tag."""
+        """Return the value of the tag."""
         return json.dumps(asdict(self))
 
     def is_mine(self) -> bool:
-        """Whether this very process holds it."""
+        """Return whether this process holds the lease."""
         return (self.machine, self.pid) == (_machine(), os.getpid()) and self._same_start(
             _own_start()
         )
 
     def is_live(self) -> bool:
-        """Whether the process is still there."""
+        """Return whether the process is still running."""
         if self.machine != _machine():
             return time.time() - self.beat < _SILENCE_SECONDS
         try:
@@ -109,7 +109,7 @@ def _own_start() -> float:
 @lru_cache(maxsize=1)
 def _machine() -> str:
     parts = [socket.gethostname()]
-    # Linux: the same process number means another process after a reboot, or in a container.
+    # Linux: after a reboot, or in another container, the same id is another process.
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         try:
             parts.append(os.readlink(path) if "/ns/" in path else Path(path).read_text().strip())

@@ -1,4 +1,4 @@
-"""A trained network as one of MLflow's logged models."""
+"""A trained network as an MLflow logged model."""
 
 import contextlib
 import tempfile
@@ -15,13 +15,14 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 from numpy.typing import NDArray
 
-from fmnist_tracking.addresses import without_user
-from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking import names
-from fmnist_tracking.tracking.reading import TrackedRun, require_finished
+from fmnist_tracking.errors import TrackingError, setting
+from fmnist_tracking.networks.portable import make_portable
+from fmnist_tracking.redact import without_user
+from fmnist_tracking.tracking import schema
+from fmnist_tracking.tracking.records import TrackedRun, require_finished
 from fmnist_tracking.tracking.store import Store
 
-# What is needed to load and serve a logged model, pinned to what trained it.
+# What loading and serving a logged model needs, pinned to the versions that trained it.
 MODEL_REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy")
 
 
@@ -35,39 +36,37 @@ def log_model(
     params: Mapping[str, Any],
     tags: Mapping[str, str],
     step: int,
-    again: bool = False,
+    retry: bool = False,
 ) -> tuple[str, int]:
-    """Log a Keras model as the outcome of a run.
+    """Log a Keras model as the result of a run.
 
-    MLflow's own `log_model` does the same in these steps and more: it loads the model again
-    to see whether it can be served, which takes longer than all else (a test serves one
-    instead), and reads back the history of every metric of the run.
+    MLflow's own `log_model` does the same and more: it loads the model again to check that it can
+    be served, which takes longer than everything else (a test serves one instead), and it reads the
+    history of every metric of the run.
 
     Args:
         store: the store.
         experiment_id: of the run's experiment.
         run_id: the run that trained it.
         model: the Keras model.
-        example: raw images, uint8 (n, 28, 28, 1), kept with it as its input example.
-        params: kept with it.
-        tags: kept with it.
-        step: the epoch whose weights it has.
-        again: whether this may have been done before; a model that is there whole then stays.
+        example: raw images, uint8 (n, 28, 28, 1), saved with the model as its input example.
+        params: set on the logged model.
+        tags: set on the logged model.
+        step: the epoch that its weights are from.
+        retry: whether an earlier attempt may have logged it; a complete model is then kept.
 
     Returns:
-        The logged model's id, and the bytes of the file with its weights.
+        The id of the logged model, and the size of its weights file in bytes.
     """
-    from fmnist_tracking.model import make_portable  # loads Keras
-
     client = store.client
-    if again:
+    if retry:
         for known in find_models(store, experiment_id, run_id):
             if known.status == LoggedModelStatus.READY:
                 return known.model_id, _size(store, known.model_id)
             client.delete_logged_model(known.model_id)
     logged = client.create_logged_model(
         experiment_id,
-        name=names.MODEL,
+        name=schema.MODEL,
         source_run_id=run_id,
         params={name: str(value) for name, value in params.items()},
         tags=dict(tags),
@@ -78,10 +77,11 @@ def log_model(
         model_id=logged.model_id,
         run_id=run_id,
     )
-    # MLflow takes a flavour's options from here if the model has both, so these are of both.
+    # MLflow reads the options of the flavour `keras` if a model has it beside `tensorflow`, so all
+    # of them must be here.
     about.add_flavor(
         "keras",
-        data=names.KERAS_FILE.partition("/")[0],
+        data=schema.KERAS_FILE.partition("/")[0],
         model_type="keras",
         save_format="tf",
         save_exported_model=False,
@@ -89,7 +89,7 @@ def log_model(
         keras_backend="tensorflow",
     )
     with tempfile.TemporaryDirectory() as scratch, _without_custom_objects():
-        folder = Path(scratch, names.MODEL)
+        folder = Path(scratch, schema.MODEL)
         mlflow.tensorflow.save_model(
             model,
             str(folder),
@@ -98,8 +98,8 @@ def log_model(
             input_example=example,
             pip_requirements=[f"{name}=={version(name)}" for name in MODEL_REQUIREMENTS],
         )
-        make_portable(folder / names.KERAS_FILE)
-        size = (folder / names.KERAS_FILE).stat().st_size
+        make_portable(folder / schema.KERAS_FILE)
+        size = (folder / schema.KERAS_FILE).stat().st_size
         client.log_model_artifacts(logged.model_id, str(folder))
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
@@ -107,7 +107,7 @@ def log_model(
 
 
 def find_models(store: Store, experiment_id: str, run_id: str) -> list[LoggedModel]:
-    """The logged models that came out of a run."""
+    """Return the logged models of a run."""
     return list(
         store.client.search_logged_models(
             [experiment_id], filter_string=f"source_run_id = '{run_id}'"
@@ -116,7 +116,7 @@ def find_models(store: Store, experiment_id: str, run_id: str) -> list[LoggedMod
 
 
 def trial_model(store: Store, trial: TrackedRun) -> LoggedModel:
-    """The logged model of a trial.
+    """Return the logged model of a trial.
 
     Raises:
         TrackingError: the trial did not finish, or its model was deleted.
@@ -125,44 +125,48 @@ def trial_model(store: Store, trial: TrackedRun) -> LoggedModel:
     found = [
         model
         for model in find_models(store, trial.experiment_id, trial.run_id)
-        if model.name == names.MODEL and model.status == LoggedModelStatus.READY
+        if model.name == schema.MODEL and model.status == LoggedModelStatus.READY
     ]
     if not found:
         raise TrackingError(
-            f"The trial {trial.run_id[:8]} has no logged model {names.MODEL!r}: it was deleted. "
-            "Choose another trial, or train this one again with --fresh."
+            f"The trial {trial.run_id[:8]} has no logged model {schema.MODEL!r}: it was deleted. "
+            f"Choose another trial, or train this one again with {setting('fresh=True')}."
         )
     return max(found, key=lambda model: model.creation_timestamp)
 
 
 def require_files(store: Store, trial: TrackedRun, model: LoggedModel) -> None:
-    """Refuse a logged model whose file is not where the store says.
+    """Refuse a logged model whose file is missing.
 
     Raises:
-        TrackingError: it is not; the message says where it was looked for.
+        TrackingError: it is missing; the message says where it was expected.
     """
     if not _size(store, model.model_id):
         raise TrackingError(
-            f"The model of trial {trial.run_id[:8]} has no file {names.KERAS_FILE} at "
+            f"The model of trial {trial.run_id[:8]} has no file {schema.KERAS_FILE} at "
             f"{without_user(model.artifact_location)}: it was removed, or the place is not reached "
-            "from here. Choose another trial, or train this one again with --fresh."
+            "from here. Choose another trial, or train this one again with "
+            f"{setting('fresh=True')}."
         )
 
 
 def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
-    """Fetch the `.keras` file of a trial's logged model into a folder.
+    """Download the `.keras` file of a trial's logged model to a folder.
 
-    That file alone, from where the model says it lies: to resolve `runs:/<run id>/model`, MLflow
-    looks through all models of the experiment, and fetches all that belongs to one.
+    Only that file is fetched, from the model's own location: to resolve `runs:/<run id>/model`,
+    MLflow searches all models of the experiment, and downloads everything that belongs to one.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        TrackingError: the trial did not finish, or its model cannot be fetched.
+        TrackingError: the trial did not finish, or its model cannot be downloaded.
     """
     model = trial_model(store, trial)
     location = model.artifact_location
     try:
         path = mlflow.artifacts.download_artifacts(
-            artifact_uri=f"{location}/{names.KERAS_FILE}",
+            artifact_uri=f"{location}/{schema.KERAS_FILE}",
             dst_path=str(folder),
             tracking_uri=store.uri,
         )
@@ -176,17 +180,17 @@ def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
 
 
 def _size(store: Store, model_id: str) -> int:
-    folder, _, _ = names.KERAS_FILE.rpartition("/")
+    folder, _, _ = schema.KERAS_FILE.rpartition("/")
     files = store.client.list_logged_model_artifacts(model_id, folder)
-    return sum(file.file_size or 0 for file in files if file.path.endswith(names.KERAS_FILE))
+    return sum(file.file_size or 0 for file in files if file.path.endswith(schema.KERAS_FILE))
 
 
 @contextlib.contextmanager
 def _without_custom_objects() -> Iterator[None]:
     """Hide the custom Keras objects that other libraries have registered in this process.
 
-    MLflow pickles all of them beside a model, though this network uses none, and unpickles
-    them when the model is loaded; KerasTuner registers some when it is imported.
+    MLflow pickles all of them with a model, though this network uses none, and unpickles them when
+    the model is loaded. KerasTuner registers some when it is imported.
     """
     registered = mlflow.tensorflow.get_global_custom_objects()
     hidden = dict(registered)

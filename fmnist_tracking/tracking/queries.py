@@ -1,4 +1,4 @@
-"""Runs as the store has them: found by a filter, by id or by parent; are they live, or gone."""
+"""Finding runs by a filter, by id or by parent, and telling live runs from dead ones."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,21 +15,21 @@ from mlflow.store.entities import PagedList
 from mlflow.utils.search_utils import SearchUtils
 
 from fmnist_tracking.results import RUNNING
-from fmnist_tracking.tracking import names
+from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.store import Store
 
-# The most that MLflow gives at once of some things.
+# MLflow's upper limit for a page of some queries.
 PAGE = 1000
 _IDS_AT_ONCE = 200
 T = TypeVar("T")
 NEWEST_FIRST = ("attributes.start_time DESC",)
-# Those without that tag, of earlier releases, come last.
-LATEST_ASKED_FIRST = (f"tags.`{names.ASKED_AT}` DESC", *NEWEST_FIRST)
-# What MLflow takes for the id of a run.
+# Runs of earlier releases, which lack that tag, come last.
+LATEST_ASKED_FIRST = (f"tags.`{schema.ASKED_AT}` DESC", *NEWEST_FIRST)
+# What MLflow accepts as a run id.
 _RUN_ID = re.compile(r"[a-zA-Z0-9][\w-]{0,255}", re.ASCII)
 ABSENT = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
-# Also what MLflow says of what can be no id.
+# MLflow answers this, too, for a text that cannot be an id.
 _INVALID = ErrorCode.Name(INVALID_PARAMETER_VALUE)
 
 
@@ -40,14 +40,14 @@ def iterate_runs(
     at_once: int = PAGE,
     order: Sequence[str] = NEWEST_FIRST,
 ) -> Iterator[Run]:
-    """Iterate over the runs that match a filter, the newest first, however many there are.
+    """Iterate over all runs that match a filter, the newest first by default.
 
     Args:
         store: the store.
         experiments: ids of the experiments to look in.
-        filter_string: as MLflow has it.
-        at_once: how many the store is asked for at once.
-        order: in which they come, as MLflow has it.
+        filter_string: a filter in MLflow's syntax.
+        at_once: page size of the query.
+        order: MLflow's `order_by`.
     """
     ids = list(experiments)
 
@@ -60,10 +60,10 @@ def iterate_runs(
 
 
 def iterate_pages(ask: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
-    """Iterate over what MLflow gives page by page.
+    """Iterate over the results of a paged MLflow query.
 
     Args:
-        ask: gives the page that a token leads to; None stands for the first.
+        ask: returns the page of a token; None stands for the first page.
     """
     token = None
     while True:
@@ -77,13 +77,13 @@ def iterate_pages(ask: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
 def runs_by_id(
     store: Store, experiment_id: str, ids: Sequence[str], condition: str
 ) -> Iterator[Run]:
-    """Iterate over the runs with these ids that meet a condition; those that are gone are left out.
+    """Iterate over those of the given runs that exist and meet a condition.
 
     Args:
         store: the store.
         experiment_id: of the experiment they are in.
-        ids: of the runs; what can be none is left out too.
-        condition: a filter, as MLflow has it.
+        ids: run ids; a text that cannot be one is skipped.
+        condition: a filter in MLflow's syntax.
     """
     known = [run_id for run_id in ids if _RUN_ID.fullmatch(run_id)]
     for filter_string, _ in _by_id(known, condition):
@@ -91,13 +91,13 @@ def runs_by_id(
 
 
 def has_all(store: Store, experiment_id: str, ids: Sequence[str], condition: str) -> bool:
-    """Tell whether each of some runs is there and meets a condition, without reading them all.
+    """Return whether all given runs exist and meet a condition, without reading them all.
 
     Args:
         store: the store.
         experiment_id: of the experiment they are in.
-        ids: of the runs, each once.
-        condition: a filter, as MLflow has it.
+        ids: run ids, each once.
+        condition: a filter in MLflow's syntax.
     """
     return all(map(_RUN_ID.fullmatch, ids)) and all(
         has_exactly(store, experiment_id, filter_string, count)
@@ -106,7 +106,7 @@ def has_all(store: Store, experiment_id: str, ids: Sequence[str], condition: str
 
 
 def _by_id(ids: Sequence[str], condition: str) -> Iterator[tuple[str, int]]:
-    """Give filters for runs by their ids, each with how many it is for."""
+    """Yield filters for runs by their ids, each with the number of its ids."""
     for start in range(0, len(ids), _IDS_AT_ONCE):
         some = ids[start : start + _IDS_AT_ONCE]
         listed = ", ".join(f"'{run_id}'" for run_id in some)
@@ -114,7 +114,7 @@ def _by_id(ids: Sequence[str], condition: str) -> Iterator[tuple[str, int]]:
 
 
 def has_exactly(store: Store, experiment_id: str, filter_string: str, count: int) -> bool:
-    """Tell whether so many runs match a filter, without reading them: the last is asked for."""
+    """Return whether exactly this many runs match a filter, by asking only for the last one."""
     if count == 0:
         return not store.client.search_runs([experiment_id], filter_string, max_results=1)
     before_last = SearchUtils.create_page_token(count - 1)  # type: ignore[no-untyped-call]
@@ -129,23 +129,23 @@ def has_exactly(store: Store, experiment_id: str, filter_string: str, count: int
 
 def find_children(store: Store, experiment_id: str, parent: str) -> Iterator[Run]:
     """Iterate over the runs of a search's trials, the newest first."""
-    for run in iterate_runs(store, [experiment_id], f"tags.`{names.PARENT}` = '{parent}'"):
+    for run in iterate_runs(store, [experiment_id], f"tags.`{schema.PARENT}` = '{parent}'"):
         if is_ours(run):
             yield run
 
 
 def is_ours(run: Run) -> bool:
-    """Tell whether a run is of this project, by any of the tags that say what it is."""
-    return not {names.ROLE, names.POINT, names.GRID}.isdisjoint(run.data.tags)
+    """Return whether a run belongs to this project, by any of the tags that say so."""
+    return not {schema.ROLE, schema.POINT, schema.GRID}.isdisjoint(run.data.tags)
 
 
 def is_absent(error: MlflowException) -> bool:
-    """Tell whether MLflow says that nothing has the id it was asked for, or that nothing can."""
+    """Return whether MLflow says that nothing has this id, or that it cannot be an id."""
     return error.error_code in (ABSENT, _INVALID)
 
 
 def find_any(store: Store, run_id: str) -> Run | None:
-    """Return the run with an id, be it deleted; None if the store has none."""
+    """Return the run with an id, deleted or not; None if the store has none."""
     try:
         return store.client.get_run(run_id)
     except MlflowException as error:
@@ -155,20 +155,20 @@ def find_any(store: Store, run_id: str) -> Run | None:
 
 
 def find_active(store: Store, run_id: str) -> Run | None:
-    """Return the run with an id; None if it was deleted, or the store has none."""
+    """Return the run with an id, None if it was deleted or does not exist."""
     run = find_any(store, run_id)
     return run if run is not None and run.info.lifecycle_stage == "active" else None
 
 
 def liveness(store: Store) -> Callable[[Run], bool]:
-    """Give what tells whether an open run's process is there.
+    """Return a function that says whether an open run's process is still running.
 
-    A search gives signs of life for its trials too; each is asked for once.
+    A search's heartbeat counts for its trials too; each search is read once.
     """
     live: dict[tuple[str | float, ...], bool] = {}
 
     def is_live(run: Run) -> bool:
-        parent = run.data.tags.get(names.PARENT)
+        parent = run.data.tags.get(schema.PARENT)
         lease = Lease.read(run.data.tags)
         if lease is None:
             return False

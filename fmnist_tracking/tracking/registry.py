@@ -1,4 +1,4 @@
-"""The model registry: versions of a model, and the one that is in use, the champion."""
+"""The model registry: versions of a model, and the champion, which is the version in use."""
 
 import contextlib
 import dataclasses
@@ -15,12 +15,12 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.errors import ConfigError, TrackingError
 from fmnist_tracking.results import TrialResult
-from fmnist_tracking.tracking import names
-from fmnist_tracking.tracking.failures import registry_error
+from fmnist_tracking.tracking import schema
+from fmnist_tracking.tracking.descriptions import plain
+from fmnist_tracking.tracking.error_messages import registry_error
 from fmnist_tracking.tracking.logged_model import require_files, trial_model
-from fmnist_tracking.tracking.notes import plain
 from fmnist_tracking.tracking.queries import ABSENT, find_active, find_any
-from fmnist_tracking.tracking.reading import (
+from fmnist_tracking.tracking.records import (
     TrackedRun,
     as_tracked,
     read_trial,
@@ -31,7 +31,7 @@ _EXISTS = ErrorCode.Name(RESOURCE_ALREADY_EXISTS)
 _LOGGED_MODEL = re.compile(r"models:/(m-\w+)")
 _ABOUT_THE_MODEL = (
     "Classifies images of Fashion-MNIST. Each version is the best epoch of a trial that "
-    f"`fmnist-track promote` chose; the alias `{names.CHAMPION}` is on the one in use. Versions "
+    f"`fmnist-track promote` chose; the alias `{schema.CHAMPION}` is on the one in use. Versions "
     "are compared by validation accuracy; the test images have no part in it.\n\n"
     "It takes raw pixels, `uint8` of shape (n, 28, 28, 1), light on black, and gives the "
     "probabilities of the ten classes, `float32` of shape (n, 10)."
@@ -40,16 +40,16 @@ _ABOUT_THE_MODEL = (
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVersion:
-    """A version of a registered model, as far as it is known what it is.
+    """A version of a registered model.
 
     Attributes:
         name: of the registered model.
         version: its number.
         run_id: of the trial it came from.
-        val_accuracy: the trial's, None if neither version nor run says it.
-        data_sha256: `Dataset.digest` of the trial's data, None likewise.
-        split: how that data was split, None likewise.
-        run_exists: whether the trial's run is still there.
+        val_accuracy: of the trial, None if neither the version nor the run has it.
+        data_sha256: `Dataset.digest` of the trial's data, None if unknown.
+        split: how that data was split, None if unknown.
+        run_exists: whether the trial's run still exists.
     """
 
     name: str
@@ -60,25 +60,34 @@ class ModelVersion:
     split: SplitConfig | None
     run_exists: bool
 
+    def line(self) -> str:
+        """Return what it is, in a line."""
+        scored = "unknown" if self.val_accuracy is None else f"{self.val_accuracy:.4f}"
+        gone = "" if self.run_exists else ", which was deleted"
+        return (
+            f"{self.name} version {self.version}: validation accuracy {scored}, run "
+            f"{self.run_id[:8] or 'unknown'}{gone}"
+        )
+
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json` can write."""
+        """Return a dictionary that `json` can write."""
         return dataclasses.asdict(self)
 
 
 def find_champion(store: Store, name: str) -> ModelVersion | None:
-    """Return the version of a model that is in use; None without one, or if it was deleted."""
+    """Return the version of a model in use, None if there is none or it was deleted."""
     with _tolerating(ABSENT):
-        version = store.client.get_registered_model(name).aliases.get(names.CHAMPION)
+        version = store.client.get_registered_model(name).aliases.get(schema.CHAMPION)
         if version is not None:
             return _version(store, store.client.get_model_version(name, version))
     return None
 
 
 def champion_run(store: Store, name: str) -> TrackedRun:
-    """Return the trial that the version in use came from.
+    """Return the trial whose model is the version in use.
 
     Raises:
-        TrackingError: there is no version in use, its run was deleted, or it names none.
+        TrackingError: no version is in use, or its run was deleted or is not known.
     """
     champion = find_champion(store, name)
     if champion is None:
@@ -99,7 +108,7 @@ def champion_run(store: Store, name: str) -> TrackedRun:
 
 
 def find_version(store: Store, name: str, run_id: str) -> ModelVersion | None:
-    """Return the newest version that a trial's model was registered as, None without one.
+    """Return the newest version made from a trial's model, None if there is none.
 
     A version whose logged model was deleted does not count.
     """
@@ -111,20 +120,20 @@ def find_version(store: Store, name: str, run_id: str) -> ModelVersion | None:
 
 
 def register_version(store: Store, name: str, trial: TrackedRun) -> ModelVersion:
-    """Make a trial's logged model a new version of a registered model, itself made if need be.
+    """Register a trial's logged model as a new version; create the registered model if needed.
 
-    Its source is the logged model rather than a path in the run: MLflow's page then leads from
-    the version to the logged model and back, and so to its metrics.
+    The version's source is the logged model, not a path in the run: then MLflow's page links the
+    version with the logged model, and so with its metrics.
 
     Raises:
         TrackingError: the trial did not finish, or has no logged model; or the registered model
-            is another person's.
+            belongs to another person.
     """
     client = store.client
     result = read_trial(trial)
     logged = trial_model(store, trial)
     if not _is_registered(store, name):
-        with _tolerating(_EXISTS):  # another process was quicker
+        with _tolerating(_EXISTS):  # another process was faster
             client.create_registered_model(name, description=_ABOUT_THE_MODEL)
     with _changing(store, name):
         made = client.create_model_version(
@@ -139,18 +148,18 @@ def register_version(store: Store, name: str, trial: TrackedRun) -> ModelVersion
 
 
 def make_champion(store: Store, version: ModelVersion) -> None:
-    """Let the alias `champion` be this version's, and its logged model lead to it.
+    """Set the alias `champion` to a version, and link its logged model with it.
 
     Raises:
-        TrackingError: the registered model is another person's.
+        TrackingError: the registered model belongs to another person.
     """
     _link_back(store, version)
     with _changing(store, version.name):
-        store.client.set_registered_model_alias(version.name, names.CHAMPION, version.version)
+        store.client.set_registered_model_alias(version.name, schema.CHAMPION, version.version)
 
 
 def _has_model(store: Store, version: Any) -> bool:
-    """Whether the logged model behind a version is there; one that came by other means has none."""
+    """Return whether a version's logged model exists; True if it was registered by other means."""
     found = _LOGGED_MODEL.fullmatch(version.source or "")
     if found is None:
         return True
@@ -160,11 +169,11 @@ def _has_model(store: Store, version: Any) -> bool:
 
 
 def require_model(store: Store, trial: TrackedRun) -> None:
-    """Say that a trial has no model that is of use, if it has none.
+    """Refuse a trial without a usable model.
 
     Raises:
-        TrackingError: the trial did not finish, has no logged model or none with files, or its
-            training diverged.
+        TrackingError: the trial did not finish, its logged model or the model's file is missing, or
+            its training diverged.
     """
     require_files(store, trial, trial_model(store, trial))
     if read_trial(trial).diverged:
@@ -199,9 +208,9 @@ def _changing(store: Store, name: str) -> Iterator[None]:
 
 
 def _link_back(store: Store, version: ModelVersion) -> None:
-    """Say on the logged model which version it is, as `mlflow.register_model` does.
+    """Record on the logged model which version it is, as `mlflow.register_model` does.
 
-    A tracking server has done it by itself.
+    A tracking server does this itself.
     """
     client = store.client
     raw = client.get_model_version(version.name, version.version)
@@ -210,22 +219,22 @@ def _link_back(store: Store, version: ModelVersion) -> None:
         return
     model_id = found[1]
     try:
-        known = json.loads(client.get_logged_model(model_id).tags.get(names.MODEL_VERSIONS, "[]"))
+        known = json.loads(client.get_logged_model(model_id).tags.get(schema.MODEL_VERSIONS, "[]"))
         known = [link for link in known if isinstance(link, dict)]
-    except (ValueError, TypeError, RecursionError):  # somebody else wrote it
+    except (ValueError, TypeError, RecursionError):  # another program wrote the tag
         return
     this = (version.name, version.version)
     if not any((link.get("name"), str(link.get("version"))) == this for link in known):
         known.append({"name": version.name, "version": raw.version})
-        client.set_logged_model_tags(model_id, {names.MODEL_VERSIONS: json.dumps(known)})
+        client.set_logged_model_tags(model_id, {schema.MODEL_VERSIONS: json.dumps(known)})
 
 
 def _version(store: Store, raw: Any) -> ModelVersion:
-    """A version by its own tags; one that was registered by other means, by its run."""
+    """Return a version, described by its own tags or else by its run."""
     tags: Mapping[str, str] = raw.tags
     run = find_any(store, raw.run_id) if raw.run_id else None
     result = None
-    if run is not None and names.VAL_ACCURACY not in tags:
+    if run is not None and schema.VAL_ACCURACY not in tags:
         with contextlib.suppress(TrackingError, ConfigError):  # a run of another kind
             tracked = as_tracked(run)
             result = read_trial(tracked)
@@ -233,23 +242,23 @@ def _version(store: Store, raw: Any) -> ModelVersion:
     return ModelVersion(
         name=raw.name,
         version=str(raw.version),
-        run_id=raw.run_id or tags.get(names.RUN, ""),
-        val_accuracy=_number(tags.get(names.VAL_ACCURACY)),
-        data_sha256=tags.get(names.DATA_SHA256),
+        run_id=raw.run_id or tags.get(schema.RUN, ""),
+        val_accuracy=_number(tags.get(schema.VAL_ACCURACY)),
+        data_sha256=tags.get(schema.DATA_SHA256),
         split=_split(tags),
         run_exists=run is not None and run.info.lifecycle_stage == "active",
     )
 
 
 def _tags(trial: TrackedRun, result: TrialResult) -> dict[str, str]:
-    """What a version says of itself, so that it can be judged when its run is gone."""
+    """Return tags that describe a version, so that it can be judged after its run is deleted."""
     tags = {
-        names.RUN: trial.run_id,
-        names.VAL_ACCURACY: str(result.val_accuracy),
-        names.SPLIT_SEED: str(trial.split.seed),
-        names.SPLIT_LIMIT: str(trial.split.limit),
+        schema.RUN: trial.run_id,
+        schema.VAL_ACCURACY: str(result.val_accuracy),
+        schema.SPLIT_SEED: str(trial.split.seed),
+        schema.SPLIT_LIMIT: str(trial.split.limit),
     }
-    for name in (names.POINT, names.DATA_SHA256, names.DATASET, names.PROTOCOL):
+    for name in (schema.POINT, schema.DATA_SHA256, schema.DATASET, schema.PROTOCOL):
         if name in trial.raw.data.tags:
             tags[name] = trial.raw.data.tags[name]
     return tags
@@ -263,10 +272,10 @@ def _number(text: str | None) -> float | None:
 
 def _split(tags: Mapping[str, str]) -> SplitConfig | None:
     with contextlib.suppress(KeyError, ValueError, ConfigError):
-        limit = tags[names.SPLIT_LIMIT]
+        limit = tags[schema.SPLIT_LIMIT]
         return SplitConfig(
-            protocol=tags[names.PROTOCOL],  # type: ignore[arg-type]  # checked by SplitConfig
-            seed=int(tags[names.SPLIT_SEED]),
+            protocol=tags[schema.PROTOCOL],  # type: ignore[arg-type]  # checked by SplitConfig
+            seed=int(tags[schema.SPLIT_SEED]),
             limit=None if limit == "None" else int(limit),
         )
     return None
@@ -280,7 +289,7 @@ def _description(trial: TrackedRun, result: TrialResult) -> str:
         "best epoch": f"{result.best_epoch} of {result.config.epochs}",
         "run": trial.run_id,
         "settings": settings,
-        "data": trial.raw.data.tags.get(names.DATASET, "unknown"),
+        "data": trial.raw.data.tags.get(schema.DATASET, "unknown"),
         "data SHA-256": trial.data_sha256,
         "protocol": f"{split.protocol}, seed {split.seed}, "
         + ("all images" if split.limit is None else f"{split.limit} images"),

@@ -1,4 +1,4 @@
-"""The file of a SQLite store: may it be used, what is in it, and how it is made and replaced."""
+"""The file of a SQLite store: permissions, contents, creation and replacement."""
 
 import contextlib
 import os
@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 from mlflow import MlflowClient
 
-from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking.failures import is_locked, tracking_error
-from fmnist_tracking.tracking.places import (
+from fmnist_tracking.errors import TrackingError, setting
+from fmnist_tracking.tracking.error_messages import is_locked, tracking_error
+from fmnist_tracking.tracking.locations import (
     relocate,
     require_place_for_files,
     sqlite_uri,
@@ -20,14 +20,14 @@ from fmnist_tracking.tracking.places import (
     working_folder,
 )
 
-# For a database that another process has locked.
+# How long to wait for another process's lock.
 _LOCKED_SECONDS = 20
-# What SQLite says, opened to read, of a file whose writer was killed in the middle.
+# SQLite's message for a file, opened read-only, whose writer was killed halfway.
 _HALF_WRITTEN = "readonly database"
 
 
 def is_yet_to_be_made(path: Path) -> bool:
-    """Whether there is no file, or an empty one."""
+    """Return whether the file is missing or empty."""
     return not path.exists() or path.stat().st_size == 0
 
 
@@ -36,50 +36,50 @@ def require_usable(path: Path, *, create: bool, write: bool = False) -> None:
 
     Args:
         path: of the file.
-        create: whether it is to be made if it is not there, and written.
-        write: whether it is to be written.
+        create: whether it will be created if it is missing, and written.
+        write: whether it will be written.
 
     Raises:
-        TrackingError: it is missing, no file, or may not be read or written.
+        TrackingError: it is missing, is not a file, or cannot be read or written.
     """
     if path.exists():
         if not path.is_file():
             raise TrackingError(
                 f"Expected {path} to be a SQLite file, but it is a folder or a device. Name "
-                "another with --tracking-uri."
+                f"another with {setting('tracking_uri')}."
             )
         if (create or write) and not can_be_written(path):
             raise TrackingError(
                 f"The MLflow store {path} cannot be written by this user. Change the permissions "
-                "of the file and its folder, or name another with --tracking-uri."
+                f"of the file and its folder, or name another with {setting('tracking_uri')}."
             )
         if not os.access(path, os.R_OK):
             raise TrackingError(
                 f"The MLflow store {path} cannot be read by this user. Change its permissions, or "
-                "name another with --tracking-uri."
+                f"name another with {setting('tracking_uri')}."
             )
     elif create and not os.access(path.parent, os.W_OK):
         raise TrackingError(
             f"The MLflow store {path} cannot be created: its folder is missing or cannot be "
-            "written. Work in another folder, or name a store with --tracking-uri."
+            f"written. Work in another folder, or name a store with {setting('tracking_uri')}."
         )
     elif not create:
         raise TrackingError(no_store(path))
 
 
 def no_store(where: object) -> str:
-    """Say, in a line, that there is no store yet in some place."""
+    """Return a line that says that there is no store at a place yet."""
     return (
         f"There is no MLflow store {where} yet. Run `fmnist-track search` first, or go to the "
-        "folder where you ran it, or name the store with --tracking-uri."
+        f"folder where you ran it, or name the store with {setting('tracking_uri')}."
     )
 
 
 def look(path: Path) -> tuple[set[str], str | None]:
-    """Return the names of a file's tables, and the revision that MLflow's tables have.
+    """Return the names of a file's tables, and the revision of MLflow's tables.
 
     Raises:
-        TrackingError: it cannot be read, stays locked, or is no database.
+        TrackingError: it cannot be read, stays locked, or is not a database.
     """
     try:
         try:
@@ -94,7 +94,7 @@ def look(path: Path) -> tuple[set[str], str | None]:
                     "file or its folder cannot be written by this user. Let its owner run "
                     "`fmnist-track runs` once."
                 ) from None
-            return _read(path, "rw")  # SQLite undoes what was left half written
+            return _read(path, "rw")  # SQLite undoes the unfinished write
     except sqlite3.OperationalError as error:
         if is_locked(error):
             raise tracking_error(sqlite_uri(path), error) from None
@@ -105,7 +105,7 @@ def look(path: Path) -> tuple[set[str], str | None]:
     except sqlite3.DatabaseError as error:
         raise TrackingError(
             f"{path} cannot be read as a SQLite database ({error}). Name another file with "
-            "--tracking-uri."
+            f"{setting('tracking_uri')}."
         ) from None
 
 
@@ -122,18 +122,18 @@ def _read(path: Path, mode: str) -> tuple[set[str], str | None]:
 
 
 def can_be_written(path: Path) -> bool:
-    """Whether this user may write a SQLite file, which takes its folder too."""
+    """Return whether this user may write a SQLite file, which takes its folder too."""
     return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
 
 
 def make(path: Path) -> None:
-    """Make a new store elsewhere, then put it into a missing or empty file in one step.
+    """Create a store in a temporary folder, then copy it into a missing or empty file in one step.
 
-    MLflow builds its tables one after the other; killed in between, it leaves a file that it
-    can never open again.
+    MLflow creates its tables one by one; if it is killed halfway, it can never open the file again.
 
     Raises:
-        TrackingError: the file cannot be written, or is locked; or runs' files have no place.
+        TrackingError: the file cannot be written or stays locked, or the files of runs have no
+            place.
     """
     require_place_for_files(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
@@ -141,17 +141,20 @@ def make(path: Path) -> None:
         address = sqlite_uri(new)
         with without_stray_folder(address):
             MlflowClient(address).search_experiments(max_results=1)
-        # MLflow has given its own experiment a place in the working folder, wherever the store is.
+        # MLflow puts its default experiment into the working folder, wherever the store is.
         relocate(new, {working_folder()}, to=path.parent)
         with held(path) as connection:
             (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-            if tables == 0:  # else another process was quicker
+            if tables == 0:  # else another process was faster
                 fill(connection, new)
 
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[sqlite3.Connection]:
-    """Keep all other processes out of a SQLite file, with what it has in a `-wal` put into it.
+    """Lock a SQLite file against all other processes, after merging its write-ahead log.
+
+    Yields:
+        A connection to the file.
 
     Raises:
         TrackingError: it stays locked, or cannot be written.
@@ -160,7 +163,7 @@ def held(path: Path) -> Iterator[sqlite3.Connection]:
         connection = sqlite3.connect(path, timeout=_LOCKED_SECONDS, isolation_level=None)
         with contextlib.closing(connection):
             (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
-            # So that the lock stays between transactions: a backup cannot be made within one.
+            # The lock must outlast a transaction: a backup cannot be made within one.
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute("BEGIN EXCLUSIVE")
@@ -181,13 +184,13 @@ def held(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def fill(connection: sqlite3.Connection, new: Path) -> None:
-    """Put another file's content in place of what a SQLite file has, wholly or not at all."""
+    """Replace the content of a SQLite file with another file's, completely or not at all."""
     with contextlib.closing(sqlite3.connect(new)) as content:
         content.backup(connection)
 
 
 def copy(connection: sqlite3.Connection, path: Path) -> None:
-    """Write what a SQLite file has into a new one."""
+    """Copy the content of a SQLite file to a new file."""
     path.unlink(missing_ok=True)
     with contextlib.closing(sqlite3.connect(path)) as copy:
         connection.backup(copy)

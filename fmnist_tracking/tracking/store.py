@@ -1,12 +1,14 @@
-"""Reaching the MLflow store, and saying clearly why when it cannot be reached."""
+"""Opening the MLflow store, with a clear message when it cannot be reached."""
 
 import contextlib
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import mlflow
@@ -21,10 +23,16 @@ from mlflow.utils.rest_utils import http_request
 from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
-from fmnist_tracking.addresses import without_user
-from fmnist_tracking.errors import FmnistTrackingError, TrackingError, first_line
-from fmnist_tracking.tracking import database, places, sqlite_store
-from fmnist_tracking.tracking.failures import (
+from fmnist_tracking.errors import (
+    FmnistTrackingError,
+    TrackingError,
+    first_line,
+    for_programs,
+    setting,
+)
+from fmnist_tracking.redact import without_user
+from fmnist_tracking.tracking import locations, migrations, sqlite_store
+from fmnist_tracking.tracking.error_messages import (
     Fault,
     is_of_store,
     opening_error,
@@ -32,16 +40,21 @@ from fmnist_tracking.tracking.failures import (
     tracking_error,
 )
 
-_log = logging.getLogger(__name__)
+Access = Literal["read", "write", "create"]
 
-# The first that the tests have passed with.
+_log = logging.getLogger(__name__)
+# What this process had before its first open store, once for each store that is open.
+_kept: list[tuple[dict[str, str], dict[str, int]]] = []
+_opening = threading.Lock()
+
+# The oldest that the tests have passed with.
 _OLDEST_SERVER = (3, 1)
 _ANSWER_SECONDS = 10
 _VERSION = re.compile(r"(\d+)\.(\d+)[\w.]*$")
 _MANY = 1000
-# Runs that are named when some are left out.
+# At most this many skipped runs are named.
 _NAMED = 3
-# The package that holds a database driver's module, where the names differ.
+# The package to install for a database driver's module, where the names differ.
 _DRIVERS = {
     "psycopg": "'psycopg[binary]'",
     "psycopg2": "psycopg2-binary",
@@ -49,13 +62,21 @@ _DRIVERS = {
 }
 _MLFLOW_SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # Trying again is the recorder's task: MLflow's own way takes minutes a call, and may make two
-    # runs of one.
+    # The background writer retries. MLflow's own retries take minutes a call, and may create a run
+    # twice.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
+# MLflow and Alembic log each table that they create as a warning or worse, and each error of a
+# database with a traceback.
+_LOG_LEVELS = {
+    "alembic": logging.ERROR,
+    "mlflow.tracking": logging.ERROR,
+    "mlflow.utils": logging.ERROR,
+    "mlflow.store.db.utils": logging.CRITICAL,
+}
 _EXPERIMENT_TAGS = {
-    # Without this, MLflow's page opens the experiment as one of language models.
+    # Without it, MLflow's page treats the experiment as one of language models.
     "mlflow.experimentKind": "custom_model_development",
     MLFLOW_RUN_NOTE: "Grid searches on Fashion-MNIST. Each search is a run, its trials are the "
     "runs below it: press the plus sign before its name. The description of a search ranks them.",
@@ -68,91 +89,95 @@ class Store:
     """An MLflow tracking store that was reachable when it was opened.
 
     Attributes:
-        uri: its address, in full.
-        client: MLflow's, for that address.
+        uri: its address; of a server without user name and password.
+        address: as it was opened, which may hold both.
+        client: MLflow's client for that address.
         moved_from: folders that a SQLite store was in when it wrote the addresses of its runs'
             files; empty unless it was moved or copied since.
-        away: folders that it names for the files of its runs, and that are not there.
-        left_out: runs that could not be read, by id, each with the reason.
+        away: folders that it names for the files of its runs, and that are missing.
+        left_out: runs that could not be read: the reason by run id.
     """
 
     uri: str
     client: MlflowClient
+    address: str = field(default="", repr=False)
     moved_from: frozenset[Path] = frozenset()
     away: frozenset[Path] = frozenset()
     left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def public_uri(self) -> str:
-        """The URI to show: without a user's name and password."""
+        """Return the address without user name and password, to be shown."""
         return without_user(self.uri)
 
     @property
     def can_be_written(self) -> bool:
-        """Whether this user may write a SQLite store's file and folder; True for all others."""
-        path = places.sqlite_file(self.uri)
+        """Return whether this user may write a SQLite store; True for other stores."""
+        path = locations.sqlite_file(self.uri)
         return path is None or sqlite_store.can_be_written(path)
 
     def experiment_id(self, name: str) -> str:
-        """The id of an experiment, created if there is none of that name.
+        """Return the id of an experiment; create it if there is none of that name.
 
         Raises:
-            TrackingError: there was one, and it was deleted.
+            TrackingError: the experiment was deleted.
         """
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            path = places.sqlite_file(self.uri)
+            path = locations.sqlite_file(self.uri)
             try:
                 return str(
                     self.client.create_experiment(
                         name,
-                        artifact_location=places.files_of(path, name) if path else None,
+                        artifact_location=locations.files_of(path, name) if path else None,
                         tags=_EXPERIMENT_TAGS,
                     )
                 )
             except MlflowException as error:
                 if error.error_code != _EXISTS:
                     raise
-                return self.experiment_id(name)  # another process was quicker
+                return self.experiment_id(name)  # another process was faster
         require_active(found)
         return str(found.experiment_id)
 
     def identity(self, experiment_id: str) -> str:
-        """What tells an experiment from all others, whatever address its store was opened by.
+        """Return what identifies an experiment, whatever the address of its store.
 
-        A SQLite store that was renamed, upgraded, or moved within its file system is the same. One
-        that was made anew in the same place is another, and so is a copy. A move to another file
-        system and a backup that was put back are copies too: nothing tells which of two is meant,
-        and two stores must never share a lock and checkpoints.
+        A SQLite store that was renamed, upgraded, or moved within its file system keeps its
+        identity. One that was created again in the same place gets another, and so does a copy. A
+        move to another file system and a restored backup count as copies: nothing shows which of
+        the two is meant, and two stores must never share a lock and checkpoints.
         """
-        path = places.sqlite_file(self.uri)
+        path = locations.sqlite_file(self.uri)
         made = self.client.get_experiment(experiment_id).creation_time
-        where = "" if path is None else places.identity(path)
+        where = "" if path is None else locations.identity(path)
         return f"experiment {experiment_id} of {made} {where}"
 
     def require_in_place(self) -> None:
-        """Refuse a store that was moved or copied: its runs' files are looked for elsewhere.
+        """Refuse a store that was moved or copied: its addresses of runs' files are wrong.
 
         Raises:
-            TrackingError: it was; the message has the remedy.
+            TrackingError: it was; the message says how to repair it.
         """
         if self.moved_from:
             raise TrackingError(self.moved_line())
 
     def require_reached(self, address: str) -> None:
-        """Refuse an address of files on a disk that is not there, lest they be put on another.
+        """Refuse an address of files on a disk that is not mounted.
+
+        The files would be written to another disk.
 
         Raises:
-            TrackingError: it is.
+            TrackingError: the disk is not mounted.
         """
-        location = places.local_path(address)
+        location = locations.local_path(address)
         for folder in self.away:
             if location is not None and folder in location.parents:
-                raise TrackingError(places.not_reached_line(folder))
+                raise TrackingError(locations.not_reached_line(folder))
 
     def moved_line(self) -> str:
-        """Say, in a line, that the store was moved or copied, and what puts it right."""
-        path = places.sqlite_file(self.uri)
+        """Return a line that says that the store was moved or copied, and how to repair it."""
+        path = locations.sqlite_file(self.uri)
         old = " and ".join(str(folder) for folder in sorted(self.moved_from))
         return (
             f"The store {path} was moved or copied here from {old}: it still names that folder for "
@@ -170,35 +195,35 @@ def require_active(experiment: Experiment) -> None:
         raise TrackingError(
             f"The experiment {experiment.name!r} was deleted. Restore it with `mlflow experiments "
             f"restore --experiment-id {experiment.experiment_id}`, or choose another name with "
-            "--experiment."
+            f"{setting('experiment')}."
         )
 
 
 def tracking_uri(uri: str | None = None) -> str:
-    """The store to use: the one given, else MLFLOW_TRACKING_URI, else MLflow's own default.
+    """Return the address of the store: the one given, MLFLOW_TRACKING_URI, or MLflow's default.
 
     Raises:
-        TrackingError: it is no address of a store.
+        TrackingError: it is not the address of a store.
     """
-    return places.resolve(uri or places.default_uri() or str(mlflow.get_tracking_uri()))
+    return locations.resolve(uri or locations.default_uri() or str(mlflow.get_tracking_uri()))
 
 
 def is_yet_to_be_made(uri: str | None = None) -> bool:
-    """Whether the store is a SQLite file that is not there yet, or empty."""
-    path = places.sqlite_file(tracking_uri(uri))
+    """Return whether the store is a SQLite file that is missing or empty."""
+    path = locations.sqlite_file(tracking_uri(uri))
     return path is not None and sqlite_store.is_yet_to_be_made(path)
 
 
 def require_can_be_made(uri: str | None = None) -> Path | None:
-    """Return the file of a SQLite store that is yet to be made; None for another kind.
+    """Return the file of a SQLite store that can be used or created; None for another kind.
 
     Raises:
-        TrackingError: this user cannot make it, or the files of runs have no place.
+        TrackingError: this user cannot use or create it, or artifacts have no place.
     """
-    path = places.sqlite_file(tracking_uri(uri))
+    path = locations.sqlite_file(tracking_uri(uri))
     if path is not None:
         sqlite_store.require_usable(path, create=True)
-        places.require_place_for_files(path)
+        locations.require_place_for_files(path)
     return path
 
 
@@ -206,79 +231,111 @@ def require_can_be_made(uri: str | None = None) -> Path | None:
 def open_store(
     uri: str | None = None,
     *,
-    create: bool = False,
-    write: bool = False,
+    access: Access = "read",
     files: bool = True,
     upgrade: bool = False,
 ) -> Iterator[Store]:
-    """Open the store; errors of MLflow, and of it alone, become `TrackingError` inside the block.
+    """Open the store; MLflow's errors inside the block become `TrackingError`, others pass.
 
     Args:
         uri: of the store; by default MLFLOW_TRACKING_URI or MLflow's own default.
-        create: make a new SQLite store where there is none, rather than say so.
-        write: refuse a SQLite store that this user may read alone; `create` does too.
-        files: whether the files of runs are needed, so that a store that was moved is refused;
-            else it is only told.
-        upgrade: bring a database of an older MLflow up to date, rather than refuse it.
+        access: `read`; `write` refuses a SQLite store that this user may only read; `create` does
+            so too, and creates one if there is none.
+        files: whether the files of runs are needed: a store that was moved is then refused,
+            otherwise only a warning is logged.
+        upgrade: upgrade a database of an older MLflow instead of refusing it.
+
+    Yields:
+        The store.
 
     Raises:
-        TrackingError: the store cannot be reached, is of another version of MLflow, or fails
-            while it is used.
+        TrackingError: the store cannot be reached, is of another version of MLflow, or fails while
+            it is used.
     """
-    uri = _with_credentials_aside(tracking_uri(uri))
-    # MLflow and Alembic tell of each table they create, at the level of warnings or above, and of
-    # each error of a database with a traceback.
-    for name in ("alembic", "mlflow.tracking", "mlflow.utils"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    for name, value in _MLFLOW_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    try:
-        _require_store(uri, create=create, write=write, upgrade=upgrade)
-        mlflow.set_tracking_uri(uri)
-        with places.without_stray_folder(uri):
-            client = MlflowClient(uri)
-            experiments = client.search_experiments(view_type=ViewType.ALL, max_results=_MANY)
-        moved_from, away = _elsewhere(uri, experiments)
-        store = Store(uri=uri, client=client, moved_from=moved_from, away=away)
-    except ModuleNotFoundError as error:
-        raise TrackingError(
-            f"The MLflow store at {without_user(uri)} needs the Python package {error.name}, which "
-            f"is not installed. Install it: pip install "
-            f"{_DRIVERS.get(error.name or '', error.name)}"
-        ) from None
-    except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
-        raise opening_error(uri, error) from error
-    except (TypeError, ValueError) as error:  # what MLflow and SQLAlchemy say of a wrong setting
-        raise TrackingError(
-            f"The MLflow store at {without_user(uri)} cannot be opened ({first_line(error)}). "
-            "Correct its address, or that setting in the environment (MLFLOW_…)."
-        ) from error
-    if files:
-        store.require_in_place()
-    elif store.moved_from:
-        _log.warning("%s", store.moved_line())
-    for folder in sorted(store.away):
-        _log.warning("%s", places.not_reached_line(folder))
-    try:
-        yield store
-    except FmnistTrackingError:
-        raise
-    except Exception as error:
-        if sort(error) is Fault.OURS or not is_of_store(error):
+    with _process_unchanged():
+        address = tracking_uri(uri)
+        uri = _with_credentials_aside(address)
+        try:
+            _require_store(uri, access, upgrade=upgrade)
+            mlflow.set_tracking_uri(uri)
+            with locations.without_stray_folder(uri):
+                client = MlflowClient(uri)
+                experiments = client.search_experiments(view_type=ViewType.ALL, max_results=_MANY)
+            moved_from, away = _elsewhere(uri, experiments)
+            store = Store(uri=uri, client=client, address=address, moved_from=moved_from, away=away)
+        except ModuleNotFoundError as error:
+            raise TrackingError(
+                f"The MLflow store at {without_user(uri)} needs the Python package {error.name}, "
+                f"which is not installed. Install it: pip install "
+                f"{_DRIVERS.get(error.name or '', error.name)}"
+            ) from None
+        except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
+            raise opening_error(uri, error) from error
+        except (
+            TypeError,
+            ValueError,
+        ) as error:  # MLflow's and SQLAlchemy's errors for a wrong setting
+            raise TrackingError(
+                f"The MLflow store at {without_user(uri)} cannot be opened ({first_line(error)}). "
+                "Correct its address, or that setting in the environment (MLFLOW_…)."
+            ) from error
+        if files:
+            store.require_in_place()
+        elif store.moved_from:
+            _log.warning("%s", for_programs(store.moved_line()))
+        for folder in sorted(store.away):
+            _log.warning("%s", for_programs(locations.not_reached_line(folder)))
+        try:
+            yield store
+        except FmnistTrackingError:
             raise
-        raise tracking_error(uri, error) from error
+        except Exception as error:
+            if sort(error) is Fault.OURS or not is_of_store(error):
+                raise
+            raise tracking_error(uri, error) from error
+        finally:
+            _tell_left_out(store)
+
+
+@contextlib.contextmanager
+def _process_unchanged() -> Iterator[None]:
+    """Set what MLflow reads from this process as we need it, and put it back afterwards.
+
+    Where several threads have a store open, the last one to close it puts back what was before the
+    first one.
+    """
+    with _opening:
+        if not _kept:
+            environment = {k: v for k, v in os.environ.items() if k.startswith("MLFLOW_")}
+            levels = {name: logging.getLogger(name).level for name in _LOG_LEVELS}
+            for name, level in _LOG_LEVELS.items():
+                logging.getLogger(name).setLevel(level)
+            for name, value in _MLFLOW_SETTINGS.items():
+                os.environ.setdefault(name, value)
+        else:
+            environment, levels = _kept[-1]
+        _kept.append((environment, levels))
+    try:
+        yield
     finally:
-        _tell_left_out(store)
+        with _opening:
+            environment, levels = _kept.pop()
+            if not _kept:
+                mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+                for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+                    del os.environ[name]
+                os.environ.update(environment)
+                for name, level in levels.items():
+                    logging.getLogger(name).setLevel(level)
 
 
 def _elsewhere(
     uri: str, experiments: Iterable[Experiment]
 ) -> tuple[frozenset[Path], frozenset[Path]]:
-    path = places.sqlite_file(uri)
+    path = locations.sqlite_file(uri)
     if path is None:
         return frozenset(), frozenset()
-    return places.elsewhere(path, [one.artifact_location for one in experiments])
+    return locations.elsewhere(path, [one.artifact_location for one in experiments])
 
 
 def _tell_left_out(store: Store) -> None:
@@ -295,16 +352,16 @@ def _tell_left_out(store: Store) -> None:
 
 
 def _with_credentials_aside(uri: str) -> str:
-    """The address of a server alone; a name and password in it go where MLflow looks for them.
+    """Return a server's address without credentials, which go into MLflow's environment.
 
-    MLflow would write them into its messages, and they are no part of which store it is.
+    MLflow would write them into its messages, and they do not belong to the identity of a store.
     """
     try:
         parts = urlsplit(uri)
     except ValueError as error:
         raise TrackingError(
-            "Expected --tracking-uri or MLFLOW_TRACKING_URI to be the address of an MLflow store, "
-            f"got {without_user(uri)!r} ({error}). Example: http://127.0.0.1:5000"
+            f"Expected {setting('tracking_uri')} or MLFLOW_TRACKING_URI to be the address of an "
+            f"MLflow store, got {without_user(uri)!r} ({error}). Example: http://127.0.0.1:5000"
         ) from None
     if parts.scheme not in ("http", "https") or "@" not in parts.netloc:
         return uri
@@ -313,31 +370,31 @@ def _with_credentials_aside(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def _require_store(uri: str, *, create: bool, write: bool, upgrade: bool) -> None:
-    """Look whether the store is one that can be used as it is, before MLflow touches it."""
-    path = places.sqlite_file(uri)
+def _require_store(uri: str, access: Access, *, upgrade: bool) -> None:
+    """Check that the store can be used, or create it, before MLflow opens it."""
+    path, create = locations.sqlite_file(uri), access == "create"
     if path is not None:
-        places.working_folder()  # MLflow wants one, wherever the file is
-        sqlite_store.require_usable(path, create=create, write=write)
+        locations.working_folder()  # MLflow needs one, wherever the file is
+        sqlite_store.require_usable(path, create=create, write=access == "write")
     if uri.startswith(("http://", "https://")):
         _require_server(uri)
-    elif database.is_database(uri):
-        if not database.require_current(uri, upgrade=upgrade):
+    elif migrations.is_database(uri):
+        if not migrations.require_current(uri, upgrade=upgrade):
             if not create:
                 raise TrackingError(sqlite_store.no_store(path or without_user(uri)))
             if path is not None:
                 sqlite_store.make(path)
     elif is_local_uri(uri):  # type: ignore[no-untyped-call]
-        folder = places.local_path(uri) or places.working_folder() / uri
+        folder = locations.local_path(uri) or locations.working_folder() / uri
         if not create and not folder.is_dir():
             raise TrackingError(sqlite_store.no_store(folder))
 
 
 def _require_server(uri: str) -> None:
-    """Ask a server for its version, in the way that MLflow will speak to it.
+    """Check a server's version, by a request like MLflow's own.
 
     Raises:
-        TrackingError: it is too old.
+        TrackingError: the server is too old.
         MlflowException: it cannot be reached.
     """
     answer = http_request(  # type: ignore[no-untyped-call]
@@ -348,12 +405,12 @@ def _require_server(uri: str) -> None:
         max_retries=0,
     )
     found = _VERSION.match(answer.text.strip()) if answer.status_code == 200 else None
-    if found is None:  # a gateway before it, perhaps: what MLflow asks next will tell
+    if found is None:  # perhaps a gateway's answer: MLflow's next request will show it
         return
     if (int(found[1]), int(found[2])) < _OLDEST_SERVER:
         oldest = ".".join(map(str, _OLDEST_SERVER))
         raise TrackingError(
             f"The MLflow server at {without_user(uri)} is version {found[0]}, too old for what is "
             f"recorded here. Expected {oldest} or newer: upgrade the server, or name another with "
-            "--tracking-uri."
+            f"{setting('tracking_uri')}."
         )

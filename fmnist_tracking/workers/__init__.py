@@ -1,7 +1,7 @@
 """Workers that run functions and report while they do; they know no TensorFlow and no MLflow."""
 
 from fmnist_tracking.workers.pool import NoWorker, OnReport, Worker, WorkerDied, WorkerPool
-from fmnist_tracking.workers.process import LocalWorker, start_helpers
+from fmnist_tracking.workers.process import LocalWorker, end_helpers, start_helpers
 
 __all__ = [
     "LocalWorker",
@@ -10,5 +10,6 @@ __all__ = [
     "Worker",
     "WorkerDied",
     "WorkerPool",
+    "end_helpers",
     "start_helpers",
 ]

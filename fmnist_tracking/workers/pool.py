@@ -11,7 +11,10 @@ from typing import Any, Protocol, TypeAlias
 _JOIN_SECONDS = 5.0
 
 OnReport: TypeAlias = Callable[[int, Any], None]
-_Task: TypeAlias = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
+# A function that is importable by name, or its name as "package.module:function": so the process
+# that hands it out need not import what it uses.
+Function: TypeAlias = Callable[..., Any] | str
+_Task: TypeAlias = tuple[Future[Any], Function, tuple[Any, ...]]
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ class Worker(Protocol):
             NoWorker: it cannot be started.
         """
 
-    def run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Generator[Any, None, Any]:
+    def run(self, function: Function, args: tuple[Any, ...]) -> Generator[Any, None, Any]:
         """Run `function(*args, report)`; yield what it reports, and return what it returns.
 
         Raises:
@@ -92,11 +95,11 @@ class WorkerPool:
             self.kill()
         self.close()
 
-    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+    def submit(self, function: Function, *args: Any) -> Future[Any]:
         """Run `function(*args, report)` in a worker; `report` sends an object back here.
 
         Args:
-            function: importable by name, as a module's function is.
+            function: of a module, or its name, such as "package.module:function".
             args: what it is called with; they must survive pickling.
 
         Returns:
@@ -152,9 +155,7 @@ class WorkerPool:
                     self._forget(future)
                     future.set_result(result)
 
-    def _run(
-        self, number: int, worker: Worker, function: Callable[..., Any], args: tuple[Any, ...]
-    ) -> Any:
+    def _run(self, number: int, worker: Worker, function: Function, args: tuple[Any, ...]) -> Any:
         worker.start()
         running = worker.run(function, args)
         while True:

@@ -1,21 +1,25 @@
 """A worker that is a process of this machine."""
 
+import ast
 import contextlib
 import os
 import pickle
+import pkgutil
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from fmnist_tracking import machine, runtime
-from fmnist_tracking.workers.pool import NoWorker, WorkerDied
+from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.workers.pool import Function, NoWorker, WorkerDied
 
 _JOIN_SECONDS = 5.0
 # What Python gives as the exit status of a process whose fork server is gone.
@@ -29,6 +33,8 @@ _LEFT_TO_THE_DRIVER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 # What a worker sends: any number of reports, then one of the others.
 _REPORT, _RESULT, _ERROR = "report", "result", "error"
 
+# Set in a new process until it serves, while it imports the main module.
+_WORKER = "FMNIST_STARTING_WORKER"
 # One process is started at a time: the environment and the mask of signals are changed meanwhile.
 _starting = threading.Lock()
 
@@ -80,7 +86,7 @@ class LocalWorker:
                 _kill(process.pid)
         self._tasks = 0
 
-    def run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Generator[Any, None, Any]:
+    def run(self, function: Function, args: tuple[Any, ...]) -> Generator[Any, None, Any]:
         """Run `function(*args, report)`; yield what it reports, and return what it returns.
 
         Raises:
@@ -126,7 +132,8 @@ class LocalWorker:
             self._oom_kills = machine.oom_kills()
             arguments = theirs, self._prepare, dict(os.environ)
             process = context.Process(target=_serve, args=arguments)
-            process.start()
+            with _environment({_WORKER: "1"}) if method == "spawn" else contextlib.nullcontext():
+                process.start()
         return process, ours
 
     def _end(self) -> None:
@@ -171,12 +178,62 @@ def start_helpers(preload: Sequence[str]) -> None:
     Args:
         preload: modules for the fork server to import, if it does not run yet; they must not begin
             to compute.
+
+    Raises:
+        ConfigError: the script that runs here would start workers again in each worker.
     """
+    _require_main_guard()
     _ensure_tracker()
     if _start_method() == "forkserver":
         get_context("forkserver").set_forkserver_preload(list(preload))
         with _starting, _signals_held_back(_LEFT_TO_THE_DRIVER):
             _ensure_fork_server()
+
+
+def _require_main_guard() -> None:
+    """Refuse to start workers from the top level of a script.
+
+    Python imports the script in each new process, under another name, and so would run it there
+    again: https://docs.python.org/3/library/multiprocessing.html#the-spawn-and-forkserver-start-methods
+    """
+    if _WORKER in os.environ:  # in another thread of the script, perhaps
+        raise ConfigError(
+            "Expected the main module to start trainings and reports in a block that begins with "
+            '`if __name__ == "__main__":`, got a call from a worker that imports it.'
+        )
+    for frame, line in traceback.walk_stack(None):
+        file = frame.f_globals.get("__file__")  # none in a notebook, or of `python -c`
+        name = frame.f_globals.get("__name__")
+        if frame.f_code.co_name != "<module>" or file is None or not name:
+            continue
+        if name == "__main__" and not _is_guarded(Path(file), line):
+            raise ConfigError(
+                f"Expected the script {file} to start trainings and reports in a block that begins "
+                'with `if __name__ == "__main__":`, got a call outside of one, in line '
+                f"{line}. Workers import the script, and would run that line again."
+            )
+
+
+def _is_guarded(script: Path, line: int) -> bool:
+    """Return whether a line of a script is in a top-level block that asks for `__name__`."""
+    try:
+        tree = ast.parse(script.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return True  # it cannot be told
+    return any(
+        isinstance(statement, ast.If)
+        and statement.lineno <= line <= (statement.end_lineno or line)
+        and "__name__" in ast.unparse(statement.test)
+        for statement in tree.body
+    )
+
+
+def end_helpers() -> None:
+    """End the process that workers are forked from, whatever it imports; no worker may be started.
+
+    For a process that has no use of workers after all.
+    """
+    _end_fork_server(only_if_stopped=False)
 
 
 def _start_method() -> str:
@@ -219,11 +276,18 @@ def _ensure_fork_server() -> None:
     if _fork_server() is not None:
         return  # without changing the environment, which another thread may be reading
     path = [os.path.abspath(folder) for folder in sys.path]
-    changes = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)}
+    changes = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path), _WORKER: "1"}
+    with _environment(changes):
+        forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Change the environment while a process is started, which inherits it."""
     kept = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:
-        forkserver.ensure_running()
+        yield
     finally:
         for name, value in kept.items():
             if value is None:
@@ -278,10 +342,11 @@ def _serve(channel: Connection, prepare: Callable[[], None], environment: dict[s
     os._exit(1)
 
 
-def _send_outcome(channel: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _send_outcome(channel: Connection, function: Function, args: tuple[Any, ...]) -> None:
     outcome: tuple[str, Any]
     try:
-        outcome = _RESULT, function(*args, lambda content: channel.send((_REPORT, content)))
+        called = pkgutil.resolve_name(function) if isinstance(function, str) else function
+        outcome = _RESULT, called(*args, lambda content: channel.send((_REPORT, content)))
     except BaseException as error:
         outcome = _ERROR, (error, traceback.format_exc())
     try:

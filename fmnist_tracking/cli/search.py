@@ -1,0 +1,194 @@
+"""The commands that train: `search` and `train`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import fmnist_tracking as ft
+from fmnist_tracking.cli import options
+from fmnist_tracking.cli.app import collect_garbage_again, command
+from fmnist_tracking.cli.output import echo, print_plan, print_trial, print_trials, shell_line
+from fmnist_tracking.cli.parse import load_space, parse_axis, parse_values
+from fmnist_tracking.cli.typed import is_given
+from fmnist_tracking.config import FIELDS, SEARCH_FLAGS, SearchSpace, Value, flag
+from fmnist_tracking.errors import ConfigError, TrialsFailed
+from fmnist_tracking.redact import to_be_typed
+from fmnist_tracking.warm_up import warm_up
+from fmnist_tracking.workers import end_helpers
+
+
+@command(example="fmnist-track search --limit 12000 --epochs 5", resumable=True)
+@options.with_settings(
+    "epochs", "batch_size", "seed", "patience", after="repeats", may_be_empty=True
+)
+def search(
+    context: typer.Context,
+    filters: str | None = options.axis_option("filters", "--filters"),
+    strides: str | None = options.axis_option("strides", "--strides"),
+    kernel_sizes: str | None = options.axis_option("kernel_size", "--kernel-sizes"),
+    hidden_units: str | None = options.axis_option("hidden_units", "--hidden-units"),
+    axis: list[str] = options.AXES,
+    space: Path | None = options.path_option(
+        "--space",
+        "FILE",
+        "YAML file with the grid, a list of values for each setting; it takes the place of "
+        "the default grid, and the options above add to it.",
+        "Grid",
+    ),
+    repeats: int = options.whole_option(
+        1,
+        "--repeats",
+        1,
+        help="Train each point N times, with the seeds SEED, SEED+1, …; points are ranked by "
+        "their mean.",
+        rich_help_panel="Grid",
+    ),
+    workers: int | None = options.workers_option(),
+    dry_run: bool = typer.Option(
+        False,
+        "--dry-run",
+        help="Train nothing; list the points, what is finished already, and the time and disk "
+        "that the rest will take.",
+    ),
+    fresh: bool = options.FRESH,
+    protocol: str = options.PROTOCOL,
+    limit: int | None = options.LIMIT,
+    data_dir: Path | None = options.DATA_DIR,
+    experiment: str | None = options.EXPERIMENT,
+    tracking_uri: str | None = options.TRACKING_URI,
+    upgrade_store: bool = options.UPGRADE_STORE,
+    as_json: bool = options.JSON,
+    **settings: Value,
+) -> None:
+    """Explore a grid: train every point, each as a tracked run of its own.
+
+    Without options, the grid of the coursework: 12 points, 25 epochs, all images. Points are
+    compared by the validation accuracy of their best epoch; the test images stay sealed.
+
+    Stopped in whatever way, the same command goes on where it was: what has finished is not
+    trained again, what was cut off goes on after its last whole epoch.
+    """
+    texts = {
+        "filters": filters,
+        "strides": strides,
+        "kernel_size": kernel_sizes,
+        "hidden_units": hidden_units,
+    }
+    asked: dict[str, Any] = {
+        "repeats": repeats,
+        "protocol": protocol,
+        "limit": limit,
+        "workers": workers,
+        "fresh": fresh,
+        "experiment": experiment,
+        "tracking_uri": tracking_uri,
+        "data_dir": data_dir,
+        "echo": echo,
+        **_asked_for(context, settings),
+    }
+    grid = _space(space, texts, axis)
+    if dry_run:
+        print_plan(ft.dry_run(grid, **asked), as_json=as_json)
+        return
+    warm_up()
+    try:
+        result = ft.search(
+            grid, **asked, upgrade_store=upgrade_store, on_start=collect_garbage_again
+        )
+    except TrialsFailed as error:
+        print_trials(error.result, as_json=as_json)
+        raise
+    end_helpers()  # which may still import, if there was nothing to train
+    if all(trial.result.reused for trial in result.trials):
+        echo(f"{flag('fresh')} trains all anew.")
+    print_trials(result, as_json=as_json)
+    _say_next(context, result.run_id)
+
+
+@command(example="fmnist-track train --filters 48 --kernel-size 3 --epochs 5", resumable=True)
+@options.with_settings(*FIELDS, after="context")
+def train(
+    context: typer.Context,
+    fresh: bool = options.FRESH,
+    protocol: str = options.PROTOCOL,
+    limit: int | None = options.LIMIT,
+    data_dir: Path | None = options.DATA_DIR,
+    experiment: str | None = options.EXPERIMENT,
+    tracking_uri: str | None = options.TRACKING_URI,
+    upgrade_store: bool = options.UPGRADE_STORE,
+    as_json: bool = options.JSON,
+    **settings: Any,
+) -> None:
+    """Train one configuration, tracked in the same way as a search's trial."""
+    warm_up()
+    try:
+        result = ft.train(
+            **settings,
+            protocol=protocol,  # type: ignore[arg-type]
+            limit=limit,
+            fresh=fresh,
+            experiment=experiment,
+            tracking_uri=tracking_uri,
+            data_dir=data_dir,
+            upgrade_store=upgrade_store,
+            echo=echo,
+            on_start=collect_garbage_again,
+        )
+    except TrialsFailed as error:
+        print_trial(error.result, as_json=as_json)
+        raise
+    end_helpers()
+    if result.result.reused:
+        echo(f"{flag('fresh')} trains it anew.")
+    print_trial(result, as_json=as_json)
+    _say_next(context, result.run_id)
+
+
+def _say_next(context: typer.Context, run_id: str) -> None:
+    """Tell which commands show a run, with the options that lead to the same store and data."""
+    uri, data_dir = context.params["tracking_uri"], context.params["data_dir"]
+    address, condition = to_be_typed(uri) if uri else (None, "")
+    store = ["--tracking-uri", address] if address else []
+    report = ["report", run_id[:8], *store]
+    if is_given(context, "experiment"):
+        report += ["--experiment", context.params["experiment"]]
+    if data_dir is not None:
+        report += ["--data-dir", str(data_dir)]
+    first = f"Next{condition.rstrip(',')}"
+    echo(f"{first}: {shell_line(*report)}    or: {shell_line('ui', *store)}")
+
+
+def _asked_for(context: typer.Context, settings: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the settings that a person gave.
+
+    `mlflow run` gives every option; one with its default was not asked for.
+    """
+    return {
+        name: value
+        for name, value in settings.items()
+        if is_given(context, name)
+        and (value != FIELDS[name].default or not options.UNDER_MLFLOW_RUN)
+    }
+
+
+def _space(file: Path | None, texts: Mapping[str, str | None], axes: Sequence[str]) -> SearchSpace:
+    """Return the grid that the options of `search` describe."""
+    space = SearchSpace() if file is None else load_space(file)
+    given: dict[str, tuple[Value, ...]] = {
+        name: parse_values(name, options.as_typed(text)) for name, text in texts.items() if text
+    }
+    for text in [part for option in axes if option for part in option.split(";")]:
+        name, values = parse_axis(options.as_typed(text))
+        if name in given:
+            raise ConfigError(f"The axis {name} was given twice. Give all its values at once.")
+        given[name] = values
+    for name in given if file is not None else ():
+        if name in space.axes:
+            option = SEARCH_FLAGS.get(name, "--axis")
+            raise ConfigError(
+                f"The axis {name} was given twice, by {option} and in the grid file {file}. "
+                "Expected it in one of them."
+            )
+    return space.with_axes(given)

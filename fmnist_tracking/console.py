@@ -1,0 +1,58 @@
+"""Lines and tables for a person: on standard error, or in the output of a notebook's cell."""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO, TypeAlias
+
+from rich.console import Console
+
+from fmnist_tracking.errors import for_programs
+
+Echo: TypeAlias = Callable[[str], None]
+
+
+class _Stderr(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on in silence: nobody reads any more, but the trials must be finished."""
+        self.quiet = True
+
+
+def stderr_console() -> Console:
+    """Return a console on standard error whose reader may go away.
+
+    It is a terminal if the stream is one; rich would take FORCE_COLOR, TTY_COMPATIBLE or a
+    notebook for one.
+    """
+    return _Stderr(
+        stderr=True,
+        highlight=False,
+        markup=False,
+        force_terminal=is_terminal(sys.stderr),
+        force_jupyter=False,
+    )
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a stream is a terminal; one that is closed is none."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
+
+
+def echo_line(line: str) -> None:
+    """Print a line for a person: in a notebook as output, elsewhere on standard error."""
+    with contextlib.suppress(OSError):  # nobody reads any more: the trials go on
+        print(for_programs(line), file=sys.stdout if notebook() else sys.stderr)
+
+
+def silent(_: str) -> None:
+    """Print nothing."""
+
+
+def notebook() -> Any:
+    """Return IPython's module `display` in a notebook's kernel, None elsewhere."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return None if getattr(shell, "kernel", None) is None else sys.modules["IPython.display"]

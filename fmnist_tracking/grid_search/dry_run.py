@@ -1,0 +1,276 @@
+"""A dry run: what a search would do, and how long it would take."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fmnist_tracking import fingerprint, machine, runtime, tracking
+from fmnist_tracking.config import Protocol, SearchSpace, SplitConfig, TrainingConfig, Value
+from fmnist_tracking.console import Echo, echo_line, silent
+from fmnist_tracking.data import Dataset, load_dataset
+from fmnist_tracking.errors import ConfigError, SearchError
+from fmnist_tracking.grid_search.arguments import Grid, grid_and_base
+from fmnist_tracking.grid_search.lock import checkpoint_folder
+from fmnist_tracking.grid_search.memory import require_room, too_large, workers_for
+from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials, trial_name
+from fmnist_tracking.grid_search.resources import local_workers
+from fmnist_tracking.grid_search.time_estimate import TimeEstimator, disk_bytes, time_left, work
+from fmnist_tracking.results import TrialResult
+from fmnist_tracking.tracking import ResumeState
+from fmnist_tracking.warm_up import warm_up
+from fmnist_tracking.workers import WorkerDied, WorkerPool
+
+FINISHED, CONTINUES, NEW, REFUSED = "finished", "continues", "new", "refused"
+# A measurement trains on so many images, a network of at most so many multiply-adds an image: some
+# seconds on a slow processor.
+_MEASURED_IMAGES = 3_000
+_MEASURED_WORK = 5e6
+# In the worker, which imports TensorFlow for it.
+_MEASURE = "fmnist_tracking.grid_search.worker:measure"
+# Of more points, a person is told that they are looked at.
+_MANY = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRunPoint:
+    """A point of the grid, and what a search would do with it.
+
+    Attributes:
+        name: for people.
+        state: `finished`, `continues`, `new` or `refused`.
+        run_id: of the finished run.
+        epochs_done: epochs that need not be trained again.
+        epochs: epochs in all.
+        reason: why it is refused.
+    """
+
+    name: str
+    state: str
+    run_id: str | None = None
+    epochs_done: int = 0
+    epochs: int = 0
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What a search would do.
+
+    Attributes:
+        points: all of the grid, in its order.
+        workers: trials that would run at once.
+        seconds: how long it would take, about; None where points are refused.
+        based_on: what that was estimated from, for people.
+        disk_bytes: that it would take, about.
+    """
+
+    points: tuple[DryRunPoint, ...]
+    workers: int
+    seconds: float | None
+    based_on: str
+    disk_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dictionary that `json` can write."""
+        return dataclasses.asdict(self)
+
+
+def dry_run(
+    grid: Grid | None = None,
+    *,
+    repeats: int = 1,
+    protocol: Protocol = "canonical",
+    limit: int | None = None,
+    workers: int | None = None,
+    fresh: bool = False,
+    experiment: str | None = None,
+    tracking_uri: str | None = None,
+    data_dir: str | Path | None = None,
+    echo: Echo | None = echo_line,
+    **settings: Value,
+) -> DryRun:
+    """Return what `search` would do with the same arguments, and how long it would take.
+
+    Nothing is written to the store. The time is estimated from the finished trials of the
+    experiment on as many images, or, without any, from a training of a few seconds.
+
+    Args:
+        grid: see `search`, as for the other arguments.
+        repeats: trainings of each point.
+        protocol: how the data is split.
+        limit: number of images.
+        workers: trials that run at once.
+        fresh: train all anew.
+        experiment: name of the experiment.
+        tracking_uri: address of the MLflow store.
+        data_dir: folder with the data.
+        echo: called with lines for a person to read.
+        settings: of the training.
+
+    Raises:
+        ConfigError: as many trials at once as are asked for have no room in the memory.
+        DataError: the data cannot be had.
+        TrackingError: the store cannot be reached.
+    """
+    space, base = grid_and_base(grid, settings, repeats)
+    split = SplitConfig(protocol=protocol, seed=base.seed, limit=limit)
+    data_dir = None if data_dir is None else Path(data_dir)
+    dataset = load_dataset(data_dir)
+    if len(space) > _MANY:
+        (echo or silent)(f"Looking at {len(space):,} points; this takes a while.")
+    configs = _configs(space, base)
+    good = [config for config in configs if isinstance(config, TrainingConfig)]
+    keys = fingerprint.of_grid(good, split, dataset.digest)
+    slots = workers_for(good, split, workers)
+    threads = runtime.threads_of(slots)
+    known = _Known()
+    if not tracking.is_yet_to_be_made(tracking_uri):
+        known = _look(keys, split, threads, fresh, experiment, tracking_uri)
+    planned = plan_trials(good, keys.today, space.varying, known.state, known.folder)
+    memory, trials = machine.memory(), iter(planned)
+    points = [
+        config
+        if isinstance(config, DryRunPoint)
+        else _point(next(trials), too_large(config, split, memory))
+        for config in configs
+    ]
+    to_train = [
+        (trial.config, trial.config.epochs - trial.epochs_done)
+        for trial in planned
+        if trial.finished is None and too_large(trial.config, split, memory) is None
+    ]
+    require_room([config for config, _ in to_train], split, workers)
+    seconds, based_on = 0.0, "nothing is left to train"
+    if to_train:
+        estimator = TimeEstimator()
+        for like in known.like:
+            _count(estimator, like)
+        based_on = (
+            f"{len(known.like)} finished trials on as many images"
+            if known.like
+            else _measure(estimator, to_train, dataset, split, data_dir, threads)
+        )
+        waiting = (estimator.seconds(config, epochs) for config, epochs in to_train)
+        seconds = time_left((), waiting, slots)
+    return DryRun(
+        points=tuple(points),
+        workers=slots,
+        seconds=None if any(point.state == REFUSED for point in points) else seconds,
+        based_on=based_on,
+        disk_bytes=sum(disk_bytes(config) for config, _ in to_train),
+    )
+
+
+def _configs(space: SearchSpace, base: TrainingConfig) -> list[TrainingConfig | DryRunPoint]:
+    """Return the points of a grid; those that cannot be built say why."""
+    configs: list[TrainingConfig | DryRunPoint] = []
+    for values in itertools.product(*space.axes.values()):
+        chosen = dict(zip(space.axes, values, strict=True))
+        try:
+            configs.append(dataclasses.replace(base, **chosen))  # type: ignore[arg-type]
+        except ConfigError as error:
+            name = " ".join(f"{axis}={value:g}" for axis, value in chosen.items())
+            configs.append(DryRunPoint(name=name, state=REFUSED, reason=str(error)))
+    return configs
+
+
+def _point(trial: PlannedTrial, too_large: str | None) -> DryRunPoint:
+    epochs = trial.config.epochs
+    if trial.finished is not None:
+        return DryRunPoint(
+            name=trial.name,
+            state=FINISHED,
+            run_id=trial.finished.run_id,
+            epochs_done=epochs,
+            epochs=epochs,
+        )
+    if too_large is not None:
+        return DryRunPoint(name=trial.name, state=REFUSED, reason=too_large)
+    return DryRunPoint(
+        name=trial.name,
+        state=CONTINUES if trial.epochs_done else NEW,
+        epochs_done=trial.epochs_done,
+        epochs=epochs,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What the store has already.
+
+    Attributes:
+        state: of the search.
+        folder: with its checkpoints; where there is no search, one that does not exist.
+        like: finished trials, by whose time that of others is estimated.
+    """
+
+    state: ResumeState = field(default_factory=ResumeState)
+    folder: Path = field(default_factory=lambda: checkpoint_folder("", "", ""))
+    like: Sequence[TrialResult] = ()
+
+
+def _look(
+    keys: fingerprint.GridKeys,
+    split: SplitConfig,
+    threads: int,
+    fresh: bool,
+    experiment: str | None,
+    tracking_uri: str | None,
+) -> _Known:
+    with tracking.open_store(tracking_uri) as store:
+        adopted = tracking.adoptable_run(store, "search")
+        experiment_id = tracking.existing_experiment(store, experiment, adopted)
+        if experiment_id is None:
+            return _Known()
+        like = tracking.like_trials(store, experiment_id, split, threads)
+        if fresh:
+            return _Known(like=like)
+        searches = tracking.find_searches(store, experiment_id, keys.grids)
+        return _Known(
+            state=tracking.find_resume_state(
+                store, experiment_id, searches, keys.points, reopen=adopted is None
+            ),
+            folder=checkpoint_folder(store.identity(experiment_id), experiment_id, keys.grids[0]),
+            like=like,
+        )
+
+
+def _count(estimator: TimeEstimator, trial: TrialResult) -> None:
+    config = trial.config
+    stopped = (trial.best_epoch or 0) + config.patience
+    epochs = min(config.epochs, stopped) if config.patience else config.epochs
+    estimator.trial(config, epochs, trial.train_seconds or 0.0)
+
+
+def _measure(
+    estimator: TimeEstimator,
+    to_train: Sequence[tuple[TrainingConfig, int]],
+    dataset: Dataset,
+    split: SplitConfig,
+    data_dir: Path | None,
+    threads: int,
+) -> str:
+    """Train a point that is small enough for two epochs on some of the images; say what was done.
+
+    It is the point in the middle of the work, or else the coursework's network.
+    """
+    configs = sorted((config for config, _ in to_train), key=work)
+    middle = configs[len(configs) // 2]
+    fitting = middle if work(middle) <= _MEASURED_WORK else TrainingConfig()
+    config = dataclasses.replace(fitting, epochs=2, patience=0)
+    some = min(split.training_images, _MEASURED_IMAGES)
+    warm_up()
+    try:
+        with WorkerPool(local_workers(1, threads), lambda *_: None) as pool:
+            task = _MEASURE, config, split, data_dir, dataset.digest, some
+            first, second = pool.submit(*task).result()
+    except WorkerDied as death:
+        raise SearchError(f"The time cannot be measured: {death.what} ({death}).") from None
+    # Building the graph costs the same for few images and for many.
+    whole = second * split.training_images / some
+    estimator.epoch(config, 1, whole + max(0.0, first - second))
+    estimator.epoch(config, 2, whole)
+    return f"two epochs of {trial_name(config)} on {some:,} images, by the FLOPs of each point"

@@ -1,0 +1,112 @@
+"""Whether trainings fit into this machine's memory, by the known size of their networks."""
+
+import itertools
+from collections.abc import Sequence
+
+from fmnist_tracking import machine, tracking
+from fmnist_tracking.config import SplitConfig, TrainingConfig, model_parameters, require_whole
+from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.grid_search.plan import trial_name
+from fmnist_tracking.grid_search.time_estimate import memory_bytes
+
+# Of a worker that trains the coursework's largest network, or of the driver, rounded up.
+_PROCESS_BYTES = 1e9
+
+
+def best_workers() -> int:
+    """Return how many trials at once suit this machine: one a processor core, if memory allows.
+
+    A trial gains less from a second core than a second trial does. GPUs are not shared. What
+    other programs use at the moment does not count, so that a search goes on as it began.
+    """
+    fitting = int(machine.memory() / _PROCESS_BYTES) - 1  # the driver is another
+    return max(1, min(machine.gpus() or machine.cores(), fitting))
+
+
+def too_large(config: TrainingConfig, split: SplitConfig, memory: int) -> str | None:
+    """Say why a network cannot be trained in so many bytes; None if its size does not tell."""
+    needed = _needed(config, split)
+    if needed <= memory:
+        return None
+    return (
+        f"The network {trial_name(config, ('hidden_units', 'batch_size'))} has "
+        f"{model_parameters(config):,} weights: to train it takes {_gigabytes(needed)} of memory "
+        f"at least, for weights, gradients, Adam's moments and a batch, and there is "
+        f"{_gigabytes(memory)} in all. Choose fewer hidden_units or filters, or a smaller "
+        "batch_size."
+    )
+
+
+def workers_for(configs: Sequence[TrainingConfig], split: SplitConfig, workers: int | None) -> int:
+    """Return how many trials run at once: as many as asked for, or as suit this machine."""
+    if workers is None:
+        asked = min(best_workers(), _fitting(_needs(configs, split)))
+    else:
+        asked = require_whole("workers", workers)
+    return max(1, min(asked, len(configs)))
+
+
+def require_room(
+    configs: Sequence[TrainingConfig], split: SplitConfig, workers: int | None
+) -> None:
+    """Refuse what this machine's memory has no room for.
+
+    Args:
+        configs: what is to be trained.
+        split: how the data is split.
+        workers: trials at once that are asked for, None if that is left to us.
+
+    Raises:
+        ConfigError: one of them, or as many at once as are asked for, need more memory than
+            there is.
+    """
+    memory = machine.memory()
+    for config in configs:
+        reason = too_large(config, split, memory)
+        if reason is not None:
+            raise ConfigError(reason)
+    needs = _needs(configs, split)
+    fitting, workers = _fitting(needs), min(workers or 1, len(configs))
+    if workers > fitting:
+        raise ConfigError(
+            f"Expected at most {fitting} workers for networks of this size, got {workers}: the "
+            f"largest {workers} take {_gigabytes(sum(needs[:workers]))} of memory at least, and "
+            f"there is {_gigabytes(memory)} in all."
+        )
+
+
+def require_room_at_once(
+    configs: Sequence[TrainingConfig],
+    split: SplitConfig,
+    workers: int | None,
+    *,
+    fresh: bool,
+    tracking_uri: str | None,
+) -> None:
+    """Refuse what has no room before anything is started, unless it may have been trained before.
+
+    Raises:
+        ConfigError: as `require_room`.
+    """
+    try:
+        require_room(configs, split, workers)
+    except ConfigError:
+        if fresh or tracking.is_yet_to_be_made(tracking_uri):
+            raise
+
+
+def _needs(configs: Sequence[TrainingConfig], split: SplitConfig) -> list[int]:
+    """Return the bytes of each training, the most first: at the worst, those run at once."""
+    return sorted((_needed(config, split) for config in configs), reverse=True)
+
+
+def _fitting(needs: Sequence[int]) -> int:
+    return sum(total <= machine.memory() for total in itertools.accumulate(needs))
+
+
+def _needed(config: TrainingConfig, split: SplitConfig) -> int:
+    return memory_bytes(config, split.training_images)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB"

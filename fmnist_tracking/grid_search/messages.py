@@ -1,0 +1,117 @@
+"""What the driver gives a worker, what comes back, and what is shown meanwhile."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from fmnist_tracking.config import SplitConfig
+from fmnist_tracking.grid_search.plan import PlannedTrial
+from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult
+
+if TYPE_CHECKING:
+    from fmnist_tracking.training.loop import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialTask:
+    """A trial to run, in terms that can be sent to another process.
+
+    Attributes:
+        trial: what to train, from where it has come to.
+        split: how the data is split.
+        data_dir: where the data is, None for the usual places.
+        data_sha256: `Dataset.digest` of the data that must be found there.
+    """
+
+    trial: PlannedTrial
+    split: SplitConfig
+    data_dir: Path | None
+    data_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trial that came to its end: the result and the best epoch's weights.
+
+    Attributes:
+        result: of all its epochs.
+        weights: of the best one.
+        seconds: that this process took for it, without those in which it was stopped.
+    """
+
+    result: TrainingResult
+    weights: "Weights"
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A trial that ended by an error of its own: the error in a line, and its traceback."""
+
+    line: str
+    trace: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialStarted:
+    """A worker has begun the trial of a point, or goes on with one that was cut off.
+
+    Attributes:
+        number: of the point, 1 for the first.
+        epochs: figures of the epochs that were trained before, usually none.
+        data: which images it was given.
+    """
+
+    number: int
+    epochs: tuple[EpochMetrics, ...] = ()
+    data: tuple[DatasetPart, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochEnded:
+    """A trial has ended an epoch."""
+
+    number: int
+    metrics: EpochMetrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnded:
+    """A trial has ended: with a score, or with an error in a line.
+
+    Attributes:
+        number: of the point, 1 for the first.
+        val_accuracy: the best epoch's.
+        best_epoch: the epoch it was reached in.
+        error: what ended a failed trial, in a line.
+        diverged: the epoch whose loss was no finite number, None for one that did not diverge.
+        seconds: that it took its worker since it was begun, or gone on with.
+    """
+
+    number: int
+    val_accuracy: float | None = None
+    best_epoch: int | None = None
+    error: str | None = None
+    diverged: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialReused:
+    """The point has a finished trial already, in a run of that id."""
+
+    number: int
+    run_id: str
+    val_accuracy: float | None
+    diverged: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerLost:
+    """The worker that ran a trial has died; the trial goes on in another process."""
+
+    number: int
+    how: str
+
+
+Event: TypeAlias = TrialStarted | EpochEnded | TrialEnded | TrialReused | WorkerLost

@@ -1,0 +1,364 @@
+"""Live progress: a table on a terminal and in a notebook, plain lines elsewhere."""
+
+import contextlib
+import html
+import io
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fmnist_tracking import clock
+from fmnist_tracking.config import TrainingConfig
+from fmnist_tracking.console import notebook, stderr_console
+from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.grid_search.messages import (
+    EpochEnded,
+    Event,
+    TrialEnded,
+    TrialReused,
+    TrialStarted,
+    WorkerLost,
+)
+from fmnist_tracking.grid_search.time_estimate import TimeEstimator, time_left
+from fmnist_tracking.results import EpochMetrics
+
+_BAR_WIDTH = 40
+# In a notebook: seconds between two tables, characters of a line, and lines kept below the table.
+_REDRAW_SECONDS, _NOTEBOOK_WIDTH, _NOTEBOOK_LINES = 0.5, 110, 8
+# With more points to come than this, the time left is not worked out at every event.
+_MANY = 500
+# Where there is no terminal: between two lines on trials that go on.
+INTERVAL_VARIABLE = "FMNIST_PROGRESS_SECONDS"
+_INTERVAL_SECONDS = 1.0
+
+
+def _interval() -> float:
+    text = os.environ.get(INTERVAL_VARIABLE) or str(_INTERVAL_SECONDS)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ConfigError(f"Expected {INTERVAL_VARIABLE} to be a number of seconds, got {text!r}.")
+    return seconds
+
+
+class _Running:
+    """A trial that a worker is busy with."""
+
+    def __init__(self, worker: int, epochs: int, now: float) -> None:
+        self.worker = worker
+        self.before = epochs  # trained before it was cut off
+        self.done = epochs
+        self.metrics: EpochMetrics | None = None
+        self.started = now
+        self.last = now
+
+
+class _NotebookTable:
+    """A table in the output of a notebook's cell, redrawn in place, and the last lines below it.
+
+    Args:
+        render: returns the table.
+    """
+
+    def __init__(self, render: Callable[[], Group]) -> None:
+        self._render = render
+        self._lines: deque[str] = deque(maxlen=_NOTEBOOK_LINES)
+        self._handle: Any = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._redraw, daemon=True)
+
+    def add(self, line: str) -> None:
+        self._lines.append(line)
+        if self._stopping.is_set():  # nothing redraws it any more
+            self.refresh()
+
+    def start(self) -> None:
+        self._handle = notebook().display(self._drawn(), display_id=True)
+        self._thread.start()
+
+    def refresh(self) -> None:
+        self._handle.update(self._drawn())
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self.refresh()
+
+    def _redraw(self) -> None:
+        while not self._stopping.wait(_REDRAW_SECONDS):
+            self.refresh()
+
+    def _drawn(self) -> Any:
+        text = io.StringIO()
+        console = Console(file=text, width=_NOTEBOOK_WIDTH, force_jupyter=False, color_system=None)
+        console.print(self._render())
+        shown = html.escape("\n".join([text.getvalue(), *self._lines]))
+        return notebook().HTML(f"<pre>{shown}</pre>")
+
+
+class Progress:
+    """Shows how far a set of trials has come. Call it with each event.
+
+    Without a terminal, it prints a line when a trial ends, and on trials that go on at most one a
+    second, or as FMNIST_PROGRESS_SECONDS says.
+
+    Args:
+        points: what is to be trained; point number 1 is the first.
+        names: of the points, for people.
+        workers: how many are trained at once.
+        console: to write to; by default standard error.
+        clock: gives seconds.
+        quiet: show nothing.
+
+    Raises:
+        ConfigError: the environment names no number of seconds.
+    """
+
+    def __init__(
+        self,
+        points: Sequence[TrainingConfig],
+        names: Sequence[str],
+        workers: int = 1,
+        console: Console | None = None,
+        clock: Callable[[], float] = clock.now,
+        *,
+        quiet: bool = False,
+    ) -> None:
+        self._console = Console(quiet=True) if quiet else console or stderr_console()
+        self._points = points
+        self._names = names
+        self._workers = workers
+        self._clock = clock
+        self._running: dict[int, _Running] = {}
+        self._waiting = dict.fromkeys(range(1, len(points) + 1))
+        self._ended = self._failed = self._reused = self._diverged = 0
+        self._best: tuple[float, str] | None = None
+        self._pace = TimeEstimator()
+        self._seconds_left: float | None = None
+        self._estimated_at = self._start = clock()
+        self._lock = threading.Lock()
+        self._interval = _interval()
+        self._next_line = -math.inf  # when a trial that goes on may have one
+        self._live: Live | _NotebookTable | None = None
+        if notebook() and not quiet and console is None:
+            self._live = _NotebookTable(self._render)
+        elif self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(get_renderable=self._render, console=self._console)
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            with contextlib.suppress(OSError):
+                self._live.refresh()
+                self._live.stop()
+
+    def __call__(self, event: Event, worker: int = 0) -> None:
+        """Take in one event, of a worker where it comes from one, and show it."""
+        # The live display draws in a thread of its own, with the console's lock held: so ours is
+        # released before anything is printed.
+        with self._lock:
+            line = self._take_in(event, worker)
+            self._estimate()
+            if line and "{left}" in line:
+                line = line.replace("{left}", self._time_left())
+        if line:
+            self.echo(line)
+
+    def echo(self, line: str) -> None:
+        """Print a line for a person, above the table; in a notebook below it."""
+        if isinstance(self._live, _NotebookTable):
+            self._live.add(line)
+            return
+        with contextlib.suppress(OSError):  # a terminal that is gone
+            self._console.print(line, soft_wrap=True)
+
+    def _take_in(self, event: Event, worker: int) -> str | None:
+        """Update the state; give the line to print, if any."""
+        place = f"{self._place(event.number)} {self._names[event.number - 1]}"
+        if isinstance(event, TrialStarted):
+            self._waiting.pop(event.number, None)
+            self._running[event.number] = _Running(worker, len(event.epochs), self._clock())
+            if event.epochs:
+                return f"{place} goes on after epoch {len(event.epochs)}"
+            return f"{place} started" if self._may_tell() else None
+        if isinstance(event, EpochEnded):
+            return self._epoch_ended(event, place)
+        if isinstance(event, TrialReused):
+            self._waiting.pop(event.number, None)
+            self._ended += 1
+            self._reused += 1
+            if event.diverged:
+                self._diverged += 1
+                return f"{place} is trained already: it diverged, run {event.run_id[:8]}"
+            self._compare(event.val_accuracy, event.number)
+            accuracy = "" if event.val_accuracy is None else f"{event.val_accuracy:.4f}"
+            return (
+                f"{place} is trained already: validation accuracy {accuracy}, run "
+                + (event.run_id[:8])
+            )
+        if isinstance(event, WorkerLost):
+            self._running.pop(event.number, None)
+            return f"{place}: its worker process died ({event.how}); it goes on in a new one"
+        return self._trial_ended(event, place)
+
+    def _epoch_ended(self, event: EpochEnded, place: str) -> str | None:
+        running, config = self._running[event.number], self._points[event.number - 1]
+        running.metrics, running.done = event.metrics, event.metrics.epoch
+        running.last = self._clock()
+        first_here = 1 if event.metrics.epoch == running.before + 1 else event.metrics.epoch
+        self._pace.epoch(config, first_here, event.metrics.epoch_seconds)
+        if not self._may_tell():
+            return None
+        metrics = event.metrics
+        return (
+            f"{place}  epoch {metrics.epoch}/{config.epochs}  loss {metrics.loss:.4f}  "
+            f"accuracy {metrics.accuracy:.4f}  val_loss {metrics.val_loss:.4f}  "
+            f"val_accuracy {metrics.val_accuracy:.4f}  {self._best_so_far()}, {{left}} left"
+        )
+
+    def _may_tell(self) -> bool:
+        """Return whether it is time for a line on a trial that goes on."""
+        now = self._clock()
+        if self._live or now < self._next_line:
+            return False
+        self._next_line = now + self._interval
+        return True
+
+    def _trial_ended(self, event: TrialEnded, place: str) -> str:
+        running = self._running.pop(event.number, None)
+        self._waiting.pop(event.number, None)
+        self._ended += 1
+        if running is not None and event.error is None and running.done > running.before:
+            self._pace.trial(
+                self._points[event.number - 1],
+                running.done - running.before,
+                # By its worker's clock: that one may have been stopped.
+                event.seconds or self._clock() - running.started,
+            )
+        if event.error is not None:
+            self._failed += 1
+            return f"{place} ended: FAILED: {event.error}"
+        if event.diverged is not None:
+            self._diverged += 1
+            return f"{place} ended: diverged: the loss of epoch {event.diverged} is not finite"
+        self._compare(event.val_accuracy, event.number)
+        return (
+            f"{place} ended: validation accuracy {event.val_accuracy:.4f}, epoch {event.best_epoch}"
+        )
+
+    def _compare(self, val_accuracy: float | None, number: int) -> None:
+        if val_accuracy is not None and (self._best is None or val_accuracy > self._best[0]):
+            self._best = (val_accuracy, self._names[number - 1])
+
+    def _place(self, number: int) -> str:
+        total = str(len(self._points))
+        return f"[{number:>{len(total)}}/{total}]"
+
+    def _best_so_far(self) -> str:
+        if self._best is None:
+            return "no trial ended yet"
+        return f"best so far {self._best[0]:.4f} ({self._best[1]})"
+
+    def _estimate(self) -> None:
+        """Estimate anew how long it will take."""
+        now = self._clock()
+        often = len(self._waiting) > _MANY and now - self._estimated_at < 1.0
+        if not self._pace.is_known or (often and self._seconds_left is not None):
+            return
+        self._estimated_at = now
+        running = [
+            max(0.0, self._trial_left(number) - (self._estimated_at - trial.last))
+            for number, trial in self._running.items()
+        ]
+        waiting = [
+            self._pace.seconds(config, config.epochs)
+            for config in (self._points[number - 1] for number in self._waiting)
+        ]
+        self._seconds_left = time_left(running, waiting, self._workers)
+
+    def _trial_left(self, number: int) -> float:
+        trial, config = self._running[number], self._points[number - 1]
+        return self._pace.seconds(
+            config, config.epochs - trial.done, begun=trial.done > trial.before
+        )
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Return the seconds until all trials have ended, None while nothing was measured."""
+        if self._seconds_left is None:
+            return None
+        return max(0.0, self._seconds_left - (self._clock() - self._estimated_at))
+
+    def _time_left(self) -> str:
+        seconds = self.seconds_left
+        return "?" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+    def _render(self) -> Group:
+        with self._lock:
+            return self._drawn()
+
+    def _drawn(self) -> Group:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for heading in ("worker", "point", "trial", "epoch", "loss", "val_loss", "val_acc", "left"):
+            table.add_column(heading, no_wrap=True)
+        busy = {trial.worker: number for number, trial in self._running.items()}
+        for worker in range(self._workers):
+            table.add_row(str(worker + 1), *self._cells(busy.get(worker)))
+        elapsed = timedelta(seconds=round(self._clock() - self._start))
+        counts = [f"{self._ended} of {len(self._points)} points ended"]
+        counts += [f"{self._reused} reused"] if self._reused else []
+        counts += [f"{self._failed} failed"] if self._failed else []
+        counts += [f"{self._diverged} diverged"] if self._diverged else []
+        bar = ProgressBar(
+            total=max(1, len(self._points)), completed=self._completed(), width=_BAR_WIDTH
+        )
+        clock = Table.grid(padding=(0, 2))
+        clock.add_row(bar, f"{elapsed} gone, {self._time_left()} left")
+        return Group(table, clock, Text(f"{', '.join(counts)}  ·  {self._best_so_far()}"))
+
+    def _cells(self, number: int | None) -> list[str]:
+        if number is None:
+            return ["", "waiting" if self._waiting else "idle"]
+        trial, config = self._running[number], self._points[number - 1]
+        cells = [
+            self._place(number),
+            self._names[number - 1],
+            f"{trial.done}/{config.epochs}",
+        ]
+        if trial.metrics is not None:
+            left = max(0.0, self._trial_left(number) - (self._clock() - trial.last))
+            cells += [
+                f"{trial.metrics.loss:.4f}",
+                f"{trial.metrics.val_loss:.4f}",
+                f"{trial.metrics.val_accuracy:.4f}",
+                str(timedelta(seconds=round(left))),
+            ]
+        return cells
+
+    def _completed(self) -> float:
+        shares = (
+            trial.done / self._points[number - 1].epochs for number, trial in self._running.items()
+        )
+        return self._ended + sum(shares)

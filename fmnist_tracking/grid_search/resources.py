@@ -1,0 +1,142 @@
+"""What a search or a training works with: the data, the store, and the workers."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+from fmnist_tracking import environment, runtime, tracking
+from fmnist_tracking.config import FASHION_MNIST, SplitConfig
+from fmnist_tracking.console import Echo
+from fmnist_tracking.data import Dataset, load_dataset
+from fmnist_tracking.errors import SearchError
+from fmnist_tracking.tracking import DatasetInfo, Provenance, Store
+from fmnist_tracking.warm_up import warm_up
+from fmnist_tracking.workers import LocalWorker, Worker
+
+# Libraries keep some memory of each trial; a new process gives it back.
+_TRIALS_PER_PROCESS = 25
+_busy = threading.Lock()
+_WORKER = "fmnist_tracking.grid_search.worker"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What the trials of a search, or a training, have in common.
+
+    Attributes:
+        dataset: the images.
+        data_dir: where they are, None for the usual places.
+        split: how they are split.
+        store: of the runs.
+        experiment_id: of the experiment that the runs are in.
+        adopted: the run that `mlflow run` made for this command, None without it.
+        workers: that run the trials; none is started yet.
+        threads: of each worker's arithmetic.
+    """
+
+    dataset: Dataset
+    data_dir: Path | None
+    split: SplitConfig
+    store: Store
+    experiment_id: str
+    adopted: str | None
+    workers: tuple[Worker, ...]
+    threads: int
+
+    @property
+    def data_info(self) -> DatasetInfo:
+        """Return what runs record of the data."""
+        return _data_info(self.dataset)
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """Return which code runs, and on what machine."""
+        return Provenance(code=environment.code(), environment=environment.describe(self.threads))
+
+
+@contextlib.contextmanager
+def open_resources(
+    command: str,
+    *,
+    workers: int,
+    split: SplitConfig,
+    data_dir: str | Path | None,
+    experiment: str | None,
+    tracking_uri: str | None,
+    upgrade_store: bool,
+    echo: Echo,
+) -> Iterator[Resources]:
+    """Load the data and open the store, while the process that workers are forked from starts.
+
+    Args:
+        command: `search` or `train`, for the run that `mlflow run` made for it.
+        workers: trials that run at once.
+        split: how the data is split.
+        data_dir: where it is, None for the usual places.
+        experiment: name of the experiment, made if it is not there; None for the one that the
+            environment names, or the usual one.
+        tracking_uri: of the store, None for the usual one.
+        upgrade_store: bring a store of an older MLflow up to date, rather than refuse it.
+        echo: called with lines for a person to read.
+
+    Raises:
+        ConfigError: a setting of the environment is wrong.
+        SearchError: another thread is at a search or training: one closes all runs of its process.
+        DataError: the data cannot be had.
+        TrackingError: the store cannot be reached.
+    """
+    if not _busy.acquire(blocking=False):
+        raise SearchError(
+            "Another search or training runs in this program. Wait until it has ended, or start "
+            "this one in a program of its own."
+        )
+    try:
+        runtime.require_tensorflow_backend()
+        runtime.store_patience()
+        runtime.asked_to_compile()
+        threads = runtime.threads_of(workers)
+        warm_up()
+        data_dir = None if data_dir is None else Path(data_dir)
+        dataset = load_dataset(data_dir)
+        echo(f"Data: {_data_info(dataset).description}, protocol {split.protocol}")
+        with tracking.open_store(tracking_uri, access="create", upgrade=upgrade_store) as store:
+            adopted = tracking.adoptable_run(store, command)
+            experiment_id = tracking.choose_experiment(store, experiment, adopted)
+            closed = tracking.close_orphans(store, [experiment_id])
+            if closed:
+                echo(f"Closed as KILLED: {len(closed)} runs whose process was gone.")
+            yield Resources(
+                dataset=dataset,
+                data_dir=data_dir,
+                split=split,
+                store=store,
+                experiment_id=experiment_id,
+                adopted=adopted,
+                workers=local_workers(workers, threads),
+                threads=threads,
+            )
+    finally:
+        _busy.release()
+
+
+def local_workers(count: int, threads: int) -> tuple[Worker, ...]:
+    """Return worker processes that can train; none is started yet.
+
+    Args:
+        count: how many.
+        threads: of each one's arithmetic.
+    """
+    return tuple(
+        LocalWorker(
+            partial(runtime.prepare_process, threads, number, [_WORKER]), _TRIALS_PER_PROCESS
+        )
+        for number in range(count)
+    )
+
+
+def _data_info(dataset: Dataset) -> DatasetInfo:
+    name = FASHION_MNIST if dataset.is_fashion_mnist else f"not {FASHION_MNIST}"
+    return DatasetInfo(sha256=dataset.digest, name=name, source=dataset.source)

@@ -1,0 +1,355 @@
+"""Explore a grid, or train one configuration, tracked.
+
+The main path: open what is needed, plan the trials, explore the grid, finish.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args, overload
+
+from fmnist_tracking import fingerprint, machine, runtime, tracking
+from fmnist_tracking.config import (
+    Protocol,
+    SearchSpace,
+    SplitConfig,
+    TrainingConfig,
+    Value,
+    require_choice,
+)
+from fmnist_tracking.console import Echo, echo_line, silent
+from fmnist_tracking.errors import SearchError, TrialsFailed
+from fmnist_tracking.grid_search.arguments import Grid, checked, grid_and_base
+from fmnist_tracking.grid_search.images import cache_split
+from fmnist_tracking.grid_search.lock import locked_folder
+from fmnist_tracking.grid_search.memory import require_room, require_room_at_once, workers_for
+from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials
+from fmnist_tracking.grid_search.progress import Progress
+from fmnist_tracking.grid_search.recording import Recording
+from fmnist_tracking.grid_search.resources import Resources, open_resources
+from fmnist_tracking.grid_search.search_plan import SearchPlan, plan_search
+from fmnist_tracking.results import SearchResult, TrialScore
+from fmnist_tracking.runs import Search, Trial
+from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
+from fmnist_tracking.training import checkpoints
+
+OnFailure: TypeAlias = Literal["raise", "warn"]
+
+# TensorFlow, KerasTuner and matplotlib, which a search with nothing left to train does without, are
+# imported inside the functions, once the process that workers are forked from has been started.
+
+
+def search(
+    grid: Grid | None = None,
+    *,
+    repeats: int = 1,
+    protocol: Protocol = "canonical",
+    limit: int | None = None,
+    workers: int | None = None,
+    fresh: bool = False,
+    experiment: str | None = None,
+    tracking_uri: str | None = None,
+    data_dir: str | Path | None = None,
+    upgrade_store: bool = False,
+    on_failure: OnFailure = "raise",
+    echo: Echo | None = echo_line,
+    on_start: Callable[[], None] = lambda: None,
+    **settings: Value,
+) -> Search:
+    """Explore a grid: train every point in worker processes, each as a tracked run of its own.
+
+    What has finished before is not trained again, and a search that was cut off goes on where it
+    was, each of its trials after its last whole epoch: call it again with the same arguments.
+
+    Args:
+        grid: the values to try by setting, such as `{"filters": [24, 48], "dropout": [0.1, 0.3]}`;
+            None for the coursework's 12 points.
+        repeats: train each point so many times, with the seeds `seed`, `seed` + 1, …; points are
+            ranked by their mean.
+        protocol: how the data is split, `canonical` or `coursework`; see `SplitConfig`.
+        limit: number of images for training and validation together, None for all.
+        workers: trials that run at once; None takes as many as suit this machine.
+        fresh: train all anew, whatever has finished before.
+        experiment: name of the MLflow experiment, made if it is not there; None for the one that
+            the environment names, or `fashion-mnist`.
+        tracking_uri: address of the MLflow store, None for the usual one.
+        data_dir: folder with the data, None for the usual places.
+        upgrade_store: bring a store of an older MLflow up to date, rather than refuse it.
+        on_failure: when points have failed, or all have diverged, after the others have been
+            trained: `raise` a `TrialsFailed`, which has the search, or `warn`.
+        echo: called with lines on what begins, which otherwise go to standard error, or to the
+            output of a notebook's cell; None shows nothing, and no progress.
+        on_start: called when all is loaded, before the first trial begins.
+        settings: of the training, by their names in `TrainingConfig`, such as `epochs=5`; they are
+            the same for every point.
+
+    Raises:
+        ConfigError: a value is wrong, or a point of the grid cannot be built, or has no room in the
+            memory; or this is called by a script without `if __name__ == "__main__":`.
+        DataError: the data cannot be had.
+        OutputError: checkpoints cannot be written.
+        SearchError: another process is working on the same search, or points have failed.
+        TrackingError: the store cannot be reached.
+    """
+    require_choice("on_failure", on_failure, get_args(OnFailure))
+    space, base = grid_and_base(grid, settings, repeats)
+    split = SplitConfig(protocol=protocol, seed=base.seed, limit=limit)
+    points = space.points(base)
+    require_room_at_once(points, split, workers, fresh=fresh, tracking_uri=tracking_uri)
+    slots = workers_for(points, split, workers)
+    quiet, echo = echo is None, echo or silent
+    if slots > machine.cores():
+        echo(f"{slots} workers share {machine.cores()} processor cores, and wait for each other.")
+    with (
+        open_resources(
+            "search",
+            workers=slots,
+            split=split,
+            data_dir=data_dir,
+            experiment=experiment,
+            tracking_uri=tracking_uri,
+            upgrade_store=upgrade_store,
+            echo=echo,
+        ) as resources,
+        plan_search(resources, space, points, fresh=fresh) as plan,
+    ):
+        if plan.before is not None:
+            echo(
+                f"The search {plan.before.run_id[:8]} has finished all {len(space)} points before; "
+                "nothing is left to train."
+            )
+            return _judged(Search(plan.before, resources.store.address), on_failure)
+        missing = [trial.config for trial in plan.trials if trial.finished is None]
+        require_room(missing, split, workers)
+        _load(resources)
+        from fmnist_tracking.grid_search.scheduler import TrialScheduler
+
+        progress = Progress(points, [trial.name for trial in plan.trials], slots, quiet=quiet)
+        with Recording(resources, plan.folder, progress.echo) as recording:
+            recording.run_id = _start_search(resources, space, base, plan, fresh=fresh)
+            resumed = " goes on" if plan.state.search is not None else ""
+            echo(f"Search {recording.run_id} at {resources.store.public_uri}{resumed}")
+            on_start()
+            with (
+                TrialScheduler(
+                    resources,
+                    recording,
+                    show=progress,
+                    echo=progress.echo,
+                    parent=recording.run_id,
+                ) as scheduler,
+                progress,
+            ):
+                _explore(space, base, plan.trials, scheduler.submit, slots, recording)
+                # The store is asked what it has: nobody's memory of it counts.
+                result = recording.do_last(lambda: _read_complete(recording))
+                found = Search(result, resources.store.address)
+                picture = found.grid_png()
+                recording.do_last(lambda: tracking.finish_search(recording.store, result, picture))
+        return _judged(found, on_failure)
+
+
+def train(
+    *,
+    protocol: Protocol = "canonical",
+    limit: int | None = None,
+    fresh: bool = False,
+    experiment: str | None = None,
+    tracking_uri: str | None = None,
+    data_dir: str | Path | None = None,
+    upgrade_store: bool = False,
+    on_failure: OnFailure = "raise",
+    echo: Echo | None = echo_line,
+    on_start: Callable[[], None] = lambda: None,
+    **settings: Value,
+) -> Trial:
+    """Train one configuration, tracked as a trial is; go on with it if it was cut off.
+
+    Args:
+        protocol: see `search`, as for the other arguments.
+        limit: number of images.
+        fresh: train anew, whatever has finished before.
+        experiment: name of the experiment.
+        tracking_uri: address of the MLflow store.
+        data_dir: folder with the data.
+        upgrade_store: bring a store of an older MLflow up to date.
+        on_failure: if the training diverges: `raise` a `TrialsFailed`, which has the trial, or
+            `warn`.
+        echo: called with lines for a person to read.
+        on_start: called when all is loaded.
+        settings: of the training, such as `filters=48`.
+
+    Raises:
+        SearchError: the training failed; its run holds the traceback. For others, see `search`.
+    """
+    require_choice("on_failure", on_failure, get_args(OnFailure))
+    config = TrainingConfig(**checked(settings))
+    split = SplitConfig(protocol=protocol, seed=config.seed, limit=limit)
+    require_room_at_once([config], split, 1, fresh=fresh, tracking_uri=tracking_uri)
+    quiet, echo = echo is None, echo or silent
+    with open_resources(
+        "train",
+        workers=1,
+        split=split,
+        data_dir=data_dir,
+        experiment=experiment,
+        tracking_uri=tracking_uri,
+        upgrade_store=upgrade_store,
+        echo=echo,
+    ) as resources:
+        store, experiment_id = resources.store, resources.experiment_id
+        keys = fingerprint.of_grid([config], split, resources.dataset.digest)
+        (point,) = keys.today
+        identity = store.identity(experiment_id)
+        with locked_folder(identity, experiment_id, point, fresh=fresh) as folder:
+            state = (
+                ResumeState()
+                if fresh
+                else tracking.find_training(store, experiment_id, keys.points)
+            )
+            (trial,) = plan_trials([config], [point], (), state, folder)
+            if trial.finished is not None and resources.adopted is None:
+                tracking.log_asked(store, trial.finished.run_id)
+                echo(f"The run {trial.finished.run_id[:8]} has trained this before; it is reused.")
+                reused = dataclasses.replace(trial.finished, reused=True)
+                return _judged(Trial(reused, store.address), on_failure)
+            require_room([config], split, 1)
+            _load(resources)
+            from fmnist_tracking.grid_search.scheduler import TrialScheduler
+
+            progress = Progress([config], [trial.name], quiet=quiet)
+            with Recording(resources, folder, progress.echo) as recording:
+                on_start()
+                with (
+                    TrialScheduler(
+                        resources, recording, show=progress, echo=progress.echo, parent=None
+                    ) as scheduler,
+                    progress,
+                ):
+                    score = scheduler.submit(dataclasses.replace(trial, finished=None))
+                    ends: list[Future[Any]] = [score, recording.writer.failed]
+                    wait(ends, return_when=FIRST_COMPLETED)
+                    run = recording.do_last(lambda: _own_run(store, recording.run_id))
+                    error = score.result().error
+                if error:
+                    raise SearchError(f"The training failed ({error}). Its run is {run.run_id}.")
+            return _judged(Trial(tracking.read_trial(run), store.address), on_failure)
+
+
+def _load(resources: Resources) -> None:
+    """Load what trials need, the images for the workers first."""
+    cache_split(resources.dataset, resources.split)
+    runtime.load_tensorflow()
+    from fmnist_tracking.networks import coursework
+
+    coursework.require_float32()
+
+
+def _start_search(
+    resources: Resources,
+    space: SearchSpace,
+    base: TrainingConfig,
+    plan: SearchPlan,
+    *,
+    fresh: bool,
+) -> str:
+    """Open the search's run, make the trials of those that were cut off its own; return its id."""
+    store = resources.store
+    info = tracking.SearchInfo(
+        name=f"search of {len(space)} point{'s' if len(space) > 1 else ''}",
+        space=space,
+        base=base,
+        split=resources.split,
+        data=resources.data_info,
+        origin=resources.provenance,
+        grid=plan.grid,
+        fresh=fresh,
+    )
+    state = plan.state
+    run_id = tracking.start_search(
+        store, resources.experiment_id, info, state.search, resources.adopted
+    )
+    own = [trial.run_id for trial in state.finished.values() if not trial.reused]
+    own += [trial.run_id for trial in state.open.values()]
+    for other in state.searches:
+        if other != run_id:
+            tracking.move_trials(store, own, other, run_id)
+    reused = [trial.run_id for trial in state.finished.values() if trial.reused]
+    tracking.log_reused(store, run_id, reused)
+    for trial in plan.trials:
+        if trial.finished is not None:  # cut off between its last step and this
+            checkpoints.remove(trial.checkpoint_dir)
+    return run_id
+
+
+def _explore(
+    space: SearchSpace,
+    base: TrainingConfig,
+    trials: Iterable[PlannedTrial],
+    submit: "Callable[[PlannedTrial], Future[TrialScore]]",
+    slots: int,
+    recording: Recording,
+) -> None:
+    """Have every point tried, in the order in which KerasTuner's oracle asks for them."""
+    planned = {trial.config: trial for trial in trials}
+    if all(trial.finished is not None for trial in planned.values()):
+        for trial in planned.values():
+            submit(trial)
+        return
+    from fmnist_tracking.grid_search.oracle import explore
+
+    def run(values: Mapping[str, Value]) -> "Future[TrialScore]":
+        return submit(planned[dataclasses.replace(base, **values)])  # type: ignore[arg-type]
+
+    explore(space, run, slots, recording.writer.failed)
+
+
+def _own_run(store: Store, run_id: str) -> TrackedRun:
+    """Return the run that this process has written.
+
+    Raises:
+        SearchError: somebody has deleted it meanwhile.
+    """
+    run = tracking.find_active(store, run_id)
+    if run is None:
+        raise SearchError(
+            f"The run {run_id[:8]} was deleted while it was written. Restore it with `mlflow runs "
+            f"restore --run-id {run_id}`, or leave it: either way, the same command goes on with "
+            "what is missing."
+        )
+    return tracking.as_tracked(run)
+
+
+def _read_complete(recording: Recording) -> SearchResult:
+    """Read the search that was written, and see that every point has one run that ended.
+
+    Raises:
+        SearchError: a point is missing in the store.
+    """
+    result = tracking.read_search(recording.store, _own_run(recording.store, recording.run_id))
+    if len(result.trials) != len(result.space):
+        raise SearchError(
+            f"The grid has {len(result.space)} points, but the store has runs for "
+            f"{len(result.trials)} of them. Run the same search again."
+        )
+    return result
+
+
+@overload
+def _judged(found: Search, on_failure: OnFailure) -> Search: ...
+
+
+@overload
+def _judged(found: Trial, on_failure: OnFailure) -> Trial: ...
+
+
+def _judged(found: Search | Trial, on_failure: OnFailure) -> Search | Trial:
+    """Return what was trained; raise or warn if trials have failed, or none is of use."""
+    message = found.failure
+    if message and on_failure == "raise":
+        raise TrialsFailed(message, found)
+    if message:
+        warnings.warn(message, stacklevel=3)
+    return found

@@ -1,0 +1,234 @@
+"""Trials in worker processes: started, retried when a worker dies, and logged."""
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from fmnist_tracking import tracking
+from fmnist_tracking.console import Echo
+from fmnist_tracking.grid_search.messages import (
+    EpochEnded,
+    Event,
+    Failed,
+    Trained,
+    TrialEnded,
+    TrialReused,
+    TrialStarted,
+    TrialTask,
+    WorkerLost,
+)
+from fmnist_tracking.grid_search.plan import PlannedTrial
+from fmnist_tracking.grid_search.recording import Recording
+from fmnist_tracking.grid_search.resources import Resources
+from fmnist_tracking.grid_search.trial_logger import TrialLogger
+from fmnist_tracking.results import TrialResult, TrialScore
+from fmnist_tracking.training import checkpoints
+from fmnist_tracking.workers import NoWorker, WorkerDied, WorkerPool
+
+# In the worker, which imports TensorFlow for it.
+RUN_TRIAL = "fmnist_tracking.grid_search.worker:run_trial"
+# Images kept with each logged model as its input example.
+_EXAMPLES = 2
+
+_log = logging.getLogger(__name__)
+
+
+class TrialScheduler:
+    """Runs trials in a pool of workers, and sees to it that each is logged.
+
+    A trial whose worker dies goes on from its last checkpoint in a new one. Only if that dies again
+    before another epoch was trained is the trial given up as FAILED: then it is the trial that
+    kills it. Use it as a context manager: left by an exception, it ends the workers at once.
+
+    Args:
+        resources: what the trials need.
+        recording: of their runs.
+        show: called with each event, and the number of the worker that it comes from.
+        echo: called with lines for a person to read.
+        parent: the search's run, None for a training of its own.
+    """
+
+    def __init__(
+        self,
+        resources: Resources,
+        recording: Recording,
+        *,
+        show: Callable[[Event, int], None],
+        echo: Echo,
+        parent: str | None,
+    ) -> None:
+        self._resources = resources
+        self._recording = recording
+        self._show = show
+        self._echo = echo
+        self._parent = parent
+        self._running: dict[int, _RunningTrial] = {}
+        self._is_stopping = False
+        self._pool = WorkerPool(resources.workers, self._on_report)
+
+    def __enter__(self) -> "TrialScheduler":
+        self._pool.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._is_stopping = error is not None
+        self._pool.__exit__(kind, error, trace)
+
+    def submit(self, trial: PlannedTrial) -> "Future[TrialScore]":
+        """Run a trial, from its checkpoint if it has one; one that has finished is not run again.
+
+        Returns:
+            The future of how it comes out.
+        """
+        if trial.finished is not None:
+            return self._reused(trial.number, trial.finished)
+        running = self._running[trial.number] = _RunningTrial(trial, self._logger(trial))
+        if trial.epochs_done:
+            running.logger.log_interruption(
+                _line(
+                    f"cut off after epoch {trial.epochs_done}; gone on from there with "
+                    f"{self._resources.threads} threads"
+                )
+            )
+        self._attempt(running)
+        return running.score
+
+    def _reused(self, number: int, trial: TrialResult) -> "Future[TrialScore]":
+        self._tell(
+            TrialReused(
+                number=number,
+                run_id=trial.run_id,
+                val_accuracy=trial.val_accuracy,
+                diverged=trial.diverged,
+            )
+        )
+        score: Future[TrialScore] = Future()
+        score.set_result(
+            TrialScore(
+                val_accuracy=trial.val_accuracy,
+                best_epoch=trial.best_epoch,
+                diverged=trial.diverged,
+            )
+        )
+        return score
+
+    def _logger(self, trial: PlannedTrial) -> TrialLogger:
+        resources = self._resources
+        info = tracking.TrialInfo(
+            name=trial.name,
+            config=trial.config,
+            split=resources.split,
+            data=resources.data_info,
+            origin=resources.provenance,
+            fingerprint=trial.fingerprint,
+            threads=resources.threads,
+            parent=self._parent,
+            adopted=resources.adopted if self._parent is None else None,
+        )
+        examples = resources.dataset.train_images[:_EXAMPLES, ..., None]
+        return TrialLogger(self._recording, info, trial, examples, self._echo)
+
+    def _attempt(self, running: "_RunningTrial") -> None:
+        task = TrialTask(
+            trial=running.trial,
+            split=self._resources.split,
+            data_dir=self._resources.data_dir,
+            data_sha256=self._resources.dataset.digest,
+        )
+        future = self._pool.submit(RUN_TRIAL, task)
+        future.add_done_callback(partial(self._on_end, running))
+
+    def _on_report(self, worker: int, event: TrialStarted | EpochEnded) -> None:
+        running = self._running[event.number]
+        if isinstance(event, TrialStarted):
+            running.logger.log_data(event.data)
+            running.logger.log_epochs(event.epochs)
+        else:
+            running.reached = event.metrics.epoch
+            running.logger.log_epochs([event.metrics])
+        self._tell(event, worker)
+
+    def _on_end(self, running: "_RunningTrial", future: Future[Any]) -> None:
+        if self._is_stopping:
+            return
+        try:
+            self._take_in(running, future)
+        except Exception as error:
+            running.score.set_exception(error)
+
+    def _take_in(self, running: "_RunningTrial", future: Future[Any]) -> None:
+        trial = running.trial
+        try:
+            ended: Trained | Failed = future.result()
+        except WorkerDied as death:
+            saved = checkpoints.load(trial.checkpoint_dir, trial.fingerprint)
+            # With a full disk there is no checkpoint of what it got through.
+            after = max(len(saved.epochs) if saved else 0, running.reached)
+            if after > running.died_after:
+                running.died_after = after
+                running.logger.log_interruption(_line(f"{death.what} after epoch {after}: {death}"))
+                if not isinstance(death, NoWorker):
+                    self._tell(WorkerLost(number=trial.number, how=str(death)))
+                self._attempt(running)
+                return
+            line = f"{death.what} ({death}), for the second time after epoch {after}"
+            ended = Failed(line=line, trace=line)
+        del self._running[trial.number]
+        if isinstance(ended, Failed):
+            running.logger.fail(ended)
+            self._tell(TrialEnded(number=trial.number, error=ended.line))
+            running.score.set_result(TrialScore(error=ended.line))
+            return
+        running.logger.finish(ended)
+        best, diverged = ended.result.best, ended.result.diverged
+        self._tell(
+            TrialEnded(
+                number=trial.number,
+                val_accuracy=best.val_accuracy,
+                best_epoch=best.epoch,
+                diverged=diverged,
+                seconds=ended.seconds,
+            )
+        )
+        running.score.set_result(
+            TrialScore(
+                val_accuracy=best.val_accuracy,
+                best_epoch=best.epoch,
+                diverged=diverged is not None,
+            )
+        )
+
+    def _tell(self, event: Event, worker: int = 0) -> None:
+        try:
+            self._show(event, worker)
+        except Exception:  # the trials matter more than what is shown of them
+            _log.debug("Progress cannot be shown", exc_info=True)
+
+
+class _RunningTrial:
+    """A trial that was submitted and has not ended.
+
+    Attributes:
+        reached: the last epoch that its worker reported, 0 for none.
+        died_after: the epoch after which its worker died, -1 while none did.
+    """
+
+    def __init__(self, trial: PlannedTrial, logger: TrialLogger) -> None:
+        self.trial = trial
+        self.logger = logger
+        self.score: Future[TrialScore] = Future()
+        self.reached = 0
+        self.died_after = -1
+
+
+def _line(text: str) -> str:
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}"

@@ -1,0 +1,82 @@
+"""The plan of a search: what it has done before, and what is left to train."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fmnist_tracking import fingerprint, tracking
+from fmnist_tracking.config import SearchSpace, TrainingConfig
+from fmnist_tracking.grid_search.lock import locked_folder
+from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials
+from fmnist_tracking.grid_search.resources import Resources
+from fmnist_tracking.results import FINISHED, SearchResult
+from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """What a search is to do.
+
+    Attributes:
+        grid: fingerprint of the grid.
+        folder: with the checkpoints, locked for this search.
+        before: the same search, if it has finished all of its points; then nothing is planned.
+        state: what the store has of the search.
+        trials: one for each point, in the grid's order.
+    """
+
+    grid: str
+    folder: Path
+    before: SearchResult | None = None
+    state: ResumeState = field(default_factory=ResumeState)
+    trials: tuple[PlannedTrial, ...] = ()
+
+
+@contextmanager
+def plan_search(
+    resources: Resources, space: SearchSpace, points: Sequence[TrainingConfig], *, fresh: bool
+) -> Iterator[SearchPlan]:
+    """Plan the trials of a search, and hold the lock on its folder.
+
+    Args:
+        resources: the data and the store.
+        space: the grid.
+        points: of the grid.
+        fresh: train all anew, whatever has finished before.
+
+    Raises:
+        SearchError: another process is working on the same search.
+    """
+    store, experiment_id = resources.store, resources.experiment_id
+    keys = fingerprint.of_grid(points, resources.split, resources.dataset.digest)
+    grid = keys.grids[0]
+    with locked_folder(store.identity(experiment_id), experiment_id, grid, fresh=fresh) as folder:
+        searches = tracking.find_searches(store, experiment_id, keys.grids)
+        if searches:
+            tracking.require_not_live(searches[0])
+        resumes = resources.adopted is None and not fresh
+        before = _finished_before(store, searches[0], points) if resumes and searches else None
+        if before is not None:
+            yield SearchPlan(grid=grid, folder=folder, before=before)
+            return
+        state = tracking.find_resume_state(
+            store, experiment_id, searches, keys.points, fresh=fresh, reopen=resumes
+        )
+        trials = plan_trials(points, keys.today, space.varying, state, folder)
+        yield SearchPlan(grid=grid, folder=folder, state=state, trials=trials)
+
+
+def _finished_before(
+    store: Store, run: TrackedRun, points: Sequence[TrainingConfig]
+) -> SearchResult | None:
+    """Return a search that has ended and has all of its trials still, None if it is none."""
+    if run.raw.info.status != FINISHED:
+        return None
+    result = tracking.read_search(store, run, summary=False)
+    if {trial.config for trial in result.finished} != set(points):
+        return None
+    tracking.log_asked(store, run.run_id)
+    reused = (dataclasses.replace(trial, reused=True) for trial in result.trials)
+    return dataclasses.replace(result, trials=tuple(reused))

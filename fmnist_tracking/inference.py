@@ -1,0 +1,117 @@
+"""A trial's model, asked in a process of its own.
+
+That process loads TensorFlow while the one that started it reads the store, prepares pictures
+or draws.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fmnist_tracking import runtime, tracking
+from fmnist_tracking.config import SEEN_IMAGES, Protocol
+from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.tracking import Store, TrackedRun
+from fmnist_tracking.warm_up import warm_up
+from fmnist_tracking.workers import LocalWorker, WorkerDied, WorkerPool
+
+_WORKER = "fmnist_tracking.model_worker"
+# Calls a function of that module there, by its name; returns a function that waits for its answer.
+Ask = Callable[..., Callable[[], Any]]
+
+
+@contextlib.contextmanager
+def model_process() -> Iterator[Ask]:
+    """Start the process; it is ended when the block is left.
+
+    Waiting for an answer raises what the function raises, and `TrackingError` if the process
+    died.
+    """
+    prepare = partial(runtime.prepare_process, runtime.threads_of(1), 0, [_WORKER])
+    warm_up()
+    with WorkerPool([LocalWorker(prepare)], lambda *_: None) as pool:
+
+        def ask(function: str, *arguments: Any) -> Callable[[], Any]:
+            answer = pool.submit(f"{_WORKER}:{function}", *arguments)
+
+            def wait() -> Any:
+                try:
+                    return answer.result()
+                except WorkerDied as death:
+                    raise TrackingError(
+                        f"The model could not be asked: {death.what} ({death})."
+                    ) from None
+
+            return wait
+
+        yield ask
+
+
+@contextlib.contextmanager
+def fetched_model(store: Store, trial: TrackedRun) -> Iterator[Path]:
+    """Fetch a trial's `.keras` file from the store, for as long as the block lasts.
+
+    Raises:
+        TrackingError: the trial has no model.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        yield tracking.download_model(store, trial, Path(scratch))
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a model is: which trial's, of how many images, and how good.
+
+    Attributes:
+        run_id: of the trial.
+        name: of the trial, for people.
+        protocol: how the images were split.
+        limit: to how many images the trial was limited, None for all.
+        training_images: how many it was trained on.
+        val_accuracy: of its best epoch, 0 to 1; None if the run does not say.
+    """
+
+    run_id: str
+    name: str
+    protocol: Protocol
+    limit: int | None
+    training_images: int
+    val_accuracy: float | None
+
+    @property
+    def is_trial_run(self) -> bool:
+        """Return whether it was trained on a part of the images, to try things out."""
+        return self.limit is not None and self.limit < SEEN_IMAGES[self.protocol]
+
+    def __str__(self) -> str:
+        accuracy = "unknown" if self.val_accuracy is None else f"{self.val_accuracy:.4f}"
+        line = (
+            f"Model: {self.name}, run {self.run_id[:8]}, trained on {self.training_images:,} "
+            f"images (protocol {self.protocol}), validation accuracy {accuracy}."
+        )
+        if self.is_trial_run:
+            line += (
+                f" It is a trial run, on {self.limit} images: expect better answers from a "
+                "model of all images."
+            )
+        return line
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dictionary that `json` can write."""
+        return {**asdict(self), "is_trial_run": self.is_trial_run}
+
+
+def about(trial: TrackedRun) -> About:
+    """Return what a trial's model is, as its run says."""
+    return About(
+        run_id=trial.run_id,
+        name=trial.name if trial.name.isprintable() else ascii(trial.name),
+        protocol=trial.split.protocol,
+        limit=trial.split.limit,
+        training_images=trial.split.training_images,
+        val_accuracy=tracking.read_trial(trial).val_accuracy,
+    )

@@ -1,0 +1,70 @@
+"""The records of an inspection: what a trial's model is asked, and what it answers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmnist_tracking.config import SplitConfig
+from fmnist_tracking.results import Evaluation
+
+# The test images are for a report alone.
+Images = Literal["validation", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectionTask:
+    """What to look at: a trial's model, and images that it was not trained on.
+
+    Attributes:
+        model: its `.keras` file.
+        run_id: of the trial, for messages.
+        split: how its data was split.
+        data_dir: where the data is, None for the usual places.
+        data_sha256: `Dataset.digest` of the data it was trained on.
+        seed: of the choice of sample images.
+        images: `validation`, of which the samples alone are classified; or `test`, which opens the
+            sealed ones and scores all of them.
+    """
+
+    model: Path
+    run_id: str
+    split: SplitConfig
+    data_dir: Path | None
+    data_sha256: str
+    seed: int
+    images: Images
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInspection:
+    """What was seen in an inspection: some images, and what the model makes of them.
+
+    Attributes:
+        source: where the data was found.
+        is_fashion_mnist: whether it is that.
+        class_names: ten names, in label order.
+        part: which images the samples are of.
+        available: how many images that part has.
+        chosen: the samples' places among them, shape (k,).
+        images: the samples, uint8, shape (k, 28, 28, 1).
+        labels: their true classes, uint8, shape (k,).
+        probabilities: what the model gives for them, float32, shape (k, 10).
+        maps: what its first convolution makes of the first sample, float32, shape
+            (filters, height, width).
+        evaluation: of all test images, None if they stayed sealed.
+    """
+
+    source: str
+    is_fashion_mnist: bool
+    class_names: tuple[str, ...]
+    part: Images
+    available: int
+    chosen: NDArray[np.intp]
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    probabilities: NDArray[np.float32]
+    maps: NDArray[np.float32]
+    evaluation: Evaluation | None

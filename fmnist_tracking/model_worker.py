@@ -1,0 +1,119 @@
+"""What the worker process of a model does: load the model, and have it classify images."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from fmnist_tracking.data import load_dataset, split_dataset, test_set
+from fmnist_tracking.errors import DataError, TrackingError, first_line, setting
+from fmnist_tracking.inspection import InspectionTask, ModelInspection
+from fmnist_tracking.metrics import evaluate
+from fmnist_tracking.networks import coursework
+
+_SAMPLES = 16
+_LONGEST_REASON = 200
+
+
+def inspect_model(task: InspectionTask, _: Callable[[Any], None]) -> ModelInspection:
+    """Look at a model and some images.
+
+    Raises:
+        DataError: the data is not what the model was trained on, or cannot be had.
+        TrackingError: the model cannot be used, or gives no numbers.
+    """
+    model = _load(task.model, task.run_id)
+    dataset = load_dataset(task.data_dir)
+    if dataset.digest != task.data_sha256:
+        raise DataError(
+            f"The run {task.run_id[:8]} was trained on other data than {dataset.source} holds "
+            f"(SHA-256 {task.data_sha256[:12]}… against {dataset.digest[:12]}…). Name the right "
+            f"folder with {setting('data_dir')}."
+        )
+    if task.images == "test":
+        test = test_set(dataset, task.split)
+        images, labels = test.images, test.labels
+        everything = _classify(task.model, task.run_id, images)
+        evaluation = evaluate(labels, everything, dataset.class_names)
+    else:
+        split = split_dataset(dataset, task.split)
+        images, labels = split.validation_images, split.validation_labels
+        evaluation = None
+    count = len(labels)
+    chosen = np.random.default_rng(task.seed).choice(count, min(_SAMPLES, count), replace=False)
+    try:
+        maps = coursework.first_layer_activations(model, images[chosen[0]])
+    except Exception as error:  # of a network that this project did not build
+        raise _unusable(task.run_id, error) from None
+    return ModelInspection(
+        source=dataset.source,
+        is_fashion_mnist=dataset.is_fashion_mnist,
+        class_names=dataset.class_names,
+        part=task.images,
+        available=count,
+        chosen=chosen,
+        images=images[chosen],
+        labels=labels[chosen],
+        probabilities=everything[chosen]
+        if evaluation
+        else _classify(task.model, task.run_id, images[chosen]),
+        maps=maps,
+        evaluation=evaluation,
+    )
+
+
+def classify(
+    model: Path, run_id: str, images: NDArray[np.uint8], _: Callable[[Any], None]
+) -> NDArray[np.float32]:
+    """Return the class probabilities of raw images.
+
+    Args:
+        model: a `.keras` file.
+        run_id: of its trial, for messages.
+        images: uint8, shape (n, 28, 28, 1), 0..255.
+
+    Returns:
+        float32, shape (n, 10).
+
+    Raises:
+        TrackingError: the model cannot be used, or gives no numbers.
+    """
+    return _classify(model, run_id, images)
+
+
+def _classify(model: Path, run_id: str, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    probabilities = coursework.predict(_load(model, run_id), images)
+    if not np.isfinite(probabilities).all():
+        raise TrackingError(
+            f"The model of trial {run_id[:8]} gives no numbers (NaN): its training diverged. "
+            "Choose another trial, and train with a smaller learning rate."
+        )
+    return probabilities
+
+
+_load = lru_cache(maxsize=1)(lambda path, run_id: load_model(path, run_id))
+
+
+def load_model(path: Path, run_id: str) -> keras.Model:
+    """Load a trial's `.keras` file in Keras's safe mode.
+
+    Raises:
+        TrackingError: it cannot be used; the message names the trial.
+    """
+    try:
+        return coursework.load_model(path)
+    except Exception as error:  # Keras raises many kinds of what is damaged or not its own
+        raise _unusable(run_id, error) from None
+
+
+def _unusable(run_id: str, error: Exception) -> TrackingError:
+    why = first_line(error)[:_LONGEST_REASON]
+    return TrackingError(
+        f"The model file of trial {run_id[:8]} cannot be used; it is damaged, or not one of this "
+        f"project: {why} Choose another trial, or train this one again with "
+        f"{setting('fresh=True')}."
+    )

@@ -1,0 +1,1 @@
+"""Networks: how each is built, saved and loaded."""

@@ -1,0 +1,209 @@
+"""`fmnist-track predict`: a person's own pictures -> classes."""
+
+import itertools
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmnist_tracking import tracking
+from fmnist_tracking.config import CLASS_NAMES
+from fmnist_tracking.console import Echo, echo_line, silent
+from fmnist_tracking.data import class_names
+from fmnist_tracking.errors import OutputError, PictureError
+from fmnist_tracking.inference import About, about, fetched_model, model_process
+from fmnist_tracking.output_folder import writable
+from fmnist_tracking.preprocess_image import Note, Prepared, png, prepare
+from fmnist_tracking.results import StoredRun, located
+
+TOP = 3
+# Fashion-MNIST shows them with the toe to the left only.
+SHOES = frozenset({"Sandal", "Sneaker", "Ankle boot"})
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_LONGEST_STEM = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """One of the classes that a picture may show: name, label 0 to 9, probability 0 to 1."""
+
+    name: str
+    label: int
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classified:
+    """A picture and what the model takes it for.
+
+    Attributes:
+        path: of the picture.
+        size: width and height it had, in pixels; None if it could not be used.
+        steps: what was done to it before the model saw it.
+        guesses: the most probable classes, the likeliest first.
+        mirrored: the most probable class of the picture turned left to right; None where the
+            classes are not Fashion-MNIST's, which a mirror may change.
+        notes: what speaks against the answer.
+        seen: where the 28x28 picture that the model saw was written, if it was.
+        error: why the picture could not be used, in a line.
+    """
+
+    path: Path
+    size: tuple[int, int] | None = None
+    steps: tuple[str, ...] = ()
+    guesses: tuple[Guess, ...] = ()
+    mirrored: Guess | None = None
+    notes: tuple[Note, ...] = ()
+    seen: Path | None = None
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dictionary that `json` can write."""
+        if self.error is not None:
+            return {"file": str(self.path), "error": self.error}
+        return {
+            "file": str(self.path),
+            "class": self.guesses[0].name,
+            "top": [asdict(guess) for guess in self.guesses],
+            "mirrored": self.mirrored and asdict(self.mirrored),
+            "mirrored_agrees": self.mirrored and self.mirrored.label == self.guesses[0].label,
+            "notes": [asdict(note) for note in self.notes],
+            "size": self.size,
+            "steps": self.steps,
+            "seen": self.seen and str(self.seen),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model takes some pictures for: the model, and the pictures in order."""
+
+    model: About
+    pictures: tuple[Classified, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dictionary that `json` can write."""
+        return {
+            "run_id": self.model.run_id,
+            "model": self.model.to_json(),
+            "pictures": [p.to_json() for p in self.pictures],
+        }
+
+
+def predict(
+    run: str | StoredRun,
+    pictures: str | Path | Sequence[str | Path],
+    *,
+    output_dir: str | Path | None = None,
+    experiment: str | None = None,
+    tracking_uri: str | None = None,
+    echo: Echo | None = echo_line,
+) -> Prediction:
+    """Classify pictures by the model of a trial, or of a search's best one.
+
+    A picture that cannot be used does not keep the others from being classified.
+
+    Args:
+        run: a search, a trial, or the name of one: a run id, its beginning, `latest` or `best`.
+        pictures: their paths, or the path of one.
+        output_dir: where to write the 28x28 pictures that the model sees, None for nowhere.
+        experiment: name of the experiment to look in, None for all.
+        tracking_uri: of the MLflow store, None for the usual one.
+        echo: called with a line for a person to read, which says what the model is.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        TrackingError: there is no such run, or it has no model that can be used.
+    """
+    reference, tracking_uri = located(run, tracking_uri)
+    given = [pictures] if isinstance(pictures, str | Path) else pictures
+    paths = [Path(picture) for picture in given]
+    with model_process() as ask:
+        with tracking.open_store(tracking_uri) as store:
+            trial = tracking.best_trial(store, tracking.find_run(store, reference, experiment))
+            model_is = about(trial)
+            (echo or silent)(str(model_is))
+            folder = None if output_dir is None else writable(Path(output_dir))
+            found = [_prepare(path) for path in paths]
+            usable = [one.pixels for one in found if not isinstance(one, str)]
+            answers = []
+            if usable:
+                both = np.stack([side for one in usable for side in (one, one[:, ::-1])])
+                with fetched_model(store, trial) as model:
+                    answers = ask("classify", model, trial.run_id, both)()
+        probabilities = iter(answers)
+    names = class_names(trial.data_sha256)
+    taken = {os.path.realpath(path) for path in paths}
+    classified = []
+    for path, one in zip(paths, found, strict=True):
+        if isinstance(one, str):
+            classified.append(Classified(path=path, error=one))
+            continue
+        guesses = _guesses(next(probabilities), names)
+        (turned, *_) = _guesses(next(probabilities), names)
+        mirrored = turned if names == CLASS_NAMES else None
+        classified.append(
+            Classified(
+                path=path,
+                size=one.size,
+                steps=one.steps,
+                guesses=guesses,
+                mirrored=mirrored,
+                notes=(*one.notes, *mirror_notes(guesses[0], mirrored)),
+                seen=folder and _keep(one, folder, path, taken),
+            )
+        )
+    return Prediction(model=model_is, pictures=tuple(classified))
+
+
+def _prepare(path: Path) -> Prepared | str:
+    """Return a picture as the model sees it, or why there is none."""
+    try:
+        return prepare(path)
+    except PictureError as error:
+        return str(error)
+
+
+def mirror_notes(guess: Guess, mirrored: Guess | None) -> tuple[Note, ...]:
+    """Note what a different answer to the mirrored picture says, if anything.
+
+    A shoe that is called something else when it is mirrored is as it should be: the model has seen
+    none that way round. The other way about, the picture shows it the wrong way round.
+    """
+    if mirrored is None or mirrored.label == guess.label:
+        return ()
+    told = f"mirrored it is called {mirrored.name} ({mirrored.probability:.1%})"
+    if mirrored.name in SHOES:
+        if guess.name in SHOES and mirrored.probability <= guess.probability:
+            return ()
+        why = "the model has seen shoes with the toe to the left only, so turn a shoe that way"
+        return (Note(code="mirrored_shoe", text=f"{told}: {why}"),)
+    if guess.name in SHOES:
+        return ()
+    return (Note(code="mirrored_differs", text=f"{told}: the model is not sure"),)
+
+
+def _guesses(probabilities: NDArray[np.float32], names: Sequence[str]) -> tuple[Guess, ...]:
+    likeliest = np.argsort(-probabilities, kind="stable")[:TOP]
+    return tuple(
+        Guess(name=names[label], label=int(label), probability=float(probabilities[label]))
+        for label in likeliest
+    )
+
+
+def _keep(prepared: Prepared, folder: Path, path: Path, taken: set[str]) -> Path:
+    """Write what the model saw of a picture, over none of the pictures and none of the others."""
+    stem = _UNSAFE.sub("_", path.stem)[:_LONGEST_STEM] + "-28x28"
+    candidates = (folder / f"{stem}{f'-{n}' if n > 1 else ''}.png" for n in itertools.count(1))
+    file = next(c for c in candidates if os.path.realpath(c) not in taken)
+    taken.add(os.path.realpath(file))
+    try:
+        file.write_bytes(png(prepared.pixels))
+    except OSError as error:
+        raise OutputError(f"Cannot write {file}: {error.strerror}.") from None
+    return file

@@ -1,0 +1,92 @@
+"""Records and pictures -> a report's text and its self-contained HTML page."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import jinja2
+
+from fmnist_tracking.leaderboard import RankedTrial
+from fmnist_tracking.results import Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure of a report.
+
+    Attributes:
+        file: its name in the report's folder.
+        heading: what it shows.
+        caption: how to read it.
+        png: the file's bytes.
+    """
+
+    file: str
+    heading: str
+    caption: str
+    png: bytes
+
+    @property
+    def data_uri(self) -> str:
+        """Return the picture as an address that needs no file and no network."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """All that the HTML page shows; strings are escaped when it is rendered.
+
+    Attributes:
+        title: the page's heading.
+        subtitle: which run, when it was trained.
+        facts: name and value of the figures a reader wants first.
+        settings: name and value of each setting of the training.
+        pictures: in reading order.
+        evaluation: on the test images.
+        ranked: for a search, its finished trials, the best first.
+        axes: for a search, the settings that its grid varies.
+        notices: what a reader must know, such as that the data is not Fashion-MNIST.
+        commands: name and command line of what made this.
+    """
+
+    title: str
+    subtitle: str
+    facts: Mapping[str, str]
+    settings: Mapping[str, str]
+    pictures: Sequence[Picture]
+    evaluation: Evaluation
+    ranked: Sequence[RankedTrial] = ()
+    axes: Sequence[str] = ()
+    notices: Sequence[str] = ()
+    commands: Mapping[str, str]
+
+
+def render_html(page: Page) -> str:
+    """Render the page as one HTML document that asks nothing of the network."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fmnist_tracking.reports"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(page=page)
+
+
+def classification_table(evaluation: Evaluation) -> str:
+    """Format precision, recall, F1 and support by class, laid out as scikit-learn does."""
+    width = max(len(s.name) for s in (*evaluation.classes, evaluation.weighted))
+    total = evaluation.weighted.support
+    lines = [f"{'':>{width}}  precision    recall  f1-score   support", ""]
+    for scores in evaluation.classes:
+        lines.append(
+            _row(width, scores.name, scores.precision, scores.recall, scores.f1, scores.support)
+        )
+    lines += ["", f"{'accuracy':>{width}}  {'':9}  {'':8}  {evaluation.accuracy:8.4f}  {total:8d}"]
+    for scores in (evaluation.macro, evaluation.weighted):
+        lines.append(_row(width, scores.name, scores.precision, scores.recall, scores.f1, total))
+    return "\n".join(lines) + "\n"
+
+
+def _row(width: int, name: str, precision: float, recall: float, f1: float, support: int) -> str:
+    return f"{name:>{width}}  {precision:9.4f}  {recall:8.4f}  {f1:8.4f}  {support:8d}"

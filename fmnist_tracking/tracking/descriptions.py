@@ -1,0 +1,286 @@
+"""The Markdown descriptions that MLflow's page shows on a run: what it is, its result, what next.
+
+Links begin with "#/", so that they work at any address of the page.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
+
+from fmnist_tracking.config import FIELDS, SplitConfig, flag
+from fmnist_tracking.leaderboard import Effect, RankedTrial, leaderboard, rank
+from fmnist_tracking.results import DIVERGED, SearchResult, TrainingResult, TrialResult
+from fmnist_tracking.tracking.ui_links import model_address, run_address, table_address
+
+_SHOWN = 10
+_HARDEST = 3
+# Each description begins and ends with these, which tell it from text that a person added. The
+# first is a Markdown comment, which no page shows.
+_START = "[//]: # (fmnist-track)\n\n"
+_SIGNATURE = "\n\n*fmnist-track*"
+_RULE = "\n\n---\n\n"
+_OURS = re.compile(
+    rf"(?:{re.escape(_RULE)})?{re.escape(_START)}.*?{re.escape(_SIGNATURE)}", re.DOTALL
+)
+# MLflow's limit.
+_LONGEST = MAX_TAG_VAL_LENGTH
+_SHORT = "The description has no room beside what is written above."
+# Characters that Markdown or HTML would interpret.
+_MARKUP = re.compile(r"([\\`*_{}\[\]<>|~&#])")
+
+
+def search_begun(points: int) -> str:
+    """Describe a search that is running."""
+    return signed(
+        f"A grid search of {points} points. Each is a run below this one, and its curves grow "
+        "while it trains. When all have ended, the ranking is here; stopped before, the same "
+        "command goes on with it."
+    )
+
+
+def continued(experiment_id: str, new: str) -> str:
+    """Describe a search that was resumed in another run, which now has its trials."""
+    return signed(
+        f"This grid search was cut off; [another run]({run_address(experiment_id, new)}) "
+        "continues it and has its trials."
+    )
+
+
+def search_ended(result: SearchResult, effects: Sequence[Effect]) -> str:
+    """Describe a search that has ended."""
+    ranked = rank(result.finished)
+    reused = sum(trial.reused for trial in result.trials)
+    unfinished = len(result.space) - len(result.finished)
+    counts = f"{len(result.finished)} of {len(result.space)} points finished"
+    counts += f", {reused} of them in earlier runs" if reused else ""
+    counts += f"; {unfinished} did not" if unfinished else ""
+    diverged = sum(trial.diverged for trial in result.trials)
+    counts += f"; {diverged} trial{'s' if diverged > 1 else ''} diverged" if diverged else ""
+    parts = [_winner(result, ranked), counts + "."]
+    rows = [
+        (
+            str(row.rank or ""),
+            _link(result.experiment_id, row.trial),
+            DIVERGED if row.trial.diverged else _share(row.trial.val_accuracy),
+            *([_share(row.mean)] if _has_repeats(ranked) else []),
+            str(row.trial.best_epoch or ""),
+            _seconds(row.trial.train_seconds),
+        )
+        for row in leaderboard(result.trials)[:_SHOWN]
+    ]
+    mean = ["mean of its seeds"] if _has_repeats(ranked) else []
+    heads = ("rank", "trial", "validation accuracy", *mean, "best epoch", "seconds")
+    parts.append(_table(heads, rows))
+    if len(result.trials) > _SHOWN:
+        parts.append(f"The first {_SHOWN}; all are in the artifact `leaderboard.csv`.")
+    # An axis has no mean if every point has a repeat that diverged.
+    scored = [effect for effect in effects if any(mean is not None for mean in effect.means)]
+    if scored:
+        parts += ["**What each setting did** (mean validation accuracy)", _effects(scored)]
+    parts.append(
+        "**Next**: the artifact `figures/grid.png` draws this. To compare curves, open "
+        f"[the table of runs]({table_address(result.experiment_id)}), press the plus sign before "
+        "the search, tick trials and press *Compare*. "
+        f"`fmnist-track report --run-id {result.run_id[:8]}` scores the best trial on the sealed "
+        "test images."
+    )
+    return signed("\n\n".join(parts))
+
+
+def _winner(result: SearchResult, ranked: Sequence[RankedTrial]) -> str:
+    if not ranked:
+        return "**No point has finished.** The trials hold what went wrong, as `traceback.txt`."
+    first = ranked[0]
+    if first.trial.diverged:
+        return "**Every trial diverged**: there is no best. Choose a smaller `learning_rate`."
+    text = (
+        f"**Best: {_link(result.experiment_id, first.trial)}**, validation accuracy "
+        f"{_share(first.trial.val_accuracy)} after epoch {first.trial.best_epoch}"
+    )
+    if first.spread is not None:
+        text += f"; its seeds have {first.mean:.4f} ± {first.spread:.4f}"
+    second = next((one for one in ranked if one.rank == 2), None)
+    if second is not None:
+        text += f", {first.mean - second.mean:.4f} ahead of "
+        text += _link(result.experiment_id, second.trial)
+    return text + "."
+
+
+def _effects(effects: Iterable[Effect]) -> str:
+    rows = []
+    for effect in effects:
+        means = [mean for mean in effect.means if mean is not None]
+        columns = zip(effect.values, effect.means, effect.diverged, strict=True)
+        listed = [f"{value:.15g}: {_mean(mean, diverged)}" for value, mean, diverged in columns]
+        if len(listed) > _SHOWN:
+            index = effect.means.index(max(means))
+            listed = [f"{len(listed)} values, the best {listed[index]}"]
+        rows.append((f"`{effect.axis}`", ", ".join(listed), f"{max(means) - min(means):.4f}"))
+    return _table(("setting", "by value", "range"), rows)
+
+
+def _mean(mean: float | None, diverged: int) -> str:
+    """Format the mean of the points with one value, with the number of points that diverged."""
+    if mean is None:
+        return DIVERGED if diverged else ""
+    return f"{_share(mean)} ({diverged} diverged)" if diverged else _share(mean)
+
+
+def trial_begun(experiment_id: str, parent: str | None) -> str:
+    """Describe a trial that is running."""
+    return signed(
+        f"{_what(experiment_id, parent)} Its curves are under *Model metrics* from the first epoch "
+        "on; its results are here when it has finished."
+    )
+
+
+def trial_ended(
+    experiment_id: str,
+    parent: str | None,
+    result: TrainingResult,
+    split: SplitConfig,
+    model_id: str,
+    size: int,
+    *,
+    is_fashion_mnist: bool = True,
+) -> str:
+    """Describe a trial that has finished.
+
+    Args:
+        experiment_id: of its experiment.
+        parent: the search's run id, None for a single training.
+        result: the outcome.
+        split: how its data was split.
+        model_id: of the logged model.
+        size: of that model's file, in bytes.
+        is_fashion_mnist: whether the data is Fashion-MNIST; for other data, no command is given.
+    """
+    best, validation = result.best, result.validation
+    hardest = sorted(validation.classes, key=lambda scores: scores.f1)[:_HARDEST]
+    figures = result.summary()
+    rows = [
+        ("validation accuracy", f"{best.val_accuracy:.4f}, after epoch {best.epoch}"),
+        ("validation loss", f"{best.val_loss:.4f} nats"),
+        ("macro F1", f"{validation.macro.f1:.4f}"),
+        ("hardest classes", ", ".join(f"{s.name} (F1 {s.f1:.2f})" for s in hardest)),
+        (
+            "training",
+            f"{len(result.epochs)} epochs of {result.train_images:,} images in "
+            f"{result.train_seconds:.1f} s, {result.images_per_second:,.0f} images a second",
+        ),
+        (
+            "network",
+            f"{result.model_parameters:,} weights, {size / 1e6:.1f} MB, "
+            f"{figures['flops_per_image'] / 1e6:.1f} MFLOP an image",
+        ),
+    ]
+    diverged = (
+        f" **It diverged in epoch {result.diverged}**: its loss was no finite number, so it ended "
+        "there."
+        if result.diverged
+        else ""
+    )
+    parts = [
+        _what(experiment_id, parent) + diverged,
+        _table(("", ""), rows),
+        f"**Next**: the [model]({model_address(experiment_id, model_id)}); under "
+        "*Artifacts*, `figures/learning_curves.png`, the scores of each class in "
+        "`validation/classes.csv` and the confusion matrix beside it; under *Model metrics*, "
+        "the curves.",
+    ]
+    again = _command(result, split) if is_fashion_mnist else None
+    return signed("\n\n".join([*parts, f"Trained again: `{again}`"] if again else parts))
+
+
+def model(experiment_id: str, run_id: str, name: str, image_shape: Sequence[int]) -> str:
+    """Describe a logged model."""
+    shape = ", ".join(map(str, image_shape))
+    return (
+        f"The network of the trial [{plain(name)}]({run_address(experiment_id, run_id)}), with "
+        "the weights of the epoch that did best on the validation images. It takes raw pixels, "
+        f"uint8 of shape (n, {shape}), scales them itself, and gives the probabilities of the "
+        f"ten classes: `mlflow.pyfunc.load_model('runs:/{run_id}/model')`."
+    )
+
+
+def trial_failed(experiment_id: str, parent: str | None, line: str) -> str:
+    """Describe a trial that ended with an error."""
+    return signed(
+        f"{_what(experiment_id, parent)} **It failed**: {plain(line)}\n\n"
+        "The artifact `traceback.txt` has the rest."
+    )
+
+
+def beside(note: str, tags: Mapping[str, str]) -> str:
+    """Return a description together with the text that a person wrote around the old one.
+
+    Args:
+        note: a description made by this module.
+        tags: the tags of the run that gets it.
+    """
+    present = tags.get(MLFLOW_RUN_NOTE, "")
+    if _START not in present and present.endswith(_SIGNATURE):  # an earlier release's
+        present = present.rpartition(_RULE)[0]
+    found = _OURS.search(present)
+    above, below = (present[: found.start()], present[found.end() :]) if found else (present, "")
+    for ours in (note, signed(_SHORT)):
+        text = f"{above}{_RULE if above else ''}{ours}{below}"
+        if len(text) <= _LONGEST:
+            return text
+    return f"{above}{below}"  # a person's text is never cut for ours
+
+
+def signed(note: str) -> str:
+    """Add the marks by which a description of this module is recognized."""
+    return f"{_START}{note}{_SIGNATURE}"
+
+
+def _what(experiment_id: str, parent: str | None) -> str:
+    if parent is None:
+        return "One configuration, trained on its own."
+    return f"One point of [a grid search]({run_address(experiment_id, parent)})."
+
+
+def _command(result: TrainingResult, split: SplitConfig) -> str | None:
+    config = result.config
+    if split.seed != config.seed:  # no option of the command sets it
+        return None
+    words = ["fmnist-track train"]
+    for name in FIELDS:
+        value = getattr(config, name)
+        if value != FIELDS[name].default:
+            words.append(f"{flag(name)} {value:.15g}")
+    default = SplitConfig()
+    if split.protocol != default.protocol:
+        words.append(f"--protocol {split.protocol}")
+    if split.limit is not None:
+        words.append(f"--limit {split.limit}")
+    return " ".join([*words, "--fresh"])
+
+
+def _link(experiment_id: str, trial: TrialResult) -> str:
+    return f"[{plain(trial.name)}]({run_address(experiment_id, trial.run_id)})"
+
+
+def plain(text: str) -> str:
+    """Escape a text, so that Markdown shows it unchanged and on one line."""
+    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _has_repeats(ranked: Sequence[RankedTrial]) -> bool:
+    return any(one.spread is not None for one in ranked)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

@@ -1,0 +1,404 @@
+"""Reading runs as records."""
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import mlflow
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from fmnist_tracking import fingerprint
+from fmnist_tracking.config import FIELDS, SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.errors import (
+    ConfigError,
+    FmnistTrackingError,
+    TrackingError,
+    first_line,
+    setting,
+)
+from fmnist_tracking.results import (
+    FINISHED,
+    RUNNING,
+    SearchResult,
+    TrainingResult,
+    TrialResult,
+)
+from fmnist_tracking.tracking import schema
+from fmnist_tracking.tracking.queries import (
+    find_children,
+    has_all,
+    has_exactly,
+    is_ours,
+    liveness,
+    runs_by_id,
+)
+from fmnist_tracking.tracking.store import Store
+
+_BEST_VAL_LOSS = "best_val_loss"
+_FINISHED = f"attributes.status = '{FINISHED}'"
+# Above it, floats cannot represent every whole number.
+_LARGEST_WHOLE = 2**53
+# Raised for a text that is not JSON, is nested too deeply, or holds another kind of value.
+_NO_JSON = (ValueError, TypeError, RecursionError)
+T = TypeVar("T")
+
+
+class UnreadableRun(TrackingError):
+    """A run of this project that this version cannot read: of another version, or damaged.
+
+    Attributes:
+        why: the reason, in words.
+    """
+
+    def __init__(self, run: Run, why: str) -> None:
+        super().__init__(
+            f"The run {run.info.run_id[:8]} cannot be read by this version of fmnist-track: {why}."
+        )
+        self.why = why
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedRun:
+    """A run of this project in the store.
+
+    Attributes:
+        run_id: in full.
+        experiment_id: of the experiment it is in.
+        role: `search`, `trial` or `train`.
+        name: shown to people.
+        split: how its data was split.
+        data_sha256: `Dataset.digest` of the data it was trained on.
+        raw: MLflow's own record.
+    """
+
+    run_id: str
+    experiment_id: str
+    role: str
+    name: str
+    split: SplitConfig
+    data_sha256: str
+    raw: Run
+
+
+def readable(store: Store, runs: Iterable[Run], read: Callable[[Run], T]) -> Iterator[T]:
+    """Read runs one by one, and skip those that this version cannot read.
+
+    Args:
+        store: collects the skipped runs in `left_out`.
+        runs: what to read.
+        read: raises `UnreadableRun` for a run that cannot be read.
+
+    Yields:
+        What `read` returns.
+    """
+    for run in runs:
+        try:
+            yield read(run)
+        except UnreadableRun as error:
+            store.left_out[run.info.run_id] = error.why
+
+
+def read_space(run: Run) -> SearchSpace:
+    """Read the grid of a search's run.
+
+    Raises:
+        UnreadableRun: the run has no grid, or one that this version cannot build.
+    """
+    axes = {
+        key.removeprefix(schema.AXIS_PREFIX): value
+        for key, value in run.data.params.items()
+        if key.startswith(schema.AXIS_PREFIX)
+    }
+    try:
+        if f"see {schema.AXES_FILE}" in axes.values():
+            return SearchSpace(axes=_read_json(run, schema.AXES_FILE))
+        return SearchSpace(axes={axis: tuple(json.loads(value)) for axis, value in axes.items()})
+    except (*_NO_JSON, ConfigError, MlflowException, OSError) as error:
+        raise UnreadableRun(
+            run, f"its grid is not one of this version ({first_line(error)})"
+        ) from None
+
+
+def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> SearchResult:
+    """Read a search and its trials, in the grid's order.
+
+    For a finished search, this is the summary that was written when it ended, one file for any
+    number of trials, as long as the store still has all of those trials.
+
+    Args:
+        store: the store.
+        run: the search.
+        summary: whether the summary may be used; if not, each trial is read.
+
+    Raises:
+        UnreadableRun: its grid is missing, or this version cannot build it.
+    """
+    if summary and run.raw.info.status == FINISHED:
+        unreadable = (*_NO_JSON, LookupError, AttributeError, FmnistTrackingError)
+        with contextlib.suppress(MlflowException, OSError, *unreadable):
+            outcome = _read_outcome(run)
+            if _is_intact(store, outcome):
+                return outcome
+    space, points = read_grid(run.raw)
+    is_live = liveness(store)
+
+    def read(child: Run) -> TrialResult:
+        trial = trial_result(child)
+        if trial.config not in points:
+            raise UnreadableRun(child, "it is no point of its search's grid")
+        if trial.status == RUNNING and not is_live(child):
+            return dataclasses.replace(trial, status="KILLED")
+        return trial
+
+    found = [*readable(store, find_children(store, run.experiment_id, run.run_id), read)]
+    found += [
+        dataclasses.replace(trial, reused=True)
+        for trial in readable(store, reused_runs(store, run), read)
+    ]
+    # One trial for each point: a finished one before an interrupted one, else the newest.
+    trials: dict[TrainingConfig, TrialResult] = {}
+    for trial in found:
+        known = trials.get(trial.config)
+        if known is None or (known.status != FINISHED and trial.status == FINISHED):
+            trials[trial.config] = trial
+    ordered = sorted(
+        trials.values(),
+        key=lambda t: [v.index(getattr(t.config, a)) for a, v in space.axes.items()],
+    )
+    return SearchResult(
+        run_id=run.run_id,
+        experiment_id=run.experiment_id,
+        space=space,
+        trials=tuple(ordered),
+    )
+
+
+def read_grid(run: Run) -> tuple[SearchSpace, set[TrainingConfig]]:
+    """Read the grid of a search's run, and all points of the grid.
+
+    Raises:
+        UnreadableRun: the run has no grid, or one that this version cannot build.
+    """
+    space = read_space(run)
+    try:
+        return space, set(space.points(read_base(run)))
+    except ConfigError as error:
+        raise UnreadableRun(run, f"a point of its grid cannot be built here ({error})") from None
+
+
+def read_base(run: Run) -> TrainingConfig:
+    """Read the settings of a search that are not axes.
+
+    Raises:
+        UnreadableRun: they are not a valid configuration in this version.
+    """
+    prefix = schema.BASE_PREFIX
+    given = {
+        key.removeprefix(prefix): value
+        for key, value in run.data.params.items()
+        if key.startswith(prefix)
+    }
+    return _as_config(run, given)
+
+
+def _read_outcome(run: TrackedRun) -> SearchResult:
+    content = _read_json(run.raw, schema.SEARCH_FILE)
+    return SearchResult(
+        run_id=run.run_id,
+        experiment_id=run.experiment_id,
+        space=read_space(run.raw),
+        trials=tuple(TrialResult.from_json(trial) for trial in content["trials"]),
+    )
+
+
+def _is_intact(store: Store, outcome: SearchResult) -> bool:
+    """Return whether a search still has exactly the finished runs that it ended with."""
+    own = [trial.run_id for trial in outcome.finished if not trial.reused]
+    reused = [trial.run_id for trial in outcome.finished if trial.reused]
+    children = f"tags.`{schema.PARENT}` = '{outcome.run_id}' AND {_FINISHED}"
+    experiment_id = outcome.experiment_id
+    return (
+        # None was added and none is gone: equal counts alone would not show that.
+        has_exactly(store, experiment_id, children, len(own))
+        and has_all(store, experiment_id, own, children)
+        and has_all(store, experiment_id, reused, _FINISHED)
+    )
+
+
+def reused_runs(store: Store, run: TrackedRun) -> Iterator[Run]:
+    """Iterate over the finished trials that a search reused and that the store still has."""
+    if schema.REUSED not in run.raw.data.tags:
+        return
+    try:
+        ids = [str(one) for one in _read_json(run.raw, schema.REUSED_FILE)]
+    except (*_NO_JSON, MlflowException, OSError) as error:
+        store.left_out[run.run_id] = (
+            f"its file {schema.REUSED_FILE} is missing ({first_line(error)})"
+        )
+        return
+    yield from runs_by_id(store, run.experiment_id, ids, _FINISHED)
+
+
+def read_trial(run: TrackedRun) -> TrialResult:
+    """Read the record of a trial or a single training.
+
+    Raises:
+        UnreadableRun: this version does not know its parameters.
+    """
+    return trial_result(run.raw)
+
+
+def read_history(store: Store, run: TrackedRun) -> TrainingResult:
+    """Read the metrics of a finished trial, epoch by epoch.
+
+    Raises:
+        TrackingError: the trial did not finish, or its record cannot be read.
+    """
+    require_finished(run)
+    try:
+        return TrainingResult.from_json(_read_json(run.raw, schema.HISTORY_FILE))
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            f"The record {schema.HISTORY_FILE} of run {run.run_id[:8]} cannot be fetched from the "
+            f"store ({first_line(error)}). Choose another trial, or train that point again with "
+            f"{setting('fresh=True')}."
+        ) from None
+    except (*_NO_JSON, LookupError, AttributeError, ConfigError):
+        raise TrackingError(
+            f"The record {schema.HISTORY_FILE} of run {run.run_id[:8]} is not one of this version: "
+            f"it was made by another. Train that point again with {setting('fresh=True')}."
+        ) from None
+
+
+def _read_json(run: Run, file: str) -> Any:
+    # Not with a `runs:/` address: MLflow would query the run again, and its models.
+    return json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{file}"))
+
+
+def require_finished(run: TrackedRun) -> None:
+    """Refuse a trial that did not finish, and so has no model.
+
+    Raises:
+        TrackingError: it did not finish.
+    """
+    if run.raw.info.status != FINISHED:
+        raise TrackingError(
+            f"The trial {run.run_id[:8]} is {run.raw.info.status}, so it has no model. Choose a "
+            "FINISHED one, or `best`; `fmnist-track runs` shows the status of each."
+        )
+
+
+def as_tracked(run: Run) -> TrackedRun:
+    """Return an MLflow run as a run of this project.
+
+    Raises:
+        TrackingError: it is not of this project.
+        UnreadableRun: it is, but a tag or a parameter is missing or wrong.
+    """
+    tags, params = run.data.tags, run.data.params
+    role = tags.get(schema.ROLE)
+    if role is None:
+        if is_ours(run):
+            raise UnreadableRun(run, f"its tag {schema.ROLE} is missing")
+        raise TrackingError(
+            f"The run {run.info.run_id[:8]} ({run.info.run_name}) is in this store, but it is no "
+            "search or trial of fmnist-track. `fmnist-track runs` lists those."
+        )
+    if role not in (schema.SEARCH, schema.TRIAL, schema.TRAIN):
+        raise UnreadableRun(run, f"its tag {schema.ROLE} is {role!r}, which is not known here")
+    if schema.DATA_SHA256 not in tags:
+        raise UnreadableRun(run, f"its tag {schema.DATA_SHA256} is missing")
+    limit = params.get(schema.SPLIT_PREFIX + "limit", "None")
+    try:
+        split = SplitConfig(
+            protocol=tags.get(schema.PROTOCOL, ""),  # type: ignore[arg-type]  # checked by SplitConfig
+            seed=int(params.get(schema.SPLIT_PREFIX + "seed", 0)),
+            limit=None if limit == "None" else int(limit),
+        )
+    except (ValueError, ConfigError) as error:
+        raise UnreadableRun(run, f"it does not say how its data was split ({error})") from None
+    return TrackedRun(
+        run_id=run.info.run_id,
+        experiment_id=run.info.experiment_id,
+        role=role,
+        name=schema.unmarked(run.info.run_name or ""),
+        split=split,
+        data_sha256=tags[schema.DATA_SHA256],
+        raw=run,
+    )
+
+
+def trial_result(run: Run) -> TrialResult:
+    """Return the record of the run of a trial or a single training.
+
+    Raises:
+        UnreadableRun: this version does not know its parameters, or it finished without a valid
+            result.
+    """
+    as_tracked(run)
+    metrics = run.data.metrics
+    try:
+        trial = TrialResult(
+            run_id=run.info.run_id,
+            name=schema.unmarked(run.info.run_name or ""),
+            status=run.info.status,
+            config=_config(run),
+            val_accuracy=metrics.get(schema.BEST_VAL_ACCURACY),
+            best_epoch=_whole(metrics.get("best_epoch")),
+            train_seconds=metrics.get("train_seconds"),
+            model_parameters=_whole(metrics.get("model_parameters")),
+            error=run.data.tags.get(schema.ERROR),
+            # Runs of earlier versions lack the tag.
+            diverged=schema.DIVERGED in run.data.tags
+            or math.isnan(metrics.get(_BEST_VAL_LOSS, 0.0)),
+        )
+    except (ValueError, OverflowError) as error:
+        raise UnreadableRun(run, f"one of its metrics is no whole number ({error})") from None
+    if trial.status == FINISHED:
+        if trial.val_accuracy is None:
+            raise UnreadableRun(run, f"its metric {schema.BEST_VAL_ACCURACY} is missing")
+        if not 0 <= trial.val_accuracy <= 1:
+            raise UnreadableRun(run, f"its metric {schema.BEST_VAL_ACCURACY} is no share")
+    return trial
+
+
+def _config(run: Run) -> TrainingConfig:
+    config = _as_config(run, run.data.params)
+    unknown = [
+        name
+        for name in run.data.params
+        if name not in FIELDS and not name.startswith(schema.SPLIT_PREFIX)
+    ]
+    # A parameter that somebody added does no harm if the fingerprint says what was trained.
+    if unknown and not _is_point(run, config):
+        raise UnreadableRun(run, f"it has the setting {unknown[0]!r}, which is not known here")
+    return config
+
+
+def _as_config(run: Run, given: Mapping[str, str]) -> TrainingConfig:
+    try:
+        values: dict[str, Any] = {name: float(given[name]) for name in FIELDS if name in given}
+        return TrainingConfig(**values)
+    except (ValueError, ConfigError) as error:
+        raise UnreadableRun(
+            run, f"its parameters are not a configuration of this version ({error})"
+        ) from None
+
+
+def _is_point(run: Run, config: TrainingConfig) -> bool:
+    """Return whether a run's fingerprint is that of a configuration, with the run's data."""
+    tracked = as_tracked(run)
+    point = config, tracked.split, tracked.data_sha256
+    known = (fingerprint.of_point(*point), *fingerprint.older_keys(*point))
+    return run.data.tags.get(schema.POINT) in known
+
+
+def _whole(value: float | None) -> int | None:
+    if value is not None and not abs(value) < _LARGEST_WHOLE:  # stands for infinity in MLflow
+        raise ValueError(f"{value:g}")
+    return None if value is None else int(value)

@@ -1,0 +1,292 @@
+"""What the store has of an interrupted search, and the runs whose process is gone."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mlflow.entities import Run
+
+from fmnist_tracking import fingerprint
+from fmnist_tracking.config import SplitConfig
+from fmnist_tracking.errors import SearchError
+from fmnist_tracking.results import FINISHED, RUNNING, TrialResult
+from fmnist_tracking.tracking import schema
+from fmnist_tracking.tracking.leases import Lease
+from fmnist_tracking.tracking.queries import find_children, iterate_runs, liveness
+from fmnist_tracking.tracking.records import (
+    TrackedRun,
+    as_tracked,
+    read_grid,
+    readable,
+    trial_result,
+)
+from fmnist_tracking.tracking.store import Store
+
+# Up to this many points are queried one by one; for more, all trials are read at once.
+_FEW = 100
+# Ten years: a longer time cannot be a measurement.
+_LONGEST_SECONDS = 3e8
+_OPEN = f"attributes.status = '{RUNNING}' AND tags.`{schema.ROLE}` LIKE '%'"
+_AND_FINISHED = f" AND attributes.status = '{FINISHED}'"
+EPOCH_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnfinishedTrial:
+    """An unfinished trial: the id of its run, and whether any epoch was logged."""
+
+    run_id: str
+    has_steps: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeState:
+    """What the store has of a search, or a single training, that is to be started or resumed.
+
+    Attributes:
+        search: the run to resume, None if there is none.
+        searches: ids of all its interrupted runs; more than one under `mlflow run`, which creates a
+            new run each time.
+        finished: finished trials by their point's fingerprint; those that are `reused` belong to
+            another search, or are single trainings.
+        open: for points without a finished trial, the interrupted run of this search.
+    """
+
+    search: TrackedRun | None = None
+    searches: tuple[str, ...] = ()
+    finished: Mapping[str, TrialResult] = field(default_factory=dict)
+    open: Mapping[str, UnfinishedTrial] = field(default_factory=dict)
+
+
+def find_searches(store: Store, experiment_id: str, grids: Iterable[str]) -> list[TrackedRun]:
+    """Find the runs of one search in an experiment, the one whose command was given last first.
+
+    A run whose grid cannot be read is skipped: its trials count as those of another search.
+
+    Args:
+        store: the store.
+        experiment_id: of the experiment to search; runs in others do not count.
+        grids: the search's fingerprint, then those that earlier versions gave it.
+    """
+    today, *older = dict.fromkeys(grids)
+    runs = [
+        *iterate_runs(store, [experiment_id], f"tags.`{schema.GRID}` = '{today}'"),
+        *_by_older_keys(store, experiment_id, schema.GRID, set(older)),
+    ]
+    found = readable(store, runs, _as_search)
+    return sorted(found, key=_last_asked, reverse=True)
+
+
+def _last_asked(search: TrackedRun) -> tuple[str, int]:
+    """Return the sort key for the order of `queries.LATEST_ASKED_FIRST`."""
+    return search.raw.data.tags.get(schema.ASKED_AT, ""), search.raw.info.start_time or 0
+
+
+def _as_search(run: Run) -> TrackedRun:
+    tracked = as_tracked(run)
+    read_grid(run)
+    return tracked
+
+
+def find_resume_state(
+    store: Store,
+    experiment_id: str,
+    searches: Sequence[TrackedRun],
+    points: Mapping[str, str],
+    *,
+    fresh: bool = False,
+    reopen: bool = False,
+) -> ResumeState:
+    """Find the trials of a search that is to be started or resumed.
+
+    Args:
+        store: the store.
+        experiment_id: of the experiment to search.
+        searches: what `find_searches` found.
+        points: maps every fingerprint of a point of the search, today's or an earlier version's,
+            to today's.
+        fresh: ignore all runs, and train every point again.
+        reopen: resume the newest of `searches` although it has ended, because trials of it are
+            gone.
+    """
+    if fresh:
+        return ResumeState()
+    unfinished = [
+        run
+        for run in searches
+        if (run.raw.info.status != FINISHED or (reopen and run is searches[0]))
+        and schema.CONTINUED_BY not in run.raw.data.tags
+    ]
+    search = unfinished[0] if unfinished and unfinished[0] is searches[0] else None
+    # A search that was started with --fresh counts only its own trials.
+    only_own = search is not None and schema.FRESH in search.raw.data.tags
+    own = [run.run_id for run in unfinished[: 1 if only_own else None]] if search else []
+    finished: dict[str, TrialResult] = {}
+    open_runs: dict[str, UnfinishedTrial] = {}
+    for parent in own:
+        for run in find_children(store, experiment_id, parent):
+            point = points.get(run.data.tags.get(schema.POINT, ""), "")
+            for trial in readable(store, [run], trial_result):
+                if trial.status == FINISHED:
+                    finished.setdefault(point, trial)
+                else:
+                    open_runs.setdefault(point, _open_trial(run))
+    if not only_own and _has_finished(store, experiment_id):
+        today = set(points.values())
+        for find, keys in ((_finished_runs, today), (_finished_before, points.keys() - today)):
+            wanted = {key for key in keys if points[key] not in finished}
+            for run in find(store, experiment_id, wanted):
+                point = points[run.data.tags[schema.POINT]]
+                for trial in readable(store, [run], trial_result):
+                    finished.setdefault(point, dataclasses.replace(trial, reused=True))
+    todays = dict.fromkeys(points.values())
+    return ResumeState(
+        search=search,
+        searches=tuple(own),
+        finished={point: finished[point] for point in todays if point in finished},
+        open={point: run for point, run in open_runs.items() if point and point not in finished},
+    )
+
+
+def _open_trial(run: Run) -> UnfinishedTrial:
+    has_steps = any(name in run.data.metrics for name in EPOCH_METRICS)
+    return UnfinishedTrial(run_id=run.info.run_id, has_steps=has_steps)
+
+
+def find_training(store: Store, experiment_id: str, points: Mapping[str, str]) -> ResumeState:
+    """Find an earlier run of a single training.
+
+    It is a finished run of that point (a search's trial or a single training) or an interrupted
+    single training, whichever is newer.
+
+    Args:
+        store: the store.
+        experiment_id: of the experiment to search.
+        points: maps every fingerprint of what is trained, today's or an earlier version's, to
+            today's.
+    """
+    for key, point in points.items():
+        runs = list(iterate_runs(store, [experiment_id], f"tags.`{schema.POINT}` = '{key}'"))
+        for run in runs:  # newest first: a run begun after the last finished one is resumed
+            for trial in readable(store, [run], trial_result):
+                if trial.status == FINISHED:
+                    return ResumeState(finished={point: trial})
+                if schema.PARENT not in run.data.tags:
+                    return ResumeState(open={point: _open_trial(run)})
+    return ResumeState()
+
+
+def _has_finished(store: Store, experiment_id: str) -> bool:
+    filter_string = f"tags.`{schema.POINT}` LIKE '%'{_AND_FINISHED}"
+    return bool(store.client.search_runs([experiment_id], filter_string, max_results=1))
+
+
+def _finished_runs(store: Store, experiment_id: str, points: set[str]) -> Iterator[Run]:
+    filters = [f"tags.`{schema.POINT}` = '{point}'" for point in sorted(points)]
+    if len(points) > _FEW:
+        filters = [f"tags.`{schema.POINT}` LIKE '%'"]
+    for filter_string in filters:
+        for run in iterate_runs(store, [experiment_id], filter_string + _AND_FINISHED):
+            if run.data.tags[schema.POINT] in points:
+                yield run
+
+
+def _finished_before(store: Store, experiment_id: str, points: set[str]) -> Iterator[Run]:
+    """Find finished runs by the fingerprints that earlier versions gave their points."""
+    return _by_older_keys(store, experiment_id, schema.POINT, points, _AND_FINISHED)
+
+
+def _by_older_keys(
+    store: Store, experiment_id: str, tag: str, keys: set[str], condition: str = ""
+) -> Iterator[Run]:
+    # A point has several older fingerprints, few of them with a run: read all runs of other code.
+    other_code = f"tags.`{schema.CODE_SHA256}` != '{fingerprint.of_program()}'"
+    if keys:
+        filter_string = f"tags.`{tag}` LIKE '%' AND {other_code}{condition}"
+        for run in iterate_runs(store, [experiment_id], filter_string):
+            if run.data.tags[tag] in keys:
+                yield run
+
+
+def like_trials(
+    store: Store, experiment_id: str, split: SplitConfig, threads: int
+) -> list[TrialResult]:
+    """Find finished trials of this code with as many images and threads, the newest first.
+
+    Diverged trials are left out, because they ended early; so are those without a valid time.
+    """
+    filter_string = (
+        f"attributes.status = '{FINISHED}' AND tags.`{schema.THREADS}` = '{threads}' "
+        f"AND tags.`{schema.CODE_SHA256}` = '{fingerprint.of_program()}' "
+        f"AND tags.`{schema.PROTOCOL}` = '{split.protocol}' "
+        f"AND params.`{schema.SPLIT_PREFIX}limit` = '{split.limit}'"
+    )
+    found = store.client.search_runs([experiment_id], filter_string, max_results=_FEW)
+    return [
+        trial
+        for trial in readable(store, found, trial_result)
+        if not trial.diverged and 0 < (trial.train_seconds or 0) < _LONGEST_SECONDS
+    ]
+
+
+def logged_steps(store: Store, run_id: str) -> set[int]:
+    """Return the epochs whose metrics have all been logged."""
+    steps = [
+        {metric.step for metric in store.client.get_metric_history(run_id, name)}
+        for name in EPOCH_METRICS
+    ]
+    return set.intersection(*steps)
+
+
+def require_not_live(run: TrackedRun) -> None:
+    """Refuse a search that another process is running.
+
+    Raises:
+        SearchError: another process is running it; the message says which, and where.
+    """
+    lease = Lease.read(run.raw.data.tags)
+    if run.raw.info.status == RUNNING and lease and lease.is_live() and not lease.is_mine():
+        raise SearchError(
+            f"The search {run.run_id[:8]} is running already: {lease} holds it. Wait for it "
+            "to end, or stop that process and give this command again."
+        )
+
+
+def close_orphans(store: Store, experiments: Iterable[str]) -> list[tuple[str, str]]:
+    """Close, as KILLED, the open runs of this project whose process is gone.
+
+    Args:
+        store: the store.
+        experiments: ids of the experiments to search.
+
+    Returns:
+        Id and name of each closed run.
+    """
+    orphans = []
+    is_live = liveness(store)
+    for run in list(iterate_runs(store, experiments, _OPEN)):
+        if not is_live(run):
+            store.client.set_terminated(run.info.run_id, "KILLED")
+            orphans.append((run.info.run_id, schema.unmarked(run.info.run_name or "")))
+    return orphans
+
+
+def live_runs(store: Store, experiments: Iterable[str]) -> list[str]:
+    """Return the ids of the open runs of this project whose process is still running."""
+    is_live = liveness(store)
+    return [run.info.run_id for run in iterate_runs(store, experiments, _OPEN) if is_live(run)]
+
+
+def close_own(store: Store, experiment_id: str, status: str) -> None:
+    """Close the open runs of this process.
+
+    Args:
+        store: the store.
+        experiment_id: of the experiment they are in.
+        status: KILLED or FAILED, for the search; trials are always KILLED.
+    """
+    for run in list(iterate_runs(store, [experiment_id], _OPEN)):
+        lease = Lease.read(run.data.tags)
+        if lease is not None and lease.is_mine():
+            is_search = run.data.tags[schema.ROLE] == schema.SEARCH
+            store.client.set_terminated(run.info.run_id, status if is_search else "KILLED")

@@ -1,0 +1,75 @@
+"""The names of tags, parameters, metrics and files in MLflow; other programs rely on them."""
+
+ROLE = "fmnist.role"
+SEARCH, TRIAL, TRAIN = "search", "trial", "train"
+POINT = "fmnist.point"
+DATA_SHA256 = "fmnist.data_sha256"
+DATASET = "fmnist.dataset"
+PROTOCOL = "fmnist.protocol"
+ERROR = "fmnist.error"
+# On a diverged trial: the epoch whose loss was not finite.
+DIVERGED = "fmnist.diverged"
+TEST_OPENED = "fmnist.test_opened"
+REPORT_OF = "fmnist.report_of"
+
+# On a search, the id of its best trial; on a trial, the ids of the searches it is the best of.
+BEST_RUN = "fmnist.best_run"
+# On a search: the fingerprint of its grid.
+GRID = "fmnist.grid"
+# When the command of a search or a single training was last given, even if nothing was left to do.
+ASKED_AT = "fmnist.asked_at"
+FRESH = "fmnist.fresh"
+LEASE = "fmnist.lease"
+INTERRUPTIONS = "fmnist.interruptions"
+REUSED = "fmnist.reused"
+CONTINUES, CONTINUED_BY = "fmnist.continues", "fmnist.continued_by"
+THREADS = "fmnist.threads"
+VERSION = "fmnist.version"
+CODE_SHA256 = "fmnist.code_sha256"
+
+# Follows the name of a search's best trial, where everyone sees it.
+BEST_MARK = " ★"
+
+PARENT = "mlflow.parentRunId"
+ENTRY_POINT = "mlflow.project.entryPoint"
+
+# The alias of a registered model's version in use, and what the versions carry beside `POINT`,
+# `DATA_SHA256`, `DATASET` and `PROTOCOL`.
+CHAMPION = "champion"
+RUN = "fmnist.run_id"
+VAL_ACCURACY = "fmnist.val_accuracy"
+SPLIT_SEED, SPLIT_LIMIT = "fmnist.split_seed", "fmnist.split_limit"
+# MLflow's own tag of a logged model, from which its page lists the versions.
+MODEL_VERSIONS = "mlflow.modelVersions"
+
+BEST_VAL_ACCURACY = "best_val_accuracy"
+FINISHED_POINTS = "finished_points"
+
+MODEL = "model"
+# Inside a logged model.
+KERAS_FILE = "data/model.keras"
+HISTORY_FILE = "history.json"
+ENVIRONMENT_FILE = "environment.json"
+CURVES_FILE = "figures/learning_curves.png"
+CLASSES_FILE = "validation/classes.csv"
+CONFUSION_FILE = "validation/confusion_matrix.csv"
+GRID_FILE = "figures/grid.png"
+LEADERBOARD_FILE = "leaderboard.csv"
+SEARCH_FILE = "search.json"
+REUSED_FILE = "reused.json"
+# Holds the axes, if one has more values than fit into a parameter.
+AXES_FILE = "axes.json"
+TRACEBACK_FILE = "traceback.txt"
+REPORT_FOLDER = "report"
+VALIDATION_FOLDER = "validation"
+
+# Prefixes of a search's parameters. Bare names would collide with those that `mlflow run` logs on
+# the same run, spelled as the person typed them.
+AXIS_PREFIX = "grid."
+BASE_PREFIX = "base."
+SPLIT_PREFIX = "split."
+
+
+def unmarked(name: str) -> str:
+    """Return a trial's name without the star that earlier releases gave to the best one."""
+    return name.removesuffix(BEST_MARK)

@@ -1,0 +1,314 @@
+"""Opening the runs of searches and trials, new or resumed."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from mlflow.entities import Param, RunTag
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_GIT_BRANCH,
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_GIT_DIRTY,
+    MLFLOW_GIT_REPO_URL,
+    MLFLOW_RUN_NOTE,
+)
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+
+from fmnist_tracking.config import FASHION_MNIST, SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.environment import Code
+from fmnist_tracking.results import RUNNING
+from fmnist_tracking.tracking import descriptions, schema
+from fmnist_tracking.tracking.leases import Lease
+from fmnist_tracking.tracking.records import TrackedRun
+from fmnist_tracking.tracking.store import Store
+from fmnist_tracking.tracking.ui_links import offer_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What runs record about their data.
+
+    Attributes:
+        sha256: `Dataset.digest` of the data.
+        name: of the data set.
+        source: where the data was found.
+    """
+
+    sha256: str
+    name: str
+    source: str
+
+    @property
+    def description(self) -> str:
+        """Return the data set's name and source, for people."""
+        return f"{self.name} ({self.source})"
+
+    @property
+    def is_fashion_mnist(self) -> bool:
+        """Return whether the data is Fashion-MNIST, by its name."""
+        return self.name == FASHION_MNIST
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What runs record about the origin of their numbers, beside configuration and data.
+
+    Attributes:
+        code: the code that runs.
+        environment: what `fmnist_tracking.environment.describe` returns.
+    """
+
+    code: Code
+    environment: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchInfo:
+    """What a search's run records when it is opened.
+
+    Attributes:
+        name: shown to people; a name that a person gave to `mlflow run` is kept.
+        space: the grid.
+        base: the value of each setting that is not an axis.
+        split: how the data is split.
+        data: the data set.
+        origin: the code and its environment.
+        grid: fingerprint of the whole grid.
+        fresh: whether every point is trained again.
+    """
+
+    name: str
+    space: SearchSpace
+    base: TrainingConfig
+    split: SplitConfig
+    data: DatasetInfo
+    origin: Provenance
+    grid: str
+    fresh: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialInfo:
+    """What a trial's run records when it is opened.
+
+    Attributes:
+        name: shown to people.
+        config: what is trained.
+        split: how its data is split.
+        data: the data set.
+        origin: the code and its environment.
+        fingerprint: of everything that determines its numbers.
+        threads: number of threads that compute it.
+        parent: the search's run id, None for a single training.
+        adopted: the run that `mlflow run` created for a single training.
+    """
+
+    name: str
+    config: TrainingConfig
+    split: SplitConfig
+    data: DatasetInfo
+    origin: Provenance
+    fingerprint: str
+    threads: int
+    parent: str | None
+    adopted: str | None = None
+
+
+def start_search(
+    store: Store,
+    experiment_id: str,
+    info: SearchInfo,
+    resume: TrackedRun | None = None,
+    adopted: str | None = None,
+) -> str:
+    """Open the parent run of a search, held by this process.
+
+    It is the run that `mlflow run` created for this command, else the interrupted run of the same
+    search, else a new run. In the first case, `move_trials` moves the trials of the interrupted run
+    to it.
+
+    Args:
+        store: the store.
+        experiment_id: of the run's experiment.
+        info: what to record.
+        resume: the interrupted run of the search.
+        adopted: the run that `mlflow run` created for this command.
+
+    Returns:
+        The run's id.
+    """
+    axes = {axis: json.dumps(values) for axis, values in info.space.axes.items()}
+    too_long = any(len(text) > MAX_PARAM_VAL_LENGTH for text in axes.values())
+    params = {
+        schema.AXIS_PREFIX + axis: f"see {schema.AXES_FILE}" if too_long else text
+        for axis, text in axes.items()
+    }
+    params |= {schema.BASE_PREFIX + k: v for k, v in dataclasses.asdict(info.base).items()}
+    params |= {schema.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(info.split).items()}
+    tags = {
+        schema.ROLE: schema.SEARCH,
+        schema.GRID: info.grid,
+        schema.LEASE: Lease.of_this_process().text(),
+        schema.ASKED_AT: _now(),
+        MLFLOW_RUN_NOTE: descriptions.search_begun(len(info.space)),
+        **_origin_tags(info),
+    }
+    if info.fresh or (resume and schema.FRESH in resume.raw.data.tags):
+        tags[schema.FRESH] = "true"
+    existing = adopted
+    if existing is not None and resume is not None:
+        tags[schema.CONTINUES] = resume.run_id
+    elif resume is not None:
+        existing = resume.run_id
+    offer_table(store, experiment_id)
+    run_id = _start(store, experiment_id, info, params, tags, existing)
+    if too_long:
+        content = {axis: list(values) for axis, values in info.space.axes.items()}
+        store.client.log_dict(run_id, content, schema.AXES_FILE)
+    return run_id
+
+
+def log_asked(store: Store, run_id: str) -> None:
+    """Record that the command of a finished search or single training was given again."""
+    store.client.set_tag(run_id, schema.ASKED_AT, _now())
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def move_trials(store: Store, trials: Iterable[str], old: str, new: str) -> None:
+    """Make trials the children of a search's new run, and record that on the old one."""
+    client = store.client
+    for trial in trials:
+        known = client.get_run(trial).data.tags
+        tags = {schema.PARENT: new}
+        if old in known.get(MLFLOW_RUN_NOTE, ""):
+            tags[MLFLOW_RUN_NOTE] = known[MLFLOW_RUN_NOTE].replace(old, new)
+        client.log_batch(trial, tags=[RunTag(name, value) for name, value in tags.items()])
+    run = client.get_run(old)
+    note = descriptions.continued(run.info.experiment_id, new)
+    tags = {schema.CONTINUED_BY: new, MLFLOW_RUN_NOTE: descriptions.beside(note, run.data.tags)}
+    client.log_batch(old, tags=[RunTag(name, value) for name, value in tags.items()])
+
+
+def log_reused(store: Store, run_id: str, trials: Sequence[str]) -> None:
+    """Log which finished trials of other searches a search reuses."""
+    if trials:
+        store.client.log_text(run_id, json.dumps(trials), schema.REUSED_FILE)
+        store.client.set_tag(run_id, schema.REUSED, str(len(trials)))
+
+
+def start_trial(
+    store: Store, experiment_id: str, info: TrialInfo, resume: str | None = None
+) -> str:
+    """Open the run of one trial, held by this process.
+
+    Args:
+        store: the store.
+        experiment_id: of the run's experiment.
+        info: what to record.
+        resume: the interrupted run of the trial, to be resumed; None creates a new one.
+
+    Returns:
+        The run's id.
+    """
+    params = {
+        **dataclasses.asdict(info.config),
+        **{schema.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(info.split).items()},
+    }
+    tags = {
+        schema.POINT: info.fingerprint,
+        schema.THREADS: str(info.threads),
+        schema.LEASE: Lease.of_this_process().text(),
+        MLFLOW_RUN_NOTE: descriptions.trial_begun(experiment_id, info.parent),
+        **_origin_tags(info),
+    }
+    if info.parent is not None:
+        tags |= {schema.ROLE: schema.TRIAL, schema.PARENT: info.parent}
+        return _start(store, experiment_id, info, params, tags, resume)
+    tags |= {schema.ROLE: schema.TRAIN, schema.ASKED_AT: _now()}
+    return _start(store, experiment_id, info, params, tags, info.adopted or resume)
+
+
+def find_trial(store: Store, experiment_id: str, info: TrialInfo) -> str | None:
+    """Return the run of a trial if this process has opened it already, else None."""
+    parent = "" if info.parent is None else f"AND tags.`{schema.PARENT}` = '{info.parent}' "
+    found = store.client.search_runs(
+        [experiment_id],
+        f"tags.`{schema.POINT}` = '{info.fingerprint}' {parent}AND attributes.status = '{RUNNING}'",
+    )
+    mine = (
+        run.info.run_id for run in found if (lease := Lease.read(run.data.tags)) and lease.is_mine()
+    )
+    return next(mine, None)
+
+
+def _origin_tags(info: SearchInfo | TrialInfo) -> dict[str, str]:
+    code = info.origin.code
+    tags = {
+        schema.DATA_SHA256: info.data.sha256,
+        schema.DATASET: info.data.description,
+        schema.PROTOCOL: info.split.protocol,
+        schema.VERSION: code.version,
+        schema.CODE_SHA256: code.sha256,
+    }
+    return {**tags, **_git_tags(code)}
+
+
+def program_tags(code: Code) -> dict[str, str]:
+    """Return the tags that MLflow itself would set: who runs the process, and which program."""
+    # MLflow's Git tags describe the folder of the script, which need not be where the code is.
+    git = (MLFLOW_GIT_COMMIT, MLFLOW_GIT_BRANCH, MLFLOW_GIT_REPO_URL)
+    tags = {name: value for name, value in resolve_tags().items() if name not in git}
+    return {**tags, **_git_tags(code)}
+
+
+def _git_tags(code: Code) -> dict[str, str]:
+    if code.commit is None:
+        return {}
+    return {
+        MLFLOW_GIT_COMMIT: code.commit,
+        MLFLOW_GIT_BRANCH: code.branch or "",
+        MLFLOW_GIT_DIRTY: str(code.dirty).lower(),
+    }
+
+
+def _start(
+    store: Store,
+    experiment_id: str,
+    info: SearchInfo | TrialInfo,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    existing: str | None,
+) -> str:
+    client = store.client
+    if existing is None:
+        run = client.create_run(
+            experiment_id,
+            tags={**program_tags(info.origin.code), **tags},
+            run_name=info.name,
+        )
+        new_tags: Mapping[str, str] = {}
+    else:
+        run = client.get_run(existing)
+        note = descriptions.beside(tags[MLFLOW_RUN_NOTE], run.data.tags)
+        new_tags = {**tags, MLFLOW_RUN_NOTE: note}
+    run_id = str(run.info.run_id)
+    # `mlflow run` has logged the values as typed, and MLflow does not let them change.
+    new_params = {k: str(v) for k, v in params.items() if k not in run.data.params}
+    client.log_batch(
+        run_id,
+        params=[Param(k, v) for k, v in new_params.items()],
+        tags=[RunTag(k, v) for k, v in new_tags.items()],
+    )
+    if schema.ERROR in run.data.tags:
+        client.delete_tag(run_id, schema.ERROR)
+    if existing is not None and run.info.status != RUNNING:
+        client.update_run(run_id, status=RUNNING)
+    client.log_dict(run_id, dict(info.origin.environment), schema.ENVIRONMENT_FILE)
+    return run_id

@@ -1,0 +1,214 @@
+import math
+import random
+import threading
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmnist_tracking.config import SearchSpace, TrainingConfig, Value
+from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.grid_search import oracle as module
+from fmnist_tracking.grid_search.oracle import GridOracle, explore
+from fmnist_tracking.results import TrialScore
+
+SPACE = SearchSpace(axes={"filters": (12, 36, 48), "strides": (1, 2), "kernel_size": (3, 4)})
+FAILED = TrialScore(error="it failed")
+
+grids = st.fixed_dictionaries(
+    {"filters": st.lists(st.integers(1, 64), min_size=1, max_size=4, unique=True)},
+    optional={
+        "dropout": st.lists(st.floats(0, 0.9), min_size=1, max_size=3, unique=True),
+        "seed": st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),
+    },
+)
+
+
+def endless() -> "Future[None]":
+    """A store that never fails."""
+    return Future()
+
+
+def ended(outcome: TrialScore) -> "Future[TrialScore]":
+    future: Future[TrialScore] = Future()
+    future.set_result(outcome)
+    return future
+
+
+class World:
+    """Trials that end while the search waits: some at a time, in any order, well or not."""
+
+    def __init__(self, chance: random.Random, failing: float, finished: float) -> None:
+        self.chance, self.failing, self.finished = chance, failing, finished
+        self.points: list[dict[str, Value]] = []
+        self.open: list[Future[TrialScore]] = []
+        self.open_at_waits: list[tuple[int, int]] = []
+
+    def outcome(self) -> TrialScore:
+        if self.chance.random() < self.failing:
+            return FAILED
+        return TrialScore(val_accuracy=self.chance.random(), best_epoch=1)
+
+    def run(self, values: Mapping[str, Value]) -> "Future[TrialScore]":
+        self.points.append(dict(values))
+        if self.chance.random() < self.finished:
+            return ended(self.outcome())
+        self.open.append(Future())
+        return self.open[-1]
+
+    def wait(self, futures: Collection["Future[Any]"], return_when: str) -> Any:
+        """In place of `concurrent.futures.wait`, so that the order is not left to threads."""
+        self.open_at_waits.append((len(self.open), len(self.points)))
+        assert {*self.open} <= {*futures}
+        done = self.chance.sample(self.open, self.chance.randint(1, len(self.open)))
+        for future in done:
+            future.set_result(self.outcome())
+        self.open = [future for future in self.open if not future.done()]
+        return set(done), {*futures} - {*done}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    axes=grids,
+    slots=st.integers(1, 6),
+    seed=st.integers(0, 2**16),
+    failing=st.floats(0, 1),
+    finished=st.one_of(st.just(0.0), st.floats(0, 1)),
+)
+def test_every_point_once_in_any_order_of_finishing(
+    axes: dict[str, list[float]], slots: int, seed: int, failing: float, finished: float
+) -> None:
+    space = SearchSpace(axes={name: tuple(values) for name, values in axes.items()})
+    world = World(random.Random(seed), failing, finished)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "wait", world.wait)
+        explore(space, world.run, slots, endless())
+    handed_out = {tuple(point[axis] for axis in space.axes) for point in world.points}
+    assert len(handed_out) == len(world.points) == math.prod(map(len, axes.values()))
+    assert handed_out == {
+        tuple(getattr(p, axis) for axis in space.axes) for p in space.points(TrainingConfig())
+    }
+    assert world.open == []
+    # It waits only when no slot is free or no point is left, and never has more than its slots.
+    for open_then, handed_out_then in world.open_at_waits:
+        assert open_then == slots or (open_then < slots and handed_out_then == len(space))
+
+
+def test_points_come_in_the_grid_s_order() -> None:
+    points: list[dict[str, Value]] = []
+
+    def run(values: Mapping[str, Value]) -> "Future[TrialScore]":
+        points.append(dict(values))
+        return ended(TrialScore(val_accuracy=0.5, best_epoch=1))
+
+    explore(SPACE, run, 1, endless())
+    expected = [
+        {"filters": p.filters, "strides": p.strides, "kernel_size": p.kernel_size}
+        for p in SPACE.points(TrainingConfig())
+    ]
+    assert points == expected
+
+
+def test_four_workers_are_kept_busy() -> None:
+    space = SearchSpace(axes={"filters": tuple(range(1, 41))})
+    four_at_once = threading.Barrier(4)
+    running, most = 0, 0
+
+    def work() -> TrialScore:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        four_at_once.wait(timeout=20)
+        running -= 1
+        return TrialScore(val_accuracy=0.5, best_epoch=1)
+
+    with ThreadPoolExecutor(8) as threads:
+        explore(space, lambda _: threads.submit(work), 4, endless())
+    assert not four_at_once.broken
+    assert most == 4
+
+
+def test_an_error_of_the_driver_in_a_trial_ends_the_search() -> None:
+    def run(values: Mapping[str, Value]) -> "Future[TrialScore]":
+        future: Future[TrialScore] = Future()
+        threading.Timer(0.1, future.set_exception, [ConnectionError("no driver")]).start()
+        return future
+
+    with pytest.raises(ConnectionError, match="no driver"):
+        explore(SPACE, run, 1, endless())
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["failed before", "fails while it waits"])
+def test_a_store_that_fails_for_good_ends_the_search(before: bool) -> None:
+    stop = endless()
+    error = TrackingError("the store is gone")
+    started: list[Mapping[str, Value]] = []
+    timers: list[threading.Timer] = []
+
+    def after(seconds: float, act: Callable[..., None], value: object) -> None:
+        timers.append(threading.Timer(seconds, act, [value]))
+        timers[-1].start()
+
+    def run(values: Mapping[str, Value]) -> "Future[TrialScore]":
+        started.append(values)
+        future: Future[TrialScore] = Future()
+        after(20, future.set_result, FAILED)  # far too late
+        if len(started) == 2 and not before:
+            after(0.1, stop.set_exception, error)
+        return future
+
+    if before:
+        stop.set_exception(error)
+    try:
+        with pytest.raises(TrackingError, match="the store is gone"):
+            explore(SPACE, run, 2, stop)
+    finally:
+        for timer in timers:
+            timer.cancel()
+    assert len(started) == 2
+
+
+def test_many_failures_in_a_row_do_not_stop_the_search() -> None:
+    tried: list[Mapping[str, Value]] = []
+
+    def run(values: Mapping[str, Value]) -> "Future[TrialScore]":
+        tried.append(values)
+        return ended(FAILED)
+
+    explore(SPACE, run, 1, endless())
+    assert len(tried) == len(SPACE)
+
+
+def test_the_oracle_writes_nothing(tmp_path: Path) -> None:
+    oracle = GridOracle(SPACE)
+    oracle.create_trial("slot")
+    assert list(tmp_path.iterdir()) == []  # the working folder
+
+
+def test_keras_tuner_is_told_that_a_trial_which_diverged_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    oracles: list[GridOracle] = []
+
+    class Seen(GridOracle):
+        def __init__(self, space: SearchSpace) -> None:
+            super().__init__(space)
+            oracles.append(self)
+
+    monkeypatch.setattr(module, "GridOracle", Seen)
+    space = SearchSpace(axes={"learning_rate": (0.001, 1.0)})
+
+    def run(values: Mapping[str, Value]) -> "Future[TrialScore]":
+        diverged = values["learning_rate"] == 1
+        return ended(
+            TrialScore(val_accuracy=0.9 if diverged else 0.5, best_epoch=1, diverged=diverged)
+        )
+
+    explore(space, run, 1, endless())
+    found = {t.hyperparameters.values["learning_rate"]: t for t in oracles[0].trials.values()}
+    assert (found[0.001].status, found[0.001].score) == ("COMPLETED", 0.5)
+    assert (found[1.0].status, found[1.0].score) == ("FAILED", None)

@@ -1,0 +1,366 @@
+import contextlib
+import dataclasses
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+
+import psutil
+import pytest
+
+from conftest import SMALL
+from fmnist_tracking import fingerprint, tracking
+from fmnist_tracking.config import SearchSpace
+from fmnist_tracking.environment import Code
+from fmnist_tracking.errors import SearchError, TrackingError
+from fmnist_tracking.tracking import Lease, ResumeState, Store, schema
+from records import epoch
+from runs import ORIGIN, SEARCH, TRIAL, finish_quickly
+
+SPACE = SearchSpace(axes={"filters": (1, 2, 3, 4)})
+POINTS = SPACE.points(SMALL)
+PRINTS = tuple(f"{number:064x}" for number in range(len(POINTS)))
+GRID = "9" * 64
+
+
+@pytest.fixture
+def experiment(store: Store) -> str:
+    return store.experiment_id("things")
+
+
+@pytest.fixture
+def other() -> Iterator[Lease]:
+    """The lease of another process on this machine, which is there."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        started = psutil.Process(process.pid).create_time()
+        yield dataclasses.replace(Lease.of_this_process(), pid=process.pid, started=started)
+        process.kill()
+
+
+@pytest.fixture
+def dead() -> Lease:
+    """The lease of a process on this machine that has ended."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        started = psutil.Process(process.pid).create_time()
+        process.kill()
+    return dataclasses.replace(Lease.of_this_process(), pid=process.pid, started=started)
+
+
+def start_search(store: Store, experiment: str, grid: str = GRID, fresh: bool = False) -> str:
+    facts = dataclasses.replace(SEARCH, space=SPACE, grid=grid, fresh=fresh)
+    time.sleep(0.002)  # the newest is told by its milliseconds
+    return tracking.start_search(store, experiment, facts)
+
+
+def start_trial(store: Store, experiment: str, point: int, parent: str | None) -> str:
+    facts = dataclasses.replace(
+        TRIAL, config=POINTS[point], fingerprint=PRINTS[point], parent=parent
+    )
+    return tracking.start_trial(store, experiment, facts)
+
+
+def finished_trial(
+    store: Store, experiment: str, point: int, parent: str | None, score: float = 0.5
+) -> str:
+    run_id = start_trial(store, experiment, point, parent)
+    finish_quickly(store, run_id, score)
+    return run_id
+
+
+def cut_off_trial(
+    store: Store, experiment: str, point: int, parent: str | None, status: str = "KILLED"
+) -> str:
+    run_id = start_trial(store, experiment, point, parent)
+    store.client.set_terminated(run_id, status)
+    return run_id
+
+
+def standing(
+    store: Store, experiment: str, prints: Sequence[str] = PRINTS, *, fresh: bool = False
+) -> ResumeState:
+    searches = tracking.find_searches(store, experiment, [GRID])
+    points = {point: point for point in prints}
+    return tracking.find_resume_state(store, experiment, searches, points, fresh=fresh)
+
+
+def found(what: ResumeState) -> dict[int, tuple[str, bool]]:
+    """The finished trials by their point's place: the run and whether it is another's."""
+    return {PRINTS.index(p): (t.run_id, t.reused) for p, t in what.finished.items()}
+
+
+def give(store: Store, run_id: str, lease: Lease) -> None:
+    store.client.set_tag(run_id, schema.LEASE, lease.text())
+
+
+def status(store: Store, run_id: str) -> str:
+    return str(store.client.get_run(run_id).info.status)
+
+
+def test_of_equal_searches_the_one_last_asked_for_comes_first(
+    store: Store, experiment: str
+) -> None:
+    ahead, later = start_search(store, experiment), start_search(store, experiment)
+    with (
+        contextlib.closing(sqlite3.connect("mlflow.db")) as rows,
+        rows,
+    ):  # the clock was a day ahead
+        rows.execute(
+            "UPDATE runs SET start_time = start_time + 86400000 WHERE run_uuid = ?", (ahead,)
+        )
+    store.client.set_tag(ahead, schema.ASKED_AT, "2026-01-01T00:00:00.000+00:00")
+    searches = tracking.find_searches(store, experiment, [GRID])
+    assert [search.run_id for search in searches] == [later, ahead]
+
+
+def test_an_empty_store_has_nothing(store: Store, experiment: str) -> None:
+    assert standing(store, experiment) == ResumeState(
+        search=None, searches=(), finished={}, open={}
+    )
+
+
+def test_a_search_that_was_cut_off_is_found(store: Store, experiment: str) -> None:
+    run_id = start_search(store, experiment)
+    done = finished_trial(store, experiment, 0, run_id)
+    begun = cut_off_trial(store, experiment, 1, run_id)
+    tracking.log_epochs(store, begun, [epoch(1, 0.5)])
+    failed = cut_off_trial(store, experiment, 2, run_id, "FAILED")
+    start_search(store, experiment, grid="8" * 64)  # the newest, but another
+    what = standing(store, experiment)
+    assert what.search is not None
+    assert what.search.run_id == run_id
+    assert what.searches == (run_id,)
+    assert found(what) == {0: (done, False)}
+    assert what.open == {
+        PRINTS[1]: tracking.UnfinishedTrial(run_id=begun, has_steps=True),
+        PRINTS[2]: tracking.UnfinishedTrial(run_id=failed, has_steps=False),
+    }
+    assert what.finished[PRINTS[0]].config == POINTS[0]
+
+
+def test_a_search_of_another_experiment_is_not_found(store: Store, experiment: str) -> None:
+    elsewhere = store.experiment_id("elsewhere")
+    run_id = start_search(store, elsewhere)
+    finished_trial(store, elsewhere, 0, run_id)
+    assert standing(store, experiment).search is None
+    assert found(standing(store, experiment)) == {}
+
+
+def test_points_that_others_have_finished_are_reused(store: Store, experiment: str) -> None:
+    another = start_search(store, experiment, grid="8" * 64)
+    theirs = finished_trial(store, experiment, 0, another)
+    alone = finished_trial(store, experiment, 1, None)
+    cut_off_trial(store, experiment, 2, another)
+    assert found(standing(store, experiment)) == {0: (theirs, True), 1: (alone, True)}
+    assert standing(store, experiment).open == {}
+
+    run_id = start_search(store, experiment)
+    own = finished_trial(store, experiment, 0, run_id)
+    what = standing(store, experiment)
+    assert found(what) == {0: (own, False), 1: (alone, True)}  # its own goes before another's
+
+
+def test_only_the_points_asked_for_are_found_in_their_order(
+    store: Store, experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    another = start_search(store, experiment, grid="8" * 64)
+    ids = [finished_trial(store, experiment, point, another) for point in range(4)]
+    for few in (100, 1):  # one by one, and all at once
+        monkeypatch.setattr("fmnist_tracking.tracking.resume._FEW", few)
+        what = standing(store, experiment, (PRINTS[3], PRINTS[1]))
+        assert [(p, t.run_id) for p, t in what.finished.items()] == [
+            (PRINTS[3], ids[3]),
+            (PRINTS[1], ids[1]),
+        ]
+
+
+def test_of_a_point_finished_twice_the_newest_counts(store: Store, experiment: str) -> None:
+    run_id = start_search(store, experiment)
+    finished_trial(store, experiment, 0, run_id, 0.9)
+    time.sleep(0.002)
+    newest = finished_trial(store, experiment, 0, run_id, 0.1)
+    assert found(standing(store, experiment)) == {0: (newest, False)}
+
+
+def test_a_search_that_was_to_train_anew_counts_its_own_alone(
+    store: Store, experiment: str
+) -> None:
+    before = start_search(store, experiment)
+    finished_trial(store, experiment, 0, before)
+    cut_off_trial(store, experiment, 1, before)
+    finished_trial(store, experiment, 2, None)
+    run_id = start_search(store, experiment, fresh=True)
+    own = finished_trial(store, experiment, 3, run_id)
+    what = standing(store, experiment)
+    assert what.search is not None
+    assert what.search.run_id == run_id
+    assert what.searches == (run_id,)
+    assert found(what) == {3: (own, False)}
+    assert what.open == {}
+
+
+def test_to_train_anew_leaves_all_aside(store: Store, experiment: str) -> None:
+    run_id = start_search(store, experiment)
+    finished_trial(store, experiment, 0, run_id)
+    cut_off_trial(store, experiment, 1, run_id)
+    assert standing(store, experiment, fresh=True) == ResumeState(
+        search=None, searches=(), finished={}, open={}
+    )
+
+
+def test_a_finished_search_is_not_gone_on_with(store: Store, experiment: str) -> None:
+    old = start_search(store, experiment)
+    store.client.set_terminated(old, "KILLED")
+    run_id = start_search(store, experiment)
+    done = finished_trial(store, experiment, 0, run_id)
+    store.client.set_terminated(run_id, "FINISHED")
+    what = standing(store, experiment)
+    assert what.search is None
+    assert what.searches == ()
+    assert found(what) == {0: (done, True)}
+
+
+def test_a_search_that_went_on_in_another_run_is_left_behind(store: Store, experiment: str) -> None:
+    old = start_search(store, experiment)
+    done, open_trial = (
+        finished_trial(store, experiment, 0, old),
+        cut_off_trial(store, experiment, 1, old),
+    )
+    new = start_search(store, experiment)
+    assert standing(store, experiment).searches == (new, old)
+    assert found(standing(store, experiment)) == {0: (done, False)}
+    tracking.move_trials(store, [done, open_trial], old, new)
+    what = standing(store, experiment)
+    assert what.searches == (new,)
+    assert found(what) == {0: (done, False)}
+    assert what.open[PRINTS[1]].run_id == open_trial
+    assert len(tracking.read_search(store, tracking.find_run(store, new)).trials) == 2
+
+
+def test_a_training_of_its_own_is_found(store: Store, experiment: str) -> None:
+    def find(place: int) -> ResumeState:
+        return tracking.find_training(store, experiment, {PRINTS[place]: PRINTS[place]})
+
+    assert find(0) == ResumeState()
+    cut_off_trial(store, experiment, 0, start_search(store, experiment))  # a search's
+    assert find(0) == ResumeState()
+    alone = cut_off_trial(store, experiment, 0, None)
+    cut_off = tracking.UnfinishedTrial(run_id=alone, has_steps=False)
+    assert find(0) == ResumeState(open={PRINTS[0]: cut_off})
+    done = finished_trial(store, experiment, 0, start_search(store, experiment))
+    assert find(0).open == {}
+    assert find(0).finished[PRINTS[0]].run_id == done
+    assert find(1) == ResumeState()
+
+
+def test_time_is_estimated_from_trials_that_were_trained_to_their_end(
+    store: Store, experiment: str
+) -> None:
+    code = Code(version="1", sha256=fingerprint.of_program(), commit=None, branch=None, dirty=False)
+    facts = dataclasses.replace(TRIAL, origin=dataclasses.replace(ORIGIN, code=code))
+    ids = []
+    for place, seconds in enumerate((40.0, 1.0, 2.0, 60.0)):
+        run_id = tracking.start_trial(store, experiment, facts)
+        finish_quickly(store, run_id, 0.5)
+        store.client.log_metric(run_id, "train_seconds", seconds, step=1)
+        ids.append(run_id)
+        if place == 1:
+            store.client.set_tag(run_id, schema.DIVERGED, "1")
+        if place == 2:  # as an earlier release recorded it
+            store.client.log_metric(run_id, "best_val_loss", float("nan"))
+    found = tracking.like_trials(store, experiment, TRIAL.split, TRIAL.threads)
+    assert {trial.run_id for trial in found} == {ids[0], ids[3]}
+
+
+def test_an_epoch_counts_as_logged_when_all_its_figures_are(store: Store, experiment: str) -> None:
+    run_id = start_trial(store, experiment, 0, None)
+    assert tracking.logged_steps(store, run_id) == set()
+    tracking.log_epochs(store, run_id, [epoch(1, 0.5), epoch(2, 0.5)])
+    store.client.log_metric(run_id, "loss", 0.1, step=3)
+    assert tracking.logged_steps(store, run_id) == {1, 2}
+
+
+def test_runs_of_dead_processes_are_closed(
+    store: Store, experiment: str, dead: Lease, other: Lease
+) -> None:
+    mine, theirs, gone = (start_search(store, experiment) for _ in range(3))
+    trials = {run: start_trial(store, experiment, 0, run) for run in (mine, theirs, gone)}
+    alone = start_trial(store, experiment, 1, None)
+    done = finished_trial(store, experiment, 2, gone)
+    for run, lease in ((theirs, other), (gone, dead), (alone, dead), (done, dead)):
+        give(store, run, lease)
+        if run in trials:
+            give(store, trials[run], lease)
+    unheld = start_trial(store, experiment, 3, None)
+    store.client.delete_tag(unheld, schema.LEASE)
+    foreign = store.client.create_run(experiment).info.run_id
+
+    elsewhere = store.experiment_id("elsewhere")
+    not_looked_at = start_search(store, elsewhere)
+    give(store, not_looked_at, dead)
+
+    closed = tracking.close_orphans(store, [experiment])
+    assert {run_id for run_id, _ in closed} == {gone, trials[gone], alone, unheld}
+    assert {status(store, run_id) for run_id, _ in closed} == {"KILLED"}
+    live = (mine, trials[mine], theirs, trials[theirs], foreign, not_looked_at)
+    assert {status(store, run) for run in live} == {"RUNNING"}
+    assert status(store, done) == "FINISHED"
+    assert tracking.close_orphans(store, [experiment]) == []
+
+
+def test_a_killed_search_shows_as_such_at_once(
+    store: Store, experiment: str, dead: Lease, other: Lease
+) -> None:
+    killed, running = start_search(store, experiment), start_search(store, experiment)
+    trials = [start_trial(store, experiment, 0, parent) for parent in (killed, running)]
+    for run, trial, lease in ((killed, trials[0], dead), (running, trials[1], other)):
+        give(store, run, lease)
+        give(store, trial, lease)
+    shown = {run.run_id: run.status for run in tracking.list_runs(store)}
+    assert shown == {killed: "KILLED", running: "RUNNING"}
+    for search, expected in shown.items():
+        result = tracking.read_search(store, tracking.find_run(store, search))
+        assert [trial.status for trial in result.trials] == [expected]
+        with pytest.raises(TrackingError, match=rf"\({expected}\) has no finished trial"):
+            tracking.best_trial(store, tracking.find_run(store, search))
+    assert status(store, killed) == "RUNNING"  # to look changes nothing
+
+
+def test_a_search_on_another_machine_gives_signs_of_life_for_its_trials(
+    store: Store, experiment: str
+) -> None:
+    away = dataclasses.replace(Lease.of_this_process(), machine="another", pid=7)
+    silent = dataclasses.replace(away, beat=time.time() - 1000)
+    search, mute = start_search(store, experiment), start_search(store, experiment)
+    kept, lost, earlier = (
+        start_trial(store, experiment, point, parent)
+        for point, parent in ((0, search), (0, mute), (1, search))
+    )
+    give(store, search, away)
+    give(store, mute, silent)
+    for trial in (kept, lost):
+        give(store, trial, silent)  # a trial's lease is as old as the trial
+    give(store, earlier, dataclasses.replace(silent, pid=6))  # of a process before this one
+    closed = {run_id for run_id, _ in tracking.close_orphans(store, [experiment])}
+    assert closed == {mute, lost, earlier}
+
+
+def test_a_search_that_another_process_is_at_is_refused(
+    store: Store, experiment: str, other: Lease
+) -> None:
+    run_id = start_search(store, experiment)
+    give(store, run_id, other)
+    with pytest.raises(SearchError, match=rf"{run_id[:8]} is running already: process {other.pid}"):
+        tracking.require_not_live(tracking.find_run(store, run_id))
+    store.client.set_terminated(run_id, "KILLED")
+    tracking.require_not_live(tracking.find_run(store, run_id))
+
+
+def test_a_search_that_no_other_process_is_at_may_go_on(
+    store: Store, experiment: str, dead: Lease
+) -> None:
+    run_id = start_search(store, experiment)
+    tracking.require_not_live(tracking.find_run(store, run_id))  # this process's own
+    give(store, run_id, dead)
+    tracking.require_not_live(tracking.find_run(store, run_id))
+    store.client.delete_tag(run_id, schema.LEASE)
+    tracking.require_not_live(tracking.find_run(store, run_id))
