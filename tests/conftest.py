@@ -30,6 +30,8 @@ pytest.register_assert_rewrite("processes", "searches", "servers")
 
 # Tests train in their own process, as workers do in theirs.
 runtime.own_process()
+# But what they start finds modules as it does when a person starts it.
+del os.environ["PYTHONSAFEPATH"]
 
 SMALL = TrainingConfig(filters=4, strides=2, hidden_units=8, epochs=2)
 SMALL_SPLIT = SplitConfig(limit=600)

@@ -244,8 +244,8 @@ def test_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_repeats_are_seeds(command: Run) -> None:
-    done = command("search", *TINY, "--kernel-sizes", "3", "--repeats", "2", "--seed", "5")
+def test_repeats_are_seeds(called: Run) -> None:
+    done = called("search", *TINY, "--kernel-sizes", "3", "--repeats", "2", "--seed", "5")
     assert done.returncode == 0, done.stderr
     same = {**TINY_SETTINGS, "epochs": SMALL.epochs - 1, "seed": 5}
     del same["strides"], same["hidden_units"]

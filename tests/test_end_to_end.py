@@ -46,7 +46,7 @@ def children(runs: list[MlflowRun], parent: str) -> list[MlflowRun]:
     return [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent]
 
 
-def test_search_then_report(command: Run, tmp_path: Path, dataset: Dataset) -> None:
+def test_search_then_report(command: Run, called: Run, tmp_path: Path, dataset: Dataset) -> None:
     searched = command("search", *QUICK, "--json", timeout=500)
     assert searched.returncode == 0, searched.stderr
     result = json.loads(searched.stdout)
@@ -80,14 +80,14 @@ def test_search_then_report(command: Run, tmp_path: Path, dataset: Dataset) -> N
         assert result["best"]["val_accuracy"] == best
         assert not any("test_accuracy" in t.data.metrics for t in runs)
 
-    shown = json.loads(command("best", "--json").stdout)
+    shown = json.loads(called("best", "--json").stdout)
     assert shown["run_id"] == result["best"]["run_id"]
-    assert json.loads(command("runs", "--json").stdout)[0]["finished"] == 12
-    listed = json.loads(command("runs", "--run-id", "latest", "--json").stdout)
+    assert json.loads(called("runs", "--json").stdout)[0]["finished"] == 12
+    listed = json.loads(called("runs", "--run-id", "latest", "--json").stdout)
     assert listed == result
 
     for reference, extra in ((result["run_id"], {"grid.png", "leaderboard.csv"}), ("best", set())):
-        done = command("report", "--run-id", reference, "--json")
+        done = called("report", "--run-id", reference, "--json")
         assert done.returncode == 0, done.stderr
         written = json.loads(done.stdout)
         files = {Path(path).name for path in written["files"]}
@@ -121,15 +121,15 @@ def test_search_then_report(command: Run, tmp_path: Path, dataset: Dataset) -> N
         ("activations", {"sample.png", "activations.png"}),
         ("predictions", {"predictions.png"}),
     ):
-        done = command(part, "--run-id", result["run_id"][:8], "--output-dir", part, "--seed", "1")
+        done = called(part, "--run-id", result["run_id"][:8], "--output-dir", part, "--seed", "1")
         assert done.returncode == 0, done.stderr
         assert {p.name for p in (tmp_path / part).iterdir()} == expected
         assert (tmp_path / part / sorted(expected)[0]).read_bytes() != before[sorted(expected)[0]]
 
 
-def test_train_is_tracked_as_a_trial_is(command: Run, tmp_path: Path, other_data: Path) -> None:
-    done = command("train", *QUICK, "--filters", "4", "--strides", "2", "--json",
-                   "--data-dir", str(other_data), "--experiment", "mine")  # fmt: skip
+def test_train_is_tracked_as_a_trial_is(called: Run, tmp_path: Path, other_data: Path) -> None:
+    done = called("train", *QUICK, "--filters", "4", "--strides", "2", "--json",
+                  "--data-dir", str(other_data), "--experiment", "mine")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Data: not Fashion-MNIST" in done.stderr
     result = json.loads(done.stdout)
@@ -138,10 +138,10 @@ def test_train_is_tracked_as_a_trial_is(command: Run, tmp_path: Path, other_data
     assert run.data.tags["fmnist.role"] == "train"
     assert run.data.tags["fmnist.dataset"].startswith("not Fashion-MNIST")
     # The real images are not what this run was trained on.
-    refused = command("report", "--run-id", "latest")
+    refused = called("report", "--run-id", "latest")
     assert refused.returncode == 1
     assert "was trained on other data" in refused.stderr
-    report = command("report", "--run-id", "latest", "--data-dir", str(other_data))
+    report = called("report", "--run-id", "latest", "--data-dir", str(other_data))
     assert report.returncode == 0, report.stderr
     (page,) = (tmp_path / "reports").glob("*/index.html")
     assert "is not Fashion-MNIST; classes are numbered" in page.read_text()
@@ -237,14 +237,14 @@ def port() -> int:
 
 
 def test_ui_serves_the_store_and_leaves_nothing_behind(
-    store: Store, tmp_path: Path, port: int, command: Run
+    store: Store, tmp_path: Path, port: int, called: Run
 ) -> None:
     store.experiment_id("to be seen")
     address = f"http://127.0.0.1:{port}"
     with serving(port, tmp_path, "fmnist_tracking", "ui") as server:
         names = {e.name for e in mlflow.MlflowClient(address).search_experiments()}
         assert "to be seen" in names
-        taken = command("ui", "--port", str(port))
+        taken = called("ui", "--port", str(port))
         assert (taken.returncode, taken.stderr.count("\n")) == (2, 1)
         assert f"Cannot listen on port {port} of 127.0.0.1" in taken.stderr
         server.terminate()
@@ -253,14 +253,14 @@ def test_ui_serves_the_store_and_leaves_nothing_behind(
         wait_for(lambda: not processes_of(server.pid), seconds=20)
 
 
-def test_over_a_tracking_server(tmp_path: Path, port: int, command: Run) -> None:
+def test_over_a_tracking_server(tmp_path: Path, port: int, called: Run) -> None:
     """Two seeds of one point, on a server that keeps the artifacts too; then the report."""
     home = tmp_path / "server"
     home.mkdir()
     address = f"http://127.0.0.1:{port}"
     uri = f"sqlite:///{home}/mlflow.db"
     with serving(port, home, "mlflow", "server", "--backend-store-uri", uri):
-        done = command(
+        done = called(
             *("search", *QUICK, "--filters", "4", "--strides", "2", "--kernel-sizes", "3"),
             *("--repeats", "2", "--json"),
             MLFLOW_TRACKING_URI=address,
@@ -269,7 +269,7 @@ def test_over_a_tracking_server(tmp_path: Path, port: int, command: Run) -> None
         result = json.loads(done.stdout)
         assert [t["params"]["seed"] for t in result["trials"]] == [0, 1]
         assert (result["grid_points"], result["finished"]) == (2, 2)
-        report = command("report", "--run-id", "latest", "--tracking-uri", address, "--json")
+        report = called("report", "--run-id", "latest", "--tracking-uri", address, "--json")
         assert report.returncode == 0, report.stderr
         assert json.loads(report.stdout)["trial_run_id"] == result["best"]["run_id"]
         client = mlflow.MlflowClient(address)
@@ -306,7 +306,7 @@ def losing_artifacts(tmp_path: Path, cache: Path, *words: str, **variables: str)
     return log.read_text()
 
 
-def test_artifacts_that_can_no_longer_be_kept(command: Run, tmp_path: Path, cache: Path) -> None:
+def test_artifacts_that_can_no_longer_be_kept(called: Run, tmp_path: Path, cache: Path) -> None:
     train = ("train", *LONGER, "--filters", "4", "--strides", "2")
     said = losing_artifacts(tmp_path, cache, *train)
     assert "Error: MLflow failed at " in said
@@ -314,7 +314,7 @@ def test_artifacts_that_can_no_longer_be_kept(command: Run, tmp_path: Path, cach
     (run,) = runs_of(tmp_path)
     assert run.info.status == "KILLED"
     # Nothing is lost: with that put right, what was trained is kept, and not trained again.
-    again = command(*train)
+    again = called(*train)
     assert again.returncode == 0, again.stderr
     assert "goes on after epoch 30" in again.stderr
     assert "  loss " not in again.stderr
@@ -362,16 +362,16 @@ def test_what_has_finished_is_reused(called: Run, tmp_path: Path) -> None:
     assert json.loads(alone.stdout)["run_id"] == fresh["trials"][0]["run_id"]
 
 
-def test_a_dry_run_writes_nothing(command: Run, tmp_path: Path) -> None:
+def test_a_dry_run_writes_nothing(called: Run, tmp_path: Path) -> None:
     small = ("search", *QUICK, "--strides", "2", "--filters", "4", "--workers", "1", "--json")
-    planned = json.loads(command(*small, "--kernel-sizes", "3,4,9", "--dry-run").stdout)
+    planned = json.loads(called(*small, "--kernel-sizes", "3,4,9", "--dry-run").stdout)
     assert not (tmp_path / "mlflow.db").exists()
     assert [p["state"] for p in planned["points"]] == ["new", "new", "refused"]
     assert "leaves nothing for layer conv2" in planned["points"][2]["reason"]
     assert planned["seconds"] is None
-    assert command(*small, "--kernel-sizes", "3").returncode == 0
+    assert called(*small, "--kernel-sizes", "3").returncode == 0
     before = (tmp_path / "mlflow.db").read_bytes()
-    planned = json.loads(command(*small, "--kernel-sizes", "3,4", "--dry-run").stdout)
+    planned = json.loads(called(*small, "--kernel-sizes", "3,4", "--dry-run").stdout)
     assert [p["state"] for p in planned["points"]] == ["finished", "new"]
     assert planned["based_on"] == "1 finished trials on as many images"
     assert 0 < planned["seconds"] < 60
@@ -379,7 +379,7 @@ def test_a_dry_run_writes_nothing(command: Run, tmp_path: Path) -> None:
 
 
 def test_mlflow_run_goes_on_with_what_another_run_began(
-    command: Run, tmp_path: Path, cache: Path, store: Store
+    called: Run, tmp_path: Path, cache: Path, store: Store
 ) -> None:
     def made() -> str:
         tags = {"mlflow.project.entryPoint": "search"}
@@ -390,7 +390,7 @@ def test_mlflow_run_goes_on_with_what_another_run_began(
     small = ("search", *LONGER, "--filters", "4", "--strides", "2", "--kernel-sizes", "3", "--json")
     losing_artifacts(tmp_path, cache, *small, MLFLOW_RUN_ID=first)
     (trial,) = children(runs_of(tmp_path, "mine"), first)
-    done = command(*small, MLFLOW_RUN_ID=second)
+    done = called(*small, MLFLOW_RUN_ID=second)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["run_id"] == second
     assert "f4 k3 s2 goes on after epoch 30" in done.stderr

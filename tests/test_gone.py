@@ -162,13 +162,13 @@ def test_models_and_versions_that_are_gone(called: Run, tmp_path: Path) -> None:
     assert client.search_registered_models() == []
 
 
-def test_experiments_that_are_gone_or_renamed(command: Run, tmp_path: Path) -> None:
-    first = search(command)
+def test_experiments_that_are_gone_or_renamed(called: Run, tmp_path: Path) -> None:
+    first = search(called)
     client = client_of(tmp_path)
     experiment = str(first["experiment_id"])
     client.delete_experiment(experiment)
     for arguments in (("search", *SMALL), ("search", *SMALL, "--dry-run"), ("doctor",)):
-        done = command(*arguments)
+        done = called(*arguments)
         assert done.returncode == 1
         assert "'fashion-mnist' was deleted" in done.stdout + done.stderr
     with pytest.raises(TrackingError, match="There is no search"):
@@ -176,11 +176,11 @@ def test_experiments_that_are_gone_or_renamed(command: Run, tmp_path: Path) -> N
     client.restore_experiment(experiment)
     client.rename_experiment(experiment, "old")
     assert ft.load_trial().run_id == first["best"]["run_id"]  # type: ignore[index]
-    assert planned(command) == ["new", "new"]
-    assert command("search", *SMALL, "--dry-run", "--experiment", "old").returncode == 0
+    assert planned(called) == ["new", "new"]
+    assert called("search", *SMALL, "--dry-run", "--experiment", "old").returncode == 0
     client.delete_experiment(experiment)
     remove_for_good(tmp_path)
-    assert search(command)["reused"] == 0
+    assert search(called)["reused"] == 0
 
 
 @pytest.mark.parametrize("whose", ["trial", "search"])
@@ -233,7 +233,9 @@ def test_what_a_fresh_search_misses_is_planned_as_it_is_trained(
     assert (again["run_id"], again["finished"], again["reused"]) == (fresh["run_id"], 2, 0)
 
 
-def test_a_grid_whose_search_cannot_be_read_is_searched_again(called: Run, tmp_path: Path) -> None:
+def test_a_grid_whose_search_cannot_be_read_is_searched_again(
+    command: Run, called: Run, tmp_path: Path
+) -> None:
     first = search(called)
     trials = {t["run_id"] for t in first["trials"]}  # type: ignore[attr-defined]
     client_of(tmp_path).log_param(str(first["run_id"]), "grid.padding", '["same", "valid"]')
@@ -242,6 +244,6 @@ def test_a_grid_whose_search_cannot_be_read_is_searched_again(called: Run, tmp_p
     assert again["run_id"] != first["run_id"]
     assert (again["finished"], again["reused"]) == (2, 2)
     assert {t["run_id"] for t in again["trials"]} == trials  # type: ignore[attr-defined]
-    said = called("search", *SMALL).stderr
+    said = command("search", *SMALL).stderr
     assert "nothing is left to train" in said
     assert f"cannot read a run: {str(first['run_id'])[:8]} (its grid" in said

@@ -46,18 +46,19 @@ def test_so_many_workers_as_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
         require_room(points, SMALL_SPLIT, None)
 
 
-def test_what_was_trained_on_a_larger_machine_is_reused_here(command: Run) -> None:
+def test_what_was_trained_on_a_larger_machine_is_reused_here(called: Run) -> None:
     """As a process that sees less memory than its training took."""
     grid = ("search", *TINY, "--kernel-sizes", "3", "--json")
-    assert command(*grid).returncode == 0
+    assert called(*grid).returncode == 0
     program = (
         "import sys; from fmnist_tracking import machine; from fmnist_tracking.cli import main;"
         "machine.memory = lambda: 1000; sys.argv = ['fmnist-track', *sys.argv[1:]]; main()"
     )
 
     def on_a_small_machine(*words: str) -> "subprocess.CompletedProcess[str]":
-        called = [sys.executable, "-c", program, *words]
-        return subprocess.run(called, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            [sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=120
+        )
 
     again = on_a_small_machine(*grid)
     assert json.loads(again.stdout)["reused"] == 1, again.stderr
@@ -68,10 +69,10 @@ def test_what_was_trained_on_a_larger_machine_is_reused_here(command: Run) -> No
     assert "there is 0.0 GB in all" in more.stderr
 
 
-def test_a_dry_run_trains_nothing_large(command: Run) -> None:
+def test_a_dry_run_trains_nothing_large(called: Run) -> None:
     # An epoch of the larger ones takes minutes, and the largest has no room anywhere.
     grid = ("--filters", "8,2000,2001,400000", "--strides", "1", "--kernel-sizes", "3")
-    done = command("search", "--dry-run", "--limit", "600", *grid, "--json", timeout=120)
+    done = called("search", "--dry-run", "--limit", "600", *grid, "--json", timeout=120)
     planned = json.loads(done.stdout)
     assert [point["state"] for point in planned["points"]] == ["new", "new", "new", "refused"]
     assert planned["based_on"] == (
@@ -82,10 +83,10 @@ def test_a_dry_run_trains_nothing_large(command: Run) -> None:
 
 @pytest.mark.parametrize("arguments", [("train",), ("search",), ("search", "--dry-run")])
 def test_a_network_that_has_no_room_is_refused_before_it_is_made(
-    command: Run, arguments: tuple[str, ...]
+    called: Run, arguments: tuple[str, ...]
 ) -> None:
     sizes = HUGE if arguments == ("train",) else [a.replace("-size", "-sizes") for a in HUGE]
-    done = command(*arguments, *sizes, timeout=120)
+    done = called(*arguments, *sizes, timeout=120)
     text = done.stdout + done.stderr
     assert "60,550,021,274 weights: to train it takes 975.2 GB" in text
     assert "started" not in text

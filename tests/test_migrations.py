@@ -304,7 +304,7 @@ def old_mlflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.mark.slow
 def test_a_store_of_an_older_version_is_refused_or_upgraded_as_told(
-    old_mlflow: Path, tmp_path: Path, command: Run
+    old_mlflow: Path, tmp_path: Path, called: Run
 ) -> None:
     clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
@@ -329,7 +329,7 @@ def test_a_store_of_an_older_version_is_refused_or_upgraded_as_told(
         dump = list(rows.iterdump())
     files = sorted(tmp_path.rglob("*"))
     for arguments in READING:
-        done = command(*arguments)
+        done = called(*arguments)
         assert done.returncode == 1
         said = done.stdout + done.stderr
         assert "is of MLflow " in said, said
@@ -340,13 +340,13 @@ def test_a_store_of_an_older_version_is_refused_or_upgraded_as_told(
     left = set(tmp_path.rglob("*")) - set(files)
     assert {path.relative_to(tmp_path).parts[0] for path in left} <= {"state"}
 
-    done = command("doctor", "--upgrade-store", "--json")
+    done = called("doctor", "--upgrade-store", "--json")
     assert done.returncode == 0, done.stdout
     (kept,) = tmp_path.glob("mlflow.db.*.bak")
     with contextlib.closing(sqlite3.connect(kept)) as rows:
         assert list(rows.iterdump()) == dump
     small = ("--filters", "4", "--strides", "2", "--kernel-sizes", "3", "--hidden-units", "8")
-    done = command("search", "--limit", "600", "--epochs", "1", *small, "--json")
+    done = called("search", "--limit", "600", "--epochs", "1", *small, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["finished"] == 1
     with open_store(f"sqlite:///{tmp_path}/mlflow.db") as store:

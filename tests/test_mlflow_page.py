@@ -30,9 +30,9 @@ class Served:
 
 
 @pytest.fixture
-def served(command: Run, tmp_path: Path) -> Iterator[Served]:
+def served(called: Run, tmp_path: Path) -> Iterator[Served]:
     grid = ("--filters", "4,8", "--strides", "2", "--kernel-sizes", "3", "--hidden-units", "8")
-    done = command("search", *grid, "--limit", "600", "--epochs", "3")
+    done = called("search", *grid, "--limit", "600", "--epochs", "3")
     assert done.returncode == 0, done.stderr
     port = free_port()
     log = tmp_path / "ui.log"

@@ -37,28 +37,28 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_the_champion_answers_as_the_model_does(
-    uri: str, command: Run, tmp_path: Path, dataset: Dataset
+    uri: str, called: Run, tmp_path: Path, dataset: Dataset
 ) -> None:
-    searched = command(*SEARCH, MLFLOW_TRACKING_URI=uri)
+    searched = called(*SEARCH, MLFLOW_TRACKING_URI=uri)
     assert searched.returncode == 0, searched.stderr
     best, other = sorted(
         json.loads(searched.stdout)["trials"], key=lambda t: t["val_accuracy"], reverse=True
     )
 
-    promoted = command("promote", "--run-id", "latest", "--json", "--tracking-uri", uri)
+    promoted = called("promote", "--run-id", "latest", "--json", "--tracking-uri", uri)
     assert promoted.returncode == 0, promoted.stderr
     assert json.loads(promoted.stdout)["run_id"] == best["run_id"]
-    worse = command("promote", "--run-id", other["run_id"], MLFLOW_TRACKING_URI=uri)
+    worse = called("promote", "--run-id", other["run_id"], MLFLOW_TRACKING_URI=uri)
     assert worse.returncode == 1
     assert "is worse than the champion, fashion-mnist version 1" in worse.stderr
     assert worse.stderr.count("\n") == 1
     for _ in range(2):
-        again = command("promote", "--run-id", best["run_id"], MLFLOW_TRACKING_URI=uri)
+        again = called("promote", "--run-id", best["run_id"], MLFLOW_TRACKING_URI=uri)
         assert again.returncode == 0, again.stderr
         assert "It is the champion already" in again.stderr
-    forced = command("promote", "--run-id", other["run_id"], "--force", MLFLOW_TRACKING_URI=uri)
+    forced = called("promote", "--run-id", other["run_id"], "--force", MLFLOW_TRACKING_URI=uri)
     assert f"version 2: validation accuracy {other['val_accuracy']:.4f}" in forced.stdout
-    back = command("promote", "--run-id", "best", "--tracking-uri", uri)
+    back = called("promote", "--run-id", "best", "--tracking-uri", uri)
     assert "that version is used" in back.stderr
     assert back.stdout.startswith("champion: fashion-mnist version 1: ")
 
@@ -83,7 +83,7 @@ def test_the_champion_answers_as_the_model_does(
     for number, image in enumerate(images):
         Image.fromarray(image[..., 0]).save(tmp_path / f"{number}.png")
     files = [f"{number}.png" for number in range(len(images))]
-    asked = command("predict", "--run-id", "best", *files, "--json", MLFLOW_TRACKING_URI=uri)
+    asked = called("predict", "--run-id", "best", *files, "--json", MLFLOW_TRACKING_URI=uri)
     assert asked.returncode == 0, asked.stderr
     classes = [picture["class"] for picture in json.loads(asked.stdout)["pictures"]]
     assert classes == [CLASS_NAMES[label] for label in expected.argmax(axis=1)]

@@ -178,16 +178,16 @@ def test_a_place_of_files_that_can_never_work_is_final(
 @pytest.mark.slow
 @pytest.mark.parametrize("location", ["mlflow-artifacts:/here", "s3://bucket/here"])
 def test_a_search_says_at_once_that_files_cannot_be_kept(
-    command: Run, store: Store, location: str
+    called: Run, store: Store, location: str
 ) -> None:
     experiment = store.client.create_experiment("fashion-mnist", location)
-    done = command("search", *SMALL)
+    done = called("search", *SMALL)
     assert done.returncode == 1
     assert "epoch 1/" not in done.stderr
     assert done.stderr.count("Error: ") == 1
     assert "Traceback" not in done.stderr
     assert {run.info.status for run in store.client.search_runs([experiment])} <= {"FAILED"}
-    told = command("doctor", "--json")
+    told = called("doctor", "--json")
     assert told.returncode == 1
     (found,) = (check for check in json.loads(told.stdout) if check["name"] == "MLflow store")
     assert not found["ok"]
@@ -325,7 +325,7 @@ def proxy() -> Iterator[tuple[str, type[Proxy]]]:
 
 @pytest.mark.slow
 def test_a_server_behind_a_proxy_is_reached(
-    command: Run, tmp_path: Path, proxy: tuple[str, type[Proxy]]
+    called: Run, tmp_path: Path, proxy: tuple[str, type[Proxy]]
 ) -> None:
     address, handler = proxy
     folder = tmp_path / "server"
@@ -333,12 +333,12 @@ def test_a_server_behind_a_proxy_is_reached(
     with serving(handler.port, folder, "mlflow", "server"):
         behind = {"HTTP_PROXY": address, "http_proxy": address, "NO_PROXY": ""}
         uri = ("--tracking-uri", "http://tracking.invalid")
-        done = command("search", *SMALL, *uri, "--json", **behind)
+        done = called("search", *SMALL, *uri, "--json", **behind)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["finished"] == 1
-        assert command("best", *uri, **behind).returncode == 0
+        assert called("best", *uri, **behind).returncode == 0
     assert set(handler.asked) == {"http://tracking.invalid"}
-    done = command("runs", *uri)
+    done = called("runs", *uri)
     assert done.returncode == 1
     assert "cannot be reached" in done.stderr
     assert "Failed to resolve 'tracking.invalid'" in done.stderr
