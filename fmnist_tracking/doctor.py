@@ -92,7 +92,7 @@ def _code() -> str:
 
 def _tensorflow() -> str:
     tf = runtime.import_tensorflow()
-    gpus = len(tf.config.list_physical_devices("GPU"))
+    gpus = len(runtime.gpus())
     onednn = "on" if runtime.settings()["TF_ENABLE_ONEDNN_OPTS"] == "1" else "off"
     return f"{tf.__version__} computes on {os.cpu_count()} CPU cores, {gpus} GPUs; oneDNN {onednn}"
 

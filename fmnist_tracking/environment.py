@@ -157,9 +157,8 @@ def _processor() -> str:
 
 
 def _gpus() -> list[str]:
-    runtime.load_tensorflow()  # in silence, about devices too
     tf = runtime.import_tensorflow()
     return [
         tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
-        for gpu in tf.config.list_physical_devices("GPU")
+        for gpu in runtime.gpus()
     ]

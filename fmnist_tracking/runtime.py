@@ -152,6 +152,14 @@ def jit_compile() -> bool | None:
     return asked if asked is not None or has_gpu() else False
 
 
+def gpus() -> list[Any]:
+    """Return the GPUs that TensorFlow finds, as its physical devices; compute on none of them."""
+    tf = import_tensorflow()
+    with _native_stderr_held_back():  # where a driver without a device is told of
+        found: list[Any] = tf.config.list_physical_devices("GPU")
+    return found
+
+
 def has_gpu() -> bool:
     """Return whether TensorFlow computes on a GPU; it loads TensorFlow."""
     tf = import_tensorflow()
@@ -181,14 +189,13 @@ def load_tensorflow(threads: int | None = None, worker: int | None = None) -> No
         worker: number of this process among those that train at once, from 0; each gets one of the
             GPUs, if there are any. None leaves all of them to this process.
     """
-    tf = import_tensorflow()
+    tf, found = import_tensorflow(), gpus()
     with _native_stderr_held_back():
         if threads is not None:
             tf.config.threading.set_intra_op_parallelism_threads(1)
             tf.config.threading.set_inter_op_parallelism_threads(threads)
-        gpus = tf.config.list_physical_devices("GPU")
-        if gpus and worker is not None:
-            tf.config.set_visible_devices([gpus[worker % len(gpus)]], "GPU")
+        if found and worker is not None:
+            tf.config.set_visible_devices([found[worker % len(found)]], "GPU")
         tf.config.list_logical_devices()
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import tenacity
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import (
@@ -185,10 +186,17 @@ def test_close_tells_whether_all_was_written(make: Make) -> None:
     start = time.monotonic()
     assert not recorder.close(0.5)
     assert 0.4 < time.monotonic() - start < 20
-    time.sleep(0.5)  # the last try may be under way
-    calls = len(operation.calls)
-    time.sleep(1.5)
-    assert len(operation.calls) == calls
+
+
+def test_nothing_is_tried_again_once_it_is_closed(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tenacity, "wait_random_exponential", lambda **_: tenacity.wait_fixed(60))
+    recorder, operation = make(), Failing(ConnectionError("refused"), float("inf"))
+    recorder.submit(operation)
+    assert not recorder.close(0.5)
+    time.sleep(0.5)
+    assert operation.calls == [False]
 
 
 def test_it_gives_signs_of_life_between_operations(make: Make) -> None:

@@ -20,6 +20,10 @@ _LONGEST_PAUSE_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
+class _GivenUp(Exception):
+    """Ends a retry, because `close` ran out of time."""
+
+
 class BackgroundWriter:
     """Runs operations on the store one after the other, in a background thread.
 
@@ -121,8 +125,8 @@ class BackgroundWriter:
                 continue
             try:
                 future.set_result(self._until_it_succeeds(operation))
-            except tenacity.RetryError:
-                return  # `close` ran out of time
+            except (tenacity.RetryError, _GivenUp):
+                return
             except Exception as error:
                 _log.debug("The background writer ended", exc_info=True)
                 self.failed.set_exception(tracking_error(self._store.uri, error))
@@ -134,7 +138,7 @@ class BackgroundWriter:
             retry=tenacity.retry_if_exception(is_passing),
             wait=tenacity.wait_random_exponential(max=_LONGEST_PAUSE_SECONDS, multiplier=0.2),
             stop=tenacity.stop_when_event_set(self._given_up),
-            sleep=tenacity.sleep_using_event(self._given_up),
+            sleep=self._pause,
             before_sleep=self._tell_outage,
         ):
             with attempt:
@@ -143,6 +147,11 @@ class BackgroundWriter:
             self._outage = False
             self._on_outage(None)
         return result
+
+    def _pause(self, seconds: float) -> None:
+        # Another try would outlive what MLflow was set to while the store was open.
+        if self._given_up.wait(seconds):
+            raise _GivenUp
 
     def _tell_outage(self, state: tenacity.RetryCallState) -> None:
         # A lock that is released after a moment is not worth a message.
