@@ -19,7 +19,7 @@ from fmnist_tracking.networks.coursework import load_model
 from fmnist_tracking.tracking import open_store
 from fmnist_tracking.tracking.resume import EPOCH_METRICS
 
-LIMIT = 6000
+LIMIT = 3000
 EPOCHS = 8
 POINTS = 4
 SEARCH = (

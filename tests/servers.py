@@ -36,7 +36,12 @@ def serving(port: int, folder: Path, *command: str) -> Iterator["subprocess.Pope
     server = subprocess.Popen(
         [sys.executable, "-m", *command, "--port", str(port)],
         cwd=folder,
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        # One process that answers: three more would import MLflow for nothing.
+        env={
+            **os.environ,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_WORKERS": "1",
+        },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

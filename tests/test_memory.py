@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -46,25 +44,18 @@ def test_so_many_workers_as_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
         require_room(points, SMALL_SPLIT, None)
 
 
-def test_what_was_trained_on_a_larger_machine_is_reused_here(called: Run) -> None:
-    """As a process that sees less memory than its training took."""
+def test_what_was_trained_on_a_larger_machine_is_reused_here(
+    called: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine with less memory than the training took."""
     grid = ("search", *TINY, "--kernel-sizes", "3", "--json")
     assert called(*grid).returncode == 0
-    program = (
-        "import sys; from fmnist_tracking import machine; from fmnist_tracking.cli import main;"
-        "machine.memory = lambda: 1000; sys.argv = ['fmnist-track', *sys.argv[1:]]; main()"
-    )
-
-    def on_a_small_machine(*words: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-c", program, *words], capture_output=True, text=True, timeout=120
-        )
-
-    again = on_a_small_machine(*grid)
+    monkeypatch.setattr(machine, "memory", lambda: 1000)
+    again = called(*grid)
     assert json.loads(again.stdout)["reused"] == 1, again.stderr
-    planned = json.loads(on_a_small_machine(*grid, "--dry-run").stdout)
+    planned = json.loads(called(*grid, "--dry-run").stdout)
     assert [point["state"] for point in planned["points"]] == ["finished"]
-    more = on_a_small_machine(*grid, "--axis", "seed=0,1")
+    more = called(*grid, "--axis", "seed=0,1")
     assert more.returncode == 2
     assert "there is 0.0 GB in all" in more.stderr
 

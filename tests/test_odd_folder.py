@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,12 +44,12 @@ def caller(folder: Path, cache: Path) -> Run:
 
 def use(folder: Path, call: Run) -> None:
     """Report, promote, predict and serve, from the store of a folder."""
-    reported = call("fmnist_tracking", "report", "latest", "--json")
+    reported = call("report", "latest", "--json")
     assert reported.returncode == 0, reported.stderr
     assert (folder / json.loads(reported.stdout)["files"][0]).is_file()
-    promoted = call("fmnist_tracking", "promote", "latest")
+    promoted = call("promote", "latest")
     assert promoted.returncode == 0, promoted.stderr
-    predicted = call("fmnist_tracking", "predict", "--run-id", "champion", "boot.png", "--json")
+    predicted = call("predict", "--run-id", "champion", "boot.png", "--json")
     assert predicted.returncode == 0, predicted.stderr
     assert len(json.loads(predicted.stdout)["pictures"]) == 1
     (hint,) = (line for line in promoted.stderr.splitlines() if line.startswith("Next: "))
@@ -64,7 +65,7 @@ def assert_nothing_beside(folder: Path) -> None:
 
 
 def test_the_whole_way_in_a_folder_with_an_odd_name(
-    tmp_path: Path, cache: Path, dataset: Dataset
+    called: Run, tmp_path: Path, cache: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "é my #1 project"
     folder.mkdir()
@@ -76,21 +77,22 @@ def test_the_whole_way_in_a_folder_with_an_odd_name(
     searched = call("fmnist_tracking", "search", *GRID, "--kernel-sizes", "3", "--json")
     assert searched.returncode == 0, searched.stderr
     assert json.loads(searched.stdout)["finished"] == 2
-    use(folder, call)
+    use(folder, partial(call, "fmnist_tracking"))
     assert_nothing_beside(folder)
 
     moved = tmp_path / "moved & renamed #2"
     folder.rename(moved)
-    call = caller(moved, cache)
+    monkeypatch.chdir(moved)
     for words in (("report", "latest"), ("promote", "latest"), ("search", *GRID)):
-        done = call("fmnist_tracking", *words)
+        done = called(*words)
         assert done.returncode == 1
         assert "`fmnist-track doctor --relocate` puts that right" in done.stderr
-    assert call("fmnist_tracking", "doctor", "--relocate").returncode == 0
+    assert called("doctor", "--relocate").returncode == 0
     assert not folder.exists()
-    use(moved, call)
-    again = call("fmnist_tracking", "search", *GRID, "--kernel-sizes", "3", "--json")
+    use(moved, called)
+    again = called("search", *GRID, "--kernel-sizes", "3", "--json")
     assert json.loads(again.stdout)["reused"] == 2
+    call = caller(moved, cache)
 
     parameters = [word for name, value in SETTINGS.items() for word in ("-P", f"{name}={value}")]
     ran = call("mlflow", "run", ".", "-e", "search", "--env-manager", "local", *parameters)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -19,8 +20,26 @@ from fmnist_tracking.data import Dataset
 from fmnist_tracking.tracking import schema
 from servers import free_port
 
+# Commands one after the other in one process, which loads the libraries once.
+SEVERAL = """
+import contextlib, io, json, sys
+from fmnist_tracking.cli import main
+
+ended = []
+for words in json.load(sys.stdin):
+    sys.argv = ["fmnist-track", *words]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            ended.append([int(end.code or 0), out, err])
+print(json.dumps([[status, out.getvalue(), err.getvalue()] for status, out, err in ended]))
+"""
 # Root, but held to what the modes of files say, as every other user is.
 AS_ANYBODY = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
+Done = subprocess.CompletedProcess[str]
+Commands = Callable[..., list[Done]]
 SMALL = ("--limit", "600", "--epochs", "1", "--filters", "4", "--strides", "2",
          "--kernel-sizes", "3", "--hidden-units", "8")  # fmt: skip
 
@@ -62,46 +81,49 @@ def environment(shared: Path, home: Path, cache: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def run(home: Path, environment: dict[str, str]) -> Run:
-    """Runs `fmnist-track` as one who may write into `home` alone."""
+def run(home: Path, environment: dict[str, str]) -> Commands:
+    """Runs commands of `fmnist-track` as one who may write into `home` alone."""
 
-    def run(*words: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [*AS_ANYBODY, sys.executable, "-m", "fmnist_tracking", *words],
+    def run(*commands: tuple[str, ...]) -> list[Done]:
+        done = subprocess.run(
+            [*AS_ANYBODY, sys.executable, "-c", SEVERAL],
             cwd=home,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            input=json.dumps(commands),
             capture_output=True,
             text=True,
             timeout=180,
         )
+        assert done.returncode == 0, done.stderr
+        return [
+            subprocess.CompletedProcess(words, *ended)
+            for words, ended in zip(commands, json.loads(done.stdout), strict=True)
+        ]
 
     return run
 
 
 def test_a_store_that_may_only_be_read(
-    run: Run, shared: Path, home: Path, environment: dict[str, str], dataset: Dataset
+    run: Commands, shared: Path, home: Path, environment: dict[str, str], dataset: Dataset
 ) -> None:
     Image.fromarray(dataset.test_images[0]).save(home / "boot.png")
     before = (shared / "mlflow.db").read_bytes()
-    assert run("--version").returncode == 0
-    assert json.loads(run("runs", "--json").stdout)[0]["finished"] == 1
-    assert run("best").returncode == 0
-    for words in (("report", "latest"), ("activations", "latest"), ("predictions", "best")):
-        done = run(*words, "--json")
+    version, runs, best, predicted = run(
+        ("--version",), ("runs", "--json"), ("best",), ("predict", "--run-id", "best", "boot.png")
+    )
+    assert (version.returncode, best.returncode, predicted.returncode) == (0, 0, 0)
+    assert json.loads(runs.stdout)[0]["finished"] == 1
+    for done in run(
+        ("report", "latest", "--json"),
+        ("activations", "latest", "--json"),
+        ("predictions", "best", "--json"),
+    ):
         assert done.returncode == 0, done.stderr
         written = json.loads(done.stdout)
         assert not written["kept"]
         assert all((home / file).is_file() for file in written["files"])
         assert "cannot be written by this user" in done.stderr
-    assert run("predict", "--run-id", "best", "boot.png").returncode == 0
-    refused: tuple[tuple[str, ...], ...] = (
-        ("promote", "best"),
-        ("search", *SMALL),
-        ("runs", "--repair"),
-    )
-    for refusal in refused:
-        done = run(*refusal)
+    for done in run(("promote", "best"), ("search", *SMALL), ("runs", "--repair")):
         assert "Traceback" not in done.stderr
         assert done.returncode == 1
         assert "cannot be written by this user" in done.stderr
@@ -131,15 +153,15 @@ def test_a_store_that_may_only_be_read(
 
 
 def test_files_that_may_not_be_written_do_not_hide_that_test_images_were_opened(
-    run: Run, shared: Path
+    run: Commands, shared: Path
 ) -> None:
     (shared / "mlflow.db").chmod(0o644)
     shared.chmod(0o755)
     before = tags(shared)
-    looked = run("predictions", "latest", "--json")
+    (looked,) = run(("predictions", "latest", "--json"))
     assert not json.loads(looked.stdout)["kept"]
     assert tags(shared) == before
-    reported = run("report", "latest", "--json")
+    (reported,) = run(("report", "latest", "--json"))
     assert reported.returncode == 0, reported.stderr
     content = json.loads(reported.stdout)
     assert not content["kept"]
@@ -150,13 +172,13 @@ def test_files_that_may_not_be_written_do_not_hide_that_test_images_were_opened(
 
 
 def test_a_report_that_cannot_be_written_has_opened_the_test_images(
-    small_disk: Path, run: Run, shared: Path
+    small_disk: Path, run: Commands, shared: Path
 ) -> None:
     (shared / "mlflow.db").chmod(0o644)
     shared.chmod(0o755)
     (small_disk / "filler").write_bytes(b"x" * 1_000_000)
     before = tags(shared)
-    reported = run("report", "latest", "--output-dir", str(small_disk))
+    (reported,) = run(("report", "latest", "--output-dir", str(small_disk)))
     assert reported.returncode == 1
     assert "No space left on device" in reported.stderr
     assert len({r for r, name in tags(shared) - before if name == schema.TEST_OPENED}) == 2

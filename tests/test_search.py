@@ -97,8 +97,8 @@ def test_a_search_leaves_no_temporary_file(command: Run, tmp_path: Path) -> None
     assert list(temporary.iterdir()) == []
 
 
-def test_without_options_the_next_command_is_short(command: Run) -> None:
-    done = command("train", *TINY)
+def test_without_options_the_next_command_is_short(called: Run) -> None:
+    done = called("train", *TINY)
     report, page = next_commands(done.stderr)
     assert len(report) == 3
     assert page == ["fmnist-track", "ui"]
