@@ -8,13 +8,8 @@ from fmnist_tracking.tracking.experiments import (
     existing_experiment,
     experiment_ids,
 )
-from fmnist_tracking.tracking.find import (
-    best_trial,
-    find_run,
-    latest_search,
-    list_runs,
-)
-from fmnist_tracking.tracking.leases import BEAT_SECONDS, Lease
+from fmnist_tracking.tracking.find import best_trial, find_run, latest_search, list_runs
+from fmnist_tracking.tracking.leases import BEAT_SECONDS
 from fmnist_tracking.tracking.log import (
     fail_trial,
     finish_search,
@@ -36,7 +31,6 @@ from fmnist_tracking.tracking.logged_model import download_model
 from fmnist_tracking.tracking.queries import find_active
 from fmnist_tracking.tracking.records import (
     TrackedRun,
-    UnreadableRun,
     as_tracked,
     read_history,
     read_search,
@@ -52,7 +46,6 @@ from fmnist_tracking.tracking.registry import (
 )
 from fmnist_tracking.tracking.resume import (
     ResumeState,
-    UnfinishedTrial,
     close_orphans,
     close_own,
     find_resume_state,
@@ -87,7 +80,6 @@ __all__ = [
     "BEAT_SECONDS",
     "BackgroundWriter",
     "DatasetInfo",
-    "Lease",
     "ModelVersion",
     "Provenance",
     "ResumeState",
@@ -95,8 +87,6 @@ __all__ = [
     "Store",
     "TrackedRun",
     "TrialInfo",
-    "UnfinishedTrial",
-    "UnreadableRun",
     "adoptable_run",
     "as_tracked",
     "best_trial",
