@@ -152,16 +152,23 @@ def resolve(uri: str) -> str:
 def without_stray_folder(uri: str) -> Iterator[None]:
     """Remove the empty folders that MLflow creates because it does not decode an address."""
     literal = Path(uri.removeprefix(_SQLITE)).parent if uri.startswith(_SQLITE) else None
-    made = []
-    while literal is not None and not literal.exists():
-        made.append(literal)
-        literal = literal.parent
+    with without_new_folders(literal):
+        yield
+
+
+@contextlib.contextmanager
+def without_new_folders(folder: Path | None) -> Iterator[None]:
+    """Remove a folder and its parents afterwards, those that were missing and are empty."""
+    missing = []
+    while folder is not None and not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            for folder in made:
-                folder.rmdir()
+            for made in missing:
+                made.rmdir()
 
 
 def files_of(database: Path, name: str) -> str:
@@ -198,9 +205,7 @@ def local_path(address: str) -> Path | None:
 def elsewhere(database: Path, addresses: Iterable[str]) -> tuple[frozenset[Path], frozenset[Path]]:
     """Find the missing folders, other than its own, that a store names for `mlruns`.
 
-    Args:
-        database: the store's file.
-        addresses: the artifact locations of its experiments, as the store has them.
+    The addresses are the artifact locations of its experiments.
 
     Returns:
         First, the folders that held the database before it was moved or copied: their files are
@@ -238,18 +243,12 @@ def not_reached_line(folder: Path) -> str:
     )
 
 
-def relocate(database: Path, bases: Iterable[Path], *, to: Path | None = None) -> int:
-    """Replace old folders in all addresses of files in the tables.
-
-    Args:
-        database: the store's file.
-        bases: folders that held it before.
-        to: the folder that holds it now; by default the file's own.
+def relocate(database: Path, bases: Iterable[Path], to: Path) -> int:
+    """Replace old folders by the new one in all addresses of files in a store's tables.
 
     Returns:
         The number of addresses that were changed.
     """
-    new = to or database.parent
     changed = 0
     with contextlib.closing(sqlite3.connect(database, timeout=20)) as connection, connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
@@ -262,7 +261,7 @@ def relocate(database: Path, bases: Iterable[Path], *, to: Path | None = None) -
                             f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
                             f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
                             (
-                                (new / _FILES).as_uri(),
+                                (to / _FILES).as_uri(),
                                 len(spelled) + 1,
                                 spelled,
                                 len(spelled) + 1,

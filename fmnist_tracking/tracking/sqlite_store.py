@@ -142,7 +142,7 @@ def make(path: Path) -> None:
         with without_stray_folder(address):
             MlflowClient(address).search_experiments(max_results=1)
         # MLflow puts its default experiment into the working folder, wherever the store is.
-        relocate(new, {working_folder()}, to=path.parent)
+        relocate(new, {working_folder()}, path.parent)
         with held(path) as connection:
             (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
             if tables == 0:  # else another process was faster
