@@ -17,10 +17,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from mlflow.utils.rest_utils import http_request
-from mlflow.utils.uri import is_local_uri
+from mlflow.utils.uri import get_uri_scheme, is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_tracking.errors import (
@@ -378,7 +379,7 @@ def _require_store(uri: str, access: Access, *, upgrade: bool) -> None:
         sqlite_store.require_usable(path, create=create, write=access == "write")
     if uri.startswith(("http://", "https://")):
         _require_server(uri)
-    elif migrations.is_database(uri):
+    elif get_uri_scheme(uri) in DATABASE_ENGINES:  # type: ignore[no-untyped-call]
         if not migrations.require_current(uri, upgrade=upgrade):
             if not create:
                 raise TrackingError(sqlite_store.no_store(path or without_user(uri)))
