@@ -20,11 +20,7 @@ from fmnist_tracking.tracking.descriptions import plain
 from fmnist_tracking.tracking.error_messages import registry_error
 from fmnist_tracking.tracking.logged_model import require_files, trial_model
 from fmnist_tracking.tracking.queries import ABSENT, find_active, find_any
-from fmnist_tracking.tracking.records import (
-    TrackedRun,
-    as_tracked,
-    read_trial,
-)
+from fmnist_tracking.tracking.records import TrackedRun, as_tracked, read_split, read_trial
 from fmnist_tracking.tracking.store import Store
 
 _EXISTS = ErrorCode.Name(RESOURCE_ALREADY_EXISTS)
@@ -272,11 +268,8 @@ def _number(text: str | None) -> float | None:
 
 def _split(tags: Mapping[str, str]) -> SplitConfig | None:
     with contextlib.suppress(KeyError, ValueError, ConfigError):
-        limit = tags[schema.SPLIT_LIMIT]
-        return SplitConfig(
-            protocol=tags[schema.PROTOCOL],  # type: ignore[arg-type]  # checked by SplitConfig
-            seed=int(tags[schema.SPLIT_SEED]),
-            limit=None if limit == "None" else int(limit),
+        return read_split(
+            tags[schema.PROTOCOL], seed=tags[schema.SPLIT_SEED], limit=tags[schema.SPLIT_LIMIT]
         )
     return None
 

@@ -12,14 +12,8 @@ from fmnist_tracking.errors import SearchError
 from fmnist_tracking.results import FINISHED, RUNNING, TrialResult
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.leases import Lease
-from fmnist_tracking.tracking.queries import find_children, iterate_runs, liveness
-from fmnist_tracking.tracking.records import (
-    TrackedRun,
-    as_tracked,
-    read_grid,
-    readable,
-    trial_result,
-)
+from fmnist_tracking.tracking.queries import IS_FINISHED, find_children, iterate_runs, liveness
+from fmnist_tracking.tracking.records import TrackedRun, as_readable, readable, trial_result
 from fmnist_tracking.tracking.store import Store
 
 # Up to this many points are queried one by one; for more, all trials are read at once.
@@ -27,7 +21,7 @@ _FEW = 100
 # Ten years: a longer time cannot be a measurement.
 _LONGEST_SECONDS = 3e8
 _OPEN = f"attributes.status = '{RUNNING}' AND tags.`{schema.ROLE}` LIKE '%'"
-_AND_FINISHED = f" AND attributes.status = '{FINISHED}'"
+_AND_FINISHED = f" AND {IS_FINISHED}"
 EPOCH_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds")
 
 
@@ -62,30 +56,20 @@ def find_searches(store: Store, experiment_id: str, grids: Iterable[str]) -> lis
     """Find the runs of one search in an experiment, the one whose command was given last first.
 
     A run whose grid cannot be read is skipped: its trials count as those of another search.
-
-    Args:
-        store: the store.
-        experiment_id: of the experiment to search; runs in others do not count.
-        grids: the search's fingerprint, then those that earlier versions gave it.
+    `grids` has the search's fingerprint, then those that earlier versions gave it.
     """
     today, *older = dict.fromkeys(grids)
     runs = [
         *iterate_runs(store, [experiment_id], f"tags.`{schema.GRID}` = '{today}'"),
         *_by_older_keys(store, experiment_id, schema.GRID, set(older)),
     ]
-    found = readable(store, runs, _as_search)
+    found = readable(store, runs, as_readable)
     return sorted(found, key=_last_asked, reverse=True)
 
 
 def _last_asked(search: TrackedRun) -> tuple[str, int]:
     """Return the sort key for the order of `queries.LATEST_ASKED_FIRST`."""
     return search.raw.data.tags.get(schema.ASKED_AT, ""), search.raw.info.start_time or 0
-
-
-def _as_search(run: Run) -> TrackedRun:
-    tracked = as_tracked(run)
-    read_grid(run)
-    return tracked
 
 
 def find_resume_state(
@@ -103,8 +87,7 @@ def find_resume_state(
         store: the store.
         experiment_id: of the experiment to search.
         searches: what `find_searches` found.
-        points: maps every fingerprint of a point of the search, today's or an earlier version's,
-            to today's.
+        points: maps every fingerprint of a point, today's or an earlier version's, to today's.
         fresh: ignore all runs, and train every point again.
         reopen: resume the newest of `searches` although it has ended, because trials of it are
             gone.
@@ -157,13 +140,8 @@ def find_training(store: Store, experiment_id: str, points: Mapping[str, str]) -
     """Find an earlier run of a single training.
 
     It is a finished run of that point (a search's trial or a single training) or an interrupted
-    single training, whichever is newer.
-
-    Args:
-        store: the store.
-        experiment_id: of the experiment to search.
-        points: maps every fingerprint of what is trained, today's or an earlier version's, to
-            today's.
+    single training, whichever is newer. `points` maps every fingerprint of the point, today's or
+    an earlier version's, to today's.
     """
     for key, point in points.items():
         runs = list(iterate_runs(store, [experiment_id], f"tags.`{schema.POINT}` = '{key}'"))
@@ -216,7 +194,7 @@ def like_trials(
     Diverged trials are left out, because they ended early; so are those without a valid time.
     """
     filter_string = (
-        f"attributes.status = '{FINISHED}' AND tags.`{schema.THREADS}` = '{threads}' "
+        f"{IS_FINISHED} AND tags.`{schema.THREADS}` = '{threads}' "
         f"AND tags.`{schema.CODE_SHA256}` = '{fingerprint.of_program()}' "
         f"AND tags.`{schema.PROTOCOL}` = '{split.protocol}' "
         f"AND params.`{schema.SPLIT_PREFIX}limit` = '{split.limit}'"
@@ -255,10 +233,6 @@ def require_not_live(run: TrackedRun) -> None:
 def close_orphans(store: Store, experiments: Iterable[str]) -> list[tuple[str, str]]:
     """Close, as KILLED, the open runs of this project whose process is gone.
 
-    Args:
-        store: the store.
-        experiments: ids of the experiments to search.
-
     Returns:
         Id and name of each closed run.
     """
@@ -278,13 +252,7 @@ def live_runs(store: Store, experiments: Iterable[str]) -> list[str]:
 
 
 def close_own(store: Store, experiment_id: str, status: str) -> None:
-    """Close the open runs of this process.
-
-    Args:
-        store: the store.
-        experiment_id: of the experiment they are in.
-        status: KILLED or FAILED, for the search; trials are always KILLED.
-    """
+    """Close the open runs of this process: a search with the given status, trials as KILLED."""
     for run in list(iterate_runs(store, [experiment_id], _OPEN)):
         lease = Lease.read(run.data.tags)
         if lease is not None and lease.is_mine():
