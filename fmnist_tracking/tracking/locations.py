@@ -202,8 +202,10 @@ def local_path(address: str) -> Path | None:
     return Path(address) if address.startswith("/") else None
 
 
-def elsewhere(database: Path, addresses: Iterable[str]) -> tuple[frozenset[Path], frozenset[Path]]:
-    """Find the missing folders, other than its own, that a store names for `mlruns`.
+def elsewhere(
+    database: Path | None, addresses: Iterable[str]
+) -> tuple[frozenset[Path], frozenset[Path]]:
+    """Find the missing folders, other than its own, that a SQLite store names for `mlruns`.
 
     The addresses are the artifact locations of its experiments.
 
@@ -213,6 +215,8 @@ def elsewhere(database: Path, addresses: Iterable[str]) -> tuple[frozenset[Path]
         for instance on a disk that is not mounted. A folder that exists was chosen on purpose, and
         is in neither set.
     """
+    if database is None:
+        return frozenset(), frozenset()
     here = database.parent
     moved_from: set[Path] = set()
     missing: set[Path] = set()

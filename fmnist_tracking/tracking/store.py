@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -154,15 +154,6 @@ class Store:
         where = "" if path is None else locations.identity(path)
         return f"experiment {experiment_id} of {made} {where}"
 
-    def require_in_place(self) -> None:
-        """Refuse a store that was moved or copied: its addresses of runs' files are wrong.
-
-        Raises:
-            TrackingError: it was; the message says how to repair it.
-        """
-        if self.moved_from:
-            raise TrackingError(self.moved_line())
-
     def require_reached(self, address: str) -> None:
         """Refuse an address of files on a disk that is not mounted.
 
@@ -262,7 +253,8 @@ def open_store(
             with locations.without_stray_folder(uri):
                 client = MlflowClient(uri)
                 experiments = client.search_experiments(view_type=ViewType.ALL, max_results=_MANY)
-            moved_from, away = _elsewhere(uri, experiments)
+            addresses = [experiment.artifact_location for experiment in experiments]
+            moved_from, away = locations.elsewhere(locations.sqlite_file(uri), addresses)
             store = Store(uri=uri, client=client, address=address, moved_from=moved_from, away=away)
         except ModuleNotFoundError as error:
             raise TrackingError(
@@ -272,17 +264,14 @@ def open_store(
             ) from None
         except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
             raise opening_error(uri, error) from error
-        except (
-            TypeError,
-            ValueError,
-        ) as error:  # MLflow's and SQLAlchemy's errors for a wrong setting
+        except (TypeError, ValueError) as error:  # MLflow's and SQLAlchemy's for a wrong setting
             raise TrackingError(
                 f"The MLflow store at {without_user(uri)} cannot be opened ({first_line(error)}). "
                 "Correct its address, or that setting in the environment (MLFLOW_…)."
             ) from error
-        if files:
-            store.require_in_place()
-        elif store.moved_from:
+        if store.moved_from:
+            if files:
+                raise TrackingError(store.moved_line())
             _log.warning("%s", for_programs(store.moved_line()))
         for folder in sorted(store.away):
             _log.warning("%s", for_programs(locations.not_reached_line(folder)))
@@ -328,15 +317,6 @@ def _process_unchanged() -> Iterator[None]:
                 os.environ.update(environment)
                 for name, level in levels.items():
                     logging.getLogger(name).setLevel(level)
-
-
-def _elsewhere(
-    uri: str, experiments: Iterable[Experiment]
-) -> tuple[frozenset[Path], frozenset[Path]]:
-    path = locations.sqlite_file(uri)
-    if path is None:
-        return frozenset(), frozenset()
-    return locations.elsewhere(path, [one.artifact_location for one in experiments])
 
 
 def _tell_left_out(store: Store) -> None:
