@@ -44,16 +44,9 @@ def log_model(
     be served, which takes longer than everything else (a test serves one instead), and it reads the
     history of every metric of the run.
 
-    Args:
-        store: the store.
-        experiment_id: of the run's experiment.
-        run_id: the run that trained it.
-        model: the Keras model.
-        example: raw images, uint8 (n, 28, 28, 1), saved with the model as its input example.
-        params: set on the logged model.
-        tags: set on the logged model.
-        step: the epoch that its weights are from.
-        retry: whether an earlier attempt may have logged it; a complete model is then kept.
+    The input example holds raw images, uint8 (n, 28, 28, 1); `params` and `tags` are set on the
+    logged model; its weights are from the epoch `step`. On a `retry`, a complete model that an
+    earlier attempt has logged is kept.
 
     Returns:
         The id of the logged model, and the size of its weights file in bytes.

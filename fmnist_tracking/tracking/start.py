@@ -127,16 +127,9 @@ def start_search(
 ) -> str:
     """Open the parent run of a search, held by this process.
 
-    It is the run that `mlflow run` created for this command, else the interrupted run of the same
-    search, else a new run. In the first case, `move_trials` moves the trials of the interrupted run
-    to it.
-
-    Args:
-        store: the store.
-        experiment_id: of the run's experiment.
-        info: what to record.
-        resume: the interrupted run of the search.
-        adopted: the run that `mlflow run` created for this command.
+    It is the run that `mlflow run` created for this command, `adopted`, else the interrupted run of
+    the same search, `resume`, else a new run. In the first case, `move_trials` moves the trials of
+    the interrupted run to it.
 
     Returns:
         The run's id.
@@ -159,11 +152,9 @@ def start_search(
     }
     if info.fresh or (resume and schema.FRESH in resume.raw.data.tags):
         tags[schema.FRESH] = "true"
-    existing = adopted
-    if existing is not None and resume is not None:
+    if adopted and resume:
         tags[schema.CONTINUES] = resume.run_id
-    elif resume is not None:
-        existing = resume.run_id
+    existing = adopted or (resume.run_id if resume else None)
     offer_table(store, experiment_id)
     run_id = _start(store, experiment_id, info, params, tags, existing)
     if too_long:
@@ -206,13 +197,7 @@ def log_reused(store: Store, run_id: str, trials: Sequence[str]) -> None:
 def start_trial(
     store: Store, experiment_id: str, info: TrialInfo, resume: str | None = None
 ) -> str:
-    """Open the run of one trial, held by this process.
-
-    Args:
-        store: the store.
-        experiment_id: of the run's experiment.
-        info: what to record.
-        resume: the interrupted run of the trial, to be resumed; None creates a new one.
+    """Open the run of one trial, held by this process: an interrupted one, `resume`, or a new one.
 
     Returns:
         The run's id.
@@ -250,14 +235,14 @@ def find_trial(store: Store, experiment_id: str, info: TrialInfo) -> str | None:
 
 def _origin_tags(info: SearchInfo | TrialInfo) -> dict[str, str]:
     code = info.origin.code
-    tags = {
+    return {
         schema.DATA_SHA256: info.data.sha256,
         schema.DATASET: info.data.description,
         schema.PROTOCOL: info.split.protocol,
         schema.VERSION: code.version,
         schema.CODE_SHA256: code.sha256,
+        **_git_tags(code),
     }
-    return {**tags, **_git_tags(code)}
 
 
 def program_tags(code: Code) -> dict[str, str]:
@@ -288,11 +273,8 @@ def _start(
 ) -> str:
     client = store.client
     if existing is None:
-        run = client.create_run(
-            experiment_id,
-            tags={**program_tags(info.origin.code), **tags},
-            run_name=info.name,
-        )
+        created = {**program_tags(info.origin.code), **tags}
+        run = client.create_run(experiment_id, tags=created, run_name=info.name)
         new_tags: Mapping[str, str] = {}
     else:
         run = client.get_run(existing)
