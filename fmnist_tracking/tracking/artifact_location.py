@@ -33,7 +33,7 @@ def relocate(store: Store) -> int:
             f"Only a SQLite store can be relocated, and {store.public_uri} is none: whoever runs "
             "it knows where its files are."
         )
-    require_usable(path, create=False, write=True)
+    require_usable(path, "write")
     live = live_runs(store, experiment_ids(store, None))
     if live:
         raise TrackingError(migrations.run_in_progress(live[0]))

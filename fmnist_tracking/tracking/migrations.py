@@ -118,19 +118,13 @@ def _look(uri: str) -> tuple[set[str], str | None]:
     path = sqlite_file(uri)
     if path is not None:
         return sqlite_store.look(path)
-    engine = _engine(uri)
-    try:
-        with engine.connect() as opened:
-            tables = set(inspect(opened).get_table_names())
-            return tables, MigrationContext.configure(opened).get_current_revision()
-    finally:
-        engine.dispose()
+    with _engine(uri).connect() as opened:
+        tables = set(inspect(opened).get_table_names())
+        return tables, MigrationContext.configure(opened).get_current_revision()
 
 
 def _engine(uri: str) -> Engine:
-    arguments: dict[str, Any] = {}
-    if uri.startswith(("postgresql", "mysql")):
-        arguments["connect_timeout"] = _SECONDS
+    arguments = {"connect_timeout": _SECONDS} if uri.startswith(("postgresql", "mysql")) else {}
     return create_engine(uri, poolclass=NullPool, connect_args=arguments)
 
 

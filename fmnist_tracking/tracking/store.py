@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import mlflow
@@ -40,8 +39,6 @@ from fmnist_tracking.tracking.error_messages import (
     sort,
     tracking_error,
 )
-
-Access = Literal["read", "write", "create"]
 
 _log = logging.getLogger(__name__)
 # What this process had before its first open store, once for each store that is open.
@@ -214,7 +211,7 @@ def require_can_be_made(uri: str | None = None) -> Path | None:
     """
     path = locations.sqlite_file(tracking_uri(uri))
     if path is not None:
-        sqlite_store.require_usable(path, create=True)
+        sqlite_store.require_usable(path, "create")
         locations.require_place_for_files(path)
     return path
 
@@ -223,7 +220,7 @@ def require_can_be_made(uri: str | None = None) -> Path | None:
 def open_store(
     uri: str | None = None,
     *,
-    access: Access = "read",
+    access: sqlite_store.Access = "read",
     files: bool = True,
     upgrade: bool = False,
 ) -> Iterator[Store]:
@@ -351,12 +348,12 @@ def _with_credentials_aside(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def _require_store(uri: str, access: Access, *, upgrade: bool) -> None:
+def _require_store(uri: str, access: sqlite_store.Access, *, upgrade: bool) -> None:
     """Check that the store can be used, or create it, before MLflow opens it."""
     path, create = locations.sqlite_file(uri), access == "create"
     if path is not None:
         locations.working_folder()  # MLflow needs one, wherever the file is
-        sqlite_store.require_usable(path, create=create, write=access == "write")
+        sqlite_store.require_usable(path, access)
     if uri.startswith(("http://", "https://")):
         _require_server(uri)
     elif get_uri_scheme(uri) in DATABASE_ENGINES:  # type: ignore[no-untyped-call]
