@@ -121,18 +121,12 @@ def why_not(trial: TrackedRun, val_accuracy: float | None, champion: ModelVersio
 
 
 def _differences(this: SplitConfig, that: SplitConfig) -> list[str]:
-    facts = {
-        "protocol": (this.protocol, that.protocol),
-        "split seed": (this.seed, that.seed),
-        "limit": (this.limit, that.limit),
-    }
-    return [
-        f"{fact} {ours or 'none'} against {theirs or 'none'}"
-        if fact == "limit"
-        else f"{fact} {ours} against {theirs}"
-        for fact, (ours, theirs) in facts.items()
-        if ours != theirs
-    ]
+    facts = (
+        ("protocol", this.protocol, that.protocol),
+        ("split seed", this.seed, that.seed),
+        ("limit", this.limit or "none", that.limit or "none"),
+    )
+    return [f"{fact} {ours} against {theirs}" for fact, ours, theirs in facts if ours != theirs]
 
 
 def _check_name(name: str) -> None:

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from numpy.typing import NDArray
 
-from fmnist_tracking.config import FIELDS
+from fmnist_tracking.config import FASHION_MNIST, FIELDS
 from fmnist_tracking.leaderboard import best, effects, leaderboard
 from fmnist_tracking.results import (
     FINISHED,
@@ -142,7 +142,7 @@ def finish_trial(
         info.split,
         model_id,
         size,
-        is_fashion_mnist=info.data.is_fashion_mnist,
+        is_fashion_mnist=info.data.name == FASHION_MNIST,
     )
     note = descriptions.beside(note, client.get_run(run_id).data.tags)
     tags = {MLFLOW_RUN_NOTE: note}

@@ -144,8 +144,8 @@ def find_training(store: Store, experiment_id: str, points: Mapping[str, str]) -
     an earlier version's, to today's.
     """
     for key, point in points.items():
-        runs = list(iterate_runs(store, [experiment_id], f"tags.`{schema.POINT}` = '{key}'"))
-        for run in runs:  # newest first: a run begun after the last finished one is resumed
+        # The newest first: a run begun after the last finished one is resumed.
+        for run in iterate_runs(store, [experiment_id], f"tags.`{schema.POINT}` = '{key}'"):
             for trial in readable(store, [run], trial_result):
                 if trial.status == FINISHED:
                     return ResumeState(finished={point: trial})

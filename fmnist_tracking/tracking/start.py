@@ -18,7 +18,7 @@ from mlflow.utils.mlflow_tags import (
 )
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
-from fmnist_tracking.config import FASHION_MNIST, SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
 from fmnist_tracking.environment import Code
 from fmnist_tracking.results import RUNNING
 from fmnist_tracking.tracking import descriptions, schema
@@ -46,11 +46,6 @@ class DatasetInfo:
     def description(self) -> str:
         """Return the data set's name and source, for people."""
         return f"{self.name} ({self.source})"
-
-    @property
-    def is_fashion_mnist(self) -> bool:
-        """Return whether the data is Fashion-MNIST, by its name."""
-        return self.name == FASHION_MNIST
 
 
 @dataclass(frozen=True, kw_only=True)
