@@ -107,21 +107,21 @@ def find_resume_state(
     finished: dict[str, TrialResult] = {}
     open_runs: dict[str, UnfinishedTrial] = {}
     for parent in own:
-        for run in find_children(store, experiment_id, parent):
+        children = find_children(store, experiment_id, parent)
+        for run, trial in readable(store, children, _with_trial):
             point = points.get(run.data.tags.get(schema.POINT, ""), "")
-            for trial in readable(store, [run], trial_result):
-                if trial.status == FINISHED:
-                    finished.setdefault(point, trial)
-                else:
-                    open_runs.setdefault(point, _open_trial(run))
+            if trial.status == FINISHED:
+                finished.setdefault(point, trial)
+            else:
+                open_runs.setdefault(point, _open_trial(run))
     if not only_own and _has_finished(store, experiment_id):
         today = set(points.values())
         for find, keys in ((_finished_runs, today), (_finished_before, points.keys() - today)):
             wanted = {key for key in keys if points[key] not in finished}
-            for run in find(store, experiment_id, wanted):
+            runs = find(store, experiment_id, wanted)
+            for run, trial in readable(store, runs, _with_trial):
                 point = points[run.data.tags[schema.POINT]]
-                for trial in readable(store, [run], trial_result):
-                    finished.setdefault(point, dataclasses.replace(trial, reused=True))
+                finished.setdefault(point, dataclasses.replace(trial, reused=True))
     todays = dict.fromkeys(points.values())
     return ResumeState(
         search=search,
@@ -129,6 +129,10 @@ def find_resume_state(
         finished={point: finished[point] for point in todays if point in finished},
         open={point: run for point, run in open_runs.items() if point and point not in finished},
     )
+
+
+def _with_trial(run: Run) -> tuple[Run, TrialResult]:
+    return run, trial_result(run)
 
 
 def _open_trial(run: Run) -> UnfinishedTrial:
@@ -144,13 +148,13 @@ def find_training(store: Store, experiment_id: str, points: Mapping[str, str]) -
     an earlier version's, to today's.
     """
     for key, point in points.items():
+        runs = iterate_runs(store, [experiment_id], f"tags.`{schema.POINT}` = '{key}'")
         # The newest first: a run begun after the last finished one is resumed.
-        for run in iterate_runs(store, [experiment_id], f"tags.`{schema.POINT}` = '{key}'"):
-            for trial in readable(store, [run], trial_result):
-                if trial.status == FINISHED:
-                    return ResumeState(finished={point: trial})
-                if schema.PARENT not in run.data.tags:
-                    return ResumeState(open={point: _open_trial(run)})
+        for run, trial in readable(store, runs, _with_trial):
+            if trial.status == FINISHED:
+                return ResumeState(finished={point: trial})
+            if schema.PARENT not in run.data.tags:
+                return ResumeState(open={point: _open_trial(run)})
     return ResumeState()
 
 
@@ -217,11 +221,7 @@ def logged_steps(store: Store, run_id: str) -> set[int]:
 
 
 def require_not_live(run: TrackedRun) -> None:
-    """Refuse a search that another process is running.
-
-    Raises:
-        SearchError: another process is running it; the message says which, and where.
-    """
+    """Raise `SearchError` for a search that another process is running; say which, and where."""
     lease = Lease.read(run.raw.data.tags)
     if run.raw.info.status == RUNNING and lease and lease.is_live() and not lease.is_mine():
         raise SearchError(
