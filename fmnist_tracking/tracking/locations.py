@@ -55,11 +55,7 @@ def default_uri() -> str | None:
 
 
 def working_folder() -> Path:
-    """Return the working folder.
-
-    Raises:
-        TrackingError: it was removed.
-    """
+    """Return the working folder; raise `TrackingError` if it was removed."""
     try:
         return Path.cwd()
     except FileNotFoundError:
@@ -181,11 +177,7 @@ def files_of(database: Path, name: str) -> str:
 
 
 def require_place_for_files(database: Path) -> None:
-    """Refuse a folder in which the files of a new store's runs have no place.
-
-    Raises:
-        TrackingError: `mlruns` exists and is not a folder.
-    """
+    """Raise `TrackingError` if `mlruns`, for the files of a new store, exists but is no folder."""
     folder = database.parent / _FILES
     if os.path.lexists(folder) and not folder.is_dir():
         what = "is not a folder" if folder.exists() else "is a link that leads nowhere"
@@ -248,11 +240,7 @@ def not_reached_line(folder: Path) -> str:
 
 
 def relocate(database: Path, bases: Iterable[Path], to: Path) -> int:
-    """Replace old folders by the new one in all addresses of files in a store's tables.
-
-    Returns:
-        The number of addresses that were changed.
-    """
+    """Replace old folders by the new one in the addresses of files; return how many there were."""
     changed = 0
     with contextlib.closing(sqlite3.connect(database, timeout=20)) as connection, connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}

@@ -129,11 +129,7 @@ def trial_model(store: Store, trial: TrackedRun) -> LoggedModel:
 
 
 def require_files(store: Store, trial: TrackedRun, model: LoggedModel) -> None:
-    """Refuse a logged model whose file is missing.
-
-    Raises:
-        TrackingError: it is missing; the message says where it was expected.
-    """
+    """Raise `TrackingError` for a logged model whose file is missing; say where it should be."""
     if not _size(store, model.model_id):
         raise TrackingError(
             f"The model of trial {trial.run_id[:8]} has no file {schema.KERAS_FILE} at "

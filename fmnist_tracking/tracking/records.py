@@ -258,11 +258,7 @@ def _read_json(run: Run, file: str) -> Any:
 
 
 def require_finished(run: TrackedRun) -> None:
-    """Refuse a trial that did not finish, and so has no model.
-
-    Raises:
-        TrackingError: it did not finish.
-    """
+    """Raise `TrackingError` for a trial that did not finish, and so has no model."""
     if run.raw.info.status != FINISHED:
         raise TrackingError(
             f"The trial {run.run_id[:8]} is {run.raw.info.status}, so it has no model. Choose a "
@@ -324,11 +320,7 @@ def read_split(protocol: str, seed: str, limit: str) -> SplitConfig:
 
 
 def as_readable(run: Run) -> TrackedRun:
-    """Return a search, a trial or a single training, after checking that all of it can be read.
-
-    Raises:
-        UnreadableRun: it cannot be.
-    """
+    """Return a run of this project; raise `UnreadableRun` unless all of it can be read."""
     tracked = as_tracked(run)
     if tracked.role == schema.SEARCH:
         read_grid(run)

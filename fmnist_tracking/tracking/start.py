@@ -120,14 +120,11 @@ def start_search(
     resume: TrackedRun | None = None,
     adopted: str | None = None,
 ) -> str:
-    """Open the parent run of a search, held by this process.
+    """Open the parent run of a search, held by this process, and return its id.
 
     It is the run that `mlflow run` created for this command, `adopted`, else the interrupted run of
     the same search, `resume`, else a new run. In the first case, `move_trials` moves the trials of
     the interrupted run to it.
-
-    Returns:
-        The run's id.
     """
     axes = {axis: json.dumps(values) for axis, values in info.space.axes.items()}
     too_long = any(len(text) > MAX_PARAM_VAL_LENGTH for text in axes.values())
@@ -192,10 +189,9 @@ def log_reused(store: Store, run_id: str, trials: Sequence[str]) -> None:
 def start_trial(
     store: Store, experiment_id: str, info: TrialInfo, resume: str | None = None
 ) -> str:
-    """Open the run of one trial, held by this process: an interrupted one, `resume`, or a new one.
+    """Open the run of a trial, held by this process, and return its id.
 
-    Returns:
-        The run's id.
+    It is the interrupted one, `resume`, else a new one.
     """
     params = {
         **dataclasses.asdict(info.config),

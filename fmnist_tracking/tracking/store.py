@@ -152,12 +152,9 @@ class Store:
         return f"experiment {experiment_id} of {made} {where}"
 
     def require_reached(self, address: str) -> None:
-        """Refuse an address of files on a disk that is not mounted.
+        """Raise `TrackingError` for an address of files on a disk that is not mounted.
 
         The files would be written to another disk.
-
-        Raises:
-            TrackingError: the disk is not mounted.
         """
         location = locations.local_path(address)
         for folder in self.away:
@@ -175,11 +172,7 @@ class Store:
 
 
 def require_active(experiment: Experiment) -> None:
-    """Refuse an experiment that was deleted.
-
-    Raises:
-        TrackingError: it was; the message says how to restore it.
-    """
+    """Raise `TrackingError` for an experiment that was deleted; say how to restore it."""
     if experiment.lifecycle_stage != "active":
         raise TrackingError(
             f"The experiment {experiment.name!r} was deleted. Restore it with `mlflow experiments "
