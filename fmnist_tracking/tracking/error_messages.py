@@ -30,6 +30,9 @@ _PACKAGES = {
     "google.cloud": "google-cloud-storage",
     "azure": "azure-storage-blob",
     "azure.storage": "azure-storage-blob",
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
 }
 # The code that SQLAlchemy puts into its messages, wherever they are passed on; see
 # https://docs.sqlalchemy.org/en/20/errors.html. MLflow's server answers most with status 400.
@@ -96,11 +99,8 @@ def tracking_error(uri: str, error: BaseException) -> TrackingError:
         )
     missing = next((one for one in _chain(error) if isinstance(one, ModuleNotFoundError)), None)
     if missing is not None and _passes(missing, _MLFLOW / "store" / "artifact"):
-        return TrackingError(
-            f"The place where {without_user(uri)} keeps the files of runs needs the Python package "
-            f"{missing.name}, which is not installed. Install it: pip install "
-            f"{_PACKAGES.get(missing.name or '', missing.name)}"
-        )
+        place = f"The place where {without_user(uri)} keeps the files of runs"
+        return missing_package(place, missing)
     if "mlflow-artifacts URI was supplied" in text:
         return TrackingError(
             f"The store {without_user(uri)} is a database, but keeps the files of its runs at "
@@ -121,6 +121,14 @@ def tracking_error(uri: str, error: BaseException) -> TrackingError:
             "goes on where this one stopped."
         )
     return TrackingError(f"MLflow failed at {without_user(uri)}: {_first_line(error)}")
+
+
+def missing_package(what: str, error: ModuleNotFoundError) -> TrackingError:
+    """Return a `TrackingError` that says what to install for a store or its files."""
+    return TrackingError(
+        f"{what} needs the Python package {error.name}, which is not installed. Install it: "
+        f"pip install {_PACKAGES.get(error.name or '', error.name)}"
+    )
 
 
 def _where(error: BaseException) -> str:

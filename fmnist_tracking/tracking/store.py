@@ -35,6 +35,7 @@ from fmnist_tracking.tracking import locations, migrations, sqlite_store
 from fmnist_tracking.tracking.error_messages import (
     Fault,
     is_of_store,
+    missing_package,
     opening_error,
     sort,
     tracking_error,
@@ -52,12 +53,6 @@ _VERSION = re.compile(r"(\d+)\.(\d+)[\w.]*$")
 _MANY = 1000
 # At most this many skipped runs are named.
 _NAMED = 3
-# The package to install for a database driver's module, where the names differ.
-_DRIVERS = {
-    "psycopg": "'psycopg[binary]'",
-    "psycopg2": "psycopg2-binary",
-    "MySQLdb": "mysqlclient",
-}
 _MLFLOW_SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # The background writer retries. MLflow's own retries take minutes a call, and may create a run
@@ -247,11 +242,7 @@ def open_store(
             moved_from, away = locations.elsewhere(locations.sqlite_file(uri), addresses)
             store = Store(uri=uri, client=client, address=address, moved_from=moved_from, away=away)
         except ModuleNotFoundError as error:
-            raise TrackingError(
-                f"The MLflow store at {without_user(uri)} needs the Python package {error.name}, "
-                f"which is not installed. Install it: pip install "
-                f"{_DRIVERS.get(error.name or '', error.name)}"
-            ) from None
+            raise missing_package(f"The MLflow store at {without_user(uri)}", error) from None
         except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
             raise opening_error(uri, error) from error
         except (TypeError, ValueError) as error:  # MLflow's and SQLAlchemy's for a wrong setting
