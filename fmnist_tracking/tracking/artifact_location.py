@@ -18,10 +18,7 @@ from fmnist_tracking.tracking.store import Store
 
 
 def relocate(store: Store) -> int:
-    """Update the addresses of the runs' files in a SQLite store that was moved.
-
-    Returns:
-        The number of addresses that were changed.
+    """Update the addresses of the runs' files in a SQLite store that was moved; count them.
 
     Raises:
         TrackingError: the store is not a SQLite store or cannot be written, or a search is running

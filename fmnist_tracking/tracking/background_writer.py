@@ -67,14 +67,10 @@ class BackgroundWriter:
         return future
 
     def flush(self, seconds: float) -> None:
-        """Wait until every operation submitted so far is done.
-
-        Args:
-            seconds: how long to wait while the store does not answer; there is no limit while it
-                does.
+        """Wait until every operation submitted so far is done, without a limit of time.
 
         Raises:
-            TrackingError: the store did not answer for that long, or an operation failed.
+            TrackingError: the store did not answer for `seconds`, or an operation failed.
         """
         last = self.submit(lambda _: None)
         patience = time.monotonic() + seconds

@@ -70,10 +70,7 @@ def log_validation_figures(store: Store, run_id: str, files: Sequence[Path]) -> 
 
 def _log_files(store: Store, run_id: str, files: Sequence[Path], folder: str) -> None:
     with ThreadPoolExecutor(_AT_ONCE) as pool:  # a server with passwords is slow to answer
-        for logged in [
-            pool.submit(store.client.log_artifact, run_id, str(file), folder) for file in files
-        ]:
-            logged.result()
+        list(pool.map(lambda file: store.client.log_artifact(run_id, str(file), folder), files))
 
 
 def mark_report_run(store: Store, run_id: str, name: str) -> None:

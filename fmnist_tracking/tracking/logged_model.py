@@ -140,13 +140,10 @@ def require_files(store: Store, trial: TrackedRun, model: LoggedModel) -> None:
 
 
 def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
-    """Download the `.keras` file of a trial's logged model to a folder.
+    """Download the `.keras` file of a trial's logged model to a folder, and return its path.
 
     Only that file is fetched, from the model's own location: to resolve `runs:/<run id>/model`,
     MLflow searches all models of the experiment, and downloads everything that belongs to one.
-
-    Returns:
-        The path of the file.
 
     Raises:
         TrackingError: the trial did not finish, or its model cannot be downloaded.

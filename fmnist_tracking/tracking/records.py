@@ -67,11 +67,7 @@ class TrackedRun:
     """A run of this project in the store.
 
     Attributes:
-        run_id: in full.
-        experiment_id: of the experiment it is in.
         role: `search`, `trial` or `train`.
-        name: shown to people.
-        split: how its data was split.
         data_sha256: `Dataset.digest` of the data it was trained on.
         raw: MLflow's own record.
     """

@@ -231,11 +231,7 @@ def require_not_live(run: TrackedRun) -> None:
 
 
 def close_orphans(store: Store, experiments: Iterable[str]) -> list[tuple[str, str]]:
-    """Close, as KILLED, the open runs of this project whose process is gone.
-
-    Returns:
-        Id and name of each closed run.
-    """
+    """Close, as KILLED, the open runs whose process is gone; return the id and name of each."""
     orphans = []
     is_live = liveness(store)
     for run in list(iterate_runs(store, experiments, _OPEN)):

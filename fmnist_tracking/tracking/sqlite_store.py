@@ -149,10 +149,9 @@ def make(path: Path) -> None:
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[sqlite3.Connection]:
-    """Lock a SQLite file against all other processes, after merging its write-ahead log.
+    """Lock a SQLite file against all other processes, and yield a connection to it.
 
-    Yields:
-        A connection to the file.
+    Its write-ahead log is merged first.
 
     Raises:
         TrackingError: it stays locked, or cannot be written.

@@ -30,13 +30,7 @@ from fmnist_tracking.tracking.ui_links import offer_table
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What runs record about their data.
-
-    Attributes:
-        sha256: `Dataset.digest` of the data.
-        name: of the data set.
-        source: where the data was found.
-    """
+    """What runs record about their data: its `Dataset.digest`, its name, and where it was found."""
 
     sha256: str
     name: str
@@ -52,9 +46,7 @@ class DatasetInfo:
 class Provenance:
     """What runs record about the origin of their numbers, beside configuration and data.
 
-    Attributes:
-        code: the code that runs.
-        environment: what `fmnist_tracking.environment.describe` returns.
+    The environment is what `fmnist_tracking.environment.describe` returns.
     """
 
     code: Code
@@ -67,11 +59,7 @@ class SearchInfo:
 
     Attributes:
         name: shown to people; a name that a person gave to `mlflow run` is kept.
-        space: the grid.
         base: the value of each setting that is not an axis.
-        split: how the data is split.
-        data: the data set.
-        origin: the code and its environment.
         grid: fingerprint of the whole grid.
         fresh: whether every point is trained again.
     """
@@ -91,11 +79,6 @@ class TrialInfo:
     """What a trial's run records when it is opened.
 
     Attributes:
-        name: shown to people.
-        config: what is trained.
-        split: how its data is split.
-        data: the data set.
-        origin: the code and its environment.
         fingerprint: of everything that determines its numbers.
         threads: number of threads that compute it.
         parent: the search's run id, None for a single training.
