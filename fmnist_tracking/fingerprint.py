@@ -43,12 +43,7 @@ def of_point(config: TrainingConfig, split: SplitConfig, data_digest: str) -> st
     """Compute a fingerprint: the SHA-256, in hex, of everything that determines a trial's numbers.
 
     The processor and the number of threads are not in it, because they only change the order of
-    sums, and so the last digits.
-
-    Args:
-        config: the point and its seed.
-        split: how the data set is split.
-        data_digest: `Dataset.digest`.
+    sums, and so the last digits. `data_digest` is `Dataset.digest`.
     """
     content = {
         "network": [NETWORK, NETWORKS[NETWORK], feature_map_sizes(config)],
@@ -87,13 +82,7 @@ class GridKeys:
 
 
 def of_grid(configs: Iterable[TrainingConfig], split: SplitConfig, data_digest: str) -> GridKeys:
-    """Compute the fingerprints by which a grid's trials and its search can be found.
-
-    Args:
-        configs: the points.
-        split: how the data set is split.
-        data_digest: `Dataset.digest`.
-    """
+    """Compute the fingerprints by which a grid's trials and its search can be found."""
     known = list(configs)
     today = tuple(of_point(config, split, data_digest) for config in known)
     older = [older_keys(config, split, data_digest) for config in known]
@@ -105,14 +94,11 @@ def of_grid(configs: Iterable[TrainingConfig], split: SplitConfig, data_digest: 
 
 
 def typed_values(config: Any) -> dict[str, list[object]]:
-    """Return the fields of a configuration by name, each with its type and value.
+    """Return the fields of a configuration, a dataclass, by name: each with its type and value.
 
     A field that is added to a published configuration has the key `neutral` in its metadata: the
     value that stands for the behaviour before. A field with that value is left out, so that earlier
     results keep their fingerprint.
-
-    Args:
-        config: a dataclass whose values `json` can write.
     """
     return {
         field.name: [type(value).__name__, value]
@@ -161,11 +147,6 @@ def older_keys(config: TrainingConfig, split: SplitConfig, data_digest: str) -> 
 
     They are valid only for the first versions of network, training and split. So there are none
     once one of those is raised, nor for a configuration that the earlier releases did not have.
-
-    Args:
-        config: the point and its seed.
-        split: how the data set is split.
-        data_digest: `Dataset.digest`.
     """
     settings = typed_values(config)
     # With POOL_SIZE 2, floor((28 - k) / s) + 1 pixels are halved; see `config.feature_map_sizes`.
@@ -175,25 +156,16 @@ def older_keys(config: TrainingConfig, split: SplitConfig, data_digest: str) -> 
         return ()
     if feature_map_sizes(config)["pool1"] != pooled:
         return ()
-    installed = tuple(version(name) for name in ("keras", "numpy", "scikit-learn"))
-    common: Mapping[str, Any] = {
+    names = ("tensorflow", "keras", "numpy", "scikit-learn")
+    tensorflow_here, *others = map(version, names)
+    facts: Mapping[str, Any] = {
         "config": {name: value for name, (_, value) in settings.items()},
         "split": {name: value for name, (_, value) in typed_values(split).items()},
         "data": data_digest,
         "code": _OLD_CODE,
     }
     return tuple(
-        _sha256(
-            {
-                **common,
-                "versions": {
-                    "tensorflow": tensorflow,
-                    "keras": keras,
-                    "numpy": numpy,
-                    "scikit-learn": scikit_learn,
-                },
-            }
-        )
-        for tensorflow in sorted({version("tensorflow"), "2.21.0"})
-        for keras, numpy, scikit_learn in dict.fromkeys((installed, *_OLD_PINS))
+        _sha256({**facts, "versions": dict(zip(names, (tensorflow, *pins), strict=True))})
+        for tensorflow in sorted({tensorflow_here, "2.21.0"})
+        for pins in dict.fromkeys((tuple(others), *_OLD_PINS))
     )

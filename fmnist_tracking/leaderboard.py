@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fmnist_tracking.config import SearchSpace, TrainingConfig, Value
-from fmnist_tracking.results import FINISHED, TrialResult
+from fmnist_tracking.results import TrialResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +91,8 @@ class LeaderboardRow:
 
 def leaderboard(trials: Sequence[TrialResult]) -> tuple[LeaderboardRow, ...]:
     """Return all trials of a search, the best first, and those without a score last."""
-    finished: list[TrialResult] = []
-    others: list[TrialResult] = []
-    for trial in trials:
-        scored = trial.status == FINISHED and trial.val_accuracy is not None
-        (finished if scored else others).append(trial)
+    finished = [trial for trial in trials if trial.is_scored]
+    others = [trial for trial in trials if not trial.is_scored]
     return (
         *(LeaderboardRow(rank=r.rank, mean=r.mean, trial=r.trial) for r in rank(finished)),
         *(LeaderboardRow(rank=None, mean=None, trial=t) for t in others),
@@ -128,11 +125,7 @@ def effects(space: SearchSpace, trials: Sequence[TrialResult]) -> tuple[Effect, 
     """Compute the main effect of each axis with more than one value, in the grid's order.
 
     A point's score is the mean validation accuracy of its repeats, so `seed` is not an axis here. A
-    point with a repeat that diverged has no score.
-
-    Args:
-        space: the grid.
-        trials: finished trials of that grid.
+    point with a repeat that diverged has no score. The trials are the finished ones of that grid.
     """
     ranked = rank(trials)
     scores: dict[TrainingConfig, float | None] = {

@@ -19,7 +19,7 @@ _SAMPLES = 16
 _LONGEST_REASON = 200
 
 
-def inspect_model(task: InspectionTask, _: Callable[[Any], None]) -> ModelInspection:
+def inspect_model(task: InspectionTask, report: Callable[[Any], None]) -> ModelInspection:
     """Look at a model and some images.
 
     Raises:
@@ -37,7 +37,7 @@ def inspect_model(task: InspectionTask, _: Callable[[Any], None]) -> ModelInspec
     if task.images == "test":
         test = test_set(dataset, task.split)
         images, labels = test.images, test.labels
-        everything = _classify(task.model, task.run_id, images)
+        everything = classify(task.model, task.run_id, images, report)
         evaluation = evaluate(labels, everything, dataset.class_names)
     else:
         split = split_dataset(dataset, task.split)
@@ -60,7 +60,7 @@ def inspect_model(task: InspectionTask, _: Callable[[Any], None]) -> ModelInspec
         labels=labels[chosen],
         probabilities=everything[chosen]
         if evaluation
-        else _classify(task.model, task.run_id, images[chosen]),
+        else classify(task.model, task.run_id, images[chosen], report),
         maps=maps,
         evaluation=evaluation,
     )
@@ -82,10 +82,6 @@ def classify(
     Raises:
         TrackingError: the model cannot be used, or gives no numbers.
     """
-    return _classify(model, run_id, images)
-
-
-def _classify(model: Path, run_id: str, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     probabilities = coursework.predict(_load(model, run_id), images)
     if not np.isfinite(probabilities).all():
         raise TrackingError(
@@ -93,9 +89,6 @@ def _classify(model: Path, run_id: str, images: NDArray[np.uint8]) -> NDArray[np
             "Choose another trial, and train with a smaller learning rate."
         )
     return probabilities
-
-
-_load = lru_cache(maxsize=1)(lambda path, run_id: load_model(path, run_id))
 
 
 def load_model(path: Path, run_id: str) -> keras.Model:
@@ -108,6 +101,9 @@ def load_model(path: Path, run_id: str) -> keras.Model:
         return coursework.load_model(path)
     except Exception as error:  # Keras raises many kinds of what is damaged or not its own
         raise _unusable(run_id, error) from None
+
+
+_load = lru_cache(maxsize=1)(load_model)
 
 
 def _unusable(run_id: str, error: Exception) -> TrackingError:

@@ -7,7 +7,8 @@ from fmnist_tracking import tracking
 from fmnist_tracking.config import DEFAULT_MODEL_NAME, SplitConfig
 from fmnist_tracking.errors import ConfigError, PromotionError, setting
 from fmnist_tracking.results import StoredRun, located
-from fmnist_tracking.tracking import ModelVersion, TrackedRun
+from fmnist_tracking.tracking import TrackedRun, registry
+from fmnist_tracking.tracking.registry import ModelVersion
 
 _LONGEST_NAME = 256
 
@@ -70,8 +71,8 @@ def promote(
     reference, tracking_uri = located(run, tracking_uri)
     with tracking.open_store(tracking_uri, access="write") as store:
         trial = tracking.best_trial(store, tracking.find_run(store, reference, experiment))
-        tracking.require_model(store, trial)
-        champion = tracking.find_champion(store, name)
+        registry.require_model(store, trial)
+        champion = registry.find_champion(store, name)
         if champion is not None and champion.run_id == trial.run_id:
             return Promotion(champion=champion, previous=champion, registered=False)
         val_accuracy = tracking.read_trial(trial).val_accuracy
@@ -83,9 +84,9 @@ def promote(
             raise PromotionError(
                 f"{objection} {keep}, or promote this with {setting('force=True')}."
             )
-        known = tracking.find_version(store, name, trial.run_id)
-        version = known or tracking.register_version(store, name, trial)
-        tracking.make_champion(store, version)
+        known = registry.find_version(store, name, trial.run_id)
+        version = known or registry.register_version(store, name, trial)
+        registry.make_champion(store, version)
         return Promotion(
             champion=version, previous=champion, registered=known is None, overruled=objection
         )
@@ -121,18 +122,12 @@ def why_not(trial: TrackedRun, val_accuracy: float | None, champion: ModelVersio
 
 
 def _differences(this: SplitConfig, that: SplitConfig) -> list[str]:
-    facts = {
-        "protocol": (this.protocol, that.protocol),
-        "split seed": (this.seed, that.seed),
-        "limit": (this.limit, that.limit),
-    }
-    return [
-        f"{fact} {ours or 'none'} against {theirs or 'none'}"
-        if fact == "limit"
-        else f"{fact} {ours} against {theirs}"
-        for fact, (ours, theirs) in facts.items()
-        if ours != theirs
-    ]
+    facts = (
+        ("protocol", this.protocol, that.protocol),
+        ("split seed", this.seed, that.seed),
+        ("limit", this.limit or "none", that.limit or "none"),
+    )
+    return [f"{fact} {ours} against {theirs}" for fact, ours, theirs in facts if ours != theirs]
 
 
 def _check_name(name: str) -> None:

@@ -265,6 +265,11 @@ class TrialResult:
     diverged: bool = False
 
     @property
+    def is_scored(self) -> bool:
+        """Return whether the trial finished, and so has a score."""
+        return self.status == FINISHED and self.val_accuracy is not None
+
+    @property
     def outcome(self) -> str:
         """Return the result in a word: the trial's status, or "diverged"."""
         return DIVERGED if self.diverged else self.status
@@ -301,14 +306,10 @@ class SearchResult:
     @cached_property
     def finished(self) -> tuple[TrialResult, ...]:
         """Return the trials that finished, and so have a score."""
-        return tuple(t for t in self.trials if t.status == FINISHED and t.val_accuracy is not None)
+        return tuple(trial for trial in self.trials if trial.is_scored)
 
     def to_json(self, best: TrialResult | None) -> dict[str, Any]:
-        """Return the object that `search --json` prints at the end.
-
-        Args:
-            best: the best trial, None if there is none.
-        """
+        """Return the object that `search --json` prints at the end, for the best trial, if any."""
         return {
             "run_id": self.run_id,
             "experiment_id": self.experiment_id,

@@ -20,8 +20,9 @@ from mlflow.exceptions import MlflowException
 
 from fmnist_tracking.cli import app as program
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking import ModelVersion, Store, make_champion, open_store
+from fmnist_tracking.tracking import Store, open_store
 from fmnist_tracking.tracking.error_messages import is_passing, tracking_error
+from fmnist_tracking.tracking.registry import ModelVersion, make_champion
 
 SECRET = "p@ss word"
 QUOTED = "p%40ss%20word"

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fmnist_tracking.tracking import Lease, schema
+from fmnist_tracking.tracking import schema
+from fmnist_tracking.tracking.leases import Lease
 
 
 def mine(**changes: object) -> Lease:

@@ -15,6 +15,7 @@ from conftest import Run
 from fmnist_tracking import tracking
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import Store, locations, open_store, tracking_uri
+from fmnist_tracking.tracking.leases import Lease
 
 NAMES = ("plain", "my project", "é", "a&b", "a?b", "a#b", "a%20b", "c%b", "a+b", "é my #1 project")
 
@@ -190,7 +191,7 @@ def test_a_store_that_was_moved_is_told_from_a_disk_that_is_not_there(
 def test_a_store_is_not_relocated_under_a_search(store: Store) -> None:
     run = store.client.create_run(store.experiment_id("fashion-mnist"))
     store.client.set_tag(run.info.run_id, "fmnist.role", "search")
-    lease = tracking.Lease.of_this_process()
+    lease = Lease.of_this_process()
     store.client.set_tag(run.info.run_id, "fmnist.lease", lease.text())
     with pytest.raises(TrackingError, match="is in progress"):
         tracking.relocate(store)

@@ -24,7 +24,8 @@ from sqlalchemy.pool import NullPool
 
 from conftest import Run
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.tracking import Lease, Store, migrations, open_store, sqlite_store
+from fmnist_tracking.tracking import Store, migrations, open_store, sqlite_store
+from fmnist_tracking.tracking.leases import Lease
 
 READING = (
     ("runs",),

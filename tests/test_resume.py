@@ -13,7 +13,9 @@ from fmnist_tracking import fingerprint, tracking
 from fmnist_tracking.config import SearchSpace
 from fmnist_tracking.environment import Code
 from fmnist_tracking.errors import SearchError, TrackingError
-from fmnist_tracking.tracking import Lease, ResumeState, Store, schema
+from fmnist_tracking.tracking import ResumeState, Store, schema
+from fmnist_tracking.tracking.leases import Lease
+from fmnist_tracking.tracking.resume import UnfinishedTrial
 from records import epoch
 from runs import ORIGIN, SEARCH, TRIAL, finish_quickly
 
@@ -131,8 +133,8 @@ def test_a_search_that_was_cut_off_is_found(store: Store, experiment: str) -> No
     assert what.searches == (run_id,)
     assert found(what) == {0: (done, False)}
     assert what.open == {
-        PRINTS[1]: tracking.UnfinishedTrial(run_id=begun, has_steps=True),
-        PRINTS[2]: tracking.UnfinishedTrial(run_id=failed, has_steps=False),
+        PRINTS[1]: UnfinishedTrial(run_id=begun, has_steps=True),
+        PRINTS[2]: UnfinishedTrial(run_id=failed, has_steps=False),
     }
     assert what.finished[PRINTS[0]].config == POINTS[0]
 
@@ -244,7 +246,7 @@ def test_a_training_of_its_own_is_found(store: Store, experiment: str) -> None:
     cut_off_trial(store, experiment, 0, start_search(store, experiment))  # a search's
     assert find(0) == ResumeState()
     alone = cut_off_trial(store, experiment, 0, None)
-    cut_off = tracking.UnfinishedTrial(run_id=alone, has_steps=False)
+    cut_off = UnfinishedTrial(run_id=alone, has_steps=False)
     assert find(0) == ResumeState(open={PRINTS[0]: cut_off})
     done = finished_trial(store, experiment, 0, start_search(store, experiment))
     assert find(0).open == {}

@@ -26,11 +26,8 @@ from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, TrackingError
 from fmnist_tracking.networks.coursework import load_model, predict, with_weights
 from fmnist_tracking.results import TrainingResult
-from fmnist_tracking.tracking import (
-    Lease,
-    Store,
-    schema,
-)
+from fmnist_tracking.tracking import Store, schema
+from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.training.loop import Weights, train
 from records import epoch, training
 from runs import (

@@ -8,13 +8,8 @@ from fmnist_tracking.tracking.experiments import (
     existing_experiment,
     experiment_ids,
 )
-from fmnist_tracking.tracking.find import (
-    best_trial,
-    find_run,
-    latest_search,
-    list_runs,
-)
-from fmnist_tracking.tracking.leases import BEAT_SECONDS, Lease
+from fmnist_tracking.tracking.find import best_trial, find_run, latest_search, list_runs
+from fmnist_tracking.tracking.leases import BEAT_SECONDS
 from fmnist_tracking.tracking.log import (
     fail_trial,
     finish_search,
@@ -36,23 +31,13 @@ from fmnist_tracking.tracking.logged_model import download_model
 from fmnist_tracking.tracking.queries import find_active
 from fmnist_tracking.tracking.records import (
     TrackedRun,
-    UnreadableRun,
     as_tracked,
     read_history,
     read_search,
     read_trial,
 )
-from fmnist_tracking.tracking.registry import (
-    ModelVersion,
-    find_champion,
-    find_version,
-    make_champion,
-    register_version,
-    require_model,
-)
 from fmnist_tracking.tracking.resume import (
     ResumeState,
-    UnfinishedTrial,
     close_orphans,
     close_own,
     find_resume_state,
@@ -87,16 +72,12 @@ __all__ = [
     "BEAT_SECONDS",
     "BackgroundWriter",
     "DatasetInfo",
-    "Lease",
-    "ModelVersion",
     "Provenance",
     "ResumeState",
     "SearchInfo",
     "Store",
     "TrackedRun",
     "TrialInfo",
-    "UnfinishedTrial",
-    "UnreadableRun",
     "adoptable_run",
     "as_tracked",
     "best_trial",
@@ -108,13 +89,11 @@ __all__ = [
     "experiment_ids",
     "fail_trial",
     "find_active",
-    "find_champion",
     "find_resume_state",
     "find_run",
     "find_searches",
     "find_training",
     "find_trial",
-    "find_version",
     "finish_search",
     "finish_trial",
     "is_yet_to_be_made",
@@ -130,7 +109,6 @@ __all__ = [
     "log_test_opened",
     "log_validation_figures",
     "logged_steps",
-    "make_champion",
     "mark_report_run",
     "move_trials",
     "note_interruption",
@@ -138,11 +116,9 @@ __all__ = [
     "read_history",
     "read_search",
     "read_trial",
-    "register_version",
     "relocate",
     "renew_lease",
     "require_can_be_made",
-    "require_model",
     "require_not_live",
     "run_address",
     "start_search",

@@ -18,10 +18,7 @@ from fmnist_tracking.tracking.store import Store
 
 
 def relocate(store: Store) -> int:
-    """Update the addresses of the runs' files in a SQLite store that was moved.
-
-    Returns:
-        The number of addresses that were changed.
+    """Update the addresses of the runs' files in a SQLite store that was moved; count them.
 
     Raises:
         TrackingError: the store is not a SQLite store or cannot be written, or a search is running
@@ -33,19 +30,17 @@ def relocate(store: Store) -> int:
             f"Only a SQLite store can be relocated, and {store.public_uri} is none: whoever runs "
             "it knows where its files are."
         )
-    require_usable(path, create=False, write=True)
+    require_usable(path, "write")
     live = live_runs(store, experiment_ids(store, None))
     if live:
         raise TrackingError(migrations.run_in_progress(live[0]))
-    return locations.relocate(path, store.moved_from)
+    return locations.relocate(path, store.moved_from, path.parent)
 
 
 def try_artifacts(store: Store, experiment_id: str | None) -> str | None:
     """Write a small file to an experiment's artifact location, read it back and delete it.
 
-    Args:
-        store: the store.
-        experiment_id: of the experiment; None if it does not exist yet, because no search has run.
+    Without an experiment, as before the first search, the location is the one it will get.
 
     Returns:
         The location, safe to show; None if it is not known before the first search.
@@ -58,32 +53,22 @@ def try_artifacts(store: Store, experiment_id: str | None) -> str | None:
     if location is None:
         return None
     store.require_reached(location)
-    folder = locations.local_path(location)
-    missing = []
-    while folder is not None and not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    repository = get_artifact_repository(location, tracking_uri=store.uri)
     name = f"fmnist-track-doctor-{uuid.uuid4().hex}.txt"
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch, name)
-            file.write_text(name)
-            back = Path(scratch, "back")
-            back.mkdir()
-            try:
-                repository.log_artifact(str(file))  # type: ignore[no-untyped-call]
-                repository.download_artifacts(name, str(back))  # type: ignore[no-untyped-call]
-            except Exception:
-                with contextlib.suppress(Exception):  # report the first error, not this one
-                    repository.delete_artifacts(name)  # type: ignore[no-untyped-call]
-                raise
-            same = (back / name).read_text() == name
+    folder = locations.local_path(location)
+    with locations.without_new_folders(folder), tempfile.TemporaryDirectory() as scratch:
+        repository = get_artifact_repository(location, tracking_uri=store.uri)
+        file, back = Path(scratch, name), Path(scratch, "back")
+        file.write_text(name)
+        back.mkdir()
+        try:
+            repository.log_artifact(str(file))  # type: ignore[no-untyped-call]
+            repository.download_artifacts(name, str(back))  # type: ignore[no-untyped-call]
+        except Exception:
+            with contextlib.suppress(Exception):  # report the first error, not this one
+                repository.delete_artifacts(name)  # type: ignore[no-untyped-call]
+            raise
+        same = (back / name).read_text() == name
         repository.delete_artifacts(name)  # type: ignore[no-untyped-call]
-    finally:
-        with contextlib.suppress(OSError):
-            for made in missing:
-                made.rmdir()
     if not same:
         raise TrackingError(f"{without_user(location)} gives back another file than was written.")
     return without_user(location)

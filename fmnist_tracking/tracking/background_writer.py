@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeVar
 
 import tenacity
@@ -61,34 +61,24 @@ class BackgroundWriter:
         self._thread.start()
 
     def submit(self, operation: Callable[[bool], T]) -> "Future[T]":
-        """Queue an operation; it runs after those submitted before it.
+        """Queue an operation, which runs after those submitted before it; return its future.
 
-        Args:
-            operation: called with True if an earlier attempt failed, so that part of it may have
-                been done already; else with False.
-
-        Returns:
-            A future of its result.
+        It is called with True if an earlier attempt failed, so that part of it may have been done
+        already; else with False.
         """
         future: Future[T] = Future()
         self._queue.put((operation, future))
         return future
 
     def flush(self, seconds: float) -> None:
-        """Wait until every operation submitted so far is done.
-
-        Args:
-            seconds: how long to wait while the store does not answer; there is no limit while it
-                does.
+        """Wait until every operation submitted so far is done, without a limit of time.
 
         Raises:
-            TrackingError: the store did not answer for that long, or an operation failed.
+            TrackingError: the store did not answer for `seconds`, or an operation failed.
         """
         last = self.submit(lambda _: None)
         patience = time.monotonic() + seconds
-        while not last.done():
-            if self.failed.done():
-                self.failed.result()
+        while not wait([last, self.failed], 0.02, FIRST_COMPLETED).done:
             if not self._outage:
                 patience = time.monotonic() + seconds
             elif time.monotonic() > patience:
@@ -96,23 +86,17 @@ class BackgroundWriter:
                     f"The MLflow store at {self._store.public_uri} has not answered for "
                     f"{seconds:.0f} seconds."
                 )
-            time.sleep(0.02)
         if self.failed.done():
             self.failed.result()
 
     def close(self, seconds: float) -> bool:
-        """Stop the thread once everything is written, or when the time is up.
-
-        Args:
-            seconds: how long to wait; operations still queued by then are dropped.
+        """Stop the thread once everything is written, or after some seconds.
 
         Returns:
-            Whether everything was written.
+            Whether everything was written; operations still queued are dropped.
         """
         last = self.submit(lambda _: None)
-        end = time.monotonic() + seconds
-        while not (last.done() or self.failed.done()) and time.monotonic() < end:
-            time.sleep(0.02)
+        wait([last, self.failed], seconds, FIRST_COMPLETED)
         self._given_up.set()
         return last.done() and not self.failed.done()
 
@@ -155,9 +139,9 @@ class BackgroundWriter:
 
     def _tell_outage(self, state: tenacity.RetryCallState) -> None:
         # A lock that is released after a moment is not worth a message.
-        if not self._outage and state.attempt_number >= 3 and state.outcome is not None:
+        error = state.outcome and state.outcome.exception()
+        if error and not self._outage and state.attempt_number >= 3:
             self._outage = True
-            error = state.outcome.exception()
             self._on_outage(str(tracking_error(self._store.uri, error)))
 
     def _beat_if_due(self) -> None:

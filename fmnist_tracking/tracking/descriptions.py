@@ -24,8 +24,6 @@ _RULE = "\n\n---\n\n"
 _OURS = re.compile(
     rf"(?:{re.escape(_RULE)})?{re.escape(_START)}.*?{re.escape(_SIGNATURE)}", re.DOTALL
 )
-# MLflow's limit.
-_LONGEST = MAX_TAG_VAL_LENGTH
 _SHORT = "The description has no room beside what is written above."
 # Characters that Markdown or HTML would interpret.
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>|~&#])")
@@ -59,18 +57,19 @@ def search_ended(result: SearchResult, effects: Sequence[Effect]) -> str:
     diverged = sum(trial.diverged for trial in result.trials)
     counts += f"; {diverged} trial{'s' if diverged > 1 else ''} diverged" if diverged else ""
     parts = [_winner(result, ranked), counts + "."]
+    has_repeats = any(one.spread is not None for one in ranked)
     rows = [
         (
             str(row.rank or ""),
             _link(result.experiment_id, row.trial),
             DIVERGED if row.trial.diverged else _share(row.trial.val_accuracy),
-            *([_share(row.mean)] if _has_repeats(ranked) else []),
+            *([_share(row.mean)] if has_repeats else []),
             str(row.trial.best_epoch or ""),
             _seconds(row.trial.train_seconds),
         )
         for row in leaderboard(result.trials)[:_SHOWN]
     ]
-    mean = ["mean of its seeds"] if _has_repeats(ranked) else []
+    mean = ["mean of its seeds"] if has_repeats else []
     heads = ("rank", "trial", "validation accuracy", *mean, "best epoch", "seconds")
     parts.append(_table(heads, rows))
     if len(result.trials) > _SHOWN:
@@ -146,16 +145,9 @@ def trial_ended(
     *,
     is_fashion_mnist: bool = True,
 ) -> str:
-    """Describe a trial that has finished.
+    """Describe a trial that has finished, and its model, whose file has `size` bytes.
 
-    Args:
-        experiment_id: of its experiment.
-        parent: the search's run id, None for a single training.
-        result: the outcome.
-        split: how its data was split.
-        model_id: of the logged model.
-        size: of that model's file, in bytes.
-        is_fashion_mnist: whether the data is Fashion-MNIST; for other data, no command is given.
+    The command that trains it again is given for Fashion-MNIST alone.
     """
     best, validation = result.best, result.validation
     hardest = sorted(validation.classes, key=lambda scores: scores.f1)[:_HARDEST]
@@ -214,12 +206,7 @@ def trial_failed(experiment_id: str, parent: str | None, line: str) -> str:
 
 
 def beside(note: str, tags: Mapping[str, str]) -> str:
-    """Return a description together with the text that a person wrote around the old one.
-
-    Args:
-        note: a description made by this module.
-        tags: the tags of the run that gets it.
-    """
+    """Return a description together with what a person wrote around the old one in a run's tags."""
     present = tags.get(MLFLOW_RUN_NOTE, "")
     if _START not in present and present.endswith(_SIGNATURE):  # an earlier release's
         present = present.rpartition(_RULE)[0]
@@ -227,7 +214,7 @@ def beside(note: str, tags: Mapping[str, str]) -> str:
     above, below = (present[: found.start()], present[found.end() :]) if found else (present, "")
     for ours in (note, signed(_SHORT)):
         text = f"{above}{_RULE if above else ''}{ours}{below}"
-        if len(text) <= _LONGEST:
+        if len(text) <= MAX_TAG_VAL_LENGTH:
             return text
     return f"{above}{below}"  # a person's text is never cut for ours
 
@@ -272,10 +259,6 @@ def plain(text: str) -> str:
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _has_repeats(ranked: Sequence[RankedTrial]) -> bool:
-    return any(one.spread is not None for one in ranked)
 
 
 def _share(value: float | None) -> str:

@@ -15,7 +15,7 @@ from mlflow.utils.credentials import read_mlflow_creds
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as TimeoutError_
 
-from fmnist_tracking.errors import FmnistTrackingError, TrackingError, setting
+from fmnist_tracking.errors import FmnistTrackingError, TrackingError, first_line, setting
 from fmnist_tracking.redact import without_user
 
 _TRY_AGAIN = {408, 409, 429}
@@ -30,6 +30,9 @@ _PACKAGES = {
     "google.cloud": "google-cloud-storage",
     "azure": "azure-storage-blob",
     "azure.storage": "azure-storage-blob",
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
 }
 # The code that SQLAlchemy puts into its messages, wherever they are passed on; see
 # https://docs.sqlalchemy.org/en/20/errors.html. MLflow's server answers most with status 400.
@@ -57,7 +60,7 @@ _UNREACHABLE = re.compile(
 _NO_ANSWER = re.compile(r"Connection aborted|BadStatusLine|sent to HTTPS port|sent to an HTTPS")
 
 
-def tracking_error(uri: str, error: BaseException | None) -> TrackingError:
+def tracking_error(uri: str, error: BaseException) -> TrackingError:
     """Return a `TrackingError` whose one line explains an error of a store."""
     if isinstance(error, TrackingError):
         return error
@@ -96,11 +99,8 @@ def tracking_error(uri: str, error: BaseException | None) -> TrackingError:
         )
     missing = next((one for one in _chain(error) if isinstance(one, ModuleNotFoundError)), None)
     if missing is not None and _passes(missing, _MLFLOW / "store" / "artifact"):
-        return TrackingError(
-            f"The place where {without_user(uri)} keeps the files of runs needs the Python package "
-            f"{missing.name}, which is not installed. Install it: pip install "
-            f"{_PACKAGES.get(missing.name or '', missing.name)}"
-        )
+        place = f"The place where {without_user(uri)} keeps the files of runs"
+        return missing_package(place, missing)
     if "mlflow-artifacts URI was supplied" in text:
         return TrackingError(
             f"The store {without_user(uri)} is a database, but keeps the files of its runs at "
@@ -108,19 +108,27 @@ def tracking_error(uri: str, error: BaseException | None) -> TrackingError:
             f"{setting('tracking_uri')}, or choose another experiment with "
             f"{setting('experiment')}."
         )
-    if error is not None and is_locked(error):
+    if is_locked(error):
         return TrackingError(
             f"The MLflow store {without_user(uri)} is locked by another process "
             f"({_first_line(error)}). Wait for it to end, or stop it, and give the same command "
             "again."
         )
-    if error is not None and sort(error) is Fault.OURS:
+    if sort(error) is Fault.OURS:
         return TrackingError(
             f"A defect of fmnist-track, not of the store {without_user(uri)}: "
             f"{type(error).__name__}: {_first_line(error)} ({_where(error)}). The same command "
             "goes on where this one stopped."
         )
     return TrackingError(f"MLflow failed at {without_user(uri)}: {_first_line(error)}")
+
+
+def missing_package(what: str, error: ModuleNotFoundError) -> TrackingError:
+    """Return a `TrackingError` that says what to install for a store or its files."""
+    return TrackingError(
+        f"{what} needs the Python package {error.name}, which is not installed. Install it: "
+        f"pip install {_PACKAGES.get(error.name or '', error.name)}"
+    )
 
 
 def _where(error: BaseException) -> str:
@@ -194,7 +202,8 @@ def sort(error: BaseException) -> Fault:
     if code is not None:
         return Fault.PASSING if code[1] in _PASSING_CODES else Fault.FINAL
     status = _status(error)
-    if isinstance(error, RestException) or (status is not None and not _is_mlflow(error)):
+    is_mlflow = isinstance(error, MlflowException)
+    if isinstance(error, RestException) or (status is not None and not is_mlflow):
         return Fault.PASSING if (status or 0) >= 500 or status in _TRY_AGAIN else Fault.FINAL
     # Network errors and a full disk are OSErrors; MLflow wraps them.
     if any(isinstance(one, OSError) and not isinstance(one, _LASTING) for one in chain):
@@ -202,7 +211,7 @@ def sort(error: BaseException) -> Fault:
     if any(isinstance(one, SQLAlchemyError) for one in chain):
         passing = (OperationalError, InterfaceError, InternalError, TimeoutError_)
         return Fault.PASSING if any(isinstance(one, passing) for one in chain) else Fault.FINAL
-    if isinstance(error, MlflowException):
+    if is_mlflow:
         # MLflow's code for a wrong request or setting is 500 too, if raised in this process.
         passes = status in (503, *_TRY_AGAIN) or _ANSWERED.search(text)
         return Fault.PASSING if passes else Fault.FINAL
@@ -245,13 +254,10 @@ def is_refused(error: BaseException) -> bool:
     return _status(error) == 403 or "readonly database" in str(error)
 
 
-def _is_mlflow(error: BaseException) -> bool:
-    return isinstance(error, MlflowException)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def _chain(outermost: BaseException) -> Iterator[BaseException]:
     """Iterate over an error and its causes, the outermost first."""
     seen: set[int] = set()
+    error: BaseException | None = outermost
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
@@ -259,7 +265,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__ or inner
 
 
-def _status(error: BaseException | None) -> int | None:
+def _status(error: BaseException) -> int | None:
     """Return the HTTP status of an error, None if it has none."""
     if isinstance(error, MlflowException):
         return int(error.get_http_status_code())  # type: ignore[no-untyped-call]
@@ -273,6 +279,5 @@ def _reason(text: str, after: str) -> str:
     return text.rpartition(after)[2].partition(" (_ssl")[0]
 
 
-def _first_line(error: BaseException | None) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return without_user(line)
+def _first_line(error: BaseException) -> str:
+    return without_user(first_line(error))

@@ -4,12 +4,13 @@ import os
 
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
+from mlflow.utils import get_results_from_paginated_fn
 
 from fmnist_tracking.config import DEFAULT_EXPERIMENT, FIELDS
 from fmnist_tracking.errors import ConfigError, TrackingError, setting
 from fmnist_tracking.results import RUNNING
 from fmnist_tracking.tracking import schema
-from fmnist_tracking.tracking.queries import PAGE, find_any, is_absent, iterate_pages
+from fmnist_tracking.tracking.queries import PAGE, find_any, is_absent
 from fmnist_tracking.tracking.store import Store, require_active
 
 _NAMES_SHOWN = 10
@@ -26,11 +27,7 @@ PROJECT_PARAMETERS = {
 
 
 def adoptable_run(store: Store, command: str) -> str | None:
-    """Return the run that `mlflow run` created for this command; None without `mlflow run`.
-
-    Args:
-        store: the store.
-        command: the name of the command, such as `search`.
+    """Return the run that `mlflow run` created for a command, such as `search`; else None.
 
     Raises:
         ConfigError: MLFLOW_RUN_ID names a run that was not made for this command; it stays
@@ -70,10 +67,7 @@ def _why_not_adopted(store: Store, run_id: str, command: str) -> str | None:
 def choose_experiment(store: Store, name: str | None, adopted: str | None = None) -> str:
     """Return the id of the experiment to put runs in; create it if there is none.
 
-    Args:
-        store: the store.
-        name: the value of the option, None if it was not given.
-        adopted: the run that `mlflow run` created, whose experiment it must be.
+    If `mlflow run` created a run, the `adopted` one, it is that run's experiment.
 
     Raises:
         ConfigError: two ways to name the experiment contradict each other.
@@ -132,8 +126,9 @@ def experiment_ids(store: Store, name: str | None) -> dict[str, str]:
             f"There is no experiment {name!r} in this store. It has: "
             f"{', '.join(sorted(known))}{', …' if len(known) == _NAMES_SHOWN else '.'}"
         )
-    every = iterate_pages(
-        lambda token: store.client.search_experiments(max_results=PAGE, page_token=token)
+    every: list[Experiment] = get_results_from_paginated_fn(  # type: ignore[no-untyped-call]
+        lambda count, token: store.client.search_experiments(max_results=count, page_token=token),
+        PAGE,
     )
     return {experiment.experiment_id: experiment.name for experiment in every}
 

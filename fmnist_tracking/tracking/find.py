@@ -15,6 +15,7 @@ from fmnist_tracking.results import FINISHED, RUNNING, RunSummary
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.experiments import experiment_ids
 from fmnist_tracking.tracking.queries import (
+    IS_FINISHED,
     LATEST_ASKED_FIRST,
     has_all,
     has_exactly,
@@ -23,14 +24,14 @@ from fmnist_tracking.tracking.queries import (
 )
 from fmnist_tracking.tracking.records import (
     TrackedRun,
+    as_readable,
     as_tracked,
     read_base,
-    read_grid,
     read_search,
     read_space,
+    read_trial,
     readable,
     reused_runs,
-    trial_result,
 )
 from fmnist_tracking.tracking.registry import champion_run
 from fmnist_tracking.tracking.store import Store
@@ -44,15 +45,12 @@ _VARIED = {name for name, values in COURSEWORK_GRID.items() if len(values) > 1}
 
 
 def find_run(store: Store, reference: str, experiment: str | None = None) -> TrackedRun:
-    """Find the run that a reference stands for.
+    """Find the run that a reference stands for, in the named experiment or in all.
 
-    Args:
-        store: the store.
-        reference: a run id or its beginning; `latest` for the newest search or single training;
-            `best` for the best trial of the newest search; `best-of-all` for the best trial of all
-            searches on the same images; `champion` or `NAME@champion` for the trial behind the
-            version in use of a registered model.
-        experiment: the name of the experiment to look in; None looks in all of them.
+    The reference is a run id or its beginning; `latest` for the newest search or single training;
+    `best` for the best trial of the newest search; `best-of-all` for the best trial of all
+    searches on the same images; `champion` or `NAME@champion` for the trial behind the version in
+    use of a registered model.
 
     Raises:
         TrackingError: no run or more than one matches, or the run is not of this project.
@@ -107,7 +105,7 @@ def _best_of_all(
     different images cannot be compared.
     """
     found = iterate_runs(store, experiments, _role_filter([schema.SEARCH]))
-    searches = list(readable(store, found, _as_listed))
+    searches = list(readable(store, found, as_readable))
     if not searches:
         raise TrackingError(_nothing_yet(experiment))
 
@@ -133,17 +131,7 @@ def _newest(store: Store, experiments: Iterable[str], roles: Sequence[str]) -> T
     found = iterate_runs(
         store, experiments, _role_filter(roles), at_once=_AT_ONCE, order=LATEST_ASKED_FIRST
     )
-    return next(readable(store, found, _as_listed), None)
-
-
-def _as_listed(run: Run) -> TrackedRun:
-    """Return a search or a single training, after checking that all of it can be read."""
-    tracked = as_tracked(run)
-    if tracked.role == schema.SEARCH:
-        read_grid(run)
-    else:
-        trial_result(run)
-    return tracked
+    return next(readable(store, found, as_readable), None)
 
 
 def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
@@ -189,7 +177,7 @@ def list_runs(store: Store, experiment: str | None = None) -> list[RunSummary]:
 def _summary(store: Store, run: Run, experiment: str, is_live: Callable[[Run], bool]) -> RunSummary:
     tracked = as_tracked(run)
     if tracked.role == schema.TRAIN:
-        trial = trial_result(run)
+        trial = read_trial(tracked)
         axes: Mapping[str, tuple[Value, ...]] = {
             name: (value,) for name, value in dataclasses.asdict(trial.config).items()
         }
@@ -237,28 +225,20 @@ def _results(store: Store, search: TrackedRun) -> tuple[int, float | None]:
     if {schema.FINISHED_POINTS, schema.BEST_VAL_ACCURACY} <= metrics.keys():
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             finished = int(metrics[schema.FINISHED_POINTS])
-            own = finished - int(tags.get(schema.REUSED, 0))
-            children = (
-                f"tags.`{schema.PARENT}` = '{search.run_id}' AND attributes.status = '{FINISHED}'"
-            )
+            reused = int(tags.get(schema.REUSED, 0))
+            children = f"tags.`{schema.PARENT}` = '{search.run_id}' AND {IS_FINISHED}"
             winner = [tags.get(schema.BEST_RUN, "")]
             if (
-                own >= 0
+                finished >= reused
                 and 0 <= metrics[schema.BEST_VAL_ACCURACY] <= 1
-                and has_exactly(store, search.experiment_id, children, own)
-                and has_all(
-                    store, search.experiment_id, winner, f"attributes.status = '{FINISHED}'"
-                )
-                and (own == finished or _has_all_reused(store, search))
+                and has_exactly(store, search.experiment_id, children, finished - reused)
+                and has_all(store, search.experiment_id, winner, IS_FINISHED)
+                and (not reused or len(list(reused_runs(store, search))) == reused)
             ):
                 return finished, metrics[schema.BEST_VAL_ACCURACY]
     result = read_search(store, search, summary=False)
     first = best(result.finished)
     return len(result.finished), None if first is None else first.val_accuracy
-
-
-def _has_all_reused(store: Store, search: TrackedRun) -> bool:
-    return len(list(reused_runs(store, search))) == int(search.raw.data.tags[schema.REUSED])
 
 
 def _no_trial_yet(store: Store, search: TrackedRun) -> str:

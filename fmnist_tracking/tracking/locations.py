@@ -55,11 +55,7 @@ def default_uri() -> str | None:
 
 
 def working_folder() -> Path:
-    """Return the working folder.
-
-    Raises:
-        TrackingError: it was removed.
-    """
+    """Return the working folder; raise `TrackingError` if it was removed."""
     try:
         return Path.cwd()
     except FileNotFoundError:
@@ -152,16 +148,23 @@ def resolve(uri: str) -> str:
 def without_stray_folder(uri: str) -> Iterator[None]:
     """Remove the empty folders that MLflow creates because it does not decode an address."""
     literal = Path(uri.removeprefix(_SQLITE)).parent if uri.startswith(_SQLITE) else None
-    made = []
-    while literal is not None and not literal.exists():
-        made.append(literal)
-        literal = literal.parent
+    with without_new_folders(literal):
+        yield
+
+
+@contextlib.contextmanager
+def without_new_folders(folder: Path | None) -> Iterator[None]:
+    """Remove a folder and its parents afterwards, those that were missing and are empty."""
+    missing = []
+    while folder is not None and not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            for folder in made:
-                folder.rmdir()
+            for made in missing:
+                made.rmdir()
 
 
 def files_of(database: Path, name: str) -> str:
@@ -174,11 +177,7 @@ def files_of(database: Path, name: str) -> str:
 
 
 def require_place_for_files(database: Path) -> None:
-    """Refuse a folder in which the files of a new store's runs have no place.
-
-    Raises:
-        TrackingError: `mlruns` exists and is not a folder.
-    """
+    """Raise `TrackingError` if `mlruns`, for the files of a new store, exists but is no folder."""
     folder = database.parent / _FILES
     if os.path.lexists(folder) and not folder.is_dir():
         what = "is not a folder" if folder.exists() else "is a link that leads nowhere"
@@ -195,12 +194,12 @@ def local_path(address: str) -> Path | None:
     return Path(address) if address.startswith("/") else None
 
 
-def elsewhere(database: Path, addresses: Iterable[str]) -> tuple[frozenset[Path], frozenset[Path]]:
-    """Find the missing folders, other than its own, that a store names for `mlruns`.
+def elsewhere(
+    database: Path | None, addresses: Iterable[str]
+) -> tuple[frozenset[Path], frozenset[Path]]:
+    """Find the missing folders, other than its own, that a SQLite store names for `mlruns`.
 
-    Args:
-        database: the store's file.
-        addresses: the artifact locations of its experiments, as the store has them.
+    The addresses are the artifact locations of its experiments.
 
     Returns:
         First, the folders that held the database before it was moved or copied: their files are
@@ -208,6 +207,8 @@ def elsewhere(database: Path, addresses: Iterable[str]) -> tuple[frozenset[Path]
         for instance on a disk that is not mounted. A folder that exists was chosen on purpose, and
         is in neither set.
     """
+    if database is None:
+        return frozenset(), frozenset()
     here = database.parent
     moved_from: set[Path] = set()
     missing: set[Path] = set()
@@ -238,18 +239,8 @@ def not_reached_line(folder: Path) -> str:
     )
 
 
-def relocate(database: Path, bases: Iterable[Path], *, to: Path | None = None) -> int:
-    """Replace old folders in all addresses of files in the tables.
-
-    Args:
-        database: the store's file.
-        bases: folders that held it before.
-        to: the folder that holds it now; by default the file's own.
-
-    Returns:
-        The number of addresses that were changed.
-    """
-    new = to or database.parent
+def relocate(database: Path, bases: Iterable[Path], to: Path) -> int:
+    """Replace old folders by the new one in the addresses of files; return how many there were."""
     changed = 0
     with contextlib.closing(sqlite3.connect(database, timeout=20)) as connection, connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
@@ -262,7 +253,7 @@ def relocate(database: Path, bases: Iterable[Path], *, to: Path | None = None) -
                             f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
                             f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
                             (
-                                (new / _FILES).as_uri(),
+                                (to / _FILES).as_uri(),
                                 len(spelled) + 1,
                                 spelled,
                                 len(spelled) + 1,

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from numpy.typing import NDArray
 
-from fmnist_tracking.config import TrainingConfig
+from fmnist_tracking.config import FASHION_MNIST, FIELDS
 from fmnist_tracking.leaderboard import best, effects, leaderboard
 from fmnist_tracking.results import (
     FINISHED,
@@ -74,14 +74,7 @@ def log_epochs(store: Store, run_id: str, epochs: Iterable[EpochMetrics]) -> Non
 
 
 def log_metrics(store: Store, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
-    """Log several metrics at once, with the current time.
-
-    Args:
-        store: the store.
-        run_id: of the run.
-        values: by metric name.
-        step: the same for all of them.
-    """
+    """Log several metrics at once, by name, all with the same step and the current time."""
     stamp = int(time.time() * 1000)
     metrics = [Metric(name, float(value), stamp, step) for name, value in values.items()]
     store.client.log_batch(run_id, metrics=metrics)
@@ -102,17 +95,9 @@ def finish_trial(
 ) -> None:
     """Log the results of a trial, and close its run as FINISHED.
 
-    Args:
-        store: the store.
-        experiment_id: of the run's experiment.
-        run_id: the trial's run.
-        info: what was recorded when the run was opened.
-        result: the outcome.
-        model: the Keras model with the best epoch's weights.
-        example: raw images, uint8 (n, 28, 28, 1), kept with the model as its input example.
-        curves: the learning curves as a PNG file.
-        data: the images it was given; its scores are linked with those for validation.
-        retry: whether an earlier attempt may have done part of this.
+    The Keras model has the best epoch's weights; it is logged with its input example, raw images,
+    uint8 (n, 28, 28, 1). The learning curves are a PNG file. The scores are linked with the
+    validation images among `data`. On a `retry`, an earlier attempt may have done part of this.
     """
     client = store.client
     files = {
@@ -138,19 +123,16 @@ def finish_trial(
         step=result.best.epoch,
         retry=retry,
     )
-    links = {"model_id": model_id}
-    measured_on = {
-        key: value
-        for part in data
-        if part.role == "validation"
-        for dataset in [as_dataset(info.data, part)]
-        for key, value in {"dataset_name": dataset.name, "dataset_digest": dataset.digest}.items()
-    }
+    measured_on: dict[str, str] = {}
+    for part in data:
+        if part.role == "validation":
+            dataset = as_dataset(info.data, part)
+            measured_on = {"dataset_name": dataset.name, "dataset_digest": dataset.digest}
     scores = result.validation_scores()
     # MLflow stores equal metrics with equal timestamps once, so that this may be repeated.
     stamp = result.epochs[-1].ended_at
     metrics = [
-        Metric(name, float(value), stamp, 0, **links, **(measured_on if name in scores else {}))
+        Metric(name, float(value), stamp, 0, model_id, **(measured_on if name in scores else {}))
         for name, value in {**result.summary(), "model_bytes": size, **scores}.items()
     ]
     note = descriptions.trial_ended(
@@ -160,7 +142,7 @@ def finish_trial(
         info.split,
         model_id,
         size,
-        is_fashion_mnist=info.data.is_fashion_mnist,
+        is_fashion_mnist=info.data.name == FASHION_MNIST,
     )
     note = descriptions.beside(note, client.get_run(run_id).data.tags)
     tags = {MLFLOW_RUN_NOTE: note}
@@ -173,16 +155,7 @@ def finish_trial(
 def fail_trial(
     store: Store, experiment_id: str, run_id: str, info: TrialInfo, line: str, trace: str
 ) -> None:
-    """Log the error that ended a trial, and close its run as FAILED.
-
-    Args:
-        store: the store.
-        experiment_id: of the run's experiment.
-        run_id: the trial's run.
-        info: what was recorded when the run was opened.
-        line: the error, in one line.
-        trace: the traceback, logged as an artifact.
-    """
+    """Log the error that ended a trial, as a line and as a traceback; close its run as FAILED."""
     note = descriptions.trial_failed(experiment_id, info.parent, line[:_MAX_TAG])
     note = descriptions.beside(note, store.client.get_run(run_id).data.tags)
     tags = [RunTag(schema.ERROR, line[:_MAX_TAG]), RunTag(MLFLOW_RUN_NOTE, note)]
@@ -194,13 +167,7 @@ def fail_trial(
 
 
 def finish_search(store: Store, result: SearchResult, grid: bytes) -> None:
-    """Log the leaderboard, the figure of the grid and the summary, and close the parent run.
-
-    Args:
-        store: the store.
-        result: the search.
-        grid: the figure of the grid as a PNG file.
-    """
+    """Log the leaderboard, the grid's figure (PNG) and the summary, and close the parent run."""
     client, run_id = store.client, result.run_id
     winner = best(result.finished)
     complete = len(result.finished) == len(result.space)
@@ -248,15 +215,14 @@ def _link_as_winner(store: Store, search: Run, winner: TrialResult, *, complete:
 
 def leaderboard_csv(result: SearchResult) -> str:
     """Return the leaderboard of a search as CSV, the best trial first and failed ones last."""
-    fields = [f.name for f in dataclasses.fields(TrainingConfig)]
     return _csv(
-        ["rank", "point_mean", *_LEADERBOARD_COLUMNS, *fields],
+        ["rank", "point_mean", *_LEADERBOARD_COLUMNS, *FIELDS],
         (
             [
                 row.rank,
                 row.mean,
                 *(getattr(row.trial, name) for name in _LEADERBOARD_COLUMNS),
-                *(getattr(row.trial.config, f) for f in fields),
+                *(getattr(row.trial.config, name) for name in FIELDS),
             ]
             for row in leaderboard(result.trials)
         ),

@@ -31,8 +31,13 @@ def log_inputs(store: Store, run_id: str, data: DatasetInfo, parts: Iterable[Dat
         link_inputs(store, run_id, inputs)
 
 
+def _is_beaten(error: BaseException) -> bool:
+    words = str(error).lower()
+    return isinstance(error, MlflowException) and ("integrity" in words or "unique" in words)
+
+
 @tenacity.retry(
-    retry=tenacity.retry_if_exception(lambda error: _is_beaten(error)),
+    retry=tenacity.retry_if_exception(_is_beaten),
     stop=tenacity.stop_after_attempt(5),
     wait=tenacity.wait_random(max=0.2),
     reraise=True,
@@ -44,11 +49,6 @@ def link_inputs(store: Store, run_id: str, inputs: Sequence[DatasetInput]) -> No
     at once, one of them fails because the data set exists already; a retry finds it.
     """
     store.client.log_inputs(run_id, list(inputs))
-
-
-def _is_beaten(error: BaseException) -> bool:
-    words = str(error).lower()
-    return isinstance(error, MlflowException) and ("integrity" in words or "unique" in words)
 
 
 def as_dataset(data: DatasetInfo, part: DatasetPart) -> Dataset:
@@ -69,15 +69,12 @@ def as_dataset(data: DatasetInfo, part: DatasetPart) -> Dataset:
         "labels_sha256": part.labels_sha256,
         "data_set_sha256": data.sha256,
     }
+    name = re.sub(r"[^a-z0-9]+", "-", data.name.lower()).strip("-")
     return Dataset(
-        name=f"{_slug(data.name)}-{part.role}",
+        name=f"{name}-{part.role}",
         digest=hashlib.sha256(sums.encode()).hexdigest()[:_DIGEST_LENGTH],
         source_type="local",
         source=json.dumps({"uri": data.source}),
         schema=json.dumps(schema.to_dict()),
         profile=json.dumps(profile),
     )
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

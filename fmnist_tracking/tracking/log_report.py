@@ -20,10 +20,6 @@ _AT_ONCE = 4
 def unless_read_only(store: Store, write: Callable[[], None]) -> str | None:
     """Write to a store, unless this user may only read it.
 
-    Args:
-        store: the store.
-        write: does the writing.
-
     Returns:
         Why nothing, or not everything, was written, if the user may only read the store; None if
         everything was written.
@@ -43,12 +39,9 @@ def unless_read_only(store: Store, write: Callable[[], None]) -> str | None:
 
 
 def log_test_opened(store: Store, run_id: str, trial_id: str) -> None:
-    """Record the first time that a model is scored on the test images.
+    """Record the first time that a trial's model is scored on the test images.
 
-    Args:
-        store: the store.
-        run_id: the trial or search that the report is about.
-        trial_id: the trial whose model is used; `run_id` itself unless that is a search.
+    It is recorded on the trial and on the run that the report is about, which may be a search.
     """
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     for opened in {run_id, trial_id}:
@@ -59,16 +52,10 @@ def log_test_opened(store: Store, run_id: str, trial_id: str) -> None:
 def log_report(
     store: Store, run_id: str, files: Sequence[Path], metrics: Mapping[str, float]
 ) -> None:
-    """Log a report's files and test metrics on the run that it is about.
+    """Log a report's files and test metrics on the trial or search that it is about.
 
     The test metrics are logged once: a repeated report gives the same values, and a second value of
     a metric would look like a second measurement.
-
-    Args:
-        store: the store.
-        run_id: the trial or search the report is about.
-        files: what to log.
-        metrics: test metrics by name.
     """
     _log_files(store, run_id, files, schema.REPORT_FOLDER)
     known = store.client.get_run(run_id).data
@@ -83,10 +70,7 @@ def log_validation_figures(store: Store, run_id: str, files: Sequence[Path]) -> 
 
 def _log_files(store: Store, run_id: str, files: Sequence[Path], folder: str) -> None:
     with ThreadPoolExecutor(_AT_ONCE) as pool:  # a server with passwords is slow to answer
-        for logged in [
-            pool.submit(store.client.log_artifact, run_id, str(file), folder) for file in files
-        ]:
-            logged.result()
+        list(pool.map(lambda file: store.client.log_artifact(run_id, str(file), folder), files))
 
 
 def mark_report_run(store: Store, run_id: str, name: str) -> None:

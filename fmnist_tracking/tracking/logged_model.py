@@ -44,16 +44,9 @@ def log_model(
     be served, which takes longer than everything else (a test serves one instead), and it reads the
     history of every metric of the run.
 
-    Args:
-        store: the store.
-        experiment_id: of the run's experiment.
-        run_id: the run that trained it.
-        model: the Keras model.
-        example: raw images, uint8 (n, 28, 28, 1), saved with the model as its input example.
-        params: set on the logged model.
-        tags: set on the logged model.
-        step: the epoch that its weights are from.
-        retry: whether an earlier attempt may have logged it; a complete model is then kept.
+    The input example holds raw images, uint8 (n, 28, 28, 1); `params` and `tags` are set on the
+    logged model; its weights are from the epoch `step`. On a `retry`, a complete model that an
+    earlier attempt has logged is kept.
 
     Returns:
         The id of the logged model, and the size of its weights file in bytes.
@@ -136,11 +129,7 @@ def trial_model(store: Store, trial: TrackedRun) -> LoggedModel:
 
 
 def require_files(store: Store, trial: TrackedRun, model: LoggedModel) -> None:
-    """Refuse a logged model whose file is missing.
-
-    Raises:
-        TrackingError: it is missing; the message says where it was expected.
-    """
+    """Raise `TrackingError` for a logged model whose file is missing; say where it should be."""
     if not _size(store, model.model_id):
         raise TrackingError(
             f"The model of trial {trial.run_id[:8]} has no file {schema.KERAS_FILE} at "
@@ -151,13 +140,10 @@ def require_files(store: Store, trial: TrackedRun, model: LoggedModel) -> None:
 
 
 def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
-    """Download the `.keras` file of a trial's logged model to a folder.
+    """Download the `.keras` file of a trial's logged model to a folder, and return its path.
 
     Only that file is fetched, from the model's own location: to resolve `runs:/<run id>/model`,
     MLflow searches all models of the experiment, and downloads everything that belongs to one.
-
-    Returns:
-        The path of the file.
 
     Raises:
         TrackingError: the trial did not finish, or its model cannot be downloaded.

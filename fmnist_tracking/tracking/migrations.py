@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from mlflow.store.db.utils import _upgrade_db
@@ -51,17 +52,10 @@ _RELEASES = {
 }
 
 
-def is_database(uri: str) -> bool:
-    """Return whether an address names a database, not a server or a folder."""
-    return uri.split(":")[0].split("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
-
-
 def require_current(uri: str, *, upgrade: bool = False) -> bool:
     """Refuse a database that the installed MLflow would change, or cannot read.
 
-    Args:
-        uri: of the database.
-        upgrade: upgrade an older database instead of refusing it.
+    With `upgrade`, an older one is upgraded instead.
 
     Returns:
         Whether MLflow's tables exist; an empty database has none.
@@ -124,21 +118,13 @@ def _look(uri: str) -> tuple[set[str], str | None]:
     path = sqlite_file(uri)
     if path is not None:
         return sqlite_store.look(path)
-    engine = _engine(uri)
-    try:
-        tables = set(inspect(engine).get_table_names())
-        if "alembic_version" not in tables:
-            return tables, None
-        with engine.connect() as opened:
-            return tables, opened.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    finally:
-        engine.dispose()
+    with _engine(uri).connect() as opened:
+        tables = set(inspect(opened).get_table_names())
+        return tables, MigrationContext.configure(opened).get_current_revision()
 
 
 def _engine(uri: str) -> Engine:
-    arguments: dict[str, Any] = {}
-    if uri.startswith(("postgresql", "mysql")):
-        arguments["connect_timeout"] = _SECONDS
+    arguments = {"connect_timeout": _SECONDS} if uri.startswith(("postgresql", "mysql")) else {}
     return create_engine(uri, poolclass=NullPool, connect_args=arguments)
 
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
 
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -11,10 +10,9 @@ from mlflow.protos.databricks_pb2 import (
     RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
-from mlflow.store.entities import PagedList
 from mlflow.utils.search_utils import SearchUtils
 
-from fmnist_tracking.results import RUNNING
+from fmnist_tracking.results import FINISHED, RUNNING
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.store import Store
@@ -22,7 +20,8 @@ from fmnist_tracking.tracking.store import Store
 # MLflow's upper limit for a page of some queries.
 PAGE = 1000
 _IDS_AT_ONCE = 200
-T = TypeVar("T")
+# Filters and orders in MLflow's syntax.
+IS_FINISHED = f"attributes.status = '{FINISHED}'"
 NEWEST_FIRST = ("attributes.start_time DESC",)
 # Runs of earlier releases, which lack that tag, come last.
 LATEST_ASKED_FIRST = (f"tags.`{schema.ASKED_AT}` DESC", *NEWEST_FIRST)
@@ -40,34 +39,13 @@ def iterate_runs(
     at_once: int = PAGE,
     order: Sequence[str] = NEWEST_FIRST,
 ) -> Iterator[Run]:
-    """Iterate over all runs that match a filter, the newest first by default.
-
-    Args:
-        store: the store.
-        experiments: ids of the experiments to look in.
-        filter_string: a filter in MLflow's syntax.
-        at_once: page size of the query.
-        order: MLflow's `order_by`.
-    """
+    """Iterate over all runs of some experiments that match a filter, in pages of `at_once`."""
     ids = list(experiments)
-
-    def ask(token: str | None) -> PagedList[Run]:
-        return store.client.search_runs(
+    token = None
+    while ids:
+        page = store.client.search_runs(
             ids, filter_string, max_results=at_once, order_by=list(order), page_token=token
         )
-
-    return iterate_pages(ask) if ids else iter(())
-
-
-def iterate_pages(ask: Callable[[str | None], PagedList[T]]) -> Iterator[T]:
-    """Iterate over the results of a paged MLflow query.
-
-    Args:
-        ask: returns the page of a token; None stands for the first page.
-    """
-    token = None
-    while True:
-        page = ask(token)
         yield from page
         token = page.token
         if not token:
@@ -79,11 +57,7 @@ def runs_by_id(
 ) -> Iterator[Run]:
     """Iterate over those of the given runs that exist and meet a condition.
 
-    Args:
-        store: the store.
-        experiment_id: of the experiment they are in.
-        ids: run ids; a text that cannot be one is skipped.
-        condition: a filter in MLflow's syntax.
+    A text that cannot be a run's id is skipped.
     """
     known = [run_id for run_id in ids if _RUN_ID.fullmatch(run_id)]
     for filter_string, _ in _by_id(known, condition):
@@ -91,13 +65,9 @@ def runs_by_id(
 
 
 def has_all(store: Store, experiment_id: str, ids: Sequence[str], condition: str) -> bool:
-    """Return whether all given runs exist and meet a condition, without reading them all.
+    """Return whether all given runs, each named once, exist and meet a condition.
 
-    Args:
-        store: the store.
-        experiment_id: of the experiment they are in.
-        ids: run ids, each once.
-        condition: a filter in MLflow's syntax.
+    They are not all read for it.
     """
     return all(map(_RUN_ID.fullmatch, ids)) and all(
         has_exactly(store, experiment_id, filter_string, count)
@@ -177,13 +147,11 @@ def liveness(store: Store) -> Callable[[Run], bool]:
         key = (parent, lease.machine, lease.pid, lease.started)
         if key not in live:
             holder = find_active(store, parent)
-            held = None if holder is None else Lease.read(holder.data.tags)
+            is_open = holder is not None and holder.info.status == RUNNING
+            held = Lease.read(holder.data.tags) if holder is not None and is_open else None
             live[key] = (
-                holder is not None
-                and holder.info.status == RUNNING
-                and held is not None
-                and (held.machine, held.pid, held.started)
-                == (lease.machine, lease.pid, lease.started)
+                held is not None
+                and (parent, held.machine, held.pid, held.started) == key
                 and held.is_live()
             )
         return live[key]

@@ -30,6 +30,7 @@ from fmnist_tracking.results import (
 )
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.queries import (
+    IS_FINISHED,
     find_children,
     has_all,
     has_exactly,
@@ -40,7 +41,6 @@ from fmnist_tracking.tracking.queries import (
 from fmnist_tracking.tracking.store import Store
 
 _BEST_VAL_LOSS = "best_val_loss"
-_FINISHED = f"attributes.status = '{FINISHED}'"
 # Above it, floats cannot represent every whole number.
 _LARGEST_WHOLE = 2**53
 # Raised for a text that is not JSON, is nested too deeply, or holds another kind of value.
@@ -67,11 +67,7 @@ class TrackedRun:
     """A run of this project in the store.
 
     Attributes:
-        run_id: in full.
-        experiment_id: of the experiment it is in.
         role: `search`, `trial` or `train`.
-        name: shown to people.
-        split: how its data was split.
         data_sha256: `Dataset.digest` of the data it was trained on.
         raw: MLflow's own record.
     """
@@ -86,15 +82,9 @@ class TrackedRun:
 
 
 def readable(store: Store, runs: Iterable[Run], read: Callable[[Run], T]) -> Iterator[T]:
-    """Read runs one by one, and skip those that this version cannot read.
+    """Yield what `read` returns for each run, and skip those for which it raises `UnreadableRun`.
 
-    Args:
-        store: collects the skipped runs in `left_out`.
-        runs: what to read.
-        read: raises `UnreadableRun` for a run that cannot be read.
-
-    Yields:
-        What `read` returns.
+    The store collects those in `left_out`.
     """
     for run in runs:
         try:
@@ -128,12 +118,8 @@ def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> Searc
     """Read a search and its trials, in the grid's order.
 
     For a finished search, this is the summary that was written when it ended, one file for any
-    number of trials, as long as the store still has all of those trials.
-
-    Args:
-        store: the store.
-        run: the search.
-        summary: whether the summary may be used; if not, each trial is read.
+    number of trials, as long as the store still has all of those trials. Without `summary`, each
+    trial is read.
 
     Raises:
         UnreadableRun: its grid is missing, or this version cannot build it.
@@ -141,7 +127,13 @@ def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> Searc
     if summary and run.raw.info.status == FINISHED:
         unreadable = (*_NO_JSON, LookupError, AttributeError, FmnistTrackingError)
         with contextlib.suppress(MlflowException, OSError, *unreadable):
-            outcome = _read_outcome(run)
+            content = _read_json(run.raw, schema.SEARCH_FILE)
+            outcome = SearchResult(
+                run_id=run.run_id,
+                experiment_id=run.experiment_id,
+                space=read_space(run.raw),
+                trials=tuple(map(TrialResult.from_json, content["trials"])),
+            )
             if _is_intact(store, outcome):
                 return outcome
     space, points = read_grid(run.raw)
@@ -206,27 +198,17 @@ def read_base(run: Run) -> TrainingConfig:
     return _as_config(run, given)
 
 
-def _read_outcome(run: TrackedRun) -> SearchResult:
-    content = _read_json(run.raw, schema.SEARCH_FILE)
-    return SearchResult(
-        run_id=run.run_id,
-        experiment_id=run.experiment_id,
-        space=read_space(run.raw),
-        trials=tuple(TrialResult.from_json(trial) for trial in content["trials"]),
-    )
-
-
 def _is_intact(store: Store, outcome: SearchResult) -> bool:
     """Return whether a search still has exactly the finished runs that it ended with."""
     own = [trial.run_id for trial in outcome.finished if not trial.reused]
     reused = [trial.run_id for trial in outcome.finished if trial.reused]
-    children = f"tags.`{schema.PARENT}` = '{outcome.run_id}' AND {_FINISHED}"
+    children = f"tags.`{schema.PARENT}` = '{outcome.run_id}' AND {IS_FINISHED}"
     experiment_id = outcome.experiment_id
     return (
         # None was added and none is gone: equal counts alone would not show that.
         has_exactly(store, experiment_id, children, len(own))
         and has_all(store, experiment_id, own, children)
-        and has_all(store, experiment_id, reused, _FINISHED)
+        and has_all(store, experiment_id, reused, IS_FINISHED)
     )
 
 
@@ -241,16 +223,7 @@ def reused_runs(store: Store, run: TrackedRun) -> Iterator[Run]:
             f"its file {schema.REUSED_FILE} is missing ({first_line(error)})"
         )
         return
-    yield from runs_by_id(store, run.experiment_id, ids, _FINISHED)
-
-
-def read_trial(run: TrackedRun) -> TrialResult:
-    """Read the record of a trial or a single training.
-
-    Raises:
-        UnreadableRun: this version does not know its parameters.
-    """
-    return trial_result(run.raw)
+    yield from runs_by_id(store, run.experiment_id, ids, IS_FINISHED)
 
 
 def read_history(store: Store, run: TrackedRun) -> TrainingResult:
@@ -281,11 +254,7 @@ def _read_json(run: Run, file: str) -> Any:
 
 
 def require_finished(run: TrackedRun) -> None:
-    """Refuse a trial that did not finish, and so has no model.
-
-    Raises:
-        TrackingError: it did not finish.
-    """
+    """Raise `TrackingError` for a trial that did not finish, and so has no model."""
     if run.raw.info.status != FINISHED:
         raise TrackingError(
             f"The trial {run.run_id[:8]} is {run.raw.info.status}, so it has no model. Choose a "
@@ -313,12 +282,11 @@ def as_tracked(run: Run) -> TrackedRun:
         raise UnreadableRun(run, f"its tag {schema.ROLE} is {role!r}, which is not known here")
     if schema.DATA_SHA256 not in tags:
         raise UnreadableRun(run, f"its tag {schema.DATA_SHA256} is missing")
-    limit = params.get(schema.SPLIT_PREFIX + "limit", "None")
     try:
-        split = SplitConfig(
-            protocol=tags.get(schema.PROTOCOL, ""),  # type: ignore[arg-type]  # checked by SplitConfig
-            seed=int(params.get(schema.SPLIT_PREFIX + "seed", 0)),
-            limit=None if limit == "None" else int(limit),
+        split = read_split(
+            tags.get(schema.PROTOCOL, ""),
+            seed=params.get(schema.SPLIT_PREFIX + "seed", "0"),
+            limit=params.get(schema.SPLIT_PREFIX + "limit", "None"),
         )
     except (ValueError, ConfigError) as error:
         raise UnreadableRun(run, f"it does not say how its data was split ({error})") from None
@@ -333,21 +301,49 @@ def as_tracked(run: Run) -> TrackedRun:
     )
 
 
+def read_split(protocol: str, seed: str, limit: str) -> SplitConfig:
+    """Read a split from its fields as MLflow keeps them, in words.
+
+    Raises:
+        ValueError: a field is no number.
+        ConfigError: there is no such split.
+    """
+    return SplitConfig(
+        protocol=protocol,  # type: ignore[arg-type]  # checked by SplitConfig
+        seed=int(seed),
+        limit=None if limit == "None" else int(limit),
+    )
+
+
+def as_readable(run: Run) -> TrackedRun:
+    """Return a run of this project; raise `UnreadableRun` unless all of it can be read."""
+    tracked = as_tracked(run)
+    if tracked.role == schema.SEARCH:
+        read_grid(run)
+    else:
+        read_trial(tracked)
+    return tracked
+
+
 def trial_result(run: Run) -> TrialResult:
-    """Return the record of the run of a trial or a single training.
+    """Read an MLflow run as a trial or a single training; raises what `read_trial` does."""
+    return read_trial(as_tracked(run))
+
+
+def read_trial(tracked: TrackedRun) -> TrialResult:
+    """Read the record of a trial or a single training.
 
     Raises:
         UnreadableRun: this version does not know its parameters, or it finished without a valid
             result.
     """
-    as_tracked(run)
-    metrics = run.data.metrics
+    run, metrics = tracked.raw, tracked.raw.data.metrics
     try:
         trial = TrialResult(
-            run_id=run.info.run_id,
-            name=schema.unmarked(run.info.run_name or ""),
+            run_id=tracked.run_id,
+            name=tracked.name,
             status=run.info.status,
-            config=_config(run),
+            config=_config(tracked),
             val_accuracy=metrics.get(schema.BEST_VAL_ACCURACY),
             best_epoch=_whole(metrics.get("best_epoch")),
             train_seconds=metrics.get("train_seconds"),
@@ -367,16 +363,19 @@ def trial_result(run: Run) -> TrialResult:
     return trial
 
 
-def _config(run: Run) -> TrainingConfig:
-    config = _as_config(run, run.data.params)
+def _config(run: TrackedRun) -> TrainingConfig:
+    params = run.raw.data.params
+    config = _as_config(run.raw, params)
     unknown = [
-        name
-        for name in run.data.params
-        if name not in FIELDS and not name.startswith(schema.SPLIT_PREFIX)
+        name for name in params if name not in FIELDS and not name.startswith(schema.SPLIT_PREFIX)
     ]
-    # A parameter that somebody added does no harm if the fingerprint says what was trained.
-    if unknown and not _is_point(run, config):
-        raise UnreadableRun(run, f"it has the setting {unknown[0]!r}, which is not known here")
+    if unknown:
+        # A parameter that somebody added does no harm if the fingerprint says what was trained.
+        point = config, run.split, run.data_sha256
+        known = (fingerprint.of_point(*point), *fingerprint.older_keys(*point))
+        if run.raw.data.tags.get(schema.POINT) not in known:
+            why = f"it has the setting {unknown[0]!r}, which is not known here"
+            raise UnreadableRun(run.raw, why)
     return config
 
 
@@ -388,14 +387,6 @@ def _as_config(run: Run, given: Mapping[str, str]) -> TrainingConfig:
         raise UnreadableRun(
             run, f"its parameters are not a configuration of this version ({error})"
         ) from None
-
-
-def _is_point(run: Run, config: TrainingConfig) -> bool:
-    """Return whether a run's fingerprint is that of a configuration, with the run's data."""
-    tracked = as_tracked(run)
-    point = config, tracked.split, tracked.data_sha256
-    known = (fingerprint.of_point(*point), *fingerprint.older_keys(*point))
-    return run.data.tags.get(schema.POINT) in known
 
 
 def _whole(value: float | None) -> int | None:

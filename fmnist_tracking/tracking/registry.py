@@ -20,11 +20,7 @@ from fmnist_tracking.tracking.descriptions import plain
 from fmnist_tracking.tracking.error_messages import registry_error
 from fmnist_tracking.tracking.logged_model import require_files, trial_model
 from fmnist_tracking.tracking.queries import ABSENT, find_active, find_any
-from fmnist_tracking.tracking.records import (
-    TrackedRun,
-    as_tracked,
-    read_trial,
-)
+from fmnist_tracking.tracking.records import TrackedRun, as_tracked, read_split, read_trial
 from fmnist_tracking.tracking.store import Store
 
 _EXISTS = ErrorCode.Name(RESOURCE_ALREADY_EXISTS)
@@ -169,12 +165,7 @@ def _has_model(store: Store, version: Any) -> bool:
 
 
 def require_model(store: Store, trial: TrackedRun) -> None:
-    """Refuse a trial without a usable model.
-
-    Raises:
-        TrackingError: the trial did not finish, its logged model or the model's file is missing, or
-            its training diverged.
-    """
+    """Raise `TrackingError` for a trial without a model or its file, or whose training diverged."""
     require_files(store, trial, trial_model(store, trial))
     if read_trial(trial).diverged:
         raise TrackingError(
@@ -233,19 +224,24 @@ def _version(store: Store, raw: Any) -> ModelVersion:
     """Return a version, described by its own tags or else by its run."""
     tags: Mapping[str, str] = raw.tags
     run = find_any(store, raw.run_id) if raw.run_id else None
-    result = None
     if run is not None and schema.VAL_ACCURACY not in tags:
         with contextlib.suppress(TrackingError, ConfigError):  # a run of another kind
             tracked = as_tracked(run)
-            result = read_trial(tracked)
-            tags = {**tags, **_tags(tracked, result)}
+            tags = {**tags, **_tags(tracked, read_trial(tracked))}
+    val_accuracy = split = None
+    with contextlib.suppress(KeyError, ValueError):
+        val_accuracy = float(tags[schema.VAL_ACCURACY])
+    with contextlib.suppress(KeyError, ValueError, ConfigError):
+        split = read_split(
+            tags[schema.PROTOCOL], seed=tags[schema.SPLIT_SEED], limit=tags[schema.SPLIT_LIMIT]
+        )
     return ModelVersion(
         name=raw.name,
         version=str(raw.version),
         run_id=raw.run_id or tags.get(schema.RUN, ""),
-        val_accuracy=_number(tags.get(schema.VAL_ACCURACY)),
+        val_accuracy=val_accuracy,
         data_sha256=tags.get(schema.DATA_SHA256),
-        split=_split(tags),
+        split=split,
         run_exists=run is not None and run.info.lifecycle_stage == "active",
     )
 
@@ -262,23 +258,6 @@ def _tags(trial: TrackedRun, result: TrialResult) -> dict[str, str]:
         if name in trial.raw.data.tags:
             tags[name] = trial.raw.data.tags[name]
     return tags
-
-
-def _number(text: str | None) -> float | None:
-    with contextlib.suppress(TypeError, ValueError):
-        return float(text)  # type: ignore[arg-type]
-    return None
-
-
-def _split(tags: Mapping[str, str]) -> SplitConfig | None:
-    with contextlib.suppress(KeyError, ValueError, ConfigError):
-        limit = tags[schema.SPLIT_LIMIT]
-        return SplitConfig(
-            protocol=tags[schema.PROTOCOL],  # type: ignore[arg-type]  # checked by SplitConfig
-            seed=int(tags[schema.SPLIT_SEED]),
-            limit=None if limit == "None" else int(limit),
-        )
-    return None
 
 
 def _description(trial: TrackedRun, result: TrialResult) -> str:

@@ -12,14 +12,8 @@ from fmnist_tracking.errors import SearchError
 from fmnist_tracking.results import FINISHED, RUNNING, TrialResult
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.leases import Lease
-from fmnist_tracking.tracking.queries import find_children, iterate_runs, liveness
-from fmnist_tracking.tracking.records import (
-    TrackedRun,
-    as_tracked,
-    read_grid,
-    readable,
-    trial_result,
-)
+from fmnist_tracking.tracking.queries import IS_FINISHED, find_children, iterate_runs, liveness
+from fmnist_tracking.tracking.records import TrackedRun, as_readable, readable, trial_result
 from fmnist_tracking.tracking.store import Store
 
 # Up to this many points are queried one by one; for more, all trials are read at once.
@@ -27,7 +21,7 @@ _FEW = 100
 # Ten years: a longer time cannot be a measurement.
 _LONGEST_SECONDS = 3e8
 _OPEN = f"attributes.status = '{RUNNING}' AND tags.`{schema.ROLE}` LIKE '%'"
-_AND_FINISHED = f" AND attributes.status = '{FINISHED}'"
+_AND_FINISHED = f" AND {IS_FINISHED}"
 EPOCH_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds")
 
 
@@ -62,30 +56,20 @@ def find_searches(store: Store, experiment_id: str, grids: Iterable[str]) -> lis
     """Find the runs of one search in an experiment, the one whose command was given last first.
 
     A run whose grid cannot be read is skipped: its trials count as those of another search.
-
-    Args:
-        store: the store.
-        experiment_id: of the experiment to search; runs in others do not count.
-        grids: the search's fingerprint, then those that earlier versions gave it.
+    `grids` has the search's fingerprint, then those that earlier versions gave it.
     """
     today, *older = dict.fromkeys(grids)
     runs = [
         *iterate_runs(store, [experiment_id], f"tags.`{schema.GRID}` = '{today}'"),
         *_by_older_keys(store, experiment_id, schema.GRID, set(older)),
     ]
-    found = readable(store, runs, _as_search)
+    found = readable(store, runs, as_readable)
     return sorted(found, key=_last_asked, reverse=True)
 
 
 def _last_asked(search: TrackedRun) -> tuple[str, int]:
     """Return the sort key for the order of `queries.LATEST_ASKED_FIRST`."""
     return search.raw.data.tags.get(schema.ASKED_AT, ""), search.raw.info.start_time or 0
-
-
-def _as_search(run: Run) -> TrackedRun:
-    tracked = as_tracked(run)
-    read_grid(run)
-    return tracked
 
 
 def find_resume_state(
@@ -103,8 +87,7 @@ def find_resume_state(
         store: the store.
         experiment_id: of the experiment to search.
         searches: what `find_searches` found.
-        points: maps every fingerprint of a point of the search, today's or an earlier version's,
-            to today's.
+        points: maps every fingerprint of a point, today's or an earlier version's, to today's.
         fresh: ignore all runs, and train every point again.
         reopen: resume the newest of `searches` although it has ended, because trials of it are
             gone.
@@ -124,21 +107,21 @@ def find_resume_state(
     finished: dict[str, TrialResult] = {}
     open_runs: dict[str, UnfinishedTrial] = {}
     for parent in own:
-        for run in find_children(store, experiment_id, parent):
+        children = find_children(store, experiment_id, parent)
+        for run, trial in readable(store, children, _with_trial):
             point = points.get(run.data.tags.get(schema.POINT, ""), "")
-            for trial in readable(store, [run], trial_result):
-                if trial.status == FINISHED:
-                    finished.setdefault(point, trial)
-                else:
-                    open_runs.setdefault(point, _open_trial(run))
+            if trial.status == FINISHED:
+                finished.setdefault(point, trial)
+            else:
+                open_runs.setdefault(point, _open_trial(run))
     if not only_own and _has_finished(store, experiment_id):
         today = set(points.values())
         for find, keys in ((_finished_runs, today), (_finished_before, points.keys() - today)):
             wanted = {key for key in keys if points[key] not in finished}
-            for run in find(store, experiment_id, wanted):
+            runs = find(store, experiment_id, wanted)
+            for run, trial in readable(store, runs, _with_trial):
                 point = points[run.data.tags[schema.POINT]]
-                for trial in readable(store, [run], trial_result):
-                    finished.setdefault(point, dataclasses.replace(trial, reused=True))
+                finished.setdefault(point, dataclasses.replace(trial, reused=True))
     todays = dict.fromkeys(points.values())
     return ResumeState(
         search=search,
@@ -146,6 +129,10 @@ def find_resume_state(
         finished={point: finished[point] for point in todays if point in finished},
         open={point: run for point, run in open_runs.items() if point and point not in finished},
     )
+
+
+def _with_trial(run: Run) -> tuple[Run, TrialResult]:
+    return run, trial_result(run)
 
 
 def _open_trial(run: Run) -> UnfinishedTrial:
@@ -157,22 +144,17 @@ def find_training(store: Store, experiment_id: str, points: Mapping[str, str]) -
     """Find an earlier run of a single training.
 
     It is a finished run of that point (a search's trial or a single training) or an interrupted
-    single training, whichever is newer.
-
-    Args:
-        store: the store.
-        experiment_id: of the experiment to search.
-        points: maps every fingerprint of what is trained, today's or an earlier version's, to
-            today's.
+    single training, whichever is newer. `points` maps every fingerprint of the point, today's or
+    an earlier version's, to today's.
     """
     for key, point in points.items():
-        runs = list(iterate_runs(store, [experiment_id], f"tags.`{schema.POINT}` = '{key}'"))
-        for run in runs:  # newest first: a run begun after the last finished one is resumed
-            for trial in readable(store, [run], trial_result):
-                if trial.status == FINISHED:
-                    return ResumeState(finished={point: trial})
-                if schema.PARENT not in run.data.tags:
-                    return ResumeState(open={point: _open_trial(run)})
+        runs = iterate_runs(store, [experiment_id], f"tags.`{schema.POINT}` = '{key}'")
+        # The newest first: a run begun after the last finished one is resumed.
+        for run, trial in readable(store, runs, _with_trial):
+            if trial.status == FINISHED:
+                return ResumeState(finished={point: trial})
+            if schema.PARENT not in run.data.tags:
+                return ResumeState(open={point: _open_trial(run)})
     return ResumeState()
 
 
@@ -216,7 +198,7 @@ def like_trials(
     Diverged trials are left out, because they ended early; so are those without a valid time.
     """
     filter_string = (
-        f"attributes.status = '{FINISHED}' AND tags.`{schema.THREADS}` = '{threads}' "
+        f"{IS_FINISHED} AND tags.`{schema.THREADS}` = '{threads}' "
         f"AND tags.`{schema.CODE_SHA256}` = '{fingerprint.of_program()}' "
         f"AND tags.`{schema.PROTOCOL}` = '{split.protocol}' "
         f"AND params.`{schema.SPLIT_PREFIX}limit` = '{split.limit}'"
@@ -239,11 +221,7 @@ def logged_steps(store: Store, run_id: str) -> set[int]:
 
 
 def require_not_live(run: TrackedRun) -> None:
-    """Refuse a search that another process is running.
-
-    Raises:
-        SearchError: another process is running it; the message says which, and where.
-    """
+    """Raise `SearchError` for a search that another process is running; say which, and where."""
     lease = Lease.read(run.raw.data.tags)
     if run.raw.info.status == RUNNING and lease and lease.is_live() and not lease.is_mine():
         raise SearchError(
@@ -253,15 +231,7 @@ def require_not_live(run: TrackedRun) -> None:
 
 
 def close_orphans(store: Store, experiments: Iterable[str]) -> list[tuple[str, str]]:
-    """Close, as KILLED, the open runs of this project whose process is gone.
-
-    Args:
-        store: the store.
-        experiments: ids of the experiments to search.
-
-    Returns:
-        Id and name of each closed run.
-    """
+    """Close, as KILLED, the open runs whose process is gone; return the id and name of each."""
     orphans = []
     is_live = liveness(store)
     for run in list(iterate_runs(store, experiments, _OPEN)):
@@ -278,13 +248,7 @@ def live_runs(store: Store, experiments: Iterable[str]) -> list[str]:
 
 
 def close_own(store: Store, experiment_id: str, status: str) -> None:
-    """Close the open runs of this process.
-
-    Args:
-        store: the store.
-        experiment_id: of the experiment they are in.
-        status: KILLED or FAILED, for the search; trials are always KILLED.
-    """
+    """Close the open runs of this process: a search with the given status, trials as KILLED."""
     for run in list(iterate_runs(store, [experiment_id], _OPEN)):
         lease = Lease.read(run.data.tags)
         if lease is not None and lease.is_mine():

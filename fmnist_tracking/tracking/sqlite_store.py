@@ -6,6 +6,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 from mlflow import MlflowClient
@@ -20,6 +21,8 @@ from fmnist_tracking.tracking.locations import (
     working_folder,
 )
 
+# What a store is opened for; `create` makes one where there is none.
+Access = Literal["read", "write", "create"]
 # How long to wait for another process's lock.
 _LOCKED_SECONDS = 20
 # SQLite's message for a file, opened read-only, whose writer was killed halfway.
@@ -31,13 +34,8 @@ def is_yet_to_be_made(path: Path) -> bool:
     return not path.exists() or path.stat().st_size == 0
 
 
-def require_usable(path: Path, *, create: bool, write: bool = False) -> None:
+def require_usable(path: Path, access: Access) -> None:
     """Refuse a file that this user cannot use as a SQLite store.
-
-    Args:
-        path: of the file.
-        create: whether it will be created if it is missing, and written.
-        write: whether it will be written.
 
     Raises:
         TrackingError: it is missing, is not a file, or cannot be read or written.
@@ -48,7 +46,7 @@ def require_usable(path: Path, *, create: bool, write: bool = False) -> None:
                 f"Expected {path} to be a SQLite file, but it is a folder or a device. Name "
                 f"another with {setting('tracking_uri')}."
             )
-        if (create or write) and not can_be_written(path):
+        if access != "read" and not can_be_written(path):
             raise TrackingError(
                 f"The MLflow store {path} cannot be written by this user. Change the permissions "
                 f"of the file and its folder, or name another with {setting('tracking_uri')}."
@@ -58,13 +56,13 @@ def require_usable(path: Path, *, create: bool, write: bool = False) -> None:
                 f"The MLflow store {path} cannot be read by this user. Change its permissions, or "
                 f"name another with {setting('tracking_uri')}."
             )
-    elif create and not os.access(path.parent, os.W_OK):
+    elif access != "create":
+        raise TrackingError(no_store(path))
+    elif not os.access(path.parent, os.W_OK):
         raise TrackingError(
             f"The MLflow store {path} cannot be created: its folder is missing or cannot be "
             f"written. Work in another folder, or name a store with {setting('tracking_uri')}."
         )
-    elif not create:
-        raise TrackingError(no_store(path))
 
 
 def no_store(where: object) -> str:
@@ -142,7 +140,7 @@ def make(path: Path) -> None:
         with without_stray_folder(address):
             MlflowClient(address).search_experiments(max_results=1)
         # MLflow puts its default experiment into the working folder, wherever the store is.
-        relocate(new, {working_folder()}, to=path.parent)
+        relocate(new, {working_folder()}, path.parent)
         with held(path) as connection:
             (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
             if tables == 0:  # else another process was faster
@@ -151,10 +149,9 @@ def make(path: Path) -> None:
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[sqlite3.Connection]:
-    """Lock a SQLite file against all other processes, after merging its write-ahead log.
+    """Lock a SQLite file against all other processes, and yield a connection to it.
 
-    Yields:
-        A connection to the file.
+    Its write-ahead log is merged first.
 
     Raises:
         TrackingError: it stays locked, or cannot be written.

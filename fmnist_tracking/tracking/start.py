@@ -18,7 +18,7 @@ from mlflow.utils.mlflow_tags import (
 )
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
-from fmnist_tracking.config import FASHION_MNIST, SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
 from fmnist_tracking.environment import Code
 from fmnist_tracking.results import RUNNING
 from fmnist_tracking.tracking import descriptions, schema
@@ -30,13 +30,7 @@ from fmnist_tracking.tracking.ui_links import offer_table
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What runs record about their data.
-
-    Attributes:
-        sha256: `Dataset.digest` of the data.
-        name: of the data set.
-        source: where the data was found.
-    """
+    """What runs record about their data: its `Dataset.digest`, its name, and where it was found."""
 
     sha256: str
     name: str
@@ -47,19 +41,12 @@ class DatasetInfo:
         """Return the data set's name and source, for people."""
         return f"{self.name} ({self.source})"
 
-    @property
-    def is_fashion_mnist(self) -> bool:
-        """Return whether the data is Fashion-MNIST, by its name."""
-        return self.name == FASHION_MNIST
-
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
     """What runs record about the origin of their numbers, beside configuration and data.
 
-    Attributes:
-        code: the code that runs.
-        environment: what `fmnist_tracking.environment.describe` returns.
+    The environment is what `fmnist_tracking.environment.describe` returns.
     """
 
     code: Code
@@ -72,11 +59,7 @@ class SearchInfo:
 
     Attributes:
         name: shown to people; a name that a person gave to `mlflow run` is kept.
-        space: the grid.
         base: the value of each setting that is not an axis.
-        split: how the data is split.
-        data: the data set.
-        origin: the code and its environment.
         grid: fingerprint of the whole grid.
         fresh: whether every point is trained again.
     """
@@ -96,11 +79,6 @@ class TrialInfo:
     """What a trial's run records when it is opened.
 
     Attributes:
-        name: shown to people.
-        config: what is trained.
-        split: how its data is split.
-        data: the data set.
-        origin: the code and its environment.
         fingerprint: of everything that determines its numbers.
         threads: number of threads that compute it.
         parent: the search's run id, None for a single training.
@@ -125,21 +103,11 @@ def start_search(
     resume: TrackedRun | None = None,
     adopted: str | None = None,
 ) -> str:
-    """Open the parent run of a search, held by this process.
+    """Open the parent run of a search, held by this process, and return its id.
 
-    It is the run that `mlflow run` created for this command, else the interrupted run of the same
-    search, else a new run. In the first case, `move_trials` moves the trials of the interrupted run
-    to it.
-
-    Args:
-        store: the store.
-        experiment_id: of the run's experiment.
-        info: what to record.
-        resume: the interrupted run of the search.
-        adopted: the run that `mlflow run` created for this command.
-
-    Returns:
-        The run's id.
+    It is the run that `mlflow run` created for this command, `adopted`, else the interrupted run of
+    the same search, `resume`, else a new run. In the first case, `move_trials` moves the trials of
+    the interrupted run to it.
     """
     axes = {axis: json.dumps(values) for axis, values in info.space.axes.items()}
     too_long = any(len(text) > MAX_PARAM_VAL_LENGTH for text in axes.values())
@@ -159,11 +127,9 @@ def start_search(
     }
     if info.fresh or (resume and schema.FRESH in resume.raw.data.tags):
         tags[schema.FRESH] = "true"
-    existing = adopted
-    if existing is not None and resume is not None:
+    if adopted and resume:
         tags[schema.CONTINUES] = resume.run_id
-    elif resume is not None:
-        existing = resume.run_id
+    existing = adopted or (resume.run_id if resume else None)
     offer_table(store, experiment_id)
     run_id = _start(store, experiment_id, info, params, tags, existing)
     if too_long:
@@ -206,16 +172,9 @@ def log_reused(store: Store, run_id: str, trials: Sequence[str]) -> None:
 def start_trial(
     store: Store, experiment_id: str, info: TrialInfo, resume: str | None = None
 ) -> str:
-    """Open the run of one trial, held by this process.
+    """Open the run of a trial, held by this process, and return its id.
 
-    Args:
-        store: the store.
-        experiment_id: of the run's experiment.
-        info: what to record.
-        resume: the interrupted run of the trial, to be resumed; None creates a new one.
-
-    Returns:
-        The run's id.
+    It is the interrupted one, `resume`, else a new one.
     """
     params = {
         **dataclasses.asdict(info.config),
@@ -250,14 +209,14 @@ def find_trial(store: Store, experiment_id: str, info: TrialInfo) -> str | None:
 
 def _origin_tags(info: SearchInfo | TrialInfo) -> dict[str, str]:
     code = info.origin.code
-    tags = {
+    return {
         schema.DATA_SHA256: info.data.sha256,
         schema.DATASET: info.data.description,
         schema.PROTOCOL: info.split.protocol,
         schema.VERSION: code.version,
         schema.CODE_SHA256: code.sha256,
+        **_git_tags(code),
     }
-    return {**tags, **_git_tags(code)}
 
 
 def program_tags(code: Code) -> dict[str, str]:
@@ -288,11 +247,8 @@ def _start(
 ) -> str:
     client = store.client
     if existing is None:
-        run = client.create_run(
-            experiment_id,
-            tags={**program_tags(info.origin.code), **tags},
-            run_name=info.name,
-        )
+        created = {**program_tags(info.origin.code), **tags}
+        run = client.create_run(experiment_id, tags=created, run_name=info.name)
         new_tags: Mapping[str, str] = {}
     else:
         run = client.get_run(existing)

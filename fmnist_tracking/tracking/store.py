@@ -5,10 +5,9 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import mlflow
@@ -17,10 +16,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from mlflow.utils.rest_utils import http_request
-from mlflow.utils.uri import is_local_uri
+from mlflow.utils.uri import get_uri_scheme, is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
 from fmnist_tracking.errors import (
@@ -35,12 +35,11 @@ from fmnist_tracking.tracking import locations, migrations, sqlite_store
 from fmnist_tracking.tracking.error_messages import (
     Fault,
     is_of_store,
+    missing_package,
     opening_error,
     sort,
     tracking_error,
 )
-
-Access = Literal["read", "write", "create"]
 
 _log = logging.getLogger(__name__)
 # What this process had before its first open store, once for each store that is open.
@@ -54,12 +53,6 @@ _VERSION = re.compile(r"(\d+)\.(\d+)[\w.]*$")
 _MANY = 1000
 # At most this many skipped runs are named.
 _NAMED = 3
-# The package to install for a database driver's module, where the names differ.
-_DRIVERS = {
-    "psycopg": "'psycopg[binary]'",
-    "psycopg2": "psycopg2-binary",
-    "MySQLdb": "mysqlclient",
-}
 _MLFLOW_SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # The background writer retries. MLflow's own retries take minutes a call, and may create a run
@@ -153,22 +146,10 @@ class Store:
         where = "" if path is None else locations.identity(path)
         return f"experiment {experiment_id} of {made} {where}"
 
-    def require_in_place(self) -> None:
-        """Refuse a store that was moved or copied: its addresses of runs' files are wrong.
-
-        Raises:
-            TrackingError: it was; the message says how to repair it.
-        """
-        if self.moved_from:
-            raise TrackingError(self.moved_line())
-
     def require_reached(self, address: str) -> None:
-        """Refuse an address of files on a disk that is not mounted.
+        """Raise `TrackingError` for an address of files on a disk that is not mounted.
 
         The files would be written to another disk.
-
-        Raises:
-            TrackingError: the disk is not mounted.
         """
         location = locations.local_path(address)
         for folder in self.away:
@@ -186,11 +167,7 @@ class Store:
 
 
 def require_active(experiment: Experiment) -> None:
-    """Refuse an experiment that was deleted.
-
-    Raises:
-        TrackingError: it was; the message says how to restore it.
-    """
+    """Raise `TrackingError` for an experiment that was deleted; say how to restore it."""
     if experiment.lifecycle_stage != "active":
         raise TrackingError(
             f"The experiment {experiment.name!r} was deleted. Restore it with `mlflow experiments "
@@ -222,7 +199,7 @@ def require_can_be_made(uri: str | None = None) -> Path | None:
     """
     path = locations.sqlite_file(tracking_uri(uri))
     if path is not None:
-        sqlite_store.require_usable(path, create=True)
+        sqlite_store.require_usable(path, "create")
         locations.require_place_for_files(path)
     return path
 
@@ -231,7 +208,7 @@ def require_can_be_made(uri: str | None = None) -> Path | None:
 def open_store(
     uri: str | None = None,
     *,
-    access: Access = "read",
+    access: sqlite_store.Access = "read",
     files: bool = True,
     upgrade: bool = False,
 ) -> Iterator[Store]:
@@ -261,27 +238,21 @@ def open_store(
             with locations.without_stray_folder(uri):
                 client = MlflowClient(uri)
                 experiments = client.search_experiments(view_type=ViewType.ALL, max_results=_MANY)
-            moved_from, away = _elsewhere(uri, experiments)
+            addresses = [experiment.artifact_location for experiment in experiments]
+            moved_from, away = locations.elsewhere(locations.sqlite_file(uri), addresses)
             store = Store(uri=uri, client=client, address=address, moved_from=moved_from, away=away)
         except ModuleNotFoundError as error:
-            raise TrackingError(
-                f"The MLflow store at {without_user(uri)} needs the Python package {error.name}, "
-                f"which is not installed. Install it: pip install "
-                f"{_DRIVERS.get(error.name or '', error.name)}"
-            ) from None
+            raise missing_package(f"The MLflow store at {without_user(uri)}", error) from None
         except (MlflowException, SQLAlchemyError, CommandError, OSError) as error:
             raise opening_error(uri, error) from error
-        except (
-            TypeError,
-            ValueError,
-        ) as error:  # MLflow's and SQLAlchemy's errors for a wrong setting
+        except (TypeError, ValueError) as error:  # MLflow's and SQLAlchemy's for a wrong setting
             raise TrackingError(
                 f"The MLflow store at {without_user(uri)} cannot be opened ({first_line(error)}). "
                 "Correct its address, or that setting in the environment (MLFLOW_…)."
             ) from error
-        if files:
-            store.require_in_place()
-        elif store.moved_from:
+        if store.moved_from:
+            if files:
+                raise TrackingError(store.moved_line())
             _log.warning("%s", for_programs(store.moved_line()))
         for folder in sorted(store.away):
             _log.warning("%s", for_programs(locations.not_reached_line(folder)))
@@ -329,15 +300,6 @@ def _process_unchanged() -> Iterator[None]:
                     logging.getLogger(name).setLevel(level)
 
 
-def _elsewhere(
-    uri: str, experiments: Iterable[Experiment]
-) -> tuple[frozenset[Path], frozenset[Path]]:
-    path = locations.sqlite_file(uri)
-    if path is None:
-        return frozenset(), frozenset()
-    return locations.elsewhere(path, [one.artifact_location for one in experiments])
-
-
 def _tell_left_out(store: Store) -> None:
     if not store.left_out:
         return
@@ -370,15 +332,15 @@ def _with_credentials_aside(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def _require_store(uri: str, access: Access, *, upgrade: bool) -> None:
+def _require_store(uri: str, access: sqlite_store.Access, *, upgrade: bool) -> None:
     """Check that the store can be used, or create it, before MLflow opens it."""
     path, create = locations.sqlite_file(uri), access == "create"
     if path is not None:
         locations.working_folder()  # MLflow needs one, wherever the file is
-        sqlite_store.require_usable(path, create=create, write=access == "write")
+        sqlite_store.require_usable(path, access)
     if uri.startswith(("http://", "https://")):
         _require_server(uri)
-    elif migrations.is_database(uri):
+    elif get_uri_scheme(uri) in DATABASE_ENGINES:  # type: ignore[no-untyped-call]
         if not migrations.require_current(uri, upgrade=upgrade):
             if not create:
                 raise TrackingError(sqlite_store.no_store(path or without_user(uri)))
