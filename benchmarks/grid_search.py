@@ -91,7 +91,7 @@ class Way:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is a search of this package."""
+        """Return whether it is a search of this package."""
         return self.arguments[0] == "fmnist_tracking"
 
 
@@ -219,7 +219,7 @@ def _resident(pid: int) -> int:
 
 
 def _best_accuracy(way: Way, folder: Path) -> float:
-    """The best validation accuracy, when all points are trained and tracked as they should be."""
+    """Return the best validation accuracy, if all points are trained and tracked."""
     if way.is_ours:
         content = json.loads((folder / "output.txt").read_text())
         points, accuracy = content["finished"], content["best"]["val_accuracy"]
@@ -235,7 +235,7 @@ def _best_accuracy(way: Way, folder: Path) -> float:
 
 
 def _tracked(store: Path) -> tuple[int, int]:
-    """How many finished runs a store has, and how many models."""
+    """Count the finished runs of a store, and its models."""
     with closing(sqlite3.connect(store)) as database:
         (runs,) = database.execute("SELECT COUNT(*) FROM runs WHERE status = 'FINISHED'").fetchone()
         (models,) = database.execute("SELECT COUNT(*) FROM logged_models").fetchone()
@@ -244,19 +244,12 @@ def _tracked(store: Path) -> tuple[int, int]:
 
 def write_images(path: Path, limit: int | None) -> None:
     """Keep the split that the search uses, for the programs that do not use this package."""
+    import numpy as np
+
     from fmnist_tracking.config import SplitConfig
     from fmnist_tracking.data import load_dataset, split_dataset
 
-    split = split_dataset(load_dataset(), SplitConfig(limit=limit))
-    import numpy as np
-
-    np.savez(
-        path,
-        train_images=split.train_images,
-        train_labels=split.train_labels,
-        validation_images=split.validation_images,
-        validation_labels=split.validation_labels,
-    )
+    np.savez(path, **vars(split_dataset(load_dataset(), SplitConfig(limit=limit))))
 
 
 def load(python: str, modules: str, environment: Mapping[str, str]) -> None:
@@ -267,7 +260,7 @@ def load(python: str, modules: str, environment: Mapping[str, str]) -> None:
 
 
 def table(measured: Mapping[Way, list[Measured]]) -> str:
-    """The measurements in Markdown, and how the ways compare with ours in the same turn."""
+    """Return the measurements in Markdown, and how the ways compare with ours in the same turn."""
     lines = [
         "| way | seconds, median (range) | times measured | times ours, median (range) "
         "| memory (MiB) | best validation accuracy |",
@@ -278,20 +271,24 @@ def table(measured: Mapping[Way, list[Measured]]) -> str:
         ratios = [one.seconds / ours.seconds for one, ours in zip(of, measured[OURS], strict=False)]
         # Searches with other numbers of threads differ in last digits.
         accuracies = sorted({f"{m.accuracy:.4f}" for m in of})
+        seconds = spread([m.seconds for m in of], ".1f")
         lines.append(
-            f"| {way.name} | {_range([m.seconds for m in of], 1)} | {len(of)} "
-            f"| {_range(ratios, 2)} | {max(m.memory for m in of):,.0f} | {', '.join(accuracies)} |"
+            f"| {way.name} | {seconds} | {len(of)} | {spread(ratios, '.2f')} "
+            f"| {max(m.memory for m in of):,.0f} | {', '.join(accuracies)} |"
         )
     return "\n".join(lines)
 
 
-def _range(values: list[float], digits: int) -> str:
+def spread(values: list[float], form: str) -> str:
+    """Return the median of some measurements and their range, each in a form such as `.2f`."""
     middle = statistics.median(values)
-    return f"{middle:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    return f"{middle:{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def machine(peers: str | None = None) -> str:
-    """What it was measured on, in a line; with the versions in the other environment."""
+    """Return what it was measured on, in a line; with the versions in the other environment."""
+    from fmnist_tracking.environment import processor
+
     versions = [platform.python_version(), *(version(name) for name in SHOWN[1:])]
     named = ", ".join(f"{name} {number}" for name, number in zip(SHOWN, versions, strict=True))
     others = ""
@@ -302,16 +299,7 @@ def machine(peers: str | None = None) -> str:
         )
         command = [peers, "-c", code, *SHOWN_PEERS]
         others = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return f"{psutil.cpu_count()} cores of {_processor()}; {named}{others}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return platform.processor()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
+    return f"{psutil.cpu_count()} cores of {processor()}; {named}{others}"
 
 
 def main() -> None:

@@ -23,10 +23,8 @@ import fnmatch
 import functools
 import importlib
 import inspect
-import os
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections import defaultdict
@@ -39,7 +37,6 @@ from urllib.parse import urlsplit
 import fmnist_tracking as ft
 from benchmarks import stubs
 from fmnist_tracking import runtime
-from fmnist_tracking.grid_search import scheduler
 
 EPOCHS = 25
 TRIALS = 20
@@ -49,7 +46,7 @@ REST = ""
 # is what the operation does in none of them. The outermost of the named functions counts, except
 # that those of `INNER` are counted by themselves wherever they are called.
 PARTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "__init__": {
+    "_open": {
         "environment logged": ("MlflowClient.log_dict",),
         "run opened, with parameters and tags": (REST,),
     },
@@ -101,50 +98,30 @@ class Meter:
     def __init__(self) -> None:
         self.seconds: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.processor: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        # Of each thread: `asking`, the trial and method on whose behalf it calls the writer;
-        # `trial` and `method` of the operation it carries out, and the open parts of that, each
-        # with the seconds that parts within it have taken.
+        # Of the thread that carries out an operation: its `trial` and `method`, and its `open`
+        # parts, each with the seconds that parts within it have taken.
         self._thread = threading.local()
 
-    def asked_by(self, name: str, method: Function) -> Function:
-        """A method of `TrialLogger`, so that what it submits is known to be its own."""
-
-        @functools.wraps(method)
-        def wrapper(logger: Any, *args: Any, **kwargs: Any) -> Any:
-            # Its third argument, when it is made, is the trial.
-            trial = args[2] if name == "__init__" else logger._trial
-            self._thread.asking = trial.number, name
-            try:
-                return method(logger, *args, **kwargs)
-            finally:
-                self._thread.asking = None
-
-        return wrapper
-
     def submitting(self, submit: Function) -> Function:
-        """`BackgroundWriter.submit`, so that what is submitted is timed when it is carried out."""
+        """Wrap `TrialLogger._submit`, so that operations are timed when they are carried out."""
 
         @functools.wraps(submit)
-        def wrapper(writer: Any, operation: Callable[[bool], Any]) -> Any:
-            asking = getattr(self._thread, "asking", None)
-            if asking is None:  # not of a trial
-                return submit(writer, operation)
+        def wrapper(logger: Any, operation: Any) -> Any:
+            # Named such as "TrialLogger.finish.<locals>.operation".
+            method = operation.__qualname__.split(".")[1]
 
-            def timed(again: bool) -> Any:
-                self._thread.trial, self._thread.method = asking
+            def timed(retry: bool) -> Any:
+                self._thread.trial, self._thread.method = logger._trial.number, method
                 self._thread.open = []
-                try:
-                    with self._part(_parts(asking[1])[REST]):
-                        return operation(again)
-                finally:
-                    self._thread.open = []
+                with self._part(_parts(method)[REST]):
+                    return operation(retry)
 
-            return submit(writer, timed)
+            return submit(logger, timed)
 
         return wrapper
 
     def watched(self, name: str, function: Function) -> Function:
-        """A function that may be a part of an operation."""
+        """Wrap a function that may be a part of an operation."""
 
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -174,7 +151,7 @@ class Meter:
 
 
 def _public_functions() -> dict[str, tuple[Any, str]]:
-    """The functions that can be watched: where each is, by its name in `PARTS`."""
+    """Return the functions that can be watched: where each is, by its name in `PARTS`."""
     found = {}
     for title, place in OWNERS.items():
         module_name, _, class_name = place.partition(":")
@@ -189,7 +166,7 @@ def _public_functions() -> dict[str, tuple[Any, str]]:
 
 @functools.cache
 def _parts(method: str) -> dict[str, str]:
-    """The part that each function belongs to in the operations of a method of `TrialLogger`."""
+    """Return the part that each function belongs to in what a method of `TrialLogger` submits."""
     parts = {REST: method}  # of a method that PARTS does not name
     for part, patterns in PARTS.get(method, {}).items():
         for pattern in patterns:
@@ -201,10 +178,9 @@ def _parts(method: str) -> dict[str, str]:
 
 
 def install(meter: Meter) -> None:
-    """Have the meter watch `TrialLogger`, `BackgroundWriter` and all functions of `PARTS`."""
+    """Have the meter watch what `TrialLogger` submits, and all functions of `PARTS`."""
     runtime.load_tensorflow()  # without its notices
     from fmnist_tracking.grid_search.trial_logger import TrialLogger
-    from fmnist_tracking.tracking import BackgroundWriter
 
     names = {name for method in PARTS for name in _parts(method)} - {REST}
     for name in names:
@@ -214,14 +190,11 @@ def install(meter: Meter) -> None:
             setattr(owner, attribute, classmethod(meter.watched(name, value.__func__)))
         else:
             setattr(owner, attribute, meter.watched(name, value))
-    for name, method in list(vars(TrialLogger).items()):
-        if isinstance(method, FunctionType) and (name == "__init__" or not name.startswith("_")):
-            setattr(TrialLogger, name, meter.asked_by(name, method))
-    setattr(BackgroundWriter, "submit", meter.submitting(BackgroundWriter.submit))  # noqa: B010
+    setattr(TrialLogger, "_submit", meter.submitting(TrialLogger._submit))  # noqa: B010
 
 
 def table(meter: Meter) -> str:
-    """The parts in Markdown, in the order of `PARTS`, the first trial apart from the others."""
+    """Return the parts in Markdown, as `PARTS` has them, the first trial apart from the others."""
     first, *others = sorted(meter.seconds)
     met = {part for trial in meter.seconds.values() for part in trial}
     known = [part for parts in PARTS.values() for part in parts if part in met]
@@ -254,13 +227,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.trials < 1:
         parser.error("--trials must be at least 1")
-    setattr(scheduler, "RUN_TRIAL", f"{stubs.__name__}:run_short_trial")  # noqa: B010
     experiment = f"tracking-cost-{time.strftime('%Y%m%d-%H%M%S')}"
     meter = Meter()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        os.environ["FMNIST_STATE_DIR"] = str(Path(folder, "state"))
-        uri = options.tracking_uri or f"sqlite:///{Path(folder, 'mlflow.db')}"
+    with stubs.instead_of_training(stubs.run_short_trial):
+        uri = options.tracking_uri or f"sqlite:///{Path('mlflow.db').absolute()}"
         install(meter)
         ft.search(
             {"seed": range(options.trials + 1)},
@@ -268,7 +238,6 @@ def main() -> None:
             experiment=experiment,
             tracking_uri=uri,
         )
-        os.chdir("/")
     where = f", experiment {experiment}" if options.tracking_uri else ""
     print(f"Store: {urlsplit(uri).scheme}{where}\n\n{table(meter)}")
 

@@ -119,7 +119,7 @@ def describe(threads: int) -> dict[str, Any]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "machine": {
             "system": platform.platform(),
-            "processor": _processor(),
+            "processor": processor(),
             "cores": machine.cores(),
             "threads": threads,
             "memory_gigabytes": round(machine.memory() / 1e9, 1),
@@ -147,7 +147,8 @@ def _packages() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor, or else its kind."""
     try:  # Linux
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
