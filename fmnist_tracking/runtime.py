@@ -262,11 +262,18 @@ def store_patience() -> float:
     Raises:
         ConfigError: FMNIST_STORE_PATIENCE is not a number of seconds.
     """
-    text = os.environ.get(STORE_PATIENCE_VARIABLE, str(_STORE_PATIENCE_SECONDS))
+    return seconds_of(STORE_PATIENCE_VARIABLE, _STORE_PATIENCE_SECONDS)
+
+
+def seconds_of(variable: str, default: float) -> float:
+    """Return the seconds that a variable of the environment says.
+
+    Raises:
+        ConfigError: it is no number of seconds.
+    """
+    text = os.environ.get(variable) or str(default)
     with contextlib.suppress(ValueError):
         seconds = float(text)
         if 0 <= seconds < math.inf:
             return seconds
-    raise ConfigError(
-        f"Expected {STORE_PATIENCE_VARIABLE} to be a number of seconds, got {text!r}."
-    )
+    raise ConfigError(f"Expected {variable} to be a number of seconds, got {text!r}.")

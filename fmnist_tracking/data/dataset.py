@@ -12,7 +12,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from fmnist_tracking.config import CLASS_NAMES
+from fmnist_tracking.config import CLASS_NAMES, FASHION_MNIST
 from fmnist_tracking.data import download, idx
 from fmnist_tracking.errors import DataError, setting
 from fmnist_tracking.runtime import CACHE_VARIABLE
@@ -52,6 +52,11 @@ class Dataset:
     def is_fashion_mnist(self) -> bool:
         """Return whether the bytes are exactly Fashion-MNIST's."""
         return self.sha256 == FASHION_MNIST_SHA256
+
+    @property
+    def name(self) -> str:
+        """Return "Fashion-MNIST", or that it is not that."""
+        return FASHION_MNIST if self.is_fashion_mnist else f"not {FASHION_MNIST}"
 
     @property
     def class_names(self) -> tuple[str, ...]:

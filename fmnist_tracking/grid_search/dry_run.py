@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,12 +204,12 @@ class _Known:
 
     Attributes:
         state: of the search.
-        folder: with its checkpoints; where there is no search, one that does not exist.
+        folder: with its checkpoints; where there is no search, none that could have any.
         like: finished trials, by whose time that of others is estimated.
     """
 
     state: ResumeState = field(default_factory=ResumeState)
-    folder: Path = field(default_factory=lambda: checkpoint_folder("", "", ""))
+    folder: Path = Path(os.devnull)
     like: Sequence[TrialResult] = ()
 
 
@@ -233,7 +234,7 @@ def _look(
             state=tracking.find_resume_state(
                 store, experiment_id, searches, keys.points, reopen=adopted is None
             ),
-            folder=checkpoint_folder(store.identity(experiment_id), experiment_id, keys.grids[0]),
+            folder=checkpoint_folder(store, experiment_id, keys.grids[0]),
             like=like,
         )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.grid_search.plan import PlannedTrial
-from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult
+from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult, TrialScore
 
 if TYPE_CHECKING:
     from fmnist_tracking.training.loop import Weights
@@ -77,22 +77,18 @@ class EpochEnded:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialEnded:
-    """A trial has ended: with a score, or with an error in a line.
+    """A trial has ended.
 
     Attributes:
         number: of the point, 1 for the first.
-        val_accuracy: the best epoch's.
-        best_epoch: the epoch it was reached in.
-        error: what ended a failed trial, in a line.
-        diverged: the epoch whose loss was no finite number, None for one that did not diverge.
+        score: with the error of one that failed.
+        diverged_in: the epoch whose loss was no finite number, None for one that did not diverge.
         seconds: that it took its worker since it was begun, or gone on with.
     """
 
     number: int
-    val_accuracy: float | None = None
-    best_epoch: int | None = None
-    error: str | None = None
-    diverged: int | None = None
+    score: TrialScore
+    diverged_in: int | None = None
     seconds: float | None = None
 
 
@@ -102,8 +98,7 @@ class TrialReused:
 
     number: int
     run_id: str
-    val_accuracy: float | None
-    diverged: bool = False
+    score: TrialScore
 
 
 @dataclass(frozen=True, kw_only=True)

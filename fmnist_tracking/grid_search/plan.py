@@ -66,36 +66,25 @@ def plan_trials(
         state: what the store has of the search.
         folder: with the checkpoints of the search.
     """
-    return tuple(
-        _planned(number, point, fingerprint, axes, state, folder)
-        for number, (point, fingerprint) in enumerate(
-            zip(points, fingerprints, strict=True), start=1
+    trials: list[PlannedTrial] = []
+    for config, fingerprint in zip(points, fingerprints, strict=True):
+        checkpoint_dir = folder / fingerprint[:_FOLDER_CHARACTERS]
+        finished = state.finished.get(fingerprint)
+        saved = None if finished else checkpoints.load(checkpoint_dir, fingerprint)
+        unfinished = state.open.get(fingerprint)
+        # A run whose epochs would have to be trained again stays as it is: in it, they would be
+        # logged twice.
+        resumes = unfinished is not None and (saved is not None or not unfinished.has_steps)
+        trials.append(
+            PlannedTrial(
+                number=len(trials) + 1,
+                name=trial_name(config, axes),
+                config=config,
+                fingerprint=fingerprint,
+                checkpoint_dir=checkpoint_dir,
+                epochs_done=len(saved.epochs) if saved else 0,
+                run_id=unfinished.run_id if unfinished and resumes else None,
+                finished=finished,
+            )
         )
-    )
-
-
-def _planned(
-    number: int,
-    config: TrainingConfig,
-    fingerprint: str,
-    axes: tuple[str, ...],
-    state: "ResumeState",
-    folder: Path,
-) -> PlannedTrial:
-    checkpoint_dir = folder / fingerprint[:_FOLDER_CHARACTERS]
-    finished = state.finished.get(fingerprint)
-    saved = None if finished else checkpoints.load(checkpoint_dir, fingerprint)
-    unfinished = state.open.get(fingerprint)
-    # A run whose epochs would have to be trained again stays as it is: in it, they would be logged
-    # twice.
-    resumes = unfinished is not None and (saved is not None or not unfinished.has_steps)
-    return PlannedTrial(
-        number=number,
-        name=trial_name(config, axes),
-        config=config,
-        fingerprint=fingerprint,
-        checkpoint_dir=checkpoint_dir,
-        epochs_done=len(saved.epochs) if saved else 0,
-        run_id=unfinished.run_id if unfinished and resumes else None,
-        finished=finished,
-    )
+    return tuple(trials)

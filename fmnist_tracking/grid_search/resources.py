@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from fmnist_tracking import environment, runtime, tracking
-from fmnist_tracking.config import FASHION_MNIST, SplitConfig
+from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.console import Echo
 from fmnist_tracking.data import Dataset, load_dataset
 from fmnist_tracking.errors import SearchError
@@ -28,6 +28,7 @@ class Resources:
 
     Attributes:
         dataset: the images.
+        data_info: what runs record of them.
         data_dir: where they are, None for the usual places.
         split: how they are split.
         store: of the runs.
@@ -38,6 +39,7 @@ class Resources:
     """
 
     dataset: Dataset
+    data_info: DatasetInfo
     data_dir: Path | None
     split: SplitConfig
     store: Store
@@ -45,11 +47,6 @@ class Resources:
     adopted: str | None
     workers: tuple[Worker, ...]
     threads: int
-
-    @property
-    def data_info(self) -> DatasetInfo:
-        """Return what runs record of the data."""
-        return _data_info(self.dataset)
 
     @cached_property
     def provenance(self) -> Provenance:
@@ -101,7 +98,8 @@ def open_resources(
         warm_up()
         data_dir = None if data_dir is None else Path(data_dir)
         dataset = load_dataset(data_dir)
-        echo(f"Data: {_data_info(dataset).description}, protocol {split.protocol}")
+        data_info = DatasetInfo(sha256=dataset.digest, name=dataset.name, source=dataset.source)
+        echo(f"Data: {data_info.description}, protocol {split.protocol}")
         with tracking.open_store(tracking_uri, access="create", upgrade=upgrade_store) as store:
             adopted = tracking.adoptable_run(store, command)
             experiment_id = tracking.choose_experiment(store, experiment, adopted)
@@ -110,6 +108,7 @@ def open_resources(
                 echo(f"Closed as KILLED: {len(closed)} runs whose process was gone.")
             yield Resources(
                 dataset=dataset,
+                data_info=data_info,
                 data_dir=data_dir,
                 split=split,
                 store=store,
@@ -135,8 +134,3 @@ def local_workers(count: int, threads: int) -> tuple[Worker, ...]:
         )
         for number in range(count)
     )
-
-
-def _data_info(dataset: Dataset) -> DatasetInfo:
-    name = FASHION_MNIST if dataset.is_fashion_mnist else f"not {FASHION_MNIST}"
-    return DatasetInfo(sha256=dataset.digest, name=name, source=dataset.source)

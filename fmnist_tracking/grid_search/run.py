@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args, overload
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from fmnist_tracking import fingerprint, machine, runtime, tracking
 from fmnist_tracking.config import (
@@ -23,7 +23,7 @@ from fmnist_tracking.console import Echo, echo_line, silent
 from fmnist_tracking.errors import SearchError, TrialsFailed
 from fmnist_tracking.grid_search.arguments import Grid, checked, grid_and_base
 from fmnist_tracking.grid_search.images import cache_split
-from fmnist_tracking.grid_search.lock import locked_folder
+from fmnist_tracking.grid_search.lock import checkpoint_folder, locked_folder
 from fmnist_tracking.grid_search.memory import require_room, require_room_at_once, workers_for
 from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials
 from fmnist_tracking.grid_search.progress import Progress
@@ -36,6 +36,7 @@ from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
 from fmnist_tracking.training import checkpoints
 
 OnFailure: TypeAlias = Literal["raise", "warn"]
+Found = TypeVar("Found", Search, Trial)
 
 # TensorFlow, KerasTuner and matplotlib, which a search with nothing left to train does without, are
 # imported inside the functions, once the process that workers are forked from has been started.
@@ -202,8 +203,7 @@ def train(
         store, experiment_id = resources.store, resources.experiment_id
         keys = fingerprint.of_grid([config], split, resources.dataset.digest)
         (point,) = keys.today
-        identity = store.identity(experiment_id)
-        with locked_folder(identity, experiment_id, point, fresh=fresh) as folder:
+        with locked_folder(checkpoint_folder(store, experiment_id, point), fresh=fresh) as folder:
             state = (
                 ResumeState()
                 if fresh
@@ -337,15 +337,7 @@ def _read_complete(recording: Recording) -> SearchResult:
     return result
 
 
-@overload
-def _judged(found: Search, on_failure: OnFailure) -> Search: ...
-
-
-@overload
-def _judged(found: Trial, on_failure: OnFailure) -> Trial: ...
-
-
-def _judged(found: Search | Trial, on_failure: OnFailure) -> Search | Trial:
+def _judged(found: Found, on_failure: OnFailure) -> Found:
     """Return what was trained; raise or warn if trials have failed, or none is of use."""
     message = found.failure
     if message and on_failure == "raise":

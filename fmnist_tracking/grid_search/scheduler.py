@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 from fmnist_tracking import tracking
@@ -74,14 +73,9 @@ class TrialScheduler:
         self._pool.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._is_stopping = error is not None
-        self._pool.__exit__(kind, error, trace)
+    def __exit__(self, kind: type[BaseException] | None, *others: object) -> None:
+        self._is_stopping = kind is not None
+        self._pool.__exit__(kind, *others)
 
     def submit(self, trial: PlannedTrial) -> "Future[TrialScore]":
         """Run a trial, from its checkpoint if it has one; one that has finished is not run again.
@@ -103,23 +97,13 @@ class TrialScheduler:
         return running.score
 
     def _reused(self, number: int, trial: TrialResult) -> "Future[TrialScore]":
-        self._tell(
-            TrialReused(
-                number=number,
-                run_id=trial.run_id,
-                val_accuracy=trial.val_accuracy,
-                diverged=trial.diverged,
-            )
+        score = TrialScore(
+            val_accuracy=trial.val_accuracy, best_epoch=trial.best_epoch, diverged=trial.diverged
         )
-        score: Future[TrialScore] = Future()
-        score.set_result(
-            TrialScore(
-                val_accuracy=trial.val_accuracy,
-                best_epoch=trial.best_epoch,
-                diverged=trial.diverged,
-            )
-        )
-        return score
+        self._tell(TrialReused(number=number, run_id=trial.run_id, score=score))
+        ended: Future[TrialScore] = Future()
+        ended.set_result(score)
+        return ended
 
     def _logger(self, trial: PlannedTrial) -> TrialLogger:
         resources = self._resources
@@ -185,27 +169,22 @@ class TrialScheduler:
         del self._running[trial.number]
         if isinstance(ended, Failed):
             running.logger.fail(ended)
-            self._tell(TrialEnded(number=trial.number, error=ended.line))
-            running.score.set_result(TrialScore(error=ended.line))
-            return
-        running.logger.finish(ended)
-        best, diverged = ended.result.best, ended.result.diverged
-        self._tell(
-            TrialEnded(
-                number=trial.number,
+            score = TrialScore(error=ended.line)
+            self._tell(TrialEnded(number=trial.number, score=score))
+        else:
+            running.logger.finish(ended)
+            best, diverged_in, seconds = ended.result.best, ended.result.diverged, ended.seconds
+            score = TrialScore(
                 val_accuracy=best.val_accuracy,
                 best_epoch=best.epoch,
-                diverged=diverged,
-                seconds=ended.seconds,
+                diverged=diverged_in is not None,
             )
-        )
-        running.score.set_result(
-            TrialScore(
-                val_accuracy=best.val_accuracy,
-                best_epoch=best.epoch,
-                diverged=diverged is not None,
+            self._tell(
+                TrialEnded(
+                    number=trial.number, score=score, diverged_in=diverged_in, seconds=seconds
+                )
             )
-        )
+        running.score.set_result(score)
 
     def _tell(self, event: Event, worker: int = 0) -> None:
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fmnist_tracking import fingerprint, tracking
 from fmnist_tracking.config import SearchSpace, TrainingConfig
-from fmnist_tracking.grid_search.lock import locked_folder
+from fmnist_tracking.grid_search.lock import checkpoint_folder, locked_folder
 from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials
 from fmnist_tracking.grid_search.resources import Resources
 from fmnist_tracking.results import FINISHED, SearchResult
@@ -52,7 +52,7 @@ def plan_search(
     store, experiment_id = resources.store, resources.experiment_id
     keys = fingerprint.of_grid(points, resources.split, resources.dataset.digest)
     grid = keys.grids[0]
-    with locked_folder(store.identity(experiment_id), experiment_id, grid, fresh=fresh) as folder:
+    with locked_folder(checkpoint_folder(store, experiment_id, grid), fresh=fresh) as folder:
         searches = tracking.find_searches(store, experiment_id, keys.grids)
         if searches:
             tracking.require_not_live(searches[0])

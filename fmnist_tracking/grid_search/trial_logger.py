@@ -1,7 +1,6 @@
 """What happens to a trial -> operations on its run in MLflow, carried out in the background."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +124,7 @@ class TrialLogger:
             tracking.log_epochs(self._store, self._run_id, new)
             self._logged |= {epoch.epoch for epoch in new}
 
-    def _submit(self, operation: Callable[[bool], None]) -> "Future[None]":
+    def _submit(self, operation: Callable[[bool], None]) -> None:
         """Have an operation on the run carried out, as long as the run is there."""
 
         def careful(retry: bool) -> None:
@@ -142,4 +141,4 @@ class TrialLogger:
                     "written: that point is not recorded."
                 )
 
-        return self._recording.writer.submit(careful)
+        self._recording.writer.submit(careful)
