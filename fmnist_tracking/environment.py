@@ -104,9 +104,6 @@ def describe(threads: int) -> dict[str, Any]:
 
     It logs a warning if there is a commit that cannot be found out.
 
-    Args:
-        threads: number of threads that compute each trial.
-
     Returns:
         A dictionary that `json` can write: code, Python, machine, settings, determinism and the
         version of every installed package.

@@ -102,10 +102,6 @@ def grid(effects: Sequence[Effect], title: str) -> Figure:
 
     A thin line joins points that differ only in that axis; the thick line is their mean; the star
     is the best point.
-
-    Args:
-        effects: of the grid's axes.
-        title: of the figure.
     """
     if not effects:
         return _notice(title, "Each axis of this grid has a single value: nothing to compare.")

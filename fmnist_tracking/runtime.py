@@ -193,12 +193,9 @@ def load_tensorflow(threads: int | None = None, worker: int | None = None) -> No
 
 
 def prepare_process(threads: int, worker: int, modules: Sequence[str]) -> None:
-    """Prepare a worker process for training or prediction.
+    """Prepare a worker process for training or prediction; see `load_tensorflow`.
 
-    Args:
-        threads: number of threads; see `load_tensorflow`.
-        worker: number of the process; see `load_tensorflow`.
-        modules: other modules to import now, so that the first task starts at once.
+    The modules are imported now, so that the first task starts at once.
     """
     own_process()
     gc.disable()  # during the imports nothing becomes garbage

@@ -53,7 +53,8 @@ def command(
             except FmnistTrackingError as error:
                 _fail(f"Error: {error.message}", error.exit_status)
             except OSError as error:  # a full disk for temporary files, for instance
-                _fail(f"Error: {error.strerror or error}{_of_file(error)}.", 1)
+                file = "" if error.filename is None else f": {error.filename}"
+                _fail(f"Error: {error.strerror or error}{file}.", 1)
             except ModuleNotFoundError as error:
                 _fail(
                     f"Error: The Python package {error.name} is not installed, which fmnist-track "
@@ -69,10 +70,6 @@ def command(
         return run
 
     return register
-
-
-def _of_file(error: OSError) -> str:
-    return "" if error.filename is None else f": {error.filename}"
 
 
 def _paragraphs(function: Callable[..., None]) -> str:

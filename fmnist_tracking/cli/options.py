@@ -115,13 +115,23 @@ def with_settings(
 
 
 def whole_option(
-    default: int | None, option: str, minimum: int, maximum: float = math.inf, **settings: Any
+    default: int | None,
+    option: str,
+    minimum: int,
+    maximum: float = math.inf,
+    *,
+    word: str | None = None,
+    **settings: Any,
 ) -> Any:
-    """Return an option that takes a whole number in a range; an empty text leaves it out."""
+    """Return an option that takes a whole number in a range; an empty text leaves it out.
+
+    So does the word, if there is one, which stands for the default.
+    """
     limits = f"of at least {minimum}" if maximum == math.inf else f"from {minimum} to {maximum}"
+    limits += f", or {word}" if word else ""
 
     def parse(text: object) -> int | None:
-        if text == "":
+        if text in ("", word):
             return default
         try:
             number = parse_whole(as_typed(text))
@@ -131,35 +141,18 @@ def whole_option(
             raise ConfigError(f"Expected {option} to be a whole number {limits}, got {text!r}.")
         return number
 
-    return typer.Option(default, option, metavar="N", parser=parse, **settings)
+    metavar = f"N|{word}" if word else "N"
+    return typer.Option(word or default, option, metavar=metavar, parser=parse, **settings)
 
 
-def workers_option() -> Any:
-    """Return an option for how many trials run at once: a number, or `auto`."""
-
-    def parse(text: object) -> int | None:
-        if text in ("auto", ""):
-            return None
-        try:
-            number = parse_whole(as_typed(text))
-        except ValueError:
-            number = 0
-        if number < 1:
-            raise ConfigError(
-                f"Expected --workers to be a whole number of at least 1, or auto, got {text!r}."
-            )
-        return number
-
-    return typer.Option(
-        "auto",
-        "--workers",
-        metavar="N|auto",
-        parser=parse,
-        help="Trials that run at once, each in its own process; auto takes as many as suit this "
-        "machine: one for each processor core, or fewer where memory is short.",
-    )
-
-
+WORKERS = whole_option(
+    None,
+    "--workers",
+    1,
+    word="auto",
+    help="Trials that run at once, each in its own process; auto takes as many as suit this "
+    "machine: one for each processor core, or fewer where memory is short.",
+)
 FRESH = typer.Option(
     False, "--fresh", help="Train all anew, even what finished before or was cut off."
 )

@@ -45,7 +45,7 @@ def search(
         "their mean.",
         rich_help_panel="Grid",
     ),
-    workers: int | None = options.workers_option(),
+    workers: int | None = options.WORKERS,
     dry_run: bool = typer.Option(
         False,
         "--dry-run",

@@ -96,20 +96,8 @@ def dry_run(
     """Return what `search` would do with the same arguments, and how long it would take.
 
     Nothing is written to the store. The time is estimated from the finished trials of the
-    experiment on as many images, or, without any, from a training of a few seconds.
-
-    Args:
-        grid: see `search`, as for the other arguments.
-        repeats: trainings of each point.
-        protocol: how the data is split.
-        limit: number of images.
-        workers: trials that run at once.
-        fresh: train all anew.
-        experiment: name of the experiment.
-        tracking_uri: address of the MLflow store.
-        data_dir: folder with the data.
-        echo: called with lines for a person to read.
-        settings: of the training.
+    experiment on as many images, or, without any, from a training of a few seconds. For the
+    arguments, see `search`.
 
     Raises:
         ConfigError: as many trials at once as are asked for have no room in the memory.

@@ -49,12 +49,7 @@ def workers_for(configs: Sequence[TrainingConfig], split: SplitConfig, workers: 
 def require_room(
     configs: Sequence[TrainingConfig], split: SplitConfig, workers: int | None
 ) -> None:
-    """Refuse what this machine's memory has no room for.
-
-    Args:
-        configs: what is to be trained.
-        split: how the data is split.
-        workers: trials at once that are asked for, None if that is left to us.
+    """Refuse what this machine's memory has no room for; None leaves the workers to us.
 
     Raises:
         ConfigError: one of them, or as many at once as are asked for, need more memory than

@@ -57,15 +57,7 @@ def plan_trials(
     state: "ResumeState",
     folder: Path,
 ) -> tuple[PlannedTrial, ...]:
-    """Return a trial for each point of a grid, in its order.
-
-    Args:
-        points: of the grid.
-        fingerprints: of the points.
-        axes: that vary, for the names.
-        state: what the store has of the search.
-        folder: with the checkpoints of the search.
-    """
+    """Return a trial for each point of a grid, in its order, named by the axes that vary."""
     trials: list[PlannedTrial] = []
     for config, fingerprint in zip(points, fingerprints, strict=True):
         checkpoint_dir = folder / fingerprint[:_FOLDER_CHARACTERS]

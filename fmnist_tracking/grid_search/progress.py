@@ -53,11 +53,7 @@ class _Running:
 
 
 class _NotebookTable:
-    """A table in the output of a notebook's cell, redrawn in place, and the last lines below it.
-
-    Args:
-        render: returns the table.
-    """
+    """A table in the output of a notebook's cell, redrawn in place, and the last lines below it."""
 
     def __init__(self, render: Callable[[], Group]) -> None:
         self._render = render

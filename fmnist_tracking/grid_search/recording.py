@@ -22,11 +22,6 @@ class Recording:
     it closes the runs that this process has open, the search's as KILLED if that is an interrupt,
     else as FAILED.
 
-    Args:
-        resources: with the store, and the experiment that the runs are in.
-        folder: with the checkpoints, for what a person is told.
-        echo: called with lines for a person to read.
-
     Attributes:
         writer: carries out operations on the runs.
         run_id: the run whose lease is renewed, the search's or the training's; "" before it is

@@ -68,16 +68,8 @@ def open_resources(
 ) -> Iterator[Resources]:
     """Load the data and open the store, while the process that workers are forked from starts.
 
-    Args:
-        command: `search` or `train`, for the run that `mlflow run` made for it.
-        workers: trials that run at once.
-        split: how the data is split.
-        data_dir: where it is, None for the usual places.
-        experiment: name of the experiment, made if it is not there; None for the one that the
-            environment names, or the usual one.
-        tracking_uri: of the store, None for the usual one.
-        upgrade_store: bring a store of an older MLflow up to date, rather than refuse it.
-        echo: called with lines for a person to read.
+    The command, `search` or `train`, is for the run that `mlflow run` made for it; the other
+    arguments are those of `run.search`.
 
     Raises:
         ConfigError: a setting of the environment is wrong.
@@ -122,12 +114,7 @@ def open_resources(
 
 
 def local_workers(count: int, threads: int) -> tuple[Worker, ...]:
-    """Return worker processes that can train; none is started yet.
-
-    Args:
-        count: how many.
-        threads: of each one's arithmetic.
-    """
+    """Return worker processes that can train, each with so many threads; none is started yet."""
     return tuple(
         LocalWorker(
             partial(runtime.prepare_process, threads, number, [_WORKER]), _TRIALS_PER_PROCESS

@@ -168,19 +168,8 @@ def train(
 ) -> Trial:
     """Train one configuration, tracked as a trial is; go on with it if it was cut off.
 
-    Args:
-        protocol: see `search`, as for the other arguments.
-        limit: number of images.
-        fresh: train anew, whatever has finished before.
-        experiment: name of the experiment.
-        tracking_uri: address of the MLflow store.
-        data_dir: folder with the data.
-        upgrade_store: bring a store of an older MLflow up to date.
-        on_failure: if the training diverges: `raise` a `TrialsFailed`, which has the trial, or
-            `warn`.
-        echo: called with lines for a person to read.
-        on_start: called when all is loaded.
-        settings: of the training, such as `filters=48`.
+    It is given as settings, such as `filters=48`. For the other arguments, see `search`;
+    `on_failure` is what to do if the training diverges.
 
     Raises:
         SearchError: the training failed; its run holds the traceback. For others, see `search`.

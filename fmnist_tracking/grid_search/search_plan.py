@@ -38,13 +38,7 @@ class SearchPlan:
 def plan_search(
     resources: Resources, space: SearchSpace, points: Sequence[TrainingConfig], *, fresh: bool
 ) -> Iterator[SearchPlan]:
-    """Plan the trials of a search, and hold the lock on its folder.
-
-    Args:
-        resources: the data and the store.
-        space: the grid.
-        points: of the grid.
-        fresh: train all anew, whatever has finished before.
+    """Plan the trials of a search, all of them anew if it is fresh, and hold its folder's lock.
 
     Raises:
         SearchError: another process is working on the same search.

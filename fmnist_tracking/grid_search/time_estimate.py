@@ -38,11 +38,8 @@ def memory_bytes(config: TrainingConfig, images: int) -> int:
     """Compute what a training holds in memory at least, in bytes.
 
     Counts the weights, their gradients and Adam's two moments, and what the layers give for a
-    batch, which the gradients are computed from; not what the process takes beside those.
-
-    Args:
-        config: of the training.
-        images: for training; a batch has no more.
+    batch, which the gradients are computed from; not what the process takes beside those. A batch
+    has no more than all images for training.
     """
     sides = feature_map_sizes(config).values()
     outputs = config.filters * sum(side**2 for side in sides) + config.hidden_units
