@@ -19,18 +19,14 @@ added to a search, but the processor's time among them is time that the training
 
 import argparse
 import contextlib
-import fnmatch
 import functools
-import importlib
-import inspect
+import pkgutil
 import statistics
-import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,47 +38,43 @@ EPOCHS = 25
 TRIALS = 20
 REST = ""
 
-# For each method of `TrialLogger`: part -> the functions whose time it is, by the names below; REST
-# is what the operation does in none of them. The outermost of the named functions counts, except
-# that those of `INNER` are counted by themselves wherever they are called.
+MLFLOW, OURS = "mlflow.MlflowClient.", "fmnist_tracking."
+# For each method of `TrialLogger`: part -> the functions whose time it is; REST is what the
+# operation does in none of them. The outermost of the named functions counts, except that those of
+# `INNER` are counted by themselves wherever they are called.
 PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "_open": {
-        "environment logged": ("MlflowClient.log_dict",),
+        "environment logged": (f"{MLFLOW}log_dict",),
         "run opened, with parameters and tags": (REST,),
     },
     "log_data": {"data sets linked": (REST,)},
     "log_epochs": {f"metrics of {EPOCHS} epochs": (REST,)},
     "finish": {
-        "summary metrics and description": ("MlflowClient.log_batch",),
-        "figures drawn": ("plots.*",),
+        "summary metrics and description": (f"{MLFLOW}log_batch",),
+        "figures drawn": (f"{OURS}plots.learning_curves", f"{OURS}plots.png"),
         "figures, history and tables logged": (
-            "MlflowClient.log_dict",
-            "MlflowClient.log_artifacts",
+            f"{MLFLOW}log_dict",
+            f"{MLFLOW}log_artifacts",
         ),
-        "model built": ("model.with_weights", "model.build_model"),
+        "model built": (
+            f"{OURS}networks.coursework.with_weights",
+            f"{OURS}networks.coursework.build_model",
+        ),
         "model saved": ("mlflow.tensorflow.save_model",),
         "model logged": (
-            "MlflowClient.create_logged_model",
-            "MlflowClient.log_outputs",
-            "MlflowClient.log_model_artifacts",
-            "MlflowClient.finalize_logged_model",
+            f"{MLFLOW}create_logged_model",
+            f"{MLFLOW}log_outputs",
+            f"{MLFLOW}log_model_artifacts",
+            f"{MLFLOW}finalize_logged_model",
         ),
-        "run closed": ("MlflowClient.set_terminated",),
-        "checkpoint removed": ("checkpoints.remove",),
+        "run closed": (f"{MLFLOW}set_terminated",),
+        "checkpoint removed": (f"{OURS}training.checkpoints.remove",),
         "other, at the end": (REST,),
     },
     "log_interruption": {"notes": (REST,)},
     "fail": {"failures": (REST,)},
 }
 INNER = ("environment logged", "model saved")
-# Where the functions are.
-OWNERS = {
-    "MlflowClient": "mlflow:MlflowClient",
-    "mlflow.tensorflow": "mlflow.tensorflow",
-    "plots": "fmnist_tracking.plots",
-    "model": "fmnist_tracking.networks.coursework",
-    "checkpoints": "fmnist_tracking.training.checkpoints",
-}
 
 Function = Callable[..., Any]
 
@@ -150,30 +142,12 @@ class Meter:
                     parts[-1][clock] += taken[clock]
 
 
-def _public_functions() -> dict[str, tuple[Any, str]]:
-    """Return the functions that can be watched: where each is, by its name in `PARTS`."""
-    found = {}
-    for title, place in OWNERS.items():
-        module_name, _, class_name = place.partition(":")
-        module = importlib.import_module(module_name)
-        owner = getattr(module, class_name) if class_name else module
-        for name, value in vars(owner).items():
-            kind = isinstance(value, FunctionType | classmethod) and not name.startswith("_")
-            if kind and value.__module__.startswith(module_name):
-                found[f"{title}.{name}"] = owner, name
-    return found
-
-
 @functools.cache
 def _parts(method: str) -> dict[str, str]:
     """Return the part that each function belongs to in what a method of `TrialLogger` submits."""
     parts = {REST: method}  # of a method that PARTS does not name
-    for part, patterns in PARTS.get(method, {}).items():
-        for pattern in patterns:
-            names = [REST] if pattern == REST else fnmatch.filter(_public_functions(), pattern)
-            if not names:
-                sys.exit(f"There is no function {pattern} any more; PARTS needs another name.")
-            parts |= dict.fromkeys(names, part)
+    for part, functions in PARTS.get(method, {}).items():
+        parts |= dict.fromkeys(functions, part)
     return parts
 
 
@@ -184,12 +158,9 @@ def install(meter: Meter) -> None:
 
     names = {name for method in PARTS for name in _parts(method)} - {REST}
     for name in names:
-        owner, attribute = _public_functions()[name]
-        value = inspect.getattr_static(owner, attribute)
-        if isinstance(value, classmethod):
-            setattr(owner, attribute, classmethod(meter.watched(name, value.__func__)))
-        else:
-            setattr(owner, attribute, meter.watched(name, value))
+        place, _, attribute = name.rpartition(".")
+        owner = pkgutil.resolve_name(place)
+        setattr(owner, attribute, meter.watched(name, getattr(owner, attribute)))
     setattr(TrialLogger, "_submit", meter.submitting(TrialLogger._submit))  # noqa: B010
 
 

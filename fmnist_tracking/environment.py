@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -48,26 +48,23 @@ class Code:
 @lru_cache(maxsize=1)
 def code() -> Code:
     """Return the code that this process runs, as its files are now."""
-    sha256 = fingerprint.of_program()
+    here = partial(Code, version=__version__, sha256=fingerprint.of_program())
     package = Path(__file__).resolve().parent
     if package.parent.name in ("site-packages", "dist-packages"):
         # An installed package is not part of a repository around it, which may contain its .venv.
-        return Code(version=__version__, sha256=sha256, no_commit=INSTALLED)
+        return here(no_commit=INSTALLED)
     repository = next((p for p in package.parents if (p / ".git").exists()), None)
     if repository is None:
-        return Code(version=__version__, sha256=sha256, no_commit=NO_REPOSITORY)
+        return here(no_commit=NO_REPOSITORY)
     try:
         _git(package, "ls-files", "--error-unmatch", "__init__.py")
-        return Code(
-            version=__version__,
-            sha256=sha256,
+        return here(
             commit=_git(package, "rev-parse", "HEAD"),
             branch=_git(package, "rev-parse", "--abbrev-ref", "HEAD"),
             dirty=bool(_git(package, "status", "--porcelain", "--", ".")),
         )
     except (OSError, subprocess.SubprocessError) as error:
-        reason = _why_git_failed(error, repository)
-        return Code(version=__version__, sha256=sha256, no_commit=reason)
+        return here(no_commit=_why_git_failed(error, repository))
 
 
 def _git(folder: Path, *arguments: str) -> str:

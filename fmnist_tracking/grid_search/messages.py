@@ -14,34 +14,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialTask:
-    """A trial to run, in terms that can be sent to another process.
-
-    Attributes:
-        trial: what to train, from where it has come to.
-        split: how the data is split.
-        data_dir: where the data is, None for the usual places.
-        data_sha256: `Dataset.digest` of the data that must be found there.
-    """
+    """A trial to run, in terms that can be sent to another process."""
 
     trial: PlannedTrial
     split: SplitConfig
-    data_dir: Path | None
-    data_sha256: str
+    data_dir: Path | None  # None for the usual places
+    data_sha256: str  # `Dataset.digest` of the data that must be found there
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A trial that came to its end: the result and the best epoch's weights.
-
-    Attributes:
-        result: of all its epochs.
-        weights: of the best one.
-        seconds: that this process took for it, without those in which it was stopped.
-    """
+    """A trial that came to its end: the result and the best epoch's weights."""
 
     result: TrainingResult
     weights: "Weights"
-    seconds: float
+    seconds: float  # that the worker took for it, without those in which it was stopped
 
 
 @dataclass(frozen=True, kw_only=True)

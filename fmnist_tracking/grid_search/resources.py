@@ -24,29 +24,17 @@ _WORKER = "fmnist_tracking.grid_search.worker"
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What the trials of a search, or a training, have in common.
-
-    Attributes:
-        dataset: the images.
-        data_info: what runs record of them.
-        data_dir: where they are, None for the usual places.
-        split: how they are split.
-        store: of the runs.
-        experiment_id: of the experiment that the runs are in.
-        adopted: the run that `mlflow run` made for this command, None without it.
-        workers: that run the trials; none is started yet.
-        threads: of each worker's arithmetic.
-    """
+    """What the trials of a search, or a training, have in common."""
 
     dataset: Dataset
     data_info: DatasetInfo
-    data_dir: Path | None
+    data_dir: Path | None  # None for the usual places
     split: SplitConfig
     store: Store
     experiment_id: str
-    adopted: str | None
+    adopted: str | None  # the run that `mlflow run` made for this command
     workers: tuple[Worker, ...]
-    threads: int
+    threads: int  # of each worker's arithmetic
 
     @cached_property
     def provenance(self) -> Provenance:
