@@ -63,12 +63,7 @@ def main() -> None:
 
 
 class Others:
-    """The processes that train at the same time, this one among them.
-
-    Args:
-        folder: where each leaves a file for what it says.
-        count: of the processes.
-    """
+    """So many processes that train at the same time; each says a word by a file in a folder."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder = folder

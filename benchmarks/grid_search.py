@@ -57,15 +57,10 @@ console = Console(stderr=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much is trained.
+    """How much is trained."""
 
-    Attributes:
-        limit: images for training and validation together, None for all.
-        epochs: of each point.
-    """
-
-    limit: int | None
-    epochs: int
+    limit: int | None  # images for training and validation together, None for all
+    epochs: int  # of each point
 
 
 SIZES = {"short": Size(limit=2400, epochs=1), "long": Size(limit=None, epochs=2)}
@@ -73,21 +68,14 @@ SIZES = {"short": Size(limit=2400, epochs=1), "long": Size(limit=None, epochs=2)
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """A way of training the grid.
-
-    Attributes:
-        name: for the table.
-        arguments: of `python -m`; IMAGES stands for the file of images, EPOCHS for their number.
-        runs: how many finished runs it leaves in MLflow.
-        models: how many models.
-        is_peer: whether it needs the other environment.
-    """
+    """A way of training the grid, and how many finished runs and models it leaves in MLflow."""
 
     name: str
+    # Of `python -m`; IMAGES stands for the file of images, EPOCHS for their number.
     arguments: tuple[str, ...]
     runs: int = POINTS
     models: int = 0
-    is_peer: bool = False
+    is_peer: bool = False  # whether it needs the other environment
 
     @property
     def is_ours(self) -> bool:
@@ -137,23 +125,11 @@ def measure(
     way: Way,
     python: str,
     size: Size,
-    images: Path | None,
+    images: Path,
     environment: Mapping[str, str],
     status: Status,
 ) -> Measured:
-    """Run a way in an empty folder, and see that it did what it should.
-
-    Args:
-        way: which.
-        python: that runs it.
-        size: how much is trained.
-        images: the file for the other ways; a search needs none.
-        environment: of the process.
-        status: shows the seconds while it runs.
-
-    Raises:
-        SystemExit: it failed, or did not train all points.
-    """
+    """Run a way in an empty folder, and see that it trained all points."""
     words = {"IMAGES": str(images), "EPOCHS": str(size.epochs)}
     arguments = [words.get(word, word) for word in way.arguments]
     if way.is_ours and size.limit is not None:

@@ -93,14 +93,6 @@ COURSEWORK_GRID: dict[str, tuple[Value, ...]] = {
     "kernel_size": (3, 4),
     "hidden_units": (64,),
 }
-SEARCH_FLAGS = {
-    "filters": "--filters",
-    "strides": "--strides",
-    "kernel_size": "--kernel-sizes",
-    "hidden_units": "--hidden-units",
-}
-
-
 # Names of settings in other programs and in the coursework.
 _OTHER_NAMES = {
     "lr": "learning_rate",
@@ -114,6 +106,9 @@ _OTHER_NAMES = {
 def flag(name: str) -> str:
     """Return the command-line option of a field: `batch_size` is `--batch-size`."""
     return "--" + name.replace("_", "-")
+
+
+SEARCH_FLAGS = {**{name: flag(name) for name in COURSEWORK_GRID}, "kernel_size": "--kernel-sizes"}
 
 
 def describe_range(name: str) -> str:

@@ -18,6 +18,7 @@ from fmnist_tracking.config import (
     DEFAULT_EXPERIMENT,
     DEFAULT_SAMPLE_SEED,
     FIELDS,
+    SEARCH_FLAGS,
     SplitConfig,
     Value,
     flag,
@@ -35,12 +36,12 @@ def as_typed(text: object) -> str:
     return re.sub(r"(?<![\w.+-])([0-9]+)\.0+(?=\s*(?:[,;]|$))", r"\1", str(text))
 
 
-def axis_option(name: str, option: str) -> Any:
+def axis_option(name: str) -> Any:
     """Return an option that lists the values of one axis of the grid."""
     values = ",".join(f"{value:g}" for value in COURSEWORK_GRID[name])
     return typer.Option(
         None,
-        option,
+        SEARCH_FLAGS[name],
         metavar=LIST_METAVAR,
         help=f"Values to try: {FIELDS[name].metadata['about']}. Default: {values}.",
         rich_help_panel="Grid",
@@ -223,11 +224,18 @@ UPGRADE_STORE = typer.Option(
     "more. A copy of a SQLite file is kept beside it.",
     rich_help_panel="Tracking",
 )
-RUN_ID_HELP = (
-    "A run id, its first characters, `latest`, `best` (of the latest search), `best-of-all` (of "
-    "all searches on the same images), or `champion` (what `promote` chose)."
-)
-RUN_ID = typer.Option(..., "--run-id", metavar="ID", help=RUN_ID_HELP, autocompletion=run_ids)
+
+
+def run_id_option(
+    default: Any = ...,
+    about: str = "A run id, its first characters, `latest`, `best` (of the latest search), "
+    "`best-of-all` (of all searches on the same images), or `champion` (what `promote` chose).",
+) -> Any:
+    """Return an option that names a run; without a default it must be given."""
+    return typer.Option(default, "--run-id", metavar="ID", help=about, autocompletion=run_ids)
+
+
+RUN_ID = run_id_option()
 OUTPUT_DIR = path_option(
     "--output-dir", "DIR", "Where the files go. Default: reports/ and the run's first characters."
 )

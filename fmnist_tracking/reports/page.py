@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jinja2
 
 from fmnist_tracking.leaderboard import RankedTrial
-from fmnist_tracking.results import Evaluation
+from fmnist_tracking.results import ClassScores, Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +78,12 @@ def classification_table(evaluation: Evaluation) -> str:
     width = max(len(s.name) for s in (*evaluation.classes, evaluation.weighted))
     total = evaluation.weighted.support
     lines = [f"{'':>{width}}  precision    recall  f1-score   support", ""]
-    for scores in evaluation.classes:
-        lines.append(
-            _row(width, scores.name, scores.precision, scores.recall, scores.f1, scores.support)
-        )
+    lines += [_row(width, scores) for scores in evaluation.classes]
     lines += ["", f"{'accuracy':>{width}}  {'':9}  {'':8}  {evaluation.accuracy:8.4f}  {total:8d}"]
-    for scores in (evaluation.macro, evaluation.weighted):
-        lines.append(_row(width, scores.name, scores.precision, scores.recall, scores.f1, total))
+    lines += [_row(width, scores) for scores in (evaluation.macro, evaluation.weighted)]
     return "\n".join(lines) + "\n"
 
 
-def _row(width: int, name: str, precision: float, recall: float, f1: float, support: int) -> str:
-    return f"{name:>{width}}  {precision:9.4f}  {recall:8.4f}  {f1:8.4f}  {support:8d}"
+def _row(width: int, of: ClassScores) -> str:
+    numbers = f"{of.precision:9.4f}  {of.recall:8.4f}  {of.f1:8.4f}  {of.support:8d}"
+    return f"{of.name:>{width}}  {numbers}"
