@@ -149,14 +149,7 @@ def prepare_ui(
 ) -> tuple[list[str], dict[str, str]] | None:
     """Return the command that serves MLflow's own page on the store, and its environment.
 
-    Args:
-        host: address to listen on.
-        port: to listen on.
-        tracking_uri: address of the store, None for the usual one.
-        echo: called with lines that say where the page is.
-
-    Returns:
-        None if the store is a server, which has a page.
+    Lines say where the page is. If the store is a server, which has one, it returns None.
 
     Raises:
         ConfigError: the port is taken.

@@ -86,14 +86,10 @@ def field_option(name: str, *, may_be_empty: bool = False) -> Any:
 def with_settings(
     *names: str, after: str, may_be_empty: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each of these fields of `TrainingConfig`.
+    """Give a command an option for each of these fields of `TrainingConfig`; see `field_option`.
 
-    The command takes them as keyword arguments, `**settings`.
-
-    Args:
-        names: of the fields.
-        after: the parameter of the command behind which they are listed.
-        may_be_empty: see `field_option`.
+    The command takes them as keyword arguments, `**settings`. They are listed after one of its own
+    parameters.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:

@@ -43,12 +43,8 @@ class TrialScheduler:
     before another epoch was trained is the trial given up as FAILED: then it is the trial that
     kills it. Use it as a context manager: left by an exception, it ends the workers at once.
 
-    Args:
-        resources: what the trials need.
-        recording: of their runs.
-        show: called with each event, and the number of the worker that it comes from.
-        echo: called with lines for a person to read.
-        parent: the search's run, None for a training of its own.
+    Each event is shown, with the number of the worker that it comes from. The parent is the
+    search's run, None for a training of its own.
     """
 
     def __init__(

@@ -19,14 +19,8 @@ from fmnist_tracking.training import checkpoints
 class TrialLogger:
     """Logs one trial. No method waits: the background writer does the work, in order.
 
-    Making it opens the trial's run, or resumes the one that was cut off.
-
-    Args:
-        recording: of the runs of this process.
-        info: what the run records.
-        trial: what is trained.
-        examples: raw images, uint8 (n, 28, 28, 1), kept with the model.
-        echo: called with lines for a person to read.
+    Making it opens the trial's run, or resumes the one that was cut off. The examples that are kept
+    with the model are raw images, uint8 (n, 28, 28, 1).
     """
 
     def __init__(

@@ -198,11 +198,8 @@ def _prepare(
 ) -> _Prepared:
     """Return a network with new initial weights and its functions, traced before if possible.
 
-    Args:
-        config: of the network and its training.
-        images: for timing the steps, if needed.
-        labels: of the images.
-        compiled: whether XLA compiled the steps so far; None before the first epoch.
+    Before the first epoch it is not known (None) whether XLA compiles the steps; if need be, both
+    ways are timed on the images.
     """
     keras.backend.clear_session()
     # After clear_session, which resets it.
