@@ -26,23 +26,14 @@ NOT_OF_IT = "the Git repository around the package does not hold it"
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """The code that a run was made with.
+    """The code that a run was made with."""
 
-    Attributes:
-        version: version of this package.
-        sha256: hash of the versions of code and libraries that determine a trial's numbers.
-        commit: of the Git repository that the code runs from, None if there is none.
-        branch: the branch that was checked out.
-        dirty: whether a file of this package differs from that commit.
-        no_commit: why there is no commit, None if there is one.
-    """
-
-    version: str
-    sha256: str
-    commit: str | None = None
+    version: str  # of this package
+    sha256: str  # of the versions of code and libraries that determine a trial's numbers
+    commit: str | None = None  # of the Git repository that the code runs from
     branch: str | None = None
-    dirty: bool = False
-    no_commit: str | None = None
+    dirty: bool = False  # whether a file of this package differs from that commit
+    no_commit: str | None = None  # why there is none
 
 
 @lru_cache(maxsize=1)

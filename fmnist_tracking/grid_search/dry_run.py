@@ -188,17 +188,11 @@ def _point(trial: PlannedTrial, too_large: str | None) -> DryRunPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    """What the store has already.
-
-    Attributes:
-        state: of the search.
-        folder: with its checkpoints; where there is no search, none that could have any.
-        like: finished trials, by whose time that of others is estimated.
-    """
+    """What the store has already."""
 
     state: ResumeState = field(default_factory=ResumeState)
-    folder: Path = Path(os.devnull)
-    like: Sequence[TrialResult] = ()
+    folder: Path = Path(os.devnull)  # with the search's checkpoints; by default of none
+    like: Sequence[TrialResult] = ()  # finished trials, by whose time that of others is estimated
 
 
 def _look(

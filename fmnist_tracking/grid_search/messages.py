@@ -41,17 +41,11 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialStarted:
-    """A worker has begun the trial of a point, or goes on with one that was cut off.
+    """A worker has begun the trial of a point, or goes on with one that was cut off."""
 
-    Attributes:
-        number: of the point, 1 for the first.
-        epochs: figures of the epochs that were trained before, usually none.
-        data: which images it was given.
-    """
-
-    number: int
-    epochs: tuple[EpochMetrics, ...] = ()
-    data: tuple[DatasetPart, ...] = ()
+    number: int  # of the point, 1 for the first
+    epochs: tuple[EpochMetrics, ...] = ()  # that were trained before, usually none
+    data: tuple[DatasetPart, ...] = ()  # which images it was given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +58,12 @@ class EpochEnded:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialEnded:
-    """A trial has ended.
-
-    Attributes:
-        number: of the point, 1 for the first.
-        score: with the error of one that failed.
-        diverged_in: the epoch whose loss was no finite number, None for one that did not diverge.
-        seconds: that it took its worker since it was begun, or gone on with.
-    """
+    """A trial has ended."""
 
     number: int
-    score: TrialScore
-    diverged_in: int | None = None
-    seconds: float | None = None
+    score: TrialScore  # with the error of one that failed
+    diverged_in: int | None = None  # the epoch whose loss was no finite number
+    seconds: float | None = None  # that it took its worker since it was begun, or gone on with
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,26 +21,16 @@ class PlannedTrial:
     """A point of the grid with its seed, and how far it has come.
 
     It is sent to a worker as it is.
-
-    Attributes:
-        number: its place in the grid, 1 for the first.
-        name: for people.
-        config: what is trained.
-        fingerprint: of all that determines its numbers.
-        checkpoint_dir: where its checkpoint is kept.
-        epochs_done: epochs that the checkpoint has.
-        run_id: of the run that was cut off and is gone on with; None opens a new one.
-        finished: the trial that has finished already, None if there is none.
     """
 
-    number: int
-    name: str
+    number: int  # its place in the grid, 1 for the first
+    name: str  # for people
     config: TrainingConfig
-    fingerprint: str
+    fingerprint: str  # of all that determines its numbers
     checkpoint_dir: Path
-    epochs_done: int = 0
-    run_id: str | None = None
-    finished: TrialResult | None = None
+    epochs_done: int = 0  # that the checkpoint has
+    run_id: str | None = None  # of the run that was cut off and is gone on with
+    finished: TrialResult | None = None  # the trial that has finished already
 
 
 def trial_name(config: TrainingConfig, axes: tuple[str, ...] = ()) -> str:

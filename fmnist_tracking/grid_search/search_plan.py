@@ -17,21 +17,14 @@ from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
-    """What a search is to do.
+    """What a search is to do."""
 
-    Attributes:
-        grid: fingerprint of the grid.
-        folder: with the checkpoints, locked for this search.
-        before: the same search, if it has finished all of its points; then nothing is planned.
-        state: what the store has of the search.
-        trials: one for each point, in the grid's order.
-    """
-
-    grid: str
-    folder: Path
+    grid: str  # its fingerprint
+    folder: Path  # with the checkpoints, locked for this search
+    # The same search, if it has finished all of its points; then nothing is planned.
     before: SearchResult | None = None
     state: ResumeState = field(default_factory=ResumeState)
-    trials: tuple[PlannedTrial, ...] = ()
+    trials: tuple[PlannedTrial, ...] = ()  # one for each point, in the grid's order
 
 
 @contextmanager
