@@ -85,7 +85,7 @@ def prepare(path: Path) -> Prepared:
         PictureError: there is no such file, it is not a picture, it is damaged or too large, or it
             shows nothing.
     """
-    shown = _shown(path)
+    shown = str(path) if str(path).isprintable() else ascii(str(path))  # on one line
     try:
         if path.is_dir():
             raise PictureError(f"{shown} is a folder. Name the pictures in it: {shown}/*.png")
@@ -353,8 +353,3 @@ def _phone_format(path: Path) -> str | None:
         f"is {kind} picture, which cannot be read here. Install {needed}, or save the picture as "
         "JPEG or PNG."
     )
-
-
-def _shown(path: Path) -> str:
-    """Return the path on one line."""
-    return str(path) if str(path).isprintable() else ascii(str(path))

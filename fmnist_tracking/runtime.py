@@ -98,11 +98,7 @@ def own_process() -> None:
 
 
 def require_tensorflow_backend() -> None:
-    """Refuse an environment in which Keras would compute with something else.
-
-    Raises:
-        ConfigError: KERAS_BACKEND names another backend.
-    """
+    """Raise `ConfigError` if KERAS_BACKEND has Keras compute with something else."""
     backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
     if backend != "tensorflow":
         raise ConfigError(
@@ -220,11 +216,7 @@ def threads() -> int:
 
 
 def temporary_folder() -> str:
-    """Return the folder for temporary files.
-
-    Raises:
-        OutputError: no such folder is writable.
-    """
+    """Return the folder for temporary files; raise `OutputError` if none is writable."""
     try:
         return tempfile.gettempdir()
     except FileNotFoundError as error:
@@ -254,20 +246,12 @@ def _native_stderr_held_back() -> Iterator[None]:
 
 
 def store_patience() -> float:
-    """Return for how many seconds to wait, after training, for a store that does not answer.
-
-    Raises:
-        ConfigError: FMNIST_STORE_PATIENCE is not a number of seconds.
-    """
+    """Return for how many seconds to wait, after training, for a store that does not answer."""
     return seconds_of(STORE_PATIENCE_VARIABLE, _STORE_PATIENCE_SECONDS)
 
 
 def seconds_of(variable: str, default: float) -> float:
-    """Return the seconds that a variable of the environment says.
-
-    Raises:
-        ConfigError: it is no number of seconds.
-    """
+    """Return the seconds that a variable says; raise `ConfigError` if it is no such number."""
     text = os.environ.get(variable) or str(default)
     with contextlib.suppress(ValueError):
         seconds = float(text)

@@ -78,11 +78,7 @@ def parse_values(name: str, text: str, option: str | None = None) -> tuple[Value
 
 
 def parse_value(name: str, text: str, option: str) -> Value:
-    """Read the one value typed after an option.
-
-    Raises:
-        ConfigError: it is no number, or the field cannot be that.
-    """
+    """Read the one value typed after an option; raise `ConfigError` if it cannot be that."""
     try:
         return parse_number(name, text)
     except (ValueError, ConfigError):

@@ -78,11 +78,7 @@ def require_room_at_once(
     fresh: bool,
     tracking_uri: str | None,
 ) -> None:
-    """Refuse what has no room before anything is started, unless it may have been trained before.
-
-    Raises:
-        ConfigError: as `require_room`.
-    """
+    """Refuse, before anything is started, what has no room, unless it may have been trained."""
     try:
         require_room(configs, split, workers)
     except ConfigError:

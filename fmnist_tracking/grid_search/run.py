@@ -296,11 +296,7 @@ def _explore(
 
 
 def _own_run(store: Store, run_id: str) -> TrackedRun:
-    """Return the run that this process has written.
-
-    Raises:
-        SearchError: somebody has deleted it meanwhile.
-    """
+    """Return the run that this process has written; raise `SearchError` if it was deleted."""
     run = tracking.find_active(store, run_id)
     if run is None:
         raise SearchError(
@@ -312,11 +308,7 @@ def _own_run(store: Store, run_id: str) -> TrackedRun:
 
 
 def _read_complete(recording: Recording) -> SearchResult:
-    """Read the search that was written, and see that every point has one run that ended.
-
-    Raises:
-        SearchError: a point is missing in the store.
-    """
+    """Read the search that was written; raise `SearchError` unless every point has a run."""
     result = tracking.read_search(recording.store, _own_run(recording.store, recording.run_id))
     if len(result.trials) != len(result.space):
         raise SearchError(

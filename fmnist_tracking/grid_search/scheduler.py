@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -74,11 +75,7 @@ class TrialScheduler:
         self._pool.__exit__(kind, *others)
 
     def submit(self, trial: PlannedTrial) -> "Future[TrialScore]":
-        """Run a trial, from its checkpoint if it has one; one that has finished is not run again.
-
-        Returns:
-            The future of how it comes out.
-        """
+        """Run a trial, from its checkpoint if it has one, unless it has finished already."""
         if trial.finished is not None:
             return self._reused(trial.number, trial.finished)
         running = self._running[trial.number] = _RunningTrial(trial, self._logger(trial))
@@ -189,20 +186,15 @@ class TrialScheduler:
             _log.debug("Progress cannot be shown", exc_info=True)
 
 
+@dataclass
 class _RunningTrial:
-    """A trial that was submitted and has not ended.
+    """A trial that was submitted and has not ended."""
 
-    Attributes:
-        reached: the last epoch that its worker reported, 0 for none.
-        died_after: the epoch after which its worker died, -1 while none did.
-    """
-
-    def __init__(self, trial: PlannedTrial, logger: TrialLogger) -> None:
-        self.trial = trial
-        self.logger = logger
-        self.score: Future[TrialScore] = Future()
-        self.reached = 0
-        self.died_after = -1
+    trial: PlannedTrial
+    logger: TrialLogger
+    score: "Future[TrialScore]" = field(default_factory=Future)
+    reached: int = 0  # the last epoch that its worker reported
+    died_after: int = -1  # the epoch after which its worker died
 
 
 def _line(text: str) -> str:

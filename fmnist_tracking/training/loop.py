@@ -38,15 +38,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointPlace:
-    """Where a training saves its checkpoint, and which training it is.
+    """Where a training saves its checkpoint, and which training it is."""
 
-    Attributes:
-        folder: created if it does not exist.
-        fingerprint: a checkpoint of any other training is ignored.
-    """
-
-    folder: Path
-    fingerprint: str
+    folder: Path  # created if it does not exist
+    fingerprint: str  # a checkpoint of any other training is ignored
 
 
 def train(

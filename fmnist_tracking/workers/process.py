@@ -65,11 +65,7 @@ class LocalWorker:
         self._is_killed = False
 
     def start(self) -> None:
-        """Start the process, unless there is one that is fit for another task.
-
-        Raises:
-            NoWorker: it cannot be started.
-        """
+        """Start the process, unless one is fit for another task; see `Worker.start`."""
         worn = self._tasks_per_process is not None and self._tasks >= self._tasks_per_process
         if self._process is not None:
             if self._process.is_alive() and not worn:
@@ -224,11 +220,7 @@ def _is_guarded(script: Path, line: int) -> bool:
 
 
 def _start_method() -> str:
-    """Return how workers are started: forked ready to work, where that can be.
-
-    Raises:
-        OutputError: there is no folder for temporary files.
-    """
+    """Return how workers are started: forked ready to work, where that can be."""
     folder = os.fsencode(runtime.temporary_folder())
     can_fork = sys.platform == "linux" and len(folder) <= _LONGEST_TEMPORARY_FOLDER
     return "forkserver" if can_fork else "spawn"
