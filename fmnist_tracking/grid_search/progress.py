@@ -31,6 +31,7 @@ from fmnist_tracking.grid_search.time_estimate import TimeEstimator, time_left
 from fmnist_tracking.results import EpochMetrics, TrialScore
 
 _BAR_WIDTH = 40
+_HEADINGS = ("worker", "point", "trial", "epoch", "loss", "val_loss", "val_acc", "left")
 # In a notebook: seconds between two tables, characters of a line, and lines kept below the table.
 _REDRAW_SECONDS, _NOTEBOOK_WIDTH, _NOTEBOOK_LINES = 0.5, 110, 8
 # With more points to come than this, the time left is not worked out at every event.
@@ -296,16 +297,7 @@ class Progress:
     def _render(self) -> Group:
         with self._lock:
             table = Table(box=None, pad_edge=False, header_style="dim")
-            for heading in (
-                "worker",
-                "point",
-                "trial",
-                "epoch",
-                "loss",
-                "val_loss",
-                "val_acc",
-                "left",
-            ):
+            for heading in _HEADINGS:
                 table.add_column(heading, no_wrap=True)
             busy = {trial.worker: number for number, trial in self._running.items()}
             for worker in range(self._workers):
@@ -315,8 +307,11 @@ class Progress:
             counts += [f"{self._reused} reused"] if self._reused else []
             counts += [f"{self._failed} failed"] if self._failed else []
             counts += [f"{self._diverged} diverged"] if self._diverged else []
+            running = self._running.items()
+            shares = (trial.done / self._points[number - 1].epochs for number, trial in running)
+            completed = self._ended + sum(shares)
             bar = ProgressBar(
-                total=max(1, len(self._points)), completed=self._completed(), width=_BAR_WIDTH
+                total=max(1, len(self._points)), completed=completed, width=_BAR_WIDTH
             )
             clock = Table.grid(padding=(0, 2))
             clock.add_row(bar, f"{elapsed} gone, {self._time_left()} left")
@@ -340,9 +335,3 @@ class Progress:
                 str(timedelta(seconds=round(left))),
             ]
         return cells
-
-    def _completed(self) -> float:
-        shares = (
-            trial.done / self._points[number - 1].epochs for number, trial in self._running.items()
-        )
-        return self._ended + sum(shares)
