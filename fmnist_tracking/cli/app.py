@@ -39,9 +39,7 @@ def command(
 ) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Register a function as a command whose errors are lines, not tracebacks.
 
-    Args:
-        example: shown by --help.
-        resumable: whether the same command goes on where it was interrupted.
+    It is resumable if the same command goes on where it was interrupted.
     """
 
     def register(function: Callable[P, None]) -> Callable[P, None]:

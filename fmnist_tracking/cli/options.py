@@ -62,9 +62,7 @@ AXES = typer.Option(
 def field_option(name: str, *, may_be_empty: bool = False) -> Any:
     """Return an option for a field of `TrainingConfig`, with its default and words from there.
 
-    Args:
-        name: of the field.
-        may_be_empty: whether an empty text, as `mlflow run` may give it, leaves the default.
+    If it may be empty, an empty text, as `mlflow run` may give it, leaves the default.
     """
     about, default = FIELDS[name].metadata["about"], FIELDS[name].default
 
