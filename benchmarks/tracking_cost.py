@@ -80,14 +80,10 @@ Function = Callable[..., Any]
 
 
 class Meter:
-    """Counts the seconds of each trial by part, in whatever thread they are spent.
-
-    Attributes:
-        seconds: by trial and part, of the clock.
-        processor: the same, of the processor in that thread.
-    """
+    """Counts the seconds of each trial by part, in whatever thread they are spent."""
 
     def __init__(self) -> None:
+        # By trial and part: of the clock, and of the processor in that thread.
         self.seconds: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.processor: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         # Of the thread that carries out an operation: its `trial` and `method`, and its `open`

@@ -79,12 +79,9 @@ class TimeEstimator:
         return bool(self._first.count or self._later.count or self._trials.count)
 
     def seconds(self, config: TrainingConfig, epochs: int, *, begun: bool = False) -> float:
-        """Estimate how long so many epochs will take, in seconds.
+        """Estimate how long so many further epochs take, in seconds; see `TimeEstimator`.
 
-        Args:
-            config: of the trial.
-            epochs: that are still to be trained.
-            begun: whether its first epoch is over.
+        A trial has begun when its first epoch is over.
         """
         fixed = 0.0 if begun or epochs == 0 else self._fixed()
         return fixed + epochs * work(config) * self._rate()
