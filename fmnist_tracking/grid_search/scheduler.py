@@ -162,22 +162,20 @@ class TrialScheduler:
         del self._running[trial.number]
         if isinstance(ended, Failed):
             running.logger.fail(ended)
-            score = TrialScore(error=ended.line)
-            self._tell(TrialEnded(number=trial.number, score=score))
+            event = TrialEnded(number=trial.number, score=TrialScore(error=ended.line))
         else:
             running.logger.finish(ended)
-            best, diverged_in, seconds = ended.result.best, ended.result.diverged, ended.seconds
+            best, diverged_in = ended.result.best, ended.result.diverged
             score = TrialScore(
                 val_accuracy=best.val_accuracy,
                 best_epoch=best.epoch,
                 diverged=diverged_in is not None,
             )
-            self._tell(
-                TrialEnded(
-                    number=trial.number, score=score, diverged_in=diverged_in, seconds=seconds
-                )
+            event = TrialEnded(
+                number=trial.number, score=score, diverged_in=diverged_in, seconds=ended.seconds
             )
-        running.score.set_result(score)
+        self._tell(event)
+        running.score.set_result(event.score)
 
     def _tell(self, event: Event, worker: int = 0) -> None:
         try:
