@@ -7,18 +7,14 @@ long a search of 10,000 points takes to see that all of them are finished.
 """
 
 import argparse
-import os
 import sqlite3
 import statistics
-import tempfile
 import time
 import uuid
-from pathlib import Path
 
 import fmnist_tracking as ft
 from benchmarks import stubs
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
-from fmnist_tracking.grid_search import scheduler
 from fmnist_tracking.results import SearchResult
 
 WORKERS = 4
@@ -27,7 +23,7 @@ SPLIT = SplitConfig(limit=600)
 
 
 def grid(points: int, first: int = 0) -> SearchSpace:
-    """A grid of so many points, with at most 100 seeds."""
+    """Return a grid of so many points, with at most 100 seeds."""
     seeds = min(points, 100)
     return SearchSpace(
         axes={
@@ -139,10 +135,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=64, help="of each, at most 100")
     parser.add_argument("--finished", type=int, default=10_000, help="points, in hundreds")
     options = parser.parse_args()
-    setattr(scheduler, "RUN_TRIAL", f"{stubs.__name__}:run_trial")  # noqa: B010
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        os.environ["FMNIST_STATE_DIR"] = str(Path(folder, "state"))
+    with stubs.instead_of_training(stubs.run_trial):
         for repeat in range(options.repeats):
             busy(options.points, repeat)
         many(options.finished)

@@ -63,12 +63,7 @@ def main() -> None:
 
 
 class Others:
-    """The processes that train at the same time, this one among them.
-
-    Args:
-        folder: where each leaves a file for what it says.
-        count: of the processes.
-    """
+    """So many processes that train at the same time; each says a word by a file in a folder."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder = folder
@@ -79,14 +74,14 @@ class Others:
         (self.folder / f"{word}-{os.getpid()}").touch()
 
     def have_all_said(self, word: str) -> bool:
-        """Whether all processes have told this."""
+        """Return whether all processes have told this."""
         return len(list(self.folder.glob(f"{word}-*"))) == self.count
 
 
 def keras_fit(
     images: NDArray[np.uint8], labels: NDArray[np.uint8], filters: int, kernel: int, strides: int
 ) -> list[float]:
-    """Keras, as it is: one call of `fit`; the seconds of each of its epochs."""
+    """Train with Keras, as it is, in one call of `fit`; return the seconds of each epoch."""
     import keras
 
     from benchmarks import network
@@ -125,7 +120,7 @@ def our_step(
     strides: int,
     threads: int,
 ) -> Callable[[], object]:
-    """This package's training step, as a worker runs it."""
+    """Set up this package's training step, as a worker runs it; return what trains an epoch."""
     from fmnist_tracking import runtime
 
     runtime.load_tensorflow(threads)
@@ -157,7 +152,7 @@ def our_step(
 def torch_loop(
     images: NDArray[np.uint8], labels: NDArray[np.uint8], filters: int, kernel: int, strides: int
 ) -> Callable[[], object]:
-    """PyTorch: the same network, its usual training loop, images gathered from one tensor."""
+    """Set up the same network in PyTorch, with its usual loop, images gathered from one tensor."""
     import torch
     from torch import nn
 
@@ -201,7 +196,7 @@ def torch_loop(
 
 
 def matrices() -> float:
-    """The most GFLOP/s that TensorFlow, with oneDNN, reaches in ten products of large matrices."""
+    """Measure TensorFlow with oneDNN: the most GFLOP/s of ten products of large matrices."""
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
     import tensorflow as tf
 

@@ -57,15 +57,10 @@ console = Console(stderr=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much is trained.
+    """How much is trained."""
 
-    Attributes:
-        limit: images for training and validation together, None for all.
-        epochs: of each point.
-    """
-
-    limit: int | None
-    epochs: int
+    limit: int | None  # images for training and validation together, None for all
+    epochs: int  # of each point
 
 
 SIZES = {"short": Size(limit=2400, epochs=1), "long": Size(limit=None, epochs=2)}
@@ -73,25 +68,18 @@ SIZES = {"short": Size(limit=2400, epochs=1), "long": Size(limit=None, epochs=2)
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """A way of training the grid.
-
-    Attributes:
-        name: for the table.
-        arguments: of `python -m`; IMAGES stands for the file of images, EPOCHS for their number.
-        runs: how many finished runs it leaves in MLflow.
-        models: how many models.
-        is_peer: whether it needs the other environment.
-    """
+    """A way of training the grid, and how many finished runs and models it leaves in MLflow."""
 
     name: str
+    # Of `python -m`; IMAGES stands for the file of images, EPOCHS for their number.
     arguments: tuple[str, ...]
     runs: int = POINTS
     models: int = 0
-    is_peer: bool = False
+    is_peer: bool = False  # whether it needs the other environment
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is a search of this package."""
+        """Return whether it is a search of this package."""
         return self.arguments[0] == "fmnist_tracking"
 
 
@@ -137,23 +125,11 @@ def measure(
     way: Way,
     python: str,
     size: Size,
-    images: Path | None,
+    images: Path,
     environment: Mapping[str, str],
     status: Status,
 ) -> Measured:
-    """Run a way in an empty folder, and see that it did what it should.
-
-    Args:
-        way: which.
-        python: that runs it.
-        size: how much is trained.
-        images: the file for the other ways; a search needs none.
-        environment: of the process.
-        status: shows the seconds while it runs.
-
-    Raises:
-        SystemExit: it failed, or did not train all points.
-    """
+    """Run a way in an empty folder, and see that it trained all points."""
     words = {"IMAGES": str(images), "EPOCHS": str(size.epochs)}
     arguments = [words.get(word, word) for word in way.arguments]
     if way.is_ours and size.limit is not None:
@@ -219,7 +195,7 @@ def _resident(pid: int) -> int:
 
 
 def _best_accuracy(way: Way, folder: Path) -> float:
-    """The best validation accuracy, when all points are trained and tracked as they should be."""
+    """Return the best validation accuracy, if all points are trained and tracked."""
     if way.is_ours:
         content = json.loads((folder / "output.txt").read_text())
         points, accuracy = content["finished"], content["best"]["val_accuracy"]
@@ -235,7 +211,7 @@ def _best_accuracy(way: Way, folder: Path) -> float:
 
 
 def _tracked(store: Path) -> tuple[int, int]:
-    """How many finished runs a store has, and how many models."""
+    """Count the finished runs of a store, and its models."""
     with closing(sqlite3.connect(store)) as database:
         (runs,) = database.execute("SELECT COUNT(*) FROM runs WHERE status = 'FINISHED'").fetchone()
         (models,) = database.execute("SELECT COUNT(*) FROM logged_models").fetchone()
@@ -244,19 +220,12 @@ def _tracked(store: Path) -> tuple[int, int]:
 
 def write_images(path: Path, limit: int | None) -> None:
     """Keep the split that the search uses, for the programs that do not use this package."""
+    import numpy as np
+
     from fmnist_tracking.config import SplitConfig
     from fmnist_tracking.data import load_dataset, split_dataset
 
-    split = split_dataset(load_dataset(), SplitConfig(limit=limit))
-    import numpy as np
-
-    np.savez(
-        path,
-        train_images=split.train_images,
-        train_labels=split.train_labels,
-        validation_images=split.validation_images,
-        validation_labels=split.validation_labels,
-    )
+    np.savez(path, **vars(split_dataset(load_dataset(), SplitConfig(limit=limit))))
 
 
 def load(python: str, modules: str, environment: Mapping[str, str]) -> None:
@@ -267,7 +236,7 @@ def load(python: str, modules: str, environment: Mapping[str, str]) -> None:
 
 
 def table(measured: Mapping[Way, list[Measured]]) -> str:
-    """The measurements in Markdown, and how the ways compare with ours in the same turn."""
+    """Return the measurements in Markdown, and how the ways compare with ours in the same turn."""
     lines = [
         "| way | seconds, median (range) | times measured | times ours, median (range) "
         "| memory (MiB) | best validation accuracy |",
@@ -278,20 +247,24 @@ def table(measured: Mapping[Way, list[Measured]]) -> str:
         ratios = [one.seconds / ours.seconds for one, ours in zip(of, measured[OURS], strict=False)]
         # Searches with other numbers of threads differ in last digits.
         accuracies = sorted({f"{m.accuracy:.4f}" for m in of})
+        seconds = spread([m.seconds for m in of], ".1f")
         lines.append(
-            f"| {way.name} | {_range([m.seconds for m in of], 1)} | {len(of)} "
-            f"| {_range(ratios, 2)} | {max(m.memory for m in of):,.0f} | {', '.join(accuracies)} |"
+            f"| {way.name} | {seconds} | {len(of)} | {spread(ratios, '.2f')} "
+            f"| {max(m.memory for m in of):,.0f} | {', '.join(accuracies)} |"
         )
     return "\n".join(lines)
 
 
-def _range(values: list[float], digits: int) -> str:
+def spread(values: list[float], form: str) -> str:
+    """Return the median of some measurements and their range, each in a form such as `.2f`."""
     middle = statistics.median(values)
-    return f"{middle:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    return f"{middle:{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def machine(peers: str | None = None) -> str:
-    """What it was measured on, in a line; with the versions in the other environment."""
+    """Return what it was measured on, in a line; with the versions in the other environment."""
+    from fmnist_tracking.environment import processor
+
     versions = [platform.python_version(), *(version(name) for name in SHOWN[1:])]
     named = ", ".join(f"{name} {number}" for name, number in zip(SHOWN, versions, strict=True))
     others = ""
@@ -302,16 +275,7 @@ def machine(peers: str | None = None) -> str:
         )
         command = [peers, "-c", code, *SHOWN_PEERS]
         others = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return f"{psutil.cpu_count()} cores of {_processor()}; {named}{others}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return platform.processor()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
+    return f"{psutil.cpu_count()} cores of {processor()}; {named}{others}"
 
 
 def main() -> None:

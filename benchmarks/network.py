@@ -16,7 +16,7 @@ Part: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
 def build(filters: int, strides: int, kernel_size: int, hidden_units: int) -> keras.Model:
-    """The network of one point, compiled as a user of Keras does it."""
+    """Build the network of one point, compiled as a user of Keras does it."""
     model = keras.Sequential(
         [
             keras.Input((28, 28, 1), dtype="uint8"),

@@ -15,7 +15,6 @@ Prints a table in Markdown.
 import argparse
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.grid_search import ROOT, machine
+from benchmarks.grid_search import ROOT, machine, spread
 
 GRID = ("--filters", "4,8", "--kernel-sizes", "3", "--hidden-units", "8")
 SEARCH = ("search", *GRID, "--limit", "600", "--epochs", "1")
@@ -54,22 +53,17 @@ console = Console(stderr=True)
 
 
 def answered(words: tuple[str, ...], folder: Path) -> float:
-    """Seconds that a command takes."""
+    """Return the seconds that a command takes."""
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "fmnist_tracking", *words],
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(words)} failed:\n{done.stderr}")
+    with started(words, folder) as process:
+        _, said = process.communicate()
+    if process.returncode:
+        sys.exit(f"{' '.join(words)} failed:\n{said}")
     return time.perf_counter() - start
 
 
 def begun(folder: Path) -> float:
-    """Seconds until a search, done anew, says that the first epoch of a trial has ended."""
+    """Return the seconds until a search, done anew, says that a first epoch has ended."""
     start = time.perf_counter()
     with started((*SEARCH, "--fresh"), folder) as process:
         assert process.stderr is not None
@@ -83,7 +77,7 @@ def begun(folder: Path) -> float:
 
 
 def served(folder: Path) -> float:
-    """Seconds until MLflow's page answers."""
+    """Return the seconds until MLflow's page answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -102,7 +96,7 @@ def served(folder: Path) -> float:
 
 
 def started(words: tuple[str, ...], folder: Path) -> "subprocess.Popen[str]":
-    """A command that has begun."""
+    """Begin a command."""
     return subprocess.Popen(
         [sys.executable, "-m", "fmnist_tracking", *words],
         cwd=folder,
@@ -114,7 +108,7 @@ def started(words: tuple[str, ...], folder: Path) -> "subprocess.Popen[str]":
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Of a command: the usual store, checkpoints in the folder."""
+    """Return that of a command: the usual store, checkpoints in the folder."""
     usual = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     return {**usual, "PYTHONPATH": str(ROOT), "FMNIST_STATE_DIR": str(folder / "state")}
 
@@ -153,8 +147,7 @@ def main() -> None:
     print(machine(), end="\n\n")
     print(f"| command | seconds, median of {repeats} (range) |\n|---|---:|")
     for command, seconds in taken.items():
-        middle = statistics.median(seconds)
-        print(f"| {command} | {middle:.2f} ({min(seconds):.2f} to {max(seconds):.2f}) |")
+        print(f"| {command} | {spread(seconds, '.2f')} |")
 
 
 if __name__ == "__main__":

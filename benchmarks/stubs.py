@@ -1,7 +1,11 @@
 """A trial that only waits, in the place of one that trains."""
 
+import contextlib
+import os
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,13 +33,26 @@ DATA = tuple(
 USAGE = {f"system/figure_{number}": 1.0 for number in range(5)}
 
 
+@contextlib.contextmanager
+def instead_of_training(stub: Callable[..., Trained]) -> Iterator[None]:
+    """Have searches run one of the functions below, in a new working folder with a new store."""
+    from fmnist_tracking.grid_search import scheduler  # not in the workers, which import this
+
+    scheduler.RUN_TRIAL = f"{__name__}:{stub.__name__}"
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        os.environ["FMNIST_STATE_DIR"] = str(Path(folder, "state"))
+        yield
+        os.chdir("/")
+
+
 def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained:
     """Wait, and give a result as a training would."""
     return _wait(task, report, SECONDS)
 
 
 def run_short_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained:
-    """The same with short epochs; yet each is logged before the next one has ended."""
+    """Do the same with short epochs; yet each is logged before the next one has ended."""
     return _wait(task, report, SHORT_SECONDS)
 
 

@@ -19,132 +19,97 @@ added to a search, but the processor's time among them is time that the training
 
 import argparse
 import contextlib
-import fnmatch
 import functools
-import importlib
-import inspect
-import os
+import pkgutil
 import statistics
-import sys
-import tempfile
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 from urllib.parse import urlsplit
 
 import fmnist_tracking as ft
 from benchmarks import stubs
 from fmnist_tracking import runtime
-from fmnist_tracking.grid_search import scheduler
 
 EPOCHS = 25
 TRIALS = 20
 REST = ""
 
-# For each method of `TrialLogger`: part -> the functions whose time it is, by the names below; REST
-# is what the operation does in none of them. The outermost of the named functions counts, except
-# that those of `INNER` are counted by themselves wherever they are called.
+MLFLOW, OURS = "mlflow.MlflowClient.", "fmnist_tracking."
+# For each method of `TrialLogger`: part -> the functions whose time it is; REST is what the
+# operation does in none of them. The outermost of the named functions counts, except that those of
+# `INNER` are counted by themselves wherever they are called.
 PARTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "__init__": {
-        "environment logged": ("MlflowClient.log_dict",),
+    "_open": {
+        "environment logged": (f"{MLFLOW}log_dict",),
         "run opened, with parameters and tags": (REST,),
     },
     "log_data": {"data sets linked": (REST,)},
     "log_epochs": {f"metrics of {EPOCHS} epochs": (REST,)},
     "finish": {
-        "summary metrics and description": ("MlflowClient.log_batch",),
-        "figures drawn": ("plots.*",),
+        "summary metrics and description": (f"{MLFLOW}log_batch",),
+        "figures drawn": (f"{OURS}plots.learning_curves", f"{OURS}plots.png"),
         "figures, history and tables logged": (
-            "MlflowClient.log_dict",
-            "MlflowClient.log_artifacts",
+            f"{MLFLOW}log_dict",
+            f"{MLFLOW}log_artifacts",
         ),
-        "model built": ("model.with_weights", "model.build_model"),
+        "model built": (
+            f"{OURS}networks.coursework.with_weights",
+            f"{OURS}networks.coursework.build_model",
+        ),
         "model saved": ("mlflow.tensorflow.save_model",),
         "model logged": (
-            "MlflowClient.create_logged_model",
-            "MlflowClient.log_outputs",
-            "MlflowClient.log_model_artifacts",
-            "MlflowClient.finalize_logged_model",
+            f"{MLFLOW}create_logged_model",
+            f"{MLFLOW}log_outputs",
+            f"{MLFLOW}log_model_artifacts",
+            f"{MLFLOW}finalize_logged_model",
         ),
-        "run closed": ("MlflowClient.set_terminated",),
-        "checkpoint removed": ("checkpoints.remove",),
+        "run closed": (f"{MLFLOW}set_terminated",),
+        "checkpoint removed": (f"{OURS}training.checkpoints.remove",),
         "other, at the end": (REST,),
     },
     "log_interruption": {"notes": (REST,)},
     "fail": {"failures": (REST,)},
 }
 INNER = ("environment logged", "model saved")
-# Where the functions are.
-OWNERS = {
-    "MlflowClient": "mlflow:MlflowClient",
-    "mlflow.tensorflow": "mlflow.tensorflow",
-    "plots": "fmnist_tracking.plots",
-    "model": "fmnist_tracking.networks.coursework",
-    "checkpoints": "fmnist_tracking.training.checkpoints",
-}
 
 Function = Callable[..., Any]
 
 
 class Meter:
-    """Counts the seconds of each trial by part, in whatever thread they are spent.
-
-    Attributes:
-        seconds: by trial and part, of the clock.
-        processor: the same, of the processor in that thread.
-    """
+    """Counts the seconds of each trial by part, in whatever thread they are spent."""
 
     def __init__(self) -> None:
+        # By trial and part: of the clock, and of the processor in that thread.
         self.seconds: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self.processor: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        # Of each thread: `asking`, the trial and method on whose behalf it calls the writer;
-        # `trial` and `method` of the operation it carries out, and the open parts of that, each
-        # with the seconds that parts within it have taken.
+        # Of the thread that carries out an operation: its `trial` and `method`, and its `open`
+        # parts, each with the seconds that parts within it have taken.
         self._thread = threading.local()
 
-    def asked_by(self, name: str, method: Function) -> Function:
-        """A method of `TrialLogger`, so that what it submits is known to be its own."""
-
-        @functools.wraps(method)
-        def wrapper(logger: Any, *args: Any, **kwargs: Any) -> Any:
-            # Its third argument, when it is made, is the trial.
-            trial = args[2] if name == "__init__" else logger._trial
-            self._thread.asking = trial.number, name
-            try:
-                return method(logger, *args, **kwargs)
-            finally:
-                self._thread.asking = None
-
-        return wrapper
-
     def submitting(self, submit: Function) -> Function:
-        """`BackgroundWriter.submit`, so that what is submitted is timed when it is carried out."""
+        """Wrap `TrialLogger._submit`, so that operations are timed when they are carried out."""
 
         @functools.wraps(submit)
-        def wrapper(writer: Any, operation: Callable[[bool], Any]) -> Any:
-            asking = getattr(self._thread, "asking", None)
-            if asking is None:  # not of a trial
-                return submit(writer, operation)
+        def wrapper(logger: Any, operation: Any) -> Any:
+            # Named such as "TrialLogger.finish.<locals>.operation".
+            method = operation.__qualname__.split(".")[1]
 
-            def timed(again: bool) -> Any:
-                self._thread.trial, self._thread.method = asking
+            def timed(retry: bool) -> Any:
+                self._thread.trial, self._thread.method = logger._trial.number, method
                 self._thread.open = []
-                try:
-                    with self._part(_parts(asking[1])[REST]):
-                        return operation(again)
-                finally:
-                    self._thread.open = []
+                with self._part(_parts(method)[REST]):
+                    return operation(retry)
 
-            return submit(writer, timed)
+            return submit(logger, timed)
 
         return wrapper
 
     def watched(self, name: str, function: Function) -> Function:
-        """A function that may be a part of an operation."""
+        """Wrap a function that may be a part of an operation."""
 
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -173,55 +138,30 @@ class Meter:
                     parts[-1][clock] += taken[clock]
 
 
-def _public_functions() -> dict[str, tuple[Any, str]]:
-    """The functions that can be watched: where each is, by its name in `PARTS`."""
-    found = {}
-    for title, place in OWNERS.items():
-        module_name, _, class_name = place.partition(":")
-        module = importlib.import_module(module_name)
-        owner = getattr(module, class_name) if class_name else module
-        for name, value in vars(owner).items():
-            kind = isinstance(value, FunctionType | classmethod) and not name.startswith("_")
-            if kind and value.__module__.startswith(module_name):
-                found[f"{title}.{name}"] = owner, name
-    return found
-
-
 @functools.cache
 def _parts(method: str) -> dict[str, str]:
-    """The part that each function belongs to in the operations of a method of `TrialLogger`."""
+    """Return the part that each function belongs to in what a method of `TrialLogger` submits."""
     parts = {REST: method}  # of a method that PARTS does not name
-    for part, patterns in PARTS.get(method, {}).items():
-        for pattern in patterns:
-            names = [REST] if pattern == REST else fnmatch.filter(_public_functions(), pattern)
-            if not names:
-                sys.exit(f"There is no function {pattern} any more; PARTS needs another name.")
-            parts |= dict.fromkeys(names, part)
+    for part, functions in PARTS.get(method, {}).items():
+        parts |= dict.fromkeys(functions, part)
     return parts
 
 
 def install(meter: Meter) -> None:
-    """Have the meter watch `TrialLogger`, `BackgroundWriter` and all functions of `PARTS`."""
+    """Have the meter watch what `TrialLogger` submits, and all functions of `PARTS`."""
     runtime.load_tensorflow()  # without its notices
     from fmnist_tracking.grid_search.trial_logger import TrialLogger
-    from fmnist_tracking.tracking import BackgroundWriter
 
     names = {name for method in PARTS for name in _parts(method)} - {REST}
     for name in names:
-        owner, attribute = _public_functions()[name]
-        value = inspect.getattr_static(owner, attribute)
-        if isinstance(value, classmethod):
-            setattr(owner, attribute, classmethod(meter.watched(name, value.__func__)))
-        else:
-            setattr(owner, attribute, meter.watched(name, value))
-    for name, method in list(vars(TrialLogger).items()):
-        if isinstance(method, FunctionType) and (name == "__init__" or not name.startswith("_")):
-            setattr(TrialLogger, name, meter.asked_by(name, method))
-    setattr(BackgroundWriter, "submit", meter.submitting(BackgroundWriter.submit))  # noqa: B010
+        place, _, attribute = name.rpartition(".")
+        owner = pkgutil.resolve_name(place)
+        setattr(owner, attribute, meter.watched(name, getattr(owner, attribute)))
+    setattr(TrialLogger, "_submit", meter.submitting(TrialLogger._submit))  # noqa: B010
 
 
 def table(meter: Meter) -> str:
-    """The parts in Markdown, in the order of `PARTS`, the first trial apart from the others."""
+    """Return the parts in Markdown, as `PARTS` has them, the first trial apart from the others."""
     first, *others = sorted(meter.seconds)
     met = {part for trial in meter.seconds.values() for part in trial}
     known = [part for parts in PARTS.values() for part in parts if part in met]
@@ -254,13 +194,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.trials < 1:
         parser.error("--trials must be at least 1")
-    setattr(scheduler, "RUN_TRIAL", f"{stubs.__name__}:run_short_trial")  # noqa: B010
     experiment = f"tracking-cost-{time.strftime('%Y%m%d-%H%M%S')}"
     meter = Meter()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        os.environ["FMNIST_STATE_DIR"] = str(Path(folder, "state"))
-        uri = options.tracking_uri or f"sqlite:///{Path(folder, 'mlflow.db')}"
+    with stubs.instead_of_training(stubs.run_short_trial):
+        uri = options.tracking_uri or f"sqlite:///{Path('mlflow.db').absolute()}"
         install(meter)
         ft.search(
             {"seed": range(options.trials + 1)},
@@ -268,7 +205,6 @@ def main() -> None:
             experiment=experiment,
             tracking_uri=uri,
         )
-        os.chdir("/")
     where = f", experiment {experiment}" if options.tracking_uri else ""
     print(f"Store: {urlsplit(uri).scheme}{where}\n\n{table(meter)}")
 

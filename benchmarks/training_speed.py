@@ -27,7 +27,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.grid_search import ROOT, machine, write_images
+from benchmarks.grid_search import ROOT, machine, spread, write_images
 
 POINTS = ((12, 3, 1), (36, 3, 1), (48, 3, 1), (48, 4, 2))
 KERAS, TORCH, ONE, ALL = "Keras `fit`", "PyTorch", "one training", "one on each core"
@@ -42,7 +42,7 @@ console = Console(stderr=True)
 def rates(
     python: str, words: list[str], environment: Mapping[str, str], count: int = 1
 ) -> list[list[float]]:
-    """What `fitting` prints, for as many of its processes as are asked for, all at once."""
+    """Return what `fitting` prints, for as many of its processes as are asked for, all at once."""
     with tempfile.TemporaryDirectory() as folder:
         together = [folder, str(count)] if count > 1 else []
         processes = [
@@ -65,7 +65,7 @@ def rates(
 def turn(
     images: Path, point: tuple[int, int, int], peers: str | None, environment: Mapping[str, str]
 ) -> dict[str, float]:
-    """Images a second of each way, one after the other."""
+    """Return the images a second of each way, one after the other."""
     from fmnist_tracking import machine
 
     path, cores = str(images), machine.cores()
@@ -87,7 +87,7 @@ def turn(
 
 
 def table(measured: Mapping[tuple[int, int, int], list[dict[str, float]]]) -> str:
-    """Median images a second of each way, the limit, and the ratios of the same turn."""
+    """Return the median images a second of each way, the limit, and the ratios of the same turn."""
     from fmnist_tracking.config import TrainingConfig, flops_per_image
 
     taken = next(iter(measured.values()))[0]
@@ -113,13 +113,9 @@ def table(measured: Mapping[tuple[int, int, int], list[dict[str, float]]]) -> st
         pairs = [(ONE, KERAS), (ALL, KERAS), (ONE, TORCH), (ONE, LIMIT), (ALL, LIMIT)]
         cells = []
         for some, other in pairs:
-            values = sorted(one[some] / one[other] for one in turns if other in one)
+            values = [one[some] / one[other] for one in turns if other in one]
             form = ".0%" if other == LIMIT else ".2f"
-            cells.append(
-                f"{statistics.median(values):{form}} ({values[0]:{form}} to {values[-1]:{form}})"
-                if values
-                else "-"
-            )
+            cells.append(spread(values, form) if values else "-")
         ratios.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *ratios])
 

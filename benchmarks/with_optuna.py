@@ -8,7 +8,6 @@ One trial after another, Optuna's default. The callback opens a run for each tri
 ended, and logs its parameters and its value; no curves, no model. Writes `result.json`.
 """
 
-import json
 import sys
 
 import keras
@@ -16,7 +15,7 @@ import optuna
 from optuna_integration.mlflow import MLflowCallback
 
 from benchmarks import network
-from benchmarks.grid import GRID
+from benchmarks.grid import GRID, write_result
 
 
 def main() -> None:
@@ -36,13 +35,7 @@ def main() -> None:
     callback = MLflowCallback(tracking_uri="sqlite:///mlflow.db", metric_name="val_accuracy")
     study.optimize(objective, callbacks=[callback])
     trials = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
-    result = {
-        "points": len({tuple(sorted(t.params.items())) for t in trials}),
-        "best_val_accuracy": study.best_value,
-        "is_stock": "fmnist_tracking" not in sys.modules,
-    }
-    with open("result.json", "w", encoding="utf-8") as file:
-        json.dump(result, file)
+    write_result((t.params for t in trials), study.best_value)
 
 
 if __name__ == "__main__":

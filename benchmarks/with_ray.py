@@ -9,7 +9,6 @@ at once as there are cores. The callback opens a run for each trial, and logs it
 what is reported after each epoch; no model. Writes `result.json`.
 """
 
-import json
 import os
 import sys
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from ray import tune
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-from benchmarks.grid import GRID
+from benchmarks.grid import GRID, write_result
 
 
 def train(values: dict[str, Any], path: str, epochs: int) -> None:
@@ -51,13 +50,10 @@ def main() -> None:
     )
     found = tuner.fit()
     ended = [r for r in found if r.error is None and r.metrics is not None]
-    result = {
-        "points": len({tuple(sorted(r.config.items())) for r in ended if r.config}),
-        "best_val_accuracy": max(r.metrics_dataframe["val_accuracy"].max() for r in ended),
-        "is_stock": "fmnist_tracking" not in sys.modules,
-    }
-    with open("result.json", "w", encoding="utf-8") as file:
-        json.dump(result, file)
+    write_result(
+        (r.config for r in ended if r.config),
+        max(r.metrics_dataframe["val_accuracy"].max() for r in ended),
+    )
 
 
 if __name__ == "__main__":

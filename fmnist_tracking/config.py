@@ -93,14 +93,6 @@ COURSEWORK_GRID: dict[str, tuple[Value, ...]] = {
     "kernel_size": (3, 4),
     "hidden_units": (64,),
 }
-SEARCH_FLAGS = {
-    "filters": "--filters",
-    "strides": "--strides",
-    "kernel_size": "--kernel-sizes",
-    "hidden_units": "--hidden-units",
-}
-
-
 # Names of settings in other programs and in the coursework.
 _OTHER_NAMES = {
     "lr": "learning_rate",
@@ -114,6 +106,9 @@ _OTHER_NAMES = {
 def flag(name: str) -> str:
     """Return the command-line option of a field: `batch_size` is `--batch-size`."""
     return "--" + name.replace("_", "-")
+
+
+SEARCH_FLAGS = {**{name: flag(name) for name in COURSEWORK_GRID}, "kernel_size": "--kernel-sizes"}
 
 
 def describe_range(name: str) -> str:
@@ -158,11 +153,7 @@ def check_value(name: str, value: object) -> Value:
 
 
 def require_whole(name: str, value: object, minimum: int = 1) -> int:
-    """Return the value of an argument as a whole number.
-
-    Raises:
-        ConfigError: it is none, or too small.
-    """
+    """Return an argument as a whole number; raise `ConfigError` if it is none, or too small."""
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         whole = int(value)
         if whole >= minimum:
@@ -173,11 +164,7 @@ def require_whole(name: str, value: object, minimum: int = 1) -> int:
 
 
 def require_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse the value of an argument that is none of its choices.
-
-    Raises:
-        ConfigError: it is none of them; the message names them, and the near one.
-    """
+    """Raise `ConfigError` for an argument that is none of its choices, and name the near one."""
     if value not in choices:
         raise ConfigError(
             f"Expected {setting(name)} to be {' or '.join(choices)}, got {value!r}."
@@ -317,11 +304,7 @@ class SearchSpace:
         )
 
     def with_axes(self, axes: Mapping[str, Iterable[Value]]) -> "SearchSpace":
-        """Return this grid with axes added or replaced.
-
-        Raises:
-            ConfigError: see `SearchSpace`.
-        """
+        """Return this grid with axes added or replaced."""
         return SearchSpace(axes={**self.axes, **{k: tuple(v) for k, v in axes.items()}})
 
 

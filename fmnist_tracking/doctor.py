@@ -67,10 +67,10 @@ def check_installation(
         "packages": lambda: ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
         "code": _code,
         "TensorFlow": _tensorflow,
-        "data": lambda: _data(None if data_dir is None else Path(data_dir)),
+        "data": lambda: _data(data_dir),
         "settings": _settings,
         "MLflow store": lambda: _store(tracking_uri, relocate=relocate, upgrade=upgrade),
-        "checkpoints": _checkpoints,
+        "checkpoints": lambda: f"{writable(state_dir(), runtime.STATE_VARIABLE)} can be written",
         "disk": _disk,
     }
     for name, look in checks.items():
@@ -97,7 +97,7 @@ def _tensorflow() -> str:
     return f"{tf.__version__} computes on {os.cpu_count()} CPU cores, {gpus} GPUs; oneDNN {onednn}"
 
 
-def _data(data_dir: Path | None) -> str:
+def _data(data_dir: str | Path | None) -> str:
     dataset = load_dataset(data_dir)
     name = "Fashion-MNIST, verified" if dataset.is_fashion_mnist else "not Fashion-MNIST"
     return f"{name}, in {dataset.source}"
@@ -107,11 +107,6 @@ def _settings() -> str:
     runtime.asked_to_compile()
     runtime.store_patience()
     return f"{runtime.threads_of(1)} threads for a single training"
-
-
-def _checkpoints() -> str:
-    folder = writable(state_dir(), runtime.STATE_VARIABLE)
-    return f"{folder} can be written"
 
 
 def _store(tracking_uri: str | None, *, relocate: bool, upgrade: bool) -> str:
@@ -154,14 +149,7 @@ def prepare_ui(
 ) -> tuple[list[str], dict[str, str]] | None:
     """Return the command that serves MLflow's own page on the store, and its environment.
 
-    Args:
-        host: address to listen on.
-        port: to listen on.
-        tracking_uri: address of the store, None for the usual one.
-        echo: called with lines that say where the page is.
-
-    Returns:
-        None if the store is a server, which has a page.
+    Lines say where the page is. If the store is a server, which has one, it returns None.
 
     Raises:
         ConfigError: the port is taken.

@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -26,48 +26,36 @@ NOT_OF_IT = "the Git repository around the package does not hold it"
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """The code that a run was made with.
+    """The code that a run was made with."""
 
-    Attributes:
-        version: version of this package.
-        sha256: hash of the versions of code and libraries that determine a trial's numbers.
-        commit: of the Git repository that the code runs from, None if there is none.
-        branch: the branch that was checked out.
-        dirty: whether a file of this package differs from that commit.
-        no_commit: why there is no commit, None if there is one.
-    """
-
-    version: str
-    sha256: str
-    commit: str | None = None
+    version: str  # of this package
+    sha256: str  # of the versions of code and libraries that determine a trial's numbers
+    commit: str | None = None  # of the Git repository that the code runs from
     branch: str | None = None
-    dirty: bool = False
-    no_commit: str | None = None
+    dirty: bool = False  # whether a file of this package differs from that commit
+    no_commit: str | None = None  # why there is none
 
 
 @lru_cache(maxsize=1)
 def code() -> Code:
     """Return the code that this process runs, as its files are now."""
-    sha256 = fingerprint.of_program()
+    here = partial(Code, version=__version__, sha256=fingerprint.of_program())
     package = Path(__file__).resolve().parent
     if package.parent.name in ("site-packages", "dist-packages"):
         # An installed package is not part of a repository around it, which may contain its .venv.
-        return Code(version=__version__, sha256=sha256, no_commit=INSTALLED)
+        return here(no_commit=INSTALLED)
     repository = next((p for p in package.parents if (p / ".git").exists()), None)
     if repository is None:
-        return Code(version=__version__, sha256=sha256, no_commit=NO_REPOSITORY)
+        return here(no_commit=NO_REPOSITORY)
     try:
         _git(package, "ls-files", "--error-unmatch", "__init__.py")
-        return Code(
-            version=__version__,
-            sha256=sha256,
+        return here(
             commit=_git(package, "rev-parse", "HEAD"),
             branch=_git(package, "rev-parse", "--abbrev-ref", "HEAD"),
             dirty=bool(_git(package, "status", "--porcelain", "--", ".")),
         )
     except (OSError, subprocess.SubprocessError) as error:
-        reason = _why_git_failed(error, repository)
-        return Code(version=__version__, sha256=sha256, no_commit=reason)
+        return here(no_commit=_why_git_failed(error, repository))
 
 
 def _git(folder: Path, *arguments: str) -> str:
@@ -104,9 +92,6 @@ def describe(threads: int) -> dict[str, Any]:
 
     It logs a warning if there is a commit that cannot be found out.
 
-    Args:
-        threads: number of threads that compute each trial.
-
     Returns:
         A dictionary that `json` can write: code, Python, machine, settings, determinism and the
         version of every installed package.
@@ -119,7 +104,7 @@ def describe(threads: int) -> dict[str, Any]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "machine": {
             "system": platform.platform(),
-            "processor": _processor(),
+            "processor": processor(),
             "cores": machine.cores(),
             "threads": threads,
             "memory_gigabytes": round(machine.memory() / 1e9, 1),
@@ -147,7 +132,8 @@ def _packages() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor, or else its kind."""
     try:  # Linux
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -7,14 +7,9 @@ from fmnist_tracking.errors import OutputError, setting
 
 
 def writable(folder: Path, named_by: str = setting("output_dir")) -> Path:
-    """Create a folder if needed, and check that it is writable before the work begins.
+    """Create a folder if needed, check that it is writable before the work begins, and return it.
 
-    Args:
-        folder: the folder to write to.
-        named_by: the option or variable that names another folder, for the message.
-
-    Returns:
-        The folder.
+    The message names the option or variable that names another folder.
 
     Raises:
         OutputError: the folder cannot be created or written to.

@@ -102,13 +102,13 @@ def grid(effects: Sequence[Effect], title: str) -> Figure:
 
     A thin line joins points that differ only in that axis; the thick line is their mean; the star
     is the best point.
-
-    Args:
-        effects: of the grid's axes.
-        title: of the figure.
     """
     if not effects:
-        return _notice(title, "Each axis of this grid has a single value: nothing to compare.")
+        figure = Figure(figsize=(7, 2), layout="constrained")
+        figure.suptitle(title)
+        text = "Each axis of this grid has a single value: nothing to compare."
+        figure.text(0.5, 0.4, text, ha="center")
+        return figure
     columns = min(4, len(effects))
     rows = math.ceil(len(effects) / columns)
     figure = Figure(figsize=(3.4 * columns + 1.2, 3.9 * rows + 0.4), layout="constrained")
@@ -304,11 +304,4 @@ def confusion_matrix(evaluation: Evaluation, title: str) -> Figure:
     axes.set(xlabel="predicted class", ylabel="true class")
     percent = FuncFormatter(lambda share, _: f"{share:.0%}")
     figure.colorbar(drawn, shrink=0.8, label="share of the true class", format=percent)
-    return figure
-
-
-def _notice(title: str, text: str) -> Figure:
-    figure = Figure(figsize=(7, 2), layout="constrained")
-    figure.suptitle(title)
-    figure.text(0.5, 0.4, text, ha="center")
     return figure

@@ -60,19 +60,12 @@ NOT_PLAIN = Note(
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A picture as the model's input.
+    """A picture as the model's input."""
 
-    Attributes:
-        pixels: uint8, shape (28, 28, 1), a light object on black.
-        size: width and height of the upright picture, in pixels, before it was scaled.
-        steps: what was done to it, for people; empty if it is used unchanged.
-        notes: reasons to doubt a model's answer for it.
-    """
-
-    pixels: NDArray[np.uint8]
-    size: tuple[int, int]
-    steps: tuple[str, ...]
-    notes: tuple[Note, ...] = ()
+    pixels: NDArray[np.uint8]  # shape (28, 28, 1), a light object on black
+    size: tuple[int, int]  # width and height of the upright picture before it was scaled
+    steps: tuple[str, ...]  # what was done to it, for people; empty if it is used unchanged
+    notes: tuple[Note, ...] = ()  # reasons to doubt a model's answer for it
 
 
 def prepare(path: Path) -> Prepared:
@@ -85,7 +78,7 @@ def prepare(path: Path) -> Prepared:
         PictureError: there is no such file, it is not a picture, it is damaged or too large, or it
             shows nothing.
     """
-    shown = _shown(path)
+    shown = str(path) if str(path).isprintable() else ascii(str(path))  # on one line
     try:
         if path.is_dir():
             raise PictureError(f"{shown} is a folder. Name the pictures in it: {shown}/*.png")
@@ -353,8 +346,3 @@ def _phone_format(path: Path) -> str | None:
         f"is {kind} picture, which cannot be read here. Install {needed}, or save the picture as "
         "JPEG or PNG."
     )
-
-
-def _shown(path: Path) -> str:
-    """Return the path on one line."""
-    return str(path) if str(path).isprintable() else ascii(str(path))

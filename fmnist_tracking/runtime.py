@@ -98,11 +98,7 @@ def own_process() -> None:
 
 
 def require_tensorflow_backend() -> None:
-    """Refuse an environment in which Keras would compute with something else.
-
-    Raises:
-        ConfigError: KERAS_BACKEND names another backend.
-    """
+    """Raise `ConfigError` if KERAS_BACKEND has Keras compute with something else."""
     backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
     if backend != "tensorflow":
         raise ConfigError(
@@ -200,12 +196,9 @@ def load_tensorflow(threads: int | None = None, worker: int | None = None) -> No
 
 
 def prepare_process(threads: int, worker: int, modules: Sequence[str]) -> None:
-    """Prepare a worker process for training or prediction.
+    """Prepare a worker process for training or prediction; see `load_tensorflow`.
 
-    Args:
-        threads: number of threads; see `load_tensorflow`.
-        worker: number of the process; see `load_tensorflow`.
-        modules: other modules to import now, so that the first task starts at once.
+    The modules are imported now, so that the first task starts at once.
     """
     own_process()
     gc.disable()  # during the imports nothing becomes garbage
@@ -230,11 +223,7 @@ def threads() -> int:
 
 
 def temporary_folder() -> str:
-    """Return the folder for temporary files.
-
-    Raises:
-        OutputError: no such folder is writable.
-    """
+    """Return the folder for temporary files; raise `OutputError` if none is writable."""
     try:
         return tempfile.gettempdir()
     except FileNotFoundError as error:
@@ -264,16 +253,15 @@ def _native_stderr_held_back() -> Iterator[None]:
 
 
 def store_patience() -> float:
-    """Return for how many seconds to wait, after training, for a store that does not answer.
+    """Return for how many seconds to wait, after training, for a store that does not answer."""
+    return seconds_of(STORE_PATIENCE_VARIABLE, _STORE_PATIENCE_SECONDS)
 
-    Raises:
-        ConfigError: FMNIST_STORE_PATIENCE is not a number of seconds.
-    """
-    text = os.environ.get(STORE_PATIENCE_VARIABLE, str(_STORE_PATIENCE_SECONDS))
+
+def seconds_of(variable: str, default: float) -> float:
+    """Return the seconds that a variable says; raise `ConfigError` if it is no such number."""
+    text = os.environ.get(variable) or str(default)
     with contextlib.suppress(ValueError):
         seconds = float(text)
         if 0 <= seconds < math.inf:
             return seconds
-    raise ConfigError(
-        f"Expected {STORE_PATIENCE_VARIABLE} to be a number of seconds, got {text!r}."
-    )
+    raise ConfigError(f"Expected {variable} to be a number of seconds, got {text!r}.")

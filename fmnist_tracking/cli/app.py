@@ -39,9 +39,7 @@ def command(
 ) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Register a function as a command whose errors are lines, not tracebacks.
 
-    Args:
-        example: shown by --help.
-        resumable: whether the same command goes on where it was interrupted.
+    It is resumable if the same command goes on where it was interrupted.
     """
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
@@ -53,7 +51,8 @@ def command(
             except FmnistTrackingError as error:
                 _fail(f"Error: {error.message}", error.exit_status)
             except OSError as error:  # a full disk for temporary files, for instance
-                _fail(f"Error: {error.strerror or error}{_of_file(error)}.", 1)
+                file = "" if error.filename is None else f": {error.filename}"
+                _fail(f"Error: {error.strerror or error}{file}.", 1)
             except ModuleNotFoundError as error:
                 _fail(
                     f"Error: The Python package {error.name} is not installed, which fmnist-track "
@@ -69,10 +68,6 @@ def command(
         return run
 
     return register
-
-
-def _of_file(error: OSError) -> str:
-    return "" if error.filename is None else f": {error.filename}"
 
 
 def _paragraphs(function: Callable[..., None]) -> str:

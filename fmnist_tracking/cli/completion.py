@@ -45,18 +45,15 @@ def run_ids(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     ]
     logging.disable()  # a line would come between what is being typed; this process ends with it
     with contextlib.suppress(Exception):
-        words += _runs(_store(context), incomplete)
+        named = context.params.get("tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI")
+        words += _runs(named or _DEFAULT_STORE, incomplete)
     return words
-
-
-def _store(context: typer.Context) -> str:
-    named = context.params.get("tracking_uri")
-    return str(named or os.environ.get("MLFLOW_TRACKING_URI") or _DEFAULT_STORE)
 
 
 def _runs(uri: str, incomplete: str) -> list[tuple[str, str]]:
     if uri.startswith(("http://", "https://")):
-        return _runs_of_a_server(uri, incomplete)
+        runs = [run for run in ft.list_runs(tracking_uri=uri) if run.run_id.startswith(incomplete)]
+        return [(run.run_id, f"{run.name} {run.status}") for run in runs[:_MOST_RUNS]]
     path = Path(unquote(uri.removeprefix(_SQLITE)))
     if not uri.startswith(_SQLITE) or (not incomplete.isalnum() and incomplete):
         return []
@@ -64,8 +61,3 @@ def _runs(uri: str, incomplete: str) -> list[tuple[str, str]]:
     with contextlib.closing(sqlite3.connect(address, _LOCK_SECONDS, uri=True)) as rows:
         found = rows.execute(_RUNS, (f"{incomplete}*", _MOST_RUNS)).fetchall()
     return [(run_id, f"{name} {status}") for run_id, name, status in found]
-
-
-def _runs_of_a_server(uri: str, incomplete: str) -> list[tuple[str, str]]:
-    found = [run for run in ft.list_runs(tracking_uri=uri) if run.run_id.startswith(incomplete)]
-    return [(run.run_id, f"{run.name} {run.status}") for run in found[:_MOST_RUNS]]

@@ -18,6 +18,7 @@ from fmnist_tracking.config import (
     DEFAULT_EXPERIMENT,
     DEFAULT_SAMPLE_SEED,
     FIELDS,
+    SEARCH_FLAGS,
     SplitConfig,
     Value,
     flag,
@@ -35,12 +36,12 @@ def as_typed(text: object) -> str:
     return re.sub(r"(?<![\w.+-])([0-9]+)\.0+(?=\s*(?:[,;]|$))", r"\1", str(text))
 
 
-def axis_option(name: str, option: str) -> Any:
+def axis_option(name: str) -> Any:
     """Return an option that lists the values of one axis of the grid."""
     values = ",".join(f"{value:g}" for value in COURSEWORK_GRID[name])
     return typer.Option(
         None,
-        option,
+        SEARCH_FLAGS[name],
         metavar=LIST_METAVAR,
         help=f"Values to try: {FIELDS[name].metadata['about']}. Default: {values}.",
         rich_help_panel="Grid",
@@ -61,9 +62,7 @@ AXES = typer.Option(
 def field_option(name: str, *, may_be_empty: bool = False) -> Any:
     """Return an option for a field of `TrainingConfig`, with its default and words from there.
 
-    Args:
-        name: of the field.
-        may_be_empty: whether an empty text, as `mlflow run` may give it, leaves the default.
+    If it may be empty, an empty text, as `mlflow run` may give it, leaves the default.
     """
     about, default = FIELDS[name].metadata["about"], FIELDS[name].default
 
@@ -85,14 +84,10 @@ def field_option(name: str, *, may_be_empty: bool = False) -> Any:
 def with_settings(
     *names: str, after: str, may_be_empty: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each of these fields of `TrainingConfig`.
+    """Give a command an option for each of these fields of `TrainingConfig`; see `field_option`.
 
-    The command takes them as keyword arguments, `**settings`.
-
-    Args:
-        names: of the fields.
-        after: the parameter of the command behind which they are listed.
-        may_be_empty: see `field_option`.
+    The command takes them as keyword arguments, `**settings`. They are listed after one of its own
+    parameters.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -115,13 +110,23 @@ def with_settings(
 
 
 def whole_option(
-    default: int | None, option: str, minimum: int, maximum: float = math.inf, **settings: Any
+    default: int | None,
+    option: str,
+    minimum: int,
+    maximum: float = math.inf,
+    *,
+    word: str | None = None,
+    **settings: Any,
 ) -> Any:
-    """Return an option that takes a whole number in a range; an empty text leaves it out."""
+    """Return an option that takes a whole number in a range; an empty text leaves it out.
+
+    So does the word, if there is one, which stands for the default.
+    """
     limits = f"of at least {minimum}" if maximum == math.inf else f"from {minimum} to {maximum}"
+    limits += f", or {word}" if word else ""
 
     def parse(text: object) -> int | None:
-        if text == "":
+        if text in ("", word):
             return default
         try:
             number = parse_whole(as_typed(text))
@@ -131,35 +136,18 @@ def whole_option(
             raise ConfigError(f"Expected {option} to be a whole number {limits}, got {text!r}.")
         return number
 
-    return typer.Option(default, option, metavar="N", parser=parse, **settings)
+    metavar = f"N|{word}" if word else "N"
+    return typer.Option(word or default, option, metavar=metavar, parser=parse, **settings)
 
 
-def workers_option() -> Any:
-    """Return an option for how many trials run at once: a number, or `auto`."""
-
-    def parse(text: object) -> int | None:
-        if text in ("auto", ""):
-            return None
-        try:
-            number = parse_whole(as_typed(text))
-        except ValueError:
-            number = 0
-        if number < 1:
-            raise ConfigError(
-                f"Expected --workers to be a whole number of at least 1, or auto, got {text!r}."
-            )
-        return number
-
-    return typer.Option(
-        "auto",
-        "--workers",
-        metavar="N|auto",
-        parser=parse,
-        help="Trials that run at once, each in its own process; auto takes as many as suit this "
-        "machine: one for each processor core, or fewer where memory is short.",
-    )
-
-
+WORKERS = whole_option(
+    None,
+    "--workers",
+    1,
+    word="auto",
+    help="Trials that run at once, each in its own process; auto takes as many as suit this "
+    "machine: one for each processor core, or fewer where memory is short.",
+)
 FRESH = typer.Option(
     False, "--fresh", help="Train all anew, even what finished before or was cut off."
 )
@@ -230,11 +218,18 @@ UPGRADE_STORE = typer.Option(
     "more. A copy of a SQLite file is kept beside it.",
     rich_help_panel="Tracking",
 )
-RUN_ID_HELP = (
-    "A run id, its first characters, `latest`, `best` (of the latest search), `best-of-all` (of "
-    "all searches on the same images), or `champion` (what `promote` chose)."
-)
-RUN_ID = typer.Option(..., "--run-id", metavar="ID", help=RUN_ID_HELP, autocompletion=run_ids)
+
+
+def run_id_option(
+    default: Any = ...,
+    about: str = "A run id, its first characters, `latest`, `best` (of the latest search), "
+    "`best-of-all` (of all searches on the same images), or `champion` (what `promote` chose).",
+) -> Any:
+    """Return an option that names a run; without a default it must be given."""
+    return typer.Option(default, "--run-id", metavar="ID", help=about, autocompletion=run_ids)
+
+
+RUN_ID = run_id_option()
 OUTPUT_DIR = path_option(
     "--output-dir", "DIR", "Where the files go. Default: reports/ and the run's first characters."
 )

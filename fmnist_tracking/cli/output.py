@@ -181,12 +181,7 @@ def print_plan(plan: "DryRun", *, as_json: bool) -> None:
 
 
 def new_table(*columns: str, wrapped: Collection[str] = ()) -> Table:
-    """Return an empty table, for `out` to print.
-
-    Args:
-        columns: their headings.
-        wrapped: those that take several lines where a terminal is narrow.
-    """
+    """Return an empty table; the wrapped columns take several lines where a terminal is narrow."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, no_wrap=column not in wrapped)

@@ -78,11 +78,7 @@ def parse_values(name: str, text: str, option: str | None = None) -> tuple[Value
 
 
 def parse_value(name: str, text: str, option: str) -> Value:
-    """Read the one value typed after an option.
-
-    Raises:
-        ConfigError: it is no number, or the field cannot be that.
-    """
+    """Read the one value typed after an option; raise `ConfigError` if it cannot be that."""
     try:
         return parse_number(name, text)
     except (ValueError, ConfigError):
@@ -158,14 +154,14 @@ def _listed(name: str, value: Any) -> tuple[Value, ...]:
     """Return the values of an axis in a grid file, which may be one alone."""
     if name not in FIELDS:
         check_value(name, None)
-    values = value if isinstance(value, list) else [value]
-    for one in values:
+    values = []
+    for one in value if isinstance(value, list) else [value]:
         try:
             if not isinstance(one, str):
                 raise ValueError(one)
-            parse_number(name, one)
+            values.append(parse_number(name, one))
         except (ValueError, ConfigError):
             raise ConfigError(
                 f"Expected {name} to list {describe_range(name)}, got {one!r}."
             ) from None
-    return tuple(parse_number(name, one) for one in values)
+    return tuple(values)

@@ -5,20 +5,13 @@ import typer
 import fmnist_tracking as ft
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
-from fmnist_tracking.cli.completion import run_ids
 from fmnist_tracking.cli.output import out, print_json, print_runs, print_trial, print_trials
 from fmnist_tracking.errors import ConfigError
 
 
 @command(example="fmnist-track runs --run-id latest")
 def runs(
-    run_id: str | None = typer.Option(
-        None,
-        "--run-id",
-        metavar="ID",
-        help="List the trials of this search instead.",
-        autocompletion=run_ids,
-    ),
+    run_id: str | None = options.run_id_option(None, "List the trials of this search instead."),
     repair: bool = typer.Option(
         False,
         "--repair",
@@ -55,13 +48,7 @@ def runs(
 
 @command(example="fmnist-track best --json")
 def best(
-    run_id: str = typer.Option(
-        "best",
-        "--run-id",
-        metavar="ID",
-        help=options.RUN_ID_HELP,
-        autocompletion=run_ids,
-    ),
+    run_id: str = options.run_id_option("best"),
     experiment: str | None = options.IN_EXPERIMENT,
     tracking_uri: str | None = options.TRACKING_URI,
     as_json: bool = options.JSON,

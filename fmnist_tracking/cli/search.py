@@ -25,10 +25,10 @@ from fmnist_tracking.workers import end_helpers
 )
 def search(
     context: typer.Context,
-    filters: str | None = options.axis_option("filters", "--filters"),
-    strides: str | None = options.axis_option("strides", "--strides"),
-    kernel_sizes: str | None = options.axis_option("kernel_size", "--kernel-sizes"),
-    hidden_units: str | None = options.axis_option("hidden_units", "--hidden-units"),
+    filters: str | None = options.axis_option("filters"),
+    strides: str | None = options.axis_option("strides"),
+    kernel_sizes: str | None = options.axis_option("kernel_size"),
+    hidden_units: str | None = options.axis_option("hidden_units"),
     axis: list[str] = options.AXES,
     space: Path | None = options.path_option(
         "--space",
@@ -45,7 +45,7 @@ def search(
         "their mean.",
         rich_help_panel="Grid",
     ),
-    workers: int | None = options.workers_option(),
+    workers: int | None = options.WORKERS,
     dry_run: bool = typer.Option(
         False,
         "--dry-run",

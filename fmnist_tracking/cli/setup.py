@@ -17,7 +17,7 @@ def data(data_dir: Path | None = options.DATA_DIR, as_json: bool = options.JSON)
     """Find or fetch the images, verify them, and show where they came from."""
     found = ft.load_dataset(data_dir)
     facts = {
-        "name": "Fashion-MNIST" if found.is_fashion_mnist else "not Fashion-MNIST",
+        "name": found.name,
         "source": found.source,
         "train_images": len(found.train_images),
         "test_images": len(found.test_images),

@@ -43,7 +43,8 @@ class Group(TyperGroup):
                     "`fmnist-track --help` lists them."
                 )
             words = ["fmnist-track", args[place], *args[:place], *args[place + 1 :]]
-            raise ConfigError(f"Expected options after the command: {_line(words)}")
+            typed = shlex.join(without_user(word) for word in words)
+            raise ConfigError(f"Expected options after the command: {typed}")
         return super().parse_args(ctx, args)
 
 
@@ -171,7 +172,3 @@ def _next(args: Sequence[str], place: int) -> str | None:
     """Return the word after one, if it can be a value."""
     after = args[place + 1 : place + 2]
     return after[0] if after and not after[0].startswith("-") else None
-
-
-def _line(words: Sequence[str]) -> str:
-    return shlex.join(without_user(word) for word in words)

@@ -12,7 +12,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from fmnist_tracking.config import CLASS_NAMES
+from fmnist_tracking.config import CLASS_NAMES, FASHION_MNIST
 from fmnist_tracking.data import download, idx
 from fmnist_tracking.errors import DataError, setting
 from fmnist_tracking.runtime import CACHE_VARIABLE
@@ -30,28 +30,24 @@ FASHION_MNIST_SHA256 = {
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """The whole data set, verified.
+    """The whole data set, verified."""
 
-    Attributes:
-        train_images: uint8, shape (60000, 28, 28), 0..255.
-        train_labels: uint8, shape (60000,), 0..9.
-        test_images: uint8, shape (10000, 28, 28).
-        test_labels: uint8, shape (10000,).
-        source: where it was found, for people.
-        sha256: SHA-256 of the decompressed bytes of each of the four files.
-    """
-
-    train_images: NDArray[np.uint8]
-    train_labels: NDArray[np.uint8]
-    test_images: NDArray[np.uint8]
-    test_labels: NDArray[np.uint8]
-    source: str
-    sha256: dict[str, str]
+    train_images: NDArray[np.uint8]  # shape (60000, 28, 28), 0..255
+    train_labels: NDArray[np.uint8]  # shape (60000,), 0..9
+    test_images: NDArray[np.uint8]  # shape (10000, 28, 28)
+    test_labels: NDArray[np.uint8]  # shape (10000,)
+    source: str  # where it was found, for people
+    sha256: dict[str, str]  # of the decompressed bytes of each of the four files
 
     @property
     def is_fashion_mnist(self) -> bool:
         """Return whether the bytes are exactly Fashion-MNIST's."""
         return self.sha256 == FASHION_MNIST_SHA256
+
+    @property
+    def name(self) -> str:
+        """Return "Fashion-MNIST", or that it is not that."""
+        return FASHION_MNIST if self.is_fashion_mnist else f"not {FASHION_MNIST}"
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -17,21 +17,13 @@ COURSEWORK_TEST_SHARE = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class DataSplit:
-    """The images that a trial may use. No test image is among them.
+    """The images that a trial may use. No test image is among them."""
 
-    Attributes:
-        train_images: uint8, shape (n, 28, 28, 1), 0..255.
-        train_labels: uint8, shape (n,), 0..9.
-        validation_images: uint8, shape (m, 28, 28, 1).
-        validation_labels: uint8, shape (m,).
-        class_names: ten names, in label order.
-    """
-
-    train_images: NDArray[np.uint8]
-    train_labels: NDArray[np.uint8]
-    validation_images: NDArray[np.uint8]
-    validation_labels: NDArray[np.uint8]
-    class_names: tuple[str, ...]
+    train_images: NDArray[np.uint8]  # shape (n, 28, 28, 1), 0..255
+    train_labels: NDArray[np.uint8]  # shape (n,), 0..9
+    validation_images: NDArray[np.uint8]  # shape (m, 28, 28, 1)
+    validation_labels: NDArray[np.uint8]  # shape (m,)
+    class_names: tuple[str, ...]  # ten, in label order
 
     def parts(self) -> tuple[DatasetPart, DatasetPart]:
         """Return what identifies the training images and the validation images."""

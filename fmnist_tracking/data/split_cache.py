@@ -36,9 +36,7 @@ def shared_split(
 ) -> tuple[DataSplit, tuple[DatasetPart, DatasetPart]]:
     """Load a split from the cache, memory-mapped; make and cache it if it is not there.
 
-    Args:
-        key: names everything that determines the split.
-        make: makes the split.
+    The key names everything that determines the split.
 
     Returns:
         The split, and what identifies its images, computed from the returned bytes.

@@ -21,10 +21,7 @@ def grid_and_base(
 ) -> tuple[SearchSpace, TrainingConfig]:
     """Return the grid, and the configuration that has the value of what is no axis of it.
 
-    Args:
-        grid: see `search`.
-        settings: values by the name of a field of `TrainingConfig`.
-        repeats: how often each point is trained, with another seed each.
+    Repeats of each point become an axis of seeds. For the arguments, see `search`.
 
     Raises:
         ConfigError: a name or value is wrong, or a setting is an axis too.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,20 +96,8 @@ def dry_run(
     """Return what `search` would do with the same arguments, and how long it would take.
 
     Nothing is written to the store. The time is estimated from the finished trials of the
-    experiment on as many images, or, without any, from a training of a few seconds.
-
-    Args:
-        grid: see `search`, as for the other arguments.
-        repeats: trainings of each point.
-        protocol: how the data is split.
-        limit: number of images.
-        workers: trials that run at once.
-        fresh: train all anew.
-        experiment: name of the experiment.
-        tracking_uri: address of the MLflow store.
-        data_dir: folder with the data.
-        echo: called with lines for a person to read.
-        settings: of the training.
+    experiment on as many images, or, without any, from a training of a few seconds. For the
+    arguments, see `search`.
 
     Raises:
         ConfigError: as many trials at once as are asked for have no room in the memory.
@@ -199,17 +188,11 @@ def _point(trial: PlannedTrial, too_large: str | None) -> DryRunPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    """What the store has already.
-
-    Attributes:
-        state: of the search.
-        folder: with its checkpoints; where there is no search, one that does not exist.
-        like: finished trials, by whose time that of others is estimated.
-    """
+    """What the store has already."""
 
     state: ResumeState = field(default_factory=ResumeState)
-    folder: Path = field(default_factory=lambda: checkpoint_folder("", "", ""))
-    like: Sequence[TrialResult] = ()
+    folder: Path = Path(os.devnull)  # with the search's checkpoints; by default of none
+    like: Sequence[TrialResult] = ()  # finished trials, by whose time that of others is estimated
 
 
 def _look(
@@ -233,7 +216,7 @@ def _look(
             state=tracking.find_resume_state(
                 store, experiment_id, searches, keys.points, reopen=adopted is None
             ),
-            folder=checkpoint_folder(store.identity(experiment_id), experiment_id, keys.grids[0]),
+            folder=checkpoint_folder(store, experiment_id, keys.grids[0]),
             like=like,
         )
 

@@ -22,12 +22,7 @@ def cache_split(dataset: Dataset, split: SplitConfig) -> None:
 
 @lru_cache(maxsize=1)  # a worker runs many trials on the same images
 def load_split(data_dir: Path | None, split: SplitConfig, data_sha256: str) -> Split:
-    """Return the split from the cache, or make it.
-
-    Args:
-        data_dir: where the data is, None for the usual places.
-        split: how it is split.
-        data_sha256: `Dataset.digest` of the data that must be found there.
+    """Return the split from the cache, or make it; for the arguments, see `TrialTask`.
 
     Raises:
         DataError: the data is another, or cannot be had.

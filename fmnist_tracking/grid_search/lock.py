@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fmnist_tracking.errors import OutputError, SearchError
 from fmnist_tracking.runtime import STATE_VARIABLE
+from fmnist_tracking.tracking import Store
 from fmnist_tracking.training import checkpoints
 from fmnist_tracking.training.checkpoints import state_dir
 
@@ -19,32 +20,23 @@ _LOCK = "held_by"
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
-def checkpoint_folder(store_uri: str, experiment_id: str, fingerprint: str) -> Path:
+def checkpoint_folder(store: Store, experiment_id: str, fingerprint: str) -> Path:
     """Return the folder of a search or training: the same for the same command."""
-    identity = "\n".join((store_uri, experiment_id, fingerprint))
+    identity = "\n".join((store.identity(experiment_id), experiment_id, fingerprint))
     return state_dir() / hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
-def locked_folder(
-    store_uri: str, experiment_id: str, fingerprint: str, *, fresh: bool = False
-) -> Iterator[Path]:
+def locked_folder(folder: Path, *, fresh: bool = False) -> Iterator[Path]:
     """Hold the folder for the checkpoints of a search or training, while no one else uses it.
 
     The system lets go of it when this process ends, in whatever way. Left without an error,
-    it is removed if it holds no checkpoint.
-
-    Args:
-        store_uri: of the MLflow store.
-        experiment_id: of the experiment there.
-        fingerprint: of the search or training.
-        fresh: remove the checkpoints that are there.
+    it is removed if it holds no checkpoint. For a fresh search, those that are there are removed.
 
     Raises:
         OutputError: it cannot be made, or not be locked.
         SearchError: another process holds it.
     """
-    folder = checkpoint_folder(store_uri, experiment_id, fingerprint)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK).open("a+", errors="replace")

@@ -49,12 +49,7 @@ def workers_for(configs: Sequence[TrainingConfig], split: SplitConfig, workers: 
 def require_room(
     configs: Sequence[TrainingConfig], split: SplitConfig, workers: int | None
 ) -> None:
-    """Refuse what this machine's memory has no room for.
-
-    Args:
-        configs: what is to be trained.
-        split: how the data is split.
-        workers: trials at once that are asked for, None if that is left to us.
+    """Refuse what this machine's memory has no room for; None leaves the workers to us.
 
     Raises:
         ConfigError: one of them, or as many at once as are asked for, need more memory than
@@ -83,11 +78,7 @@ def require_room_at_once(
     fresh: bool,
     tracking_uri: str | None,
 ) -> None:
-    """Refuse what has no room before anything is started, unless it may have been trained before.
-
-    Raises:
-        ConfigError: as `require_room`.
-    """
+    """Refuse, before anything is started, what has no room, unless it may have been trained."""
     try:
         require_room(configs, split, workers)
     except ConfigError:

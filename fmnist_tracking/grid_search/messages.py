@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.grid_search.plan import PlannedTrial
-from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult
+from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult, TrialScore
 
 if TYPE_CHECKING:
     from fmnist_tracking.training.loop import Weights
@@ -14,34 +14,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialTask:
-    """A trial to run, in terms that can be sent to another process.
-
-    Attributes:
-        trial: what to train, from where it has come to.
-        split: how the data is split.
-        data_dir: where the data is, None for the usual places.
-        data_sha256: `Dataset.digest` of the data that must be found there.
-    """
+    """A trial to run, in terms that can be sent to another process."""
 
     trial: PlannedTrial
     split: SplitConfig
-    data_dir: Path | None
-    data_sha256: str
+    data_dir: Path | None  # None for the usual places
+    data_sha256: str  # `Dataset.digest` of the data that must be found there
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A trial that came to its end: the result and the best epoch's weights.
-
-    Attributes:
-        result: of all its epochs.
-        weights: of the best one.
-        seconds: that this process took for it, without those in which it was stopped.
-    """
+    """A trial that came to its end: the result and the best epoch's weights."""
 
     result: TrainingResult
     weights: "Weights"
-    seconds: float
+    seconds: float  # that the worker took for it, without those in which it was stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +41,11 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialStarted:
-    """A worker has begun the trial of a point, or goes on with one that was cut off.
+    """A worker has begun the trial of a point, or goes on with one that was cut off."""
 
-    Attributes:
-        number: of the point, 1 for the first.
-        epochs: figures of the epochs that were trained before, usually none.
-        data: which images it was given.
-    """
-
-    number: int
-    epochs: tuple[EpochMetrics, ...] = ()
-    data: tuple[DatasetPart, ...] = ()
+    number: int  # of the point, 1 for the first
+    epochs: tuple[EpochMetrics, ...] = ()  # that were trained before, usually none
+    data: tuple[DatasetPart, ...] = ()  # which images it was given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,23 +58,12 @@ class EpochEnded:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialEnded:
-    """A trial has ended: with a score, or with an error in a line.
-
-    Attributes:
-        number: of the point, 1 for the first.
-        val_accuracy: the best epoch's.
-        best_epoch: the epoch it was reached in.
-        error: what ended a failed trial, in a line.
-        diverged: the epoch whose loss was no finite number, None for one that did not diverge.
-        seconds: that it took its worker since it was begun, or gone on with.
-    """
+    """A trial has ended."""
 
     number: int
-    val_accuracy: float | None = None
-    best_epoch: int | None = None
-    error: str | None = None
-    diverged: int | None = None
-    seconds: float | None = None
+    score: TrialScore  # with the error of one that failed
+    diverged_in: int | None = None  # the epoch whose loss was no finite number
+    seconds: float | None = None  # that it took its worker since it was begun, or gone on with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +72,7 @@ class TrialReused:
 
     number: int
     run_id: str
-    val_accuracy: float | None
-    diverged: bool = False
+    score: TrialScore
 
 
 @dataclass(frozen=True, kw_only=True)

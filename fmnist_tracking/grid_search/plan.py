@@ -21,26 +21,16 @@ class PlannedTrial:
     """A point of the grid with its seed, and how far it has come.
 
     It is sent to a worker as it is.
-
-    Attributes:
-        number: its place in the grid, 1 for the first.
-        name: for people.
-        config: what is trained.
-        fingerprint: of all that determines its numbers.
-        checkpoint_dir: where its checkpoint is kept.
-        epochs_done: epochs that the checkpoint has.
-        run_id: of the run that was cut off and is gone on with; None opens a new one.
-        finished: the trial that has finished already, None if there is none.
     """
 
-    number: int
-    name: str
+    number: int  # its place in the grid, 1 for the first
+    name: str  # for people
     config: TrainingConfig
-    fingerprint: str
+    fingerprint: str  # of all that determines its numbers
     checkpoint_dir: Path
-    epochs_done: int = 0
-    run_id: str | None = None
-    finished: TrialResult | None = None
+    epochs_done: int = 0  # that the checkpoint has
+    run_id: str | None = None  # of the run that was cut off and is gone on with
+    finished: TrialResult | None = None  # the trial that has finished already
 
 
 def trial_name(config: TrainingConfig, axes: tuple[str, ...] = ()) -> str:
@@ -57,45 +47,26 @@ def plan_trials(
     state: "ResumeState",
     folder: Path,
 ) -> tuple[PlannedTrial, ...]:
-    """Return a trial for each point of a grid, in its order.
-
-    Args:
-        points: of the grid.
-        fingerprints: of the points.
-        axes: that vary, for the names.
-        state: what the store has of the search.
-        folder: with the checkpoints of the search.
-    """
-    return tuple(
-        _planned(number, point, fingerprint, axes, state, folder)
-        for number, (point, fingerprint) in enumerate(
-            zip(points, fingerprints, strict=True), start=1
+    """Return a trial for each point of a grid, in its order, named by the axes that vary."""
+    trials: list[PlannedTrial] = []
+    for config, fingerprint in zip(points, fingerprints, strict=True):
+        checkpoint_dir = folder / fingerprint[:_FOLDER_CHARACTERS]
+        finished = state.finished.get(fingerprint)
+        saved = None if finished else checkpoints.load(checkpoint_dir, fingerprint)
+        unfinished = state.open.get(fingerprint)
+        # A run whose epochs would have to be trained again stays as it is: in it, they would be
+        # logged twice.
+        resumes = unfinished is not None and (saved is not None or not unfinished.has_steps)
+        trials.append(
+            PlannedTrial(
+                number=len(trials) + 1,
+                name=trial_name(config, axes),
+                config=config,
+                fingerprint=fingerprint,
+                checkpoint_dir=checkpoint_dir,
+                epochs_done=len(saved.epochs) if saved else 0,
+                run_id=unfinished.run_id if unfinished and resumes else None,
+                finished=finished,
+            )
         )
-    )
-
-
-def _planned(
-    number: int,
-    config: TrainingConfig,
-    fingerprint: str,
-    axes: tuple[str, ...],
-    state: "ResumeState",
-    folder: Path,
-) -> PlannedTrial:
-    checkpoint_dir = folder / fingerprint[:_FOLDER_CHARACTERS]
-    finished = state.finished.get(fingerprint)
-    saved = None if finished else checkpoints.load(checkpoint_dir, fingerprint)
-    unfinished = state.open.get(fingerprint)
-    # A run whose epochs would have to be trained again stays as it is: in it, they would be logged
-    # twice.
-    resumes = unfinished is not None and (saved is not None or not unfinished.has_steps)
-    return PlannedTrial(
-        number=number,
-        name=trial_name(config, axes),
-        config=config,
-        fingerprint=fingerprint,
-        checkpoint_dir=checkpoint_dir,
-        epochs_done=len(saved.epochs) if saved else 0,
-        run_id=unfinished.run_id if unfinished and resumes else None,
-        finished=finished,
-    )
+    return tuple(trials)

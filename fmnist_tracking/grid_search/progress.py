@@ -4,12 +4,10 @@ import contextlib
 import html
 import io
 import math
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
@@ -18,10 +16,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fmnist_tracking import clock
+from fmnist_tracking import clock, runtime
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.console import notebook, stderr_console
-from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.grid_search.messages import (
     EpochEnded,
     Event,
@@ -31,9 +28,10 @@ from fmnist_tracking.grid_search.messages import (
     WorkerLost,
 )
 from fmnist_tracking.grid_search.time_estimate import TimeEstimator, time_left
-from fmnist_tracking.results import EpochMetrics
+from fmnist_tracking.results import EpochMetrics, TrialScore
 
 _BAR_WIDTH = 40
+_HEADINGS = ("worker", "point", "trial", "epoch", "loss", "val_loss", "val_acc", "left")
 # In a notebook: seconds between two tables, characters of a line, and lines kept below the table.
 _REDRAW_SECONDS, _NOTEBOOK_WIDTH, _NOTEBOOK_LINES = 0.5, 110, 8
 # With more points to come than this, the time left is not worked out at every event.
@@ -41,17 +39,6 @@ _MANY = 500
 # Where there is no terminal: between two lines on trials that go on.
 INTERVAL_VARIABLE = "FMNIST_PROGRESS_SECONDS"
 _INTERVAL_SECONDS = 1.0
-
-
-def _interval() -> float:
-    text = os.environ.get(INTERVAL_VARIABLE) or str(_INTERVAL_SECONDS)
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise ConfigError(f"Expected {INTERVAL_VARIABLE} to be a number of seconds, got {text!r}.")
-    return seconds
 
 
 class _Running:
@@ -67,11 +54,7 @@ class _Running:
 
 
 class _NotebookTable:
-    """A table in the output of a notebook's cell, redrawn in place, and the last lines below it.
-
-    Args:
-        render: returns the table.
-    """
+    """A table in the output of a notebook's cell, redrawn in place, and the last lines below it."""
 
     def __init__(self, render: Callable[[], Group]) -> None:
         self._render = render
@@ -150,7 +133,7 @@ class Progress:
         self._seconds_left: float | None = None
         self._estimated_at = self._start = clock()
         self._lock = threading.Lock()
-        self._interval = _interval()
+        self._interval = runtime.seconds_of(INTERVAL_VARIABLE, _INTERVAL_SECONDS)
         self._next_line = -math.inf  # when a trial that goes on may have one
         self._live: Live | _NotebookTable | None = None
         if notebook() and not quiet and console is None:
@@ -163,12 +146,7 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live:
             with contextlib.suppress(OSError):
                 self._live.refresh()
@@ -209,15 +187,14 @@ class Progress:
             self._waiting.pop(event.number, None)
             self._ended += 1
             self._reused += 1
-            if event.diverged:
+            if event.score.diverged:
                 self._diverged += 1
                 return f"{place} is trained already: it diverged, run {event.run_id[:8]}"
-            self._compare(event.val_accuracy, event.number)
-            accuracy = "" if event.val_accuracy is None else f"{event.val_accuracy:.4f}"
-            return (
-                f"{place} is trained already: validation accuracy {accuracy}, run "
-                + (event.run_id[:8])
-            )
+            self._compare(event.score, event.number)
+            reached = event.score.val_accuracy
+            accuracy = "" if reached is None else f"{reached:.4f}"
+            run = event.run_id[:8]
+            return f"{place} is trained already: validation accuracy {accuracy}, run {run}"
         if isinstance(event, WorkerLost):
             self._running.pop(event.number, None)
             return f"{place}: its worker process died ({event.how}); it goes on in a new one"
@@ -250,27 +227,29 @@ class Progress:
         running = self._running.pop(event.number, None)
         self._waiting.pop(event.number, None)
         self._ended += 1
-        if running is not None and event.error is None and running.done > running.before:
+        score = event.score
+        if running is not None and score.error is None and running.done > running.before:
             self._pace.trial(
                 self._points[event.number - 1],
                 running.done - running.before,
                 # By its worker's clock: that one may have been stopped.
                 event.seconds or self._clock() - running.started,
             )
-        if event.error is not None:
+        if score.error is not None:
             self._failed += 1
-            return f"{place} ended: FAILED: {event.error}"
-        if event.diverged is not None:
+            return f"{place} ended: FAILED: {score.error}"
+        if score.diverged:
             self._diverged += 1
-            return f"{place} ended: diverged: the loss of epoch {event.diverged} is not finite"
-        self._compare(event.val_accuracy, event.number)
+            return f"{place} ended: diverged: the loss of epoch {event.diverged_in} is not finite"
+        self._compare(score, event.number)
         return (
-            f"{place} ended: validation accuracy {event.val_accuracy:.4f}, epoch {event.best_epoch}"
+            f"{place} ended: validation accuracy {score.val_accuracy:.4f}, epoch {score.best_epoch}"
         )
 
-    def _compare(self, val_accuracy: float | None, number: int) -> None:
-        if val_accuracy is not None and (self._best is None or val_accuracy > self._best[0]):
-            self._best = (val_accuracy, self._names[number - 1])
+    def _compare(self, score: TrialScore, number: int) -> None:
+        reached = score.val_accuracy
+        if reached is not None and (self._best is None or reached > self._best[0]):
+            self._best = (reached, self._names[number - 1])
 
     def _place(self, number: int) -> str:
         total = str(len(self._points))
@@ -317,26 +296,26 @@ class Progress:
 
     def _render(self) -> Group:
         with self._lock:
-            return self._drawn()
-
-    def _drawn(self) -> Group:
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for heading in ("worker", "point", "trial", "epoch", "loss", "val_loss", "val_acc", "left"):
-            table.add_column(heading, no_wrap=True)
-        busy = {trial.worker: number for number, trial in self._running.items()}
-        for worker in range(self._workers):
-            table.add_row(str(worker + 1), *self._cells(busy.get(worker)))
-        elapsed = timedelta(seconds=round(self._clock() - self._start))
-        counts = [f"{self._ended} of {len(self._points)} points ended"]
-        counts += [f"{self._reused} reused"] if self._reused else []
-        counts += [f"{self._failed} failed"] if self._failed else []
-        counts += [f"{self._diverged} diverged"] if self._diverged else []
-        bar = ProgressBar(
-            total=max(1, len(self._points)), completed=self._completed(), width=_BAR_WIDTH
-        )
-        clock = Table.grid(padding=(0, 2))
-        clock.add_row(bar, f"{elapsed} gone, {self._time_left()} left")
-        return Group(table, clock, Text(f"{', '.join(counts)}  ·  {self._best_so_far()}"))
+            table = Table(box=None, pad_edge=False, header_style="dim")
+            for heading in _HEADINGS:
+                table.add_column(heading, no_wrap=True)
+            busy = {trial.worker: number for number, trial in self._running.items()}
+            for worker in range(self._workers):
+                table.add_row(str(worker + 1), *self._cells(busy.get(worker)))
+            elapsed = timedelta(seconds=round(self._clock() - self._start))
+            counts = [f"{self._ended} of {len(self._points)} points ended"]
+            counts += [f"{self._reused} reused"] if self._reused else []
+            counts += [f"{self._failed} failed"] if self._failed else []
+            counts += [f"{self._diverged} diverged"] if self._diverged else []
+            running = self._running.items()
+            shares = (trial.done / self._points[number - 1].epochs for number, trial in running)
+            completed = self._ended + sum(shares)
+            bar = ProgressBar(
+                total=max(1, len(self._points)), completed=completed, width=_BAR_WIDTH
+            )
+            clock = Table.grid(padding=(0, 2))
+            clock.add_row(bar, f"{elapsed} gone, {self._time_left()} left")
+            return Group(table, clock, Text(f"{', '.join(counts)}  ·  {self._best_so_far()}"))
 
     def _cells(self, number: int | None) -> list[str]:
         if number is None:
@@ -356,9 +335,3 @@ class Progress:
                 str(timedelta(seconds=round(left))),
             ]
         return cells
-
-    def _completed(self) -> float:
-        shares = (
-            trial.done / self._points[number - 1].epochs for number, trial in self._running.items()
-        )
-        return self._ended + sum(shares)

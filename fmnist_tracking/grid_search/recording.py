@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 from fmnist_tracking import runtime, tracking
@@ -22,11 +21,6 @@ class Recording:
     Use it as a context manager: left normally, it waits until all is written; left by an exception,
     it closes the runs that this process has open, the search's as KILLED if that is an interrupt,
     else as FAILED.
-
-    Args:
-        resources: with the store, and the experiment that the runs are in.
-        folder: with the checkpoints, for what a person is told.
-        echo: called with lines for a person to read.
 
     Attributes:
         writer: carries out operations on the runs.
@@ -47,29 +41,9 @@ class Recording:
     def __enter__(self) -> "Recording":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self._close("KILLED")
-        else:
-            self._close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-
-    def do_last(self, operation: Callable[[], T]) -> T:
-        """Have an operation carried out after all that was submitted, and return what it returns.
-
-        Raises:
-            TrackingError: the store does not answer for too long, or has failed for good.
-        """
-        done = self.writer.submit(lambda _: operation())
-        self.writer.flush(runtime.store_patience())
-        return done.result()
-
-    def _close(self, status: str) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # In a search that ends well too: a server that hung may have made a run twice.
+        status = "KILLED" if kind is None or issubclass(kind, KeyboardInterrupt) else "FAILED"
         if self.writer.failed.done():
             with contextlib.suppress(Exception):
                 tracking.close_own(self.store, self.experiment_id, status)
@@ -81,6 +55,16 @@ class Recording:
                 "command, or `fmnist-track runs --repair`, puts that right. What it does not "
                 f"have yet is kept in {self._folder}."
             )
+
+    def do_last(self, operation: Callable[[], T]) -> T:
+        """Have an operation carried out after all that was submitted, and return what it returns.
+
+        Raises:
+            TrackingError: the store does not answer for too long, or has failed for good.
+        """
+        done = self.writer.submit(lambda _: operation())
+        self.writer.flush(runtime.store_patience())
+        return done.result()
 
     def _beat(self) -> None:
         if self.run_id:

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from fmnist_tracking import environment, runtime, tracking
-from fmnist_tracking.config import FASHION_MNIST, SplitConfig
+from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.console import Echo
 from fmnist_tracking.data import Dataset, load_dataset
 from fmnist_tracking.errors import SearchError
@@ -24,32 +24,17 @@ _WORKER = "fmnist_tracking.grid_search.worker"
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What the trials of a search, or a training, have in common.
-
-    Attributes:
-        dataset: the images.
-        data_dir: where they are, None for the usual places.
-        split: how they are split.
-        store: of the runs.
-        experiment_id: of the experiment that the runs are in.
-        adopted: the run that `mlflow run` made for this command, None without it.
-        workers: that run the trials; none is started yet.
-        threads: of each worker's arithmetic.
-    """
+    """What the trials of a search, or a training, have in common."""
 
     dataset: Dataset
-    data_dir: Path | None
+    data_info: DatasetInfo
+    data_dir: Path | None  # None for the usual places
     split: SplitConfig
     store: Store
     experiment_id: str
-    adopted: str | None
+    adopted: str | None  # the run that `mlflow run` made for this command
     workers: tuple[Worker, ...]
-    threads: int
-
-    @property
-    def data_info(self) -> DatasetInfo:
-        """Return what runs record of the data."""
-        return _data_info(self.dataset)
+    threads: int  # of each worker's arithmetic
 
     @cached_property
     def provenance(self) -> Provenance:
@@ -71,16 +56,8 @@ def open_resources(
 ) -> Iterator[Resources]:
     """Load the data and open the store, while the process that workers are forked from starts.
 
-    Args:
-        command: `search` or `train`, for the run that `mlflow run` made for it.
-        workers: trials that run at once.
-        split: how the data is split.
-        data_dir: where it is, None for the usual places.
-        experiment: name of the experiment, made if it is not there; None for the one that the
-            environment names, or the usual one.
-        tracking_uri: of the store, None for the usual one.
-        upgrade_store: bring a store of an older MLflow up to date, rather than refuse it.
-        echo: called with lines for a person to read.
+    The command, `search` or `train`, is for the run that `mlflow run` made for it; the other
+    arguments are those of `run.search`.
 
     Raises:
         ConfigError: a setting of the environment is wrong.
@@ -101,7 +78,8 @@ def open_resources(
         warm_up()
         data_dir = None if data_dir is None else Path(data_dir)
         dataset = load_dataset(data_dir)
-        echo(f"Data: {_data_info(dataset).description}, protocol {split.protocol}")
+        data_info = DatasetInfo(sha256=dataset.digest, name=dataset.name, source=dataset.source)
+        echo(f"Data: {data_info.description}, protocol {split.protocol}")
         with tracking.open_store(tracking_uri, access="create", upgrade=upgrade_store) as store:
             adopted = tracking.adoptable_run(store, command)
             experiment_id = tracking.choose_experiment(store, experiment, adopted)
@@ -110,6 +88,7 @@ def open_resources(
                 echo(f"Closed as KILLED: {len(closed)} runs whose process was gone.")
             yield Resources(
                 dataset=dataset,
+                data_info=data_info,
                 data_dir=data_dir,
                 split=split,
                 store=store,
@@ -123,20 +102,10 @@ def open_resources(
 
 
 def local_workers(count: int, threads: int) -> tuple[Worker, ...]:
-    """Return worker processes that can train; none is started yet.
-
-    Args:
-        count: how many.
-        threads: of each one's arithmetic.
-    """
+    """Return worker processes that can train, each with so many threads; none is started yet."""
     return tuple(
         LocalWorker(
             partial(runtime.prepare_process, threads, number, [_WORKER]), _TRIALS_PER_PROCESS
         )
         for number in range(count)
     )
-
-
-def _data_info(dataset: Dataset) -> DatasetInfo:
-    name = FASHION_MNIST if dataset.is_fashion_mnist else f"not {FASHION_MNIST}"
-    return DatasetInfo(sha256=dataset.digest, name=name, source=dataset.source)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args, overload
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from fmnist_tracking import fingerprint, machine, runtime, tracking
 from fmnist_tracking.config import (
@@ -23,7 +23,7 @@ from fmnist_tracking.console import Echo, echo_line, silent
 from fmnist_tracking.errors import SearchError, TrialsFailed
 from fmnist_tracking.grid_search.arguments import Grid, checked, grid_and_base
 from fmnist_tracking.grid_search.images import cache_split
-from fmnist_tracking.grid_search.lock import locked_folder
+from fmnist_tracking.grid_search.lock import checkpoint_folder, locked_folder
 from fmnist_tracking.grid_search.memory import require_room, require_room_at_once, workers_for
 from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials
 from fmnist_tracking.grid_search.progress import Progress
@@ -36,6 +36,7 @@ from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
 from fmnist_tracking.training import checkpoints
 
 OnFailure: TypeAlias = Literal["raise", "warn"]
+Found = TypeVar("Found", Search, Trial)
 
 # TensorFlow, KerasTuner and matplotlib, which a search with nothing left to train does without, are
 # imported inside the functions, once the process that workers are forked from has been started.
@@ -167,19 +168,8 @@ def train(
 ) -> Trial:
     """Train one configuration, tracked as a trial is; go on with it if it was cut off.
 
-    Args:
-        protocol: see `search`, as for the other arguments.
-        limit: number of images.
-        fresh: train anew, whatever has finished before.
-        experiment: name of the experiment.
-        tracking_uri: address of the MLflow store.
-        data_dir: folder with the data.
-        upgrade_store: bring a store of an older MLflow up to date.
-        on_failure: if the training diverges: `raise` a `TrialsFailed`, which has the trial, or
-            `warn`.
-        echo: called with lines for a person to read.
-        on_start: called when all is loaded.
-        settings: of the training, such as `filters=48`.
+    It is given as settings, such as `filters=48`. For the other arguments, see `search`;
+    `on_failure` is what to do if the training diverges.
 
     Raises:
         SearchError: the training failed; its run holds the traceback. For others, see `search`.
@@ -202,8 +192,7 @@ def train(
         store, experiment_id = resources.store, resources.experiment_id
         keys = fingerprint.of_grid([config], split, resources.dataset.digest)
         (point,) = keys.today
-        identity = store.identity(experiment_id)
-        with locked_folder(identity, experiment_id, point, fresh=fresh) as folder:
+        with locked_folder(checkpoint_folder(store, experiment_id, point), fresh=fresh) as folder:
             state = (
                 ResumeState()
                 if fresh
@@ -307,11 +296,7 @@ def _explore(
 
 
 def _own_run(store: Store, run_id: str) -> TrackedRun:
-    """Return the run that this process has written.
-
-    Raises:
-        SearchError: somebody has deleted it meanwhile.
-    """
+    """Return the run that this process has written; raise `SearchError` if it was deleted."""
     run = tracking.find_active(store, run_id)
     if run is None:
         raise SearchError(
@@ -323,11 +308,7 @@ def _own_run(store: Store, run_id: str) -> TrackedRun:
 
 
 def _read_complete(recording: Recording) -> SearchResult:
-    """Read the search that was written, and see that every point has one run that ended.
-
-    Raises:
-        SearchError: a point is missing in the store.
-    """
+    """Read the search that was written; raise `SearchError` unless every point has a run."""
     result = tracking.read_search(recording.store, _own_run(recording.store, recording.run_id))
     if len(result.trials) != len(result.space):
         raise SearchError(
@@ -337,15 +318,7 @@ def _read_complete(recording: Recording) -> SearchResult:
     return result
 
 
-@overload
-def _judged(found: Search, on_failure: OnFailure) -> Search: ...
-
-
-@overload
-def _judged(found: Trial, on_failure: OnFailure) -> Trial: ...
-
-
-def _judged(found: Search | Trial, on_failure: OnFailure) -> Search | Trial:
+def _judged(found: Found, on_failure: OnFailure) -> Found:
     """Return what was trained; raise or warn if trials have failed, or none is of use."""
     message = found.failure
     if message and on_failure == "raise":

@@ -4,8 +4,8 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 from fmnist_tracking import tracking
@@ -44,12 +44,8 @@ class TrialScheduler:
     before another epoch was trained is the trial given up as FAILED: then it is the trial that
     kills it. Use it as a context manager: left by an exception, it ends the workers at once.
 
-    Args:
-        resources: what the trials need.
-        recording: of their runs.
-        show: called with each event, and the number of the worker that it comes from.
-        echo: called with lines for a person to read.
-        parent: the search's run, None for a training of its own.
+    Each event is shown, with the number of the worker that it comes from. The parent is the
+    search's run, None for a training of its own.
     """
 
     def __init__(
@@ -74,21 +70,12 @@ class TrialScheduler:
         self._pool.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._is_stopping = error is not None
-        self._pool.__exit__(kind, error, trace)
+    def __exit__(self, kind: type[BaseException] | None, *others: object) -> None:
+        self._is_stopping = kind is not None
+        self._pool.__exit__(kind, *others)
 
     def submit(self, trial: PlannedTrial) -> "Future[TrialScore]":
-        """Run a trial, from its checkpoint if it has one; one that has finished is not run again.
-
-        Returns:
-            The future of how it comes out.
-        """
+        """Run a trial, from its checkpoint if it has one, unless it has finished already."""
         if trial.finished is not None:
             return self._reused(trial.number, trial.finished)
         running = self._running[trial.number] = _RunningTrial(trial, self._logger(trial))
@@ -103,23 +90,13 @@ class TrialScheduler:
         return running.score
 
     def _reused(self, number: int, trial: TrialResult) -> "Future[TrialScore]":
-        self._tell(
-            TrialReused(
-                number=number,
-                run_id=trial.run_id,
-                val_accuracy=trial.val_accuracy,
-                diverged=trial.diverged,
-            )
+        score = TrialScore(
+            val_accuracy=trial.val_accuracy, best_epoch=trial.best_epoch, diverged=trial.diverged
         )
-        score: Future[TrialScore] = Future()
-        score.set_result(
-            TrialScore(
-                val_accuracy=trial.val_accuracy,
-                best_epoch=trial.best_epoch,
-                diverged=trial.diverged,
-            )
-        )
-        return score
+        self._tell(TrialReused(number=number, run_id=trial.run_id, score=score))
+        ended: Future[TrialScore] = Future()
+        ended.set_result(score)
+        return ended
 
     def _logger(self, trial: PlannedTrial) -> TrialLogger:
         resources = self._resources
@@ -185,27 +162,20 @@ class TrialScheduler:
         del self._running[trial.number]
         if isinstance(ended, Failed):
             running.logger.fail(ended)
-            self._tell(TrialEnded(number=trial.number, error=ended.line))
-            running.score.set_result(TrialScore(error=ended.line))
-            return
-        running.logger.finish(ended)
-        best, diverged = ended.result.best, ended.result.diverged
-        self._tell(
-            TrialEnded(
-                number=trial.number,
+            event = TrialEnded(number=trial.number, score=TrialScore(error=ended.line))
+        else:
+            running.logger.finish(ended)
+            best, diverged_in = ended.result.best, ended.result.diverged
+            score = TrialScore(
                 val_accuracy=best.val_accuracy,
                 best_epoch=best.epoch,
-                diverged=diverged,
-                seconds=ended.seconds,
+                diverged=diverged_in is not None,
             )
-        )
-        running.score.set_result(
-            TrialScore(
-                val_accuracy=best.val_accuracy,
-                best_epoch=best.epoch,
-                diverged=diverged is not None,
+            event = TrialEnded(
+                number=trial.number, score=score, diverged_in=diverged_in, seconds=ended.seconds
             )
-        )
+        self._tell(event)
+        running.score.set_result(event.score)
 
     def _tell(self, event: Event, worker: int = 0) -> None:
         try:
@@ -214,20 +184,15 @@ class TrialScheduler:
             _log.debug("Progress cannot be shown", exc_info=True)
 
 
+@dataclass
 class _RunningTrial:
-    """A trial that was submitted and has not ended.
+    """A trial that was submitted and has not ended."""
 
-    Attributes:
-        reached: the last epoch that its worker reported, 0 for none.
-        died_after: the epoch after which its worker died, -1 while none did.
-    """
-
-    def __init__(self, trial: PlannedTrial, logger: TrialLogger) -> None:
-        self.trial = trial
-        self.logger = logger
-        self.score: Future[TrialScore] = Future()
-        self.reached = 0
-        self.died_after = -1
+    trial: PlannedTrial
+    logger: TrialLogger
+    score: "Future[TrialScore]" = field(default_factory=Future)
+    reached: int = 0  # the last epoch that its worker reported
+    died_after: int = -1  # the epoch after which its worker died
 
 
 def _line(text: str) -> str:

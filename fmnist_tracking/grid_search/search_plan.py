@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fmnist_tracking import fingerprint, tracking
 from fmnist_tracking.config import SearchSpace, TrainingConfig
-from fmnist_tracking.grid_search.lock import locked_folder
+from fmnist_tracking.grid_search.lock import checkpoint_folder, locked_folder
 from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials
 from fmnist_tracking.grid_search.resources import Resources
 from fmnist_tracking.results import FINISHED, SearchResult
@@ -17,34 +17,21 @@ from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
-    """What a search is to do.
+    """What a search is to do."""
 
-    Attributes:
-        grid: fingerprint of the grid.
-        folder: with the checkpoints, locked for this search.
-        before: the same search, if it has finished all of its points; then nothing is planned.
-        state: what the store has of the search.
-        trials: one for each point, in the grid's order.
-    """
-
-    grid: str
-    folder: Path
+    grid: str  # its fingerprint
+    folder: Path  # with the checkpoints, locked for this search
+    # The same search, if it has finished all of its points; then nothing is planned.
     before: SearchResult | None = None
     state: ResumeState = field(default_factory=ResumeState)
-    trials: tuple[PlannedTrial, ...] = ()
+    trials: tuple[PlannedTrial, ...] = ()  # one for each point, in the grid's order
 
 
 @contextmanager
 def plan_search(
     resources: Resources, space: SearchSpace, points: Sequence[TrainingConfig], *, fresh: bool
 ) -> Iterator[SearchPlan]:
-    """Plan the trials of a search, and hold the lock on its folder.
-
-    Args:
-        resources: the data and the store.
-        space: the grid.
-        points: of the grid.
-        fresh: train all anew, whatever has finished before.
+    """Plan the trials of a search, all of them anew if it is fresh, and hold its folder's lock.
 
     Raises:
         SearchError: another process is working on the same search.
@@ -52,7 +39,7 @@ def plan_search(
     store, experiment_id = resources.store, resources.experiment_id
     keys = fingerprint.of_grid(points, resources.split, resources.dataset.digest)
     grid = keys.grids[0]
-    with locked_folder(store.identity(experiment_id), experiment_id, grid, fresh=fresh) as folder:
+    with locked_folder(checkpoint_folder(store, experiment_id, grid), fresh=fresh) as folder:
         searches = tracking.find_searches(store, experiment_id, keys.grids)
         if searches:
             tracking.require_not_live(searches[0])

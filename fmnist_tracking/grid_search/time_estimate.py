@@ -38,11 +38,8 @@ def memory_bytes(config: TrainingConfig, images: int) -> int:
     """Compute what a training holds in memory at least, in bytes.
 
     Counts the weights, their gradients and Adam's two moments, and what the layers give for a
-    batch, which the gradients are computed from; not what the process takes beside those.
-
-    Args:
-        config: of the training.
-        images: for training; a batch has no more.
+    batch, which the gradients are computed from; not what the process takes beside those. A batch
+    has no more than all images for training.
     """
     sides = feature_map_sizes(config).values()
     outputs = config.filters * sum(side**2 for side in sides) + config.hidden_units
@@ -82,12 +79,9 @@ class TimeEstimator:
         return bool(self._first.count or self._later.count or self._trials.count)
 
     def seconds(self, config: TrainingConfig, epochs: int, *, begun: bool = False) -> float:
-        """Estimate how long so many epochs will take, in seconds.
+        """Estimate how long so many further epochs take, in seconds; see `TimeEstimator`.
 
-        Args:
-            config: of the trial.
-            epochs: that are still to be trained.
-            begun: whether its first epoch is over.
+        A trial has begun when its first epoch is over.
         """
         fixed = 0.0 if begun or epochs == 0 else self._fixed()
         return fixed + epochs * work(config) * self._rate()

@@ -1,7 +1,6 @@
 """What happens to a trial -> operations on its run in MLflow, carried out in the background."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +19,8 @@ from fmnist_tracking.training import checkpoints
 class TrialLogger:
     """Logs one trial. No method waits: the background writer does the work, in order.
 
-    Making it opens the trial's run, or resumes the one that was cut off.
-
-    Args:
-        recording: of the runs of this process.
-        info: what the run records.
-        trial: what is trained.
-        examples: raw images, uint8 (n, 28, 28, 1), kept with the model.
-        echo: called with lines for a person to read.
+    Making it opens the trial's run, or resumes the one that was cut off. The examples that are kept
+    with the model are raw images, uint8 (n, 28, 28, 1).
     """
 
     def __init__(
@@ -125,7 +118,7 @@ class TrialLogger:
             tracking.log_epochs(self._store, self._run_id, new)
             self._logged |= {epoch.epoch for epoch in new}
 
-    def _submit(self, operation: Callable[[bool], None]) -> "Future[None]":
+    def _submit(self, operation: Callable[[bool], None]) -> None:
         """Have an operation on the run carried out, as long as the run is there."""
 
         def careful(retry: bool) -> None:
@@ -142,4 +135,4 @@ class TrialLogger:
                     "written: that point is not recorded."
                 )
 
-        return self._recording.writer.submit(careful)
+        self._recording.writer.submit(careful)

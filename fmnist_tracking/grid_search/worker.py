@@ -25,11 +25,7 @@ def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Faile
     """Train one point, or go on with one that was cut off.
 
     A worker writes nothing but the checkpoint: what it reports and returns is for the
-    process that started it to record.
-
-    Args:
-        task: what to run.
-        report: called with `TrialStarted`, and with `EpochEnded` after each epoch.
+    process that started it to record. It reports `TrialStarted`, and `EpochEnded` after each epoch.
 
     Raises:
         DataError: the data is not what the search began with.
@@ -62,14 +58,9 @@ def measure(
     images: int,
     _: Callable[[Any], None],
 ) -> list[float]:
-    """Train on some of the images, to see how long it takes.
+    """Train on so many of the images, and validate on a fifth as many, to see how long it takes.
 
-    Args:
-        config: what to train.
-        split: how the data is split.
-        data_dir: where the data is, None for the usual places.
-        data_sha256: `Dataset.digest` of the data that must be found there.
-        images: how many of the training images to use; of the others, a fifth of that.
+    For where the data is, see `TrialTask`.
 
     Returns:
         Seconds of each epoch.

@@ -54,11 +54,7 @@ def build_model(config: TrainingConfig) -> keras.Model:
 
 
 def require_float32() -> None:
-    """Refuse a process in which Keras builds other networks than the workers do.
-
-    Raises:
-        ConfigError: a program or a keras.json has chosen another float type.
-    """
+    """Raise `ConfigError` where Keras would build other networks than in the workers."""
     policy = keras.config.dtype_policy().name
     if policy != "float32":
         raise ConfigError(

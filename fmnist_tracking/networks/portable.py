@@ -13,14 +13,11 @@ _CONFIG_FILE = "config.json"
 
 
 def make_portable(path: Path) -> None:
-    """Rewrite a `.keras` file so that all versions of Keras from 3.5 on can read it.
+    """Replace a `.keras` file by one that all versions of Keras from 3.5 on can read.
 
     Keras writes every argument of a layer or initializer, and refuses a file with an argument that
     it does not know: 3.12 cannot load what 3.15 saves. An argument that is null or false, and is so
     by default, is removed; the model is the same without it.
-
-    Args:
-        path: of the file, which is replaced.
     """
     rewritten = path.with_name(f"{path.name}.part")
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(rewritten, "w") as new:

@@ -65,18 +65,11 @@ class Report:
 class _Subject:
     """A trial that was looked at: its records, and what its model makes of some images."""
 
+    title: str
     run: TrackedRun
     trial: TrackedRun
     result: TrialResult
     seen: ModelInspection
-
-    @property
-    def title(self) -> str:
-        return f"{self.trial.name} (run {self.trial.run_id[:8]})"
-
-    @property
-    def data_name(self) -> str:
-        return "Fashion-MNIST" if self.seen.is_fashion_mnist else "Not Fashion-MNIST"
 
 
 def report(
@@ -157,7 +150,8 @@ def report(
             pictures.append(captions.predictions(seen, title, seed))
         if seen.evaluation is not None:
             pictures.append(captions.confusion(seen.evaluation, title))
-            subject = _Subject(run=found, trial=trial, result=tracking.read_trial(trial), seen=seen)
+            result = tracking.read_trial(trial)
+            subject = _Subject(title=title, run=found, trial=trial, result=result, seen=seen)
             again = ["fmnist-track", "report", "--run-id", found.run_id, "--seed", str(seed)]
             again += ["--data-dir", str(data_dir)] if data_dir else []
             again += ["--tracking-uri", bare(tracking_uri)] if tracking_uri else []
@@ -215,8 +209,9 @@ def _page(
     again: Sequence[str],
 ) -> Page:
     run = subject.run
+    data_name = "Fashion-MNIST" if subject.seen.is_fashion_mnist else "Not Fashion-MNIST"
     return Page(
-        title=f"{subject.data_name}: {run.name}",
+        title=f"{data_name}: {run.name}",
         subtitle=_subtitle(subject, search),
         facts=_facts(subject, evaluation),
         settings={k: f"{v:g}" for k, v in asdict(subject.result.config).items()}

@@ -7,21 +7,14 @@ from dataclasses import dataclass
 import jinja2
 
 from fmnist_tracking.leaderboard import RankedTrial
-from fmnist_tracking.results import Evaluation
+from fmnist_tracking.results import ClassScores, Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A figure of a report.
+    """A figure of a report: what it shows, how to read it, and the file's bytes."""
 
-    Attributes:
-        file: its name in the report's folder.
-        heading: what it shows.
-        caption: how to read it.
-        png: the file's bytes.
-    """
-
-    file: str
+    file: str  # its name in the report's folder
     heading: str
     caption: str
     png: bytes
@@ -34,31 +27,18 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """All that the HTML page shows; strings are escaped when it is rendered.
-
-    Attributes:
-        title: the page's heading.
-        subtitle: which run, when it was trained.
-        facts: name and value of the figures a reader wants first.
-        settings: name and value of each setting of the training.
-        pictures: in reading order.
-        evaluation: on the test images.
-        ranked: for a search, its finished trials, the best first.
-        axes: for a search, the settings that its grid varies.
-        notices: what a reader must know, such as that the data is not Fashion-MNIST.
-        commands: name and command line of what made this.
-    """
+    """All that the HTML page shows; strings are escaped when it is rendered."""
 
     title: str
     subtitle: str
-    facts: Mapping[str, str]
-    settings: Mapping[str, str]
-    pictures: Sequence[Picture]
-    evaluation: Evaluation
-    ranked: Sequence[RankedTrial] = ()
-    axes: Sequence[str] = ()
-    notices: Sequence[str] = ()
-    commands: Mapping[str, str]
+    facts: Mapping[str, str]  # the figures that a reader wants first, by name
+    settings: Mapping[str, str]  # of the training, by name
+    pictures: Sequence[Picture]  # in reading order
+    evaluation: Evaluation  # on the test images
+    ranked: Sequence[RankedTrial] = ()  # a search's finished trials, the best first
+    axes: Sequence[str] = ()  # the settings that a search's grid varies
+    notices: Sequence[str] = ()  # what a reader must know, such as that the data is another
+    commands: Mapping[str, str]  # what made this
 
 
 def render_html(page: Page) -> str:
@@ -78,15 +58,12 @@ def classification_table(evaluation: Evaluation) -> str:
     width = max(len(s.name) for s in (*evaluation.classes, evaluation.weighted))
     total = evaluation.weighted.support
     lines = [f"{'':>{width}}  precision    recall  f1-score   support", ""]
-    for scores in evaluation.classes:
-        lines.append(
-            _row(width, scores.name, scores.precision, scores.recall, scores.f1, scores.support)
-        )
+    lines += [_row(width, scores) for scores in evaluation.classes]
     lines += ["", f"{'accuracy':>{width}}  {'':9}  {'':8}  {evaluation.accuracy:8.4f}  {total:8d}"]
-    for scores in (evaluation.macro, evaluation.weighted):
-        lines.append(_row(width, scores.name, scores.precision, scores.recall, scores.f1, total))
+    lines += [_row(width, scores) for scores in (evaluation.macro, evaluation.weighted)]
     return "\n".join(lines) + "\n"
 
 
-def _row(width: int, name: str, precision: float, recall: float, f1: float, support: int) -> str:
-    return f"{name:>{width}}  {precision:9.4f}  {recall:8.4f}  {f1:8.4f}  {support:8d}"
+def _row(width: int, of: ClassScores) -> str:
+    numbers = f"{of.precision:9.4f}  {of.recall:8.4f}  {of.f1:8.4f}  {of.support:8d}"
+    return f"{of.name:>{width}}  {numbers}"

@@ -28,26 +28,17 @@ _DAMAGED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a training needs to resume exactly as if it had never stopped.
+    """What a training needs to resume exactly as if it had never stopped."""
 
-    Attributes:
-        fingerprint: of what is trained; see `fmnist_tracking.fingerprint`.
-        epochs: metrics of the epochs so far.
-        fit_seconds: wall-clock seconds of training alone, validation excluded.
-        variables: `coursework_step.TrainingStep.variables`: weights, Adam's moments and its step
-            count; each in its own shape and dtype.
-        compiled: whether XLA compiled the training step.
-        best_weights: the model's weights after the best epoch so far, float32.
-        best_predicted: the classes that they predict for the validation images, uint8, shape (m,).
-    """
-
-    fingerprint: str
-    epochs: tuple[EpochMetrics, ...]
-    fit_seconds: float
+    fingerprint: str  # of what is trained; see `fmnist_tracking.fingerprint`
+    epochs: tuple[EpochMetrics, ...]  # so far
+    fit_seconds: float  # wall-clock seconds of training alone, validation excluded
+    # `coursework_step.TrainingStep.variables`: weights, Adam's moments and its step count; each in
+    # its own shape and dtype.
     variables: tuple[NDArray[np.generic], ...]
-    best_weights: tuple[NDArray[np.float32], ...]
-    best_predicted: NDArray[np.uint8]
-    compiled: bool = False
+    best_weights: tuple[NDArray[np.float32], ...]  # the model's, after the best epoch so far
+    best_predicted: NDArray[np.uint8]  # what they take the validation images for, shape (m,)
+    compiled: bool = False  # whether XLA compiled the training step
 
 
 def state_dir() -> Path:

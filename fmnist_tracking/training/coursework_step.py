@@ -255,11 +255,7 @@ class TrainingStep:
 
 
 def shard_bounds(count: tf.Tensor, number: int) -> list[tuple[tf.Tensor, tf.Tensor]]:
-    """Split `count` items into `number` parts of sizes that differ by 1 at most.
-
-    Returns:
-        Start and end of each part.
-    """
+    """Return start and end of `number` parts of `count` items; sizes differ by 1 at most."""
     bounds = [count * shard // number for shard in range(number + 1)]
     return list(itertools.pairwise(bounds))
 

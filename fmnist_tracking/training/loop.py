@@ -38,15 +38,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointPlace:
-    """Where a training saves its checkpoint, and which training it is.
+    """Where a training saves its checkpoint, and which training it is."""
 
-    Attributes:
-        folder: created if it does not exist.
-        fingerprint: a checkpoint of any other training is ignored.
-    """
-
-    folder: Path
-    fingerprint: str
+    folder: Path  # created if it does not exist
+    fingerprint: str  # a checkpoint of any other training is ignored
 
 
 def train(
@@ -198,11 +193,8 @@ def _prepare(
 ) -> _Prepared:
     """Return a network with new initial weights and its functions, traced before if possible.
 
-    Args:
-        config: of the network and its training.
-        images: for timing the steps, if needed.
-        labels: of the images.
-        compiled: whether XLA compiled the steps so far; None before the first epoch.
+    Before the first epoch it is not known (None) whether XLA compiles the steps; if need be, both
+    ways are timed on the images.
     """
     keras.backend.clear_session()
     # After clear_session, which resets it.

@@ -93,7 +93,12 @@ class WorkerPool:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self.kill()
-        self.close()
+        with self._lock:
+            pending = [] if self._is_ending else list(self._pending)
+        wait(pending)
+        self.kill()
+        for thread in self._threads:
+            thread.join(_JOIN_SECONDS)
 
     def submit(self, function: Function, *args: Any) -> Future[Any]:
         """Run `function(*args, report)` in a worker; `report` sends an object back here.
@@ -114,15 +119,6 @@ class WorkerPool:
                 return future
         future.cancel()
         return future
-
-    def close(self) -> None:
-        """Wait for what was submitted, and end the workers."""
-        with self._lock:
-            pending = [] if self._is_ending else list(self._pending)
-        wait(pending)
-        self.kill()
-        for thread in self._threads:
-            thread.join(_JOIN_SECONDS)
 
     def kill(self) -> None:
         """End the workers at once, whatever they are doing; what waits is cancelled."""

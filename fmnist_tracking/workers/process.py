@@ -65,11 +65,7 @@ class LocalWorker:
         self._is_killed = False
 
     def start(self) -> None:
-        """Start the process, unless there is one that is fit for another task.
-
-        Raises:
-            NoWorker: it cannot be started.
-        """
+        """Start the process, unless one is fit for another task; see `Worker.start`."""
         worn = self._tasks_per_process is not None and self._tasks >= self._tasks_per_process
         if self._process is not None:
             if self._process.is_alive() and not worn:
@@ -87,12 +83,7 @@ class LocalWorker:
         self._tasks = 0
 
     def run(self, function: Function, args: tuple[Any, ...]) -> Generator[Any, None, Any]:
-        """Run `function(*args, report)`; yield what it reports, and return what it returns.
-
-        Raises:
-            WorkerDied: the process ended first.
-            Exception: what the function raises.
-        """
+        """Run a task in the process; see `Worker.run`."""
         assert self._channel is not None
         self._tasks += 1
         try:
@@ -118,7 +109,7 @@ class LocalWorker:
                 _kill(self._process.pid)
         # One that is not started yet waits, perhaps, for the fork server, which imports for
         # seconds; and a fork server that is stopped tells nobody that its children have ended.
-        _end_fork_server(only_if_stopped=started)
+        end_helpers(only_if_stopped=started)
 
     def _started(self) -> tuple[Any, Connection]:
         method = _start_method()
@@ -148,7 +139,7 @@ class LocalWorker:
         self._process.join(_JOIN_SECONDS)
         if self._process.is_alive():  # it lost touch with this process, and is of no use
             _kill(self._process.pid)
-            _end_fork_server(only_if_stopped=True)
+            end_helpers(only_if_stopped=True)
             self._process.join(_JOIN_SECONDS)
         code = self._process.exitcode
         if code == _UNKNOWN and _fork_server() is None:
@@ -228,20 +219,8 @@ def _is_guarded(script: Path, line: int) -> bool:
     )
 
 
-def end_helpers() -> None:
-    """End the process that workers are forked from, whatever it imports; no worker may be started.
-
-    For a process that has no use of workers after all.
-    """
-    _end_fork_server(only_if_stopped=False)
-
-
 def _start_method() -> str:
-    """Return how workers are started: forked ready to work, where that can be.
-
-    Raises:
-        OutputError: there is no folder for temporary files.
-    """
+    """Return how workers are started: forked ready to work, where that can be."""
     folder = os.fsencode(runtime.temporary_folder())
     can_fork = sys.platform == "linux" and len(folder) <= _LONGEST_TEMPORARY_FOLDER
     return "forkserver" if can_fork else "spawn"
@@ -296,8 +275,8 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _end_fork_server(*, only_if_stopped: bool) -> None:
-    """End the fork server at once, whatever it imports."""
+def end_helpers(*, only_if_stopped: bool = False) -> None:
+    """End the process that workers are forked from at once, whatever it imports."""
     server = _fork_server()
     if server is not None and (not only_if_stopped or _is_stopped(server)):
         # A start that is under way may begin another one: that is ready at once, then.
