@@ -12,7 +12,7 @@ DIVERGED = "fmnist.diverged"
 TEST_OPENED = "fmnist.test_opened"
 REPORT_OF = "fmnist.report_of"
 
-# On a search, the id of its best trial; on a trial, the ids of the searches it is the best of.
+# On a search: the id of its best trial.
 BEST_RUN = "fmnist.best_run"
 # On a search: the fingerprint of its grid.
 GRID = "fmnist.grid"
