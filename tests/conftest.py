@@ -219,6 +219,7 @@ class Call:
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         self._monkeypatch.setattr(sys, "argv", ["fmnist-track", *arguments])
+        self._capsys.readouterr()  # what the test itself has had printed
         with pytest.raises(SystemExit) as ended:
             main()
         captured = self._capsys.readouterr()
