@@ -202,6 +202,10 @@ def test_another_backend_of_keras_is_refused(tmp_path: Path, cache: Path) -> Non
         ({"filters": [24]}, {"repeats": 0}, ("repeats", "at least 1", "0")),
         ({"seed": [1, 2]}, {"repeats": 2}, ("repeats or an axis seed",)),
         ({"filters": [24]}, {"limit": 5}, ("limit", "60", "5")),
+        ({"filters": [24]}, {"limit": "600"}, ("limit", "whole number", "'600'")),
+        ({"filters": [24]}, {"workers": 0}, ("workers", "at least 1", "0")),
+        ({"filters": [24]}, {"workers": "2"}, ("workers", "whole number", "'2'")),
+        ({"filters": [24]}, {"workers": 1.5}, ("workers", "whole number", "1.5")),
         ({"filters": [24]}, {"protocol": "mine"}, ("protocol", "canonical", "mine")),
     ],
 )
@@ -265,8 +269,6 @@ def test_what_is_no_run_is_told() -> None:
         ft.report("best", part="all")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="seed"):
         ft.report("best", seed=-1)
-    with pytest.raises(ConfigError, match="workers"):
-        ft.search({"filters": [4]}, workers=0, echo=None)
     with pytest.raises(ConfigError, match="on_failure"):
         ft.train(on_failure="raises", echo=None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="dictionary"):

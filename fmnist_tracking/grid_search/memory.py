@@ -61,11 +61,12 @@ def require_room(
         if reason is not None:
             raise ConfigError(reason)
     needs = _needs(configs, split)
-    fitting, workers = _fitting(needs), min(workers or 1, len(configs))
-    if workers > fitting:
+    fitting, at_once = _fitting(needs), 1 if workers is None else require_whole("workers", workers)
+    at_once = min(at_once, len(configs))
+    if at_once > fitting:
         raise ConfigError(
-            f"Expected at most {fitting} workers for networks of this size, got {workers}: the "
-            f"largest {workers} take {_gigabytes(sum(needs[:workers]))} of memory at least, and "
+            f"Expected at most {fitting} workers for networks of this size, got {at_once}: the "
+            f"largest {at_once} take {_gigabytes(sum(needs[:at_once]))} of memory at least, and "
             f"there is {_gigabytes(memory)} in all."
         )
 
