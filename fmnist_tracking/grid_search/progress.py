@@ -34,6 +34,8 @@ _BAR_WIDTH = 40
 _HEADINGS = ("worker", "point", "trial", "epoch", "loss", "val_loss", "val_acc", "left")
 # In a notebook: seconds between two tables, characters of a line, and lines kept below the table.
 _REDRAW_SECONDS, _NOTEBOOK_WIDTH, _NOTEBOOK_LINES = 0.5, 110, 8
+# Pages of notebooks would break its rows.
+_NOTEBOOK_STYLE = "white-space: pre; overflow-x: auto; font-size: small"
 # With more points to come than this, the time left is not worked out at every event.
 _MANY = 500
 # Where there is no terminal: between two lines on trials that go on.
@@ -89,7 +91,7 @@ class _NotebookTable:
         console = Console(file=text, width=_NOTEBOOK_WIDTH, force_jupyter=False, color_system=None)
         console.print(self._render())
         shown = html.escape("\n".join([text.getvalue(), *self._lines]))
-        return notebook().HTML(f"<pre>{shown}</pre>")
+        return notebook().HTML(f'<pre style="{_NOTEBOOK_STYLE}">{shown}</pre>')
 
 
 class Progress:
