@@ -426,8 +426,7 @@ def test_a_stopped_training_is_closed(tmp_path: Path, cache: Path) -> None:
     assert run.data.metrics["val_accuracy"] > 0  # what was logged is kept
 
 
-@pytest.mark.parametrize("manager", ["local", "uv"])
-def test_mlflow_run_is_the_parent_of_its_trials(tmp_path: Path, cache: Path, manager: str) -> None:
+def test_mlflow_run_is_the_parent_of_its_trials(tmp_path: Path, cache: Path) -> None:
     project = Path(__file__).parent.parent
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -435,7 +434,7 @@ def test_mlflow_run_is_the_parent_of_its_trials(tmp_path: Path, cache: Path, man
 
     def run_project(entry: str, **parameters: object) -> None:
         command = [sys.executable, "-m", "mlflow", "run", str(project), "-e", entry]
-        command += ["--env-manager", manager, "--experiment-name", "projects"]
+        command += ["--env-manager", "uv", "--experiment-name", "projects"]
         for name, value in parameters.items():
             command += ["-P", f"{name}={value}"]
         done = subprocess.run(
