@@ -1,4 +1,4 @@
-"""Whether trainings fit into this machine's memory, by the known size of their networks."""
+"""How many trials run at once, and whether they fit into this machine's memory."""
 
 import itertools
 from collections.abc import Sequence
