@@ -6,8 +6,9 @@ what a forked process does not have, and waits for.
 
 import gc
 
-from fmnist_tracking import runtime
+from fmnist_tracking import runtime, workers
 
+workers.leave_others_alone()
 runtime.own_process()
 gc.disable()  # none of what is imported is garbage; a worker enables it again
 runtime.import_tensorflow().get_logger().setLevel("ERROR")

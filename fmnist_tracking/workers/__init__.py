@@ -1,7 +1,12 @@
 """Workers that run functions and report while they do; they know no TensorFlow and no MLflow."""
 
 from fmnist_tracking.workers.pool import NoWorker, OnReport, Worker, WorkerDied, WorkerPool
-from fmnist_tracking.workers.process import LocalWorker, end_helpers, start_helpers
+from fmnist_tracking.workers.process import (
+    LocalWorker,
+    end_helpers,
+    leave_others_alone,
+    start_helpers,
+)
 
 __all__ = [
     "LocalWorker",
@@ -11,5 +16,6 @@ __all__ = [
     "WorkerDied",
     "WorkerPool",
     "end_helpers",
+    "leave_others_alone",
     "start_helpers",
 ]

@@ -1,7 +1,8 @@
 """A worker that is a process of this machine."""
 
-import ast
 import contextlib
+import gc
+import json
 import os
 import pickle
 import pkgutil
@@ -10,15 +11,24 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from multiprocessing import forkserver, get_context, parent_process, resource_tracker
+from multiprocessing import (
+    current_process,
+    forkserver,
+    get_context,
+    get_start_method,
+    parent_process,
+    resource_tracker,
+    set_start_method,
+    util,
+)
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from fmnist_tracking import machine, runtime
 from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.workers.main_guard import WORKER_NAME, require_startable
 from fmnist_tracking.workers.pool import Function, NoWorker, WorkerDied
 
 _JOIN_SECONDS = 5.0
@@ -33,8 +43,8 @@ _LEFT_TO_THE_DRIVER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 # What a worker sends: any number of reports, then one of the others.
 _REPORT, _RESULT, _ERROR = "report", "result", "error"
 
-# Set in a new process until it serves, while it imports the main module.
-_WORKER = "FMNIST_STARTING_WORKER"
+# Tells the fork server what the variables that were changed for it had been, as JSON.
+_BEFORE = "FMNIST_ENVIRONMENT_BEFORE"
 # One process is started at a time: the environment and the mask of signals are changed meanwhile.
 _starting = threading.Lock()
 
@@ -117,14 +127,13 @@ class LocalWorker:
         ours, theirs = context.Pipe()
         _ensure_tracker()
         # The process has the other end to itself: when it is gone, reading comes to an end.
-        with theirs, _starting, _signals_held_back(_LEFT_TO_THE_DRIVER):
+        with theirs, _starting, _signals_held_back(_LEFT_TO_THE_DRIVER), _method_left_open():
             if method == "forkserver":
                 _ensure_fork_server()
             self._oom_kills = machine.oom_kills()
             arguments = theirs, self._prepare, dict(os.environ)
-            process = context.Process(target=_serve, args=arguments)
-            with _environment({_WORKER: "1"}) if method == "spawn" else contextlib.nullcontext():
-                process.start()
+            process = context.Process(target=_serve, args=arguments, name=WORKER_NAME)
+            process.start()
         return process, ours
 
     def _end(self) -> None:
@@ -171,52 +180,14 @@ def start_helpers(preload: Sequence[str]) -> None:
             to compute.
 
     Raises:
-        ConfigError: the script that runs here would start workers again in each worker.
+        ConfigError: workers cannot be started from here; see `main_guard`.
     """
-    _require_main_guard()
+    require_startable()
     _ensure_tracker()
     if _start_method() == "forkserver":
         get_context("forkserver").set_forkserver_preload(list(preload))
-        with _starting, _signals_held_back(_LEFT_TO_THE_DRIVER):
+        with _starting, _signals_held_back(_LEFT_TO_THE_DRIVER), _method_left_open():
             _ensure_fork_server()
-
-
-def _require_main_guard() -> None:
-    """Refuse to start workers from the top level of a script.
-
-    Python imports the script in each new process, under another name, and so would run it there
-    again: https://docs.python.org/3/library/multiprocessing.html#the-spawn-and-forkserver-start-methods
-    """
-    if _WORKER in os.environ:  # in another thread of the script, perhaps
-        raise ConfigError(
-            "Expected the main module to start trainings and reports in a block that begins with "
-            '`if __name__ == "__main__":`, got a call from a worker that imports it.'
-        )
-    for frame, line in traceback.walk_stack(None):
-        file = frame.f_globals.get("__file__")  # none in a notebook, or of `python -c`
-        name = frame.f_globals.get("__name__")
-        if frame.f_code.co_name != "<module>" or file is None or not name:
-            continue
-        if name == "__main__" and not _is_guarded(Path(file), line):
-            raise ConfigError(
-                f"Expected the script {file} to start trainings and reports in a block that begins "
-                'with `if __name__ == "__main__":`, got a call outside of one, in line '
-                f"{line}. Workers import the script, and would run that line again."
-            )
-
-
-def _is_guarded(script: Path, line: int) -> bool:
-    """Return whether a line of a script is in a top-level block that asks for `__name__`."""
-    try:
-        tree = ast.parse(script.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return True  # it cannot be told
-    return any(
-        isinstance(statement, ast.If)
-        and statement.lineno <= line <= (statement.end_lineno or line)
-        and "__name__" in ast.unparse(statement.test)
-        for statement in tree.body
-    )
 
 
 def _start_method() -> str:
@@ -234,6 +205,17 @@ def _signals_held_back(signals: set[signal.Signals]) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@contextlib.contextmanager
+def _method_left_open() -> Iterator[None]:
+    """Let the program still choose how it starts its own processes: a start settles it."""
+    is_open = get_start_method(allow_none=True) is None
+    try:
+        yield
+    finally:
+        if is_open:
+            set_start_method(None, force=True)
 
 
 def _ensure_tracker() -> None:
@@ -255,9 +237,35 @@ def _ensure_fork_server() -> None:
     if _fork_server() is not None:
         return  # without changing the environment, which another thread may be reading
     path = [os.path.abspath(folder) for folder in sys.path]
-    changes = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path), _WORKER: "1"}
-    with _environment(changes):
-        forkserver.ensure_running()
+    changes = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)}
+    before = {name: os.environ.get(name) for name in changes}
+    try:
+        with _environment({**changes, _BEFORE: json.dumps(before)}):
+            forkserver.ensure_running()
+    except ChildProcessError:  # the fork server is another process's child
+        raise ConfigError(
+            "Expected a process that can start workers, got one that was forked from a program "
+            "that has trained or reported before. Start it by the method `spawn` or `forkserver`."
+        ) from None
+
+
+def leave_others_alone() -> None:
+    """Let processes that the program itself has forked from here start as if without workers.
+
+    A program has one fork server, which is this process. What is inherited from it, other than what
+    it imports, is for workers: blocked signals, variables, and whether garbage is collected.
+    """
+    environment: dict[str, str | None] = {**os.environ}
+    environment.update(json.loads(environment.pop(_BEFORE, None) or "{}"))
+
+    def restore(_: object) -> None:
+        if current_process().name != WORKER_NAME:
+            os.environ.clear()
+            os.environ.update({k: v for k, v in environment.items() if v is not None})
+            gc.enable()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_THE_DRIVER)
+
+    util.register_after_fork(LocalWorker, restore)
 
 
 @contextlib.contextmanager
