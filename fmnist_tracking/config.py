@@ -1,15 +1,19 @@
 """What a person asks for: one training configuration, a grid of them, a split of the data."""
 
+import contextlib
 import dataclasses
 import difflib
 import itertools
 import math
 import numbers
+import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
-from fmnist_tracking.errors import ConfigError, setting
+from fmnist_tracking.errors import ConfigError, setting, shown
 
 Value: TypeAlias = int | float
 Protocol: TypeAlias = Literal["canonical", "coursework"]
@@ -36,6 +40,8 @@ DEFAULT_SAMPLE_SEED = 0
 SEEN_IMAGES: dict[Protocol, int] = {"canonical": 60_000, "coursework": 56_000}
 PROTOCOLS = tuple(SEEN_IMAGES)
 VALIDATION_SHARE = 1 / 6
+# Every one is a run of the store.
+MOST_POINTS = 100_000
 # With fewer images, a stratified sixth would not have one of each class.
 SMALLEST_LIMIT = 60
 
@@ -133,23 +139,23 @@ def check_value(name: str, value: object) -> Value:
     """
     if name not in FIELDS:
         raise ConfigError(
-            f"There is no setting called {name!r}.{did_you_mean(name, FIELDS)} "
+            f"There is no setting called {shown(name)}.{did_you_mean(str(name), FIELDS)} "
             f"Expected one of: {', '.join(FIELDS)}."
         )
     whole = FIELDS[name].type is int
     limits = FIELDS[name].metadata
-    fits = (
-        isinstance(value, numbers.Real)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and not (whole and value % 1)
-        and value >= limits.get("minimum", -math.inf)
-        and value > limits.get("above", -math.inf)
-        and (limits.get("below") is None or value < limits["below"])
-    )
-    if not fits:
-        raise ConfigError(f"Expected {name} to be {singular(describe_range(name))}, got {value!r}.")
-    return int(cast(Value, value)) if whole else float(cast(Value, value))
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError, ValueError):  # too large, or no number at all
+            exact: Value = int(cast(Value, value)) if whole else float(value)
+            if (
+                math.isfinite(exact)
+                and not (whole and exact != value)
+                and limits.get("minimum", -math.inf) <= exact < (limits.get("below") or math.inf)
+                and exact > limits.get("above", -math.inf)
+            ):
+                return exact
+    expected = singular(describe_range(name))
+    raise ConfigError(f"Expected {name} to be {expected}, got {shown(value)}.")
 
 
 def require_whole(name: str, value: object, minimum: int = 1) -> int:
@@ -159,16 +165,33 @@ def require_whole(name: str, value: object, minimum: int = 1) -> int:
         if whole >= minimum:
             return whole
     raise ConfigError(
-        f"Expected {setting(name)} to be a whole number of at least {minimum}, got {value!r}."
+        f"Expected {setting(name)} to be a whole number of at least {minimum}, got {shown(value)}."
     )
 
 
-def require_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise `ConfigError` for an argument that is none of its choices, and name the near one."""
-    if value not in choices:
+def require_text(name: str, value: object) -> None:
+    """Raise `ConfigError` for an argument that is neither None nor a name or an address."""
+    if value is None:
+        return
+    if not isinstance(value, str) or {unicodedata.category(c) for c in value} & {"Cc", "Cs"}:
         raise ConfigError(
-            f"Expected {setting(name)} to be {' or '.join(choices)}, got {value!r}."
-            f"{did_you_mean(str(value), choices)}"
+            f"Expected {setting(name)} to be text of printable characters, got {shown(value)}."
+        )
+
+
+def require_path(name: str, value: object) -> Path:
+    """Return an argument that names a file or folder; raise `ConfigError` if it cannot."""
+    if isinstance(value, str | os.PathLike) and "\0" not in os.fsdecode(value):
+        return Path(value)
+    raise ConfigError(f"Expected {setting(name)} to be a path, got {shown(value)}.")
+
+
+def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise `ConfigError` for an argument that is none of its choices, and name the near one."""
+    if not isinstance(value, str) or value not in choices:
+        near = did_you_mean(value, choices) if isinstance(value, str) else ""
+        raise ConfigError(
+            f"Expected {setting(name)} to be {' or '.join(choices)}, got {shown(value)}.{near}"
         )
 
 
@@ -261,7 +284,8 @@ class SearchSpace:
         axes: the values by the field's name; by default those of the coursework.
 
     Raises:
-        ConfigError: there is no axis, an unknown one, one without values, or a repeated value.
+        ConfigError: there is no axis, an unknown one, one without values, or a repeated value; or
+            the grid is larger than what can be explored.
     """
 
     axes: Mapping[str, tuple[Value, ...]] = field(default_factory=lambda: dict(COURSEWORK_GRID))
@@ -269,6 +293,10 @@ class SearchSpace:
     def __post_init__(self) -> None:
         if not self.axes:
             raise ConfigError("Expected a grid with at least one axis, got none.")
+        if len(self) > MOST_POINTS:
+            raise ConfigError(
+                f"Expected a grid of at most {MOST_POINTS:,} points, got {len(self):,} or more."
+            )
         checked = {}
         for name, values in self.axes.items():
             if not values:

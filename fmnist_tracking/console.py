@@ -26,6 +26,7 @@ def stderr_console() -> Console:
     """
     return _Stderr(
         stderr=True,
+        quiet=not _can_write(sys.stderr),
         highlight=False,
         markup=False,
         force_terminal=is_terminal(sys.stderr),
@@ -34,17 +35,27 @@ def stderr_console() -> Console:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Return whether a stream is a terminal; one that is closed is none."""
+    """Return whether a stream is a terminal; one that cannot be written to is none."""
+    return _can_write(stream) and getattr(stream, "isatty", bool)()
+
+
+def _can_write(stream: TextIO | None) -> bool:
+    """Return whether a stream takes text: a program may have closed it, or put another there."""
     try:
-        return stream is not None and stream.isatty()
-    except ValueError:
+        if stream is not None:
+            stream.write("")
+            stream.flush()
+    except (OSError, ValueError, TypeError, AttributeError):
         return False
+    return stream is not None
 
 
 def echo_line(line: str) -> None:
     """Print a line for a person: in a notebook as output, elsewhere on standard error."""
-    with contextlib.suppress(OSError):  # nobody reads any more: the trials go on
-        print(for_programs(line), file=sys.stdout if notebook() else sys.stderr)
+    stream = sys.stdout if notebook() else sys.stderr
+    if _can_write(stream):
+        with contextlib.suppress(OSError):  # nobody reads any more: the trials go on
+            print(for_programs(line), file=stream)
 
 
 def silent(_: str) -> None:

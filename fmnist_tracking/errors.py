@@ -4,6 +4,8 @@ from typing import Any
 
 # Stands around the name of a setting in a message.
 _MARK = "\x1f"
+# Of a value in a message, in characters.
+_LONGEST_SHOWN = 100
 
 
 def setting(name: str) -> str:
@@ -25,6 +27,15 @@ def for_command_line(message: str) -> str:
     parts = message.split(_MARK)
     parts[1::2] = ["--" + name.removesuffix("=True").replace("_", "-") for name in parts[1::2]]
     return "".join(parts)
+
+
+def shown(value: object) -> str:
+    """Return a value as it is shown in a message: its `repr`, on one line and not too long."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # of a number with thousands of digits, for example
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
 def first_line(error: BaseException) -> str:

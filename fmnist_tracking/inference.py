@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_tracking import runtime, tracking
-from fmnist_tracking.config import SEEN_IMAGES, Protocol
+from fmnist_tracking.config import SEEN_IMAGES, Protocol, SplitConfig
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import Store, TrackedRun
 from fmnist_tracking.warm_up import warm_up
@@ -89,16 +89,13 @@ class About:
 
     def __str__(self) -> str:
         accuracy = "unknown" if self.val_accuracy is None else f"{self.val_accuracy:.4f}"
-        line = (
-            f"Model: {self.name}, run {self.run_id[:8]}, trained on {self.training_images:,} "
-            f"images (protocol {self.protocol}), validation accuracy {accuracy}."
+        whole = SplitConfig(protocol=self.protocol).training_images
+        of_all = f" of {whole:,}" if self.is_trial_run else ""
+        better = " Expect better answers from a model of all of them." if self.is_trial_run else ""
+        return (
+            f"Model: {self.name}, run {self.run_id[:8]}, trained on {self.training_images:,}"
+            f"{of_all} images (protocol {self.protocol}), validation accuracy {accuracy}.{better}"
         )
-        if self.is_trial_run:
-            line += (
-                f" It is a trial run, on {self.limit} images: expect better answers from a "
-                "model of all images."
-            )
-        return line
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that `json` can write."""

@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_tracking import tracking
-from fmnist_tracking.config import CLASS_NAMES
+from fmnist_tracking.config import CLASS_NAMES, require_path
 from fmnist_tracking.console import Echo, echo_line, silent
 from fmnist_tracking.data import class_names
 from fmnist_tracking.errors import OutputError, PictureError
@@ -62,6 +62,10 @@ class Classified:
     seen: Path | None = None
     error: str | None = None
 
+    def __str__(self) -> str:
+        answer = self.error or f"{self.guesses[0].name} ({self.guesses[0].probability:.1%})"
+        return f"{self.path}: {answer}"
+
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that `json` can write."""
         if self.error is not None:
@@ -79,12 +83,15 @@ class Classified:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Prediction:
     """What a model takes some pictures for: the model, and the pictures in order."""
 
     model: About
     pictures: tuple[Classified, ...]
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self.pictures))
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that `json` can write."""
@@ -117,18 +124,19 @@ def predict(
         echo: called with a line for a person to read, which says what the model is.
 
     Raises:
+        ConfigError: a picture is no path.
         OutputError: the folder cannot be written.
         TrackingError: there is no such run, or it has no model that can be used.
     """
     reference, tracking_uri = located(run, tracking_uri)
-    given = [pictures] if isinstance(pictures, str | Path) else pictures
-    paths = [Path(picture) for picture in given]
+    paths = _paths(pictures)
+    folder = None if output_dir is None else require_path("output_dir", output_dir)
     with model_process() as ask:
         with tracking.open_store(tracking_uri) as store:
             trial = tracking.best_trial(store, tracking.find_run(store, reference, experiment))
             model_is = about(trial)
             (echo or silent)(str(model_is))
-            folder = None if output_dir is None else writable(Path(output_dir))
+            folder = folder and writable(folder)
             found = [_prepare(path) for path in paths]
             usable = [one.pixels for one in found if not isinstance(one, str)]
             answers = []
@@ -159,6 +167,11 @@ def predict(
             )
         )
     return Prediction(model=model_is, pictures=tuple(classified))
+
+
+def _paths(pictures: Any) -> list[Path]:
+    several = isinstance(pictures, Iterable) and not isinstance(pictures, str | bytes)
+    return [require_path("pictures", path) for path in (pictures if several else [pictures])]
 
 
 def _prepare(path: Path) -> Prepared | str:

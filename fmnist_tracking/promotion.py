@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fmnist_tracking import tracking
-from fmnist_tracking.config import DEFAULT_MODEL_NAME, SplitConfig
+from fmnist_tracking.config import DEFAULT_MODEL_NAME, SplitConfig, require_text
 from fmnist_tracking.errors import ConfigError, PromotionError, setting
 from fmnist_tracking.results import StoredRun, located
 from fmnist_tracking.tracking import TrackedRun, registry
@@ -13,7 +13,7 @@ from fmnist_tracking.tracking.registry import ModelVersion
 _LONGEST_NAME = 256
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Promotion:
     """The result of a promotion.
 
@@ -33,6 +33,9 @@ class Promotion:
     def changed(self) -> bool:
         """Return whether another version is in use than before."""
         return self.previous is None or self.previous.version != self.champion.version
+
+    def __repr__(self) -> str:
+        return f"<Champion {self.champion.line()}>"
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that `json` can write."""
@@ -132,6 +135,7 @@ def _differences(this: SplitConfig, that: SplitConfig) -> list[str]:
 
 def _check_name(name: str) -> None:
     # Those that have a meaning in `models:/<name>@<alias>`, the address it is served by.
+    require_text("name", name)
     if not name.strip() or set(name) & set("/:@") or len(name) > _LONGEST_NAME:
         raise ConfigError(
             f"Expected {setting('name')} to be the name of a registered model, without / : @, got "

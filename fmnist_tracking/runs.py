@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trial:
     """A trial: a point of a grid, or a single configuration, trained with one seed.
 
@@ -29,7 +29,7 @@ class Trial:
     """
 
     result: TrialResult
-    tracking_uri: str = field(repr=False)
+    tracking_uri: str
 
     @property
     def run_id(self) -> str:
@@ -105,13 +105,16 @@ class Trial:
             with fetched_model(store, trial) as file:
                 return model_worker.load_model(file, self.run_id)
 
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
     def __str__(self) -> str:
         accuracy = self.val_accuracy
         scored = "" if accuracy is None else f", validation accuracy {accuracy:.4f}"
         return f"Trial {self.name}, run {self.run_id[:8]}: {self.status}{scored}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Search:
     """A search of a grid, and its trials.
 
@@ -123,7 +126,7 @@ class Search:
     """
 
     result: SearchResult
-    tracking_uri: str = field(repr=False)
+    tracking_uri: str
 
     @property
     def run_id(self) -> str:
@@ -143,12 +146,12 @@ class Search:
         `to_dataframe` shows the others.
         """
         best = leaderboard.best(self.result.finished)
-        return None if best is None else Trial(best, self.tracking_uri)
+        return next((trial for trial in self.trials if trial.result is best), None)
 
     @property
     def finished(self) -> tuple[Trial, ...]:
         """Return the trials that have finished, and so have a score."""
-        return tuple(Trial(trial, self.tracking_uri) for trial in self.result.finished)
+        return tuple(trial for trial in self.trials if trial.result.is_scored)
 
     @property
     def failed(self) -> tuple[Trial, ...]:
@@ -176,24 +179,27 @@ class Search:
 
         Returns:
             One row for each trial, the best first: `rank` (missing for a trial without a score; the
-            repeats of a point share one), `run_id`, `name`, `status`, each setting of the training,
-            `val_accuracy`, `best_epoch`, `train_seconds`, `model_parameters`, `reused` and `error`.
+            repeats of a point share one), `name`, the settings that vary, `val_accuracy`,
+            `best_epoch`, `train_seconds`, `model_parameters`, `status`, `reused`, `error`, the
+            settings that do not vary, and `run_id`.
         """
         rows = leaderboard.leaderboard(self.result.trials)
+        varying = self.result.space.varying
         table = pd.DataFrame(
             [
                 {
                     "rank": row.rank,
-                    "run_id": row.trial.run_id,
                     "name": row.trial.name,
-                    "status": row.trial.outcome,
-                    **asdict(row.trial.config),
+                    **{axis: getattr(row.trial.config, axis) for axis in varying},
                     "val_accuracy": row.trial.val_accuracy,
                     "best_epoch": row.trial.best_epoch,
                     "train_seconds": row.trial.train_seconds,
                     "model_parameters": row.trial.model_parameters,
+                    "status": row.trial.outcome,
                     "reused": row.trial.reused,
                     "error": row.trial.error,
+                    **asdict(row.trial.config),
+                    "run_id": row.trial.run_id,
                 }
                 for row in rows
             ]
@@ -217,6 +223,9 @@ class Search:
         """Return what `search --json` prints."""
         best = self.best
         return self.result.to_json(None if best is None else best.result)
+
+    def __repr__(self) -> str:
+        return f"<{self}>"
 
     def __str__(self) -> str:
         points = f"{len(self.result.finished)} of {len(self.result.space)} points finished"

@@ -237,7 +237,8 @@ def _native_stderr_held_back() -> Iterator[None]:
     if not _is_own:  # in another's program, other threads may be writing there
         yield
         return
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none
+        sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile(dir=temporary_folder()) as held_back:
         os.dup2(held_back.fileno(), 2)

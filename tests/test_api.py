@@ -1,12 +1,16 @@
 """The functions of the package, called as a person's own program calls them."""
 
+import io
 import json
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fmnist_tracking as ft
@@ -56,8 +60,10 @@ if __name__ == "__main__":
     model, page = best.load_model(), search._repr_html_()
     report = ft.report(search)
     figure = search.plot_grid()
-    guesses = ft.predict(best, [f"reports/{search.run_id[:8]}/sample.png"]).pictures[0].guesses
-    promoted = ft.promote(search).champion.run_id
+    answer = ft.predict(best, [f"reports/{search.run_id[:8]}/sample.png"])
+    guesses = answer.pictures[0].guesses
+    promotion = ft.promote(search)
+    promoted = promotion.champion.run_id
     single = ft.train(filters=4, **settings)
     plan = ft.dry_run({"filters": [4, 8], "dropout": [0.1, 0.3]}, **settings)
     after = state()
@@ -65,6 +71,8 @@ if __name__ == "__main__":
         "changed": [name for name in before if before[name] != after[name]],
         "run_id": search.run_id,
         "shown": str(search),
+        "same": [best in search.trials, set(search.finished) == set(search.trials)],
+        "reprs": [repr(one) for one in (search, best, report, promotion, answer, plan)],
         "points": [trial.params for trial in search.trials],
         "best": [best.run_id, best.val_accuracy, best.best_epoch, best.status],
         "table": json.loads(table.to_json(orient="records")),
@@ -82,6 +90,55 @@ if __name__ == "__main__":
         "loaded": [ft.load_search("latest").run_id, ft.load_trial(best.run_id[:8]).run_id],
         "single": [single.params["filters"], single.result.reused],
         "plan": [point.state for point in plan.points],
+    }))
+"""
+
+
+# Processes of the program's own, by each of Python's methods, after a call.
+OTHERS = """
+import gc, json, multiprocessing, os, signal, time
+
+import fmnist_tracking as ft
+
+SETTINGS = {"filters": 4, "epochs": 1, "limit": 600, "strides": 2, "hidden_units": 8}
+
+
+def state(queue):
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    queue.put([os.environ["PYTHONPATH"], "MPLBACKEND" in os.environ, gc.isenabled(), list(mask)])
+
+
+def train(queue):
+    try:
+        queue.put(ft.train(echo=None, **SETTINGS).status)
+    except Exception as error:
+        queue.put(f"{type(error).__name__}: {error}")
+
+
+def answer(method, function, daemon=False):
+    context = multiprocessing.get_context(method)
+    queue = context.SimpleQueue()
+    child = context.Process(target=function, args=(queue,), daemon=daemon)
+    child.start()
+    found = queue.get()
+    child.join()
+    return found
+
+
+if __name__ == "__main__":
+    ft.train(echo=None, **SETTINGS)
+    method = multiprocessing.get_start_method(allow_none=True)
+    sleeper = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60,))
+    sleeper.start()
+    time.sleep(1)
+    sleeper.terminate()
+    sleeper.join(30)
+    print(json.dumps({
+        "method": method,
+        "ended by": sleeper.exitcode,
+        "state": answer("forkserver", state),
+        "fork": answer("fork", train),
+        "daemonic": answer("spawn", train, daemon=True),
     }))
 """
 
@@ -155,6 +212,28 @@ def test_nothing_of_the_process_is_changed(tour: dict[str, Any]) -> None:
     assert tour["changed"] == []
 
 
+def test_processes_of_the_program_start_as_without_workers(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "others.py").write_text(OTHERS)
+    done = python(tmp_path, cache, "others.py", PYTHONPATH="/mine")
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["method"] is None
+    assert seen["ended by"] == -signal.SIGTERM
+    assert seen["state"] == ["/mine", False, True, []]
+    assert seen["fork"].startswith("ConfigError: Expected a process that can start workers")
+    assert seen["daemonic"].startswith("ConfigError: Expected a process that may start others")
+
+
+def test_a_standard_error_that_takes_no_text_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    closed = io.StringIO()
+    closed.close()
+    for stream in (closed, object(), io.BytesIO(), None):  # the first trains, the others reuse
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert ft.train(filters=4, **TINY_SETTINGS).status == "FINISHED"
+    assert capfd.readouterr().out == ""
+
+
 def test_progress_goes_to_standard_error(tour: dict[str, Any]) -> None:
     assert tour["stderr"].count(" ended: validation accuracy ") == 4
     assert "Traceback" not in tour["stderr"]
@@ -207,6 +286,24 @@ def test_another_backend_of_keras_is_refused(tmp_path: Path, cache: Path) -> Non
         ({"filters": [24]}, {"workers": "2"}, ("workers", "whole number", "'2'")),
         ({"filters": [24]}, {"workers": 1.5}, ("workers", "whole number", "1.5")),
         ({"filters": [24]}, {"protocol": "mine"}, ("protocol", "canonical", "mine")),
+        ({"filters": [24]}, {"protocol": np.array(["a", "b"])}, ("protocol", "array")),
+        ({"filters": [10**400]}, {}, ("filters", "whole number", "1000")),
+        ({"filters": [10**5000]}, {}, ("filters", "whole number", "type int")),
+        ({"dropout": [Fraction(10**400)]}, {}, ("dropout", "Fraction")),
+        ({1: [2]}, {}, ("setting called 1",)),
+        ({"filters": np.array(4)}, {}, ("filters", "list", "array(4)")),
+        ({"filters": np.zeros((2, 2))}, {}, ("filters", "whole number", "array([0., 0.])")),
+        ({"filters": b"\x04"}, {}, ("filters", "list")),
+        ({"seed": range(10**9)}, {}, ("100,000 points",)),
+        ({"filters": [24]}, {"repeats": 2**33}, ("100,000 points",)),
+        ({"strides": [1]}, {"filters": [8, 9]}, ("one value", '{"filters": [8, 9]}')),
+        ({"filters": [24]}, {"tracking_uri": Path("mlflow.db")}, ("tracking_uri", "text")),
+        ({"filters": [24]}, {"tracking_uri": "sqlite:///a\0.db"}, ("tracking_uri", "text")),
+        ({"filters": [24]}, {"experiment": 5}, ("experiment", "text", "5")),
+        ({"filters": [24]}, {"experiment": "a\nb"}, ("experiment", "'a\\nb'")),
+        ({"filters": [24]}, {"experiment": "\ud800"}, ("experiment", "text")),
+        ({"filters": [24]}, {"data_dir": b"/data"}, ("data_dir", "path")),
+        ({"filters": [24]}, {"data_dir": 3}, ("data_dir", "path", "3")),
     ],
 )
 def test_what_cannot_be_is_told_without_options(
@@ -217,12 +314,11 @@ def test_what_cannot_be_is_told_without_options(
     for fact in facts:
         assert fact in str(caught.value)
     assert "--" not in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    import numpy as np
-
     plan = ft.dry_run({"filters": np.array([4, 8])}, echo=None, **TINY_SETTINGS)
     assert [point.name for point in plan.points] == ["f4 k3 s2", "f8 k3 s2"]
 
@@ -259,8 +355,16 @@ def test_repeats_are_seeds(called: Run) -> None:
     assert all(trial.result.reused for trial in search.trials)
 
 
+def test_trials_are_the_same_objects_and_short_to_read(tour: dict[str, Any]) -> None:
+    assert tour["same"] == [True, True]
+    assert all(len(text) < 120 and "\n" not in text for text in tour["reprs"])
+    assert tour["reprs"][0] == f"<Search {tour['run_id'][:8]}: 4 of 4 points finished>"
+
+
 def test_what_is_no_run_is_told() -> None:
     nothing: Any = None
+    with pytest.raises(ConfigError, match="pictures"):
+        ft.predict("best", 3, echo=None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="got None"):
         ft.report(nothing)
     with pytest.raises(ConfigError, match="got None"):

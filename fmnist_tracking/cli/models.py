@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @command(example="fmnist-track promote --run-id best")
 def promote(
-    run_id: str = options.RUN_ID,
+    run_id: str = options.ONLY_RUN_ID,
     name: str = typer.Option(DEFAULT_MODEL_NAME, "--name", help="Name of the registered model."),
     force: bool = typer.Option(
         False,

@@ -220,16 +220,23 @@ UPGRADE_STORE = typer.Option(
 )
 
 
+_A_RUN = (
+    "A run id, its first characters, `latest`, `best` (of the latest search), `best-of-all` (of "
+    "all searches on the same images), or `champion` (what `promote` chose)."
+)
+
+
 def run_id_option(
     default: Any = ...,
-    about: str = "A run id, its first characters, `latest`, `best` (of the latest search), "
-    "`best-of-all` (of all searches on the same images), or `champion` (what `promote` chose).",
+    about: str = _A_RUN,
 ) -> Any:
     """Return an option that names a run; without a default it must be given."""
     return typer.Option(default, "--run-id", metavar="ID", help=about, autocompletion=run_ids)
 
 
 RUN_ID = run_id_option()
+# Of commands without other arguments.
+ONLY_RUN_ID = run_id_option(about=f"{_A_RUN} `--run-id` itself may be left out.")
 OUTPUT_DIR = path_option(
     "--output-dir", "DIR", "Where the files go. Default: reports/ and the run's first characters."
 )

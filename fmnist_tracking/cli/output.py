@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -166,10 +165,7 @@ def print_plan(plan: "DryRun", *, as_json: bool) -> None:
     for point in plan.points:
         if point.reason:
             out.print(f"refused: {point.name}: {point.reason}", soft_wrap=True)
-    counts = Counter(point.state for point in plan.points)
-    words = ", ".join(f"{count} {state}" for state, count in counts.items())
-    noun = "point" if len(plan.points) == 1 else "points"
-    out.print(f"{len(plan.points)} {noun}: {words}; {plan.workers} at once", soft_wrap=True)
+    out.print(str(plan), soft_wrap=True)
     if all(point.state == "finished" for point in plan.points):
         out.print("Nothing left to train.")
     elif plan.seconds is not None:

@@ -22,7 +22,7 @@ _VALIDATION_DIR = options.path_option(
 
 @command(example="fmnist-track report --run-id latest")
 def report(
-    run_id: str = options.RUN_ID,
+    run_id: str = options.ONLY_RUN_ID,
     output_dir: Path | None = options.OUTPUT_DIR,
     seed: int = options.SAMPLE_SEED,
     data_dir: Path | None = options.DATA_DIR,
@@ -39,7 +39,7 @@ def report(
 
 @command(example="fmnist-track activations --run-id best")
 def activations(
-    run_id: str = options.RUN_ID,
+    run_id: str = options.ONLY_RUN_ID,
     output_dir: Path | None = _VALIDATION_DIR,
     seed: int = options.SAMPLE_SEED,
     data_dir: Path | None = options.DATA_DIR,
@@ -56,7 +56,7 @@ def activations(
 
 @command(example="fmnist-track predictions --run-id best --seed 7")
 def predictions(
-    run_id: str = options.RUN_ID,
+    run_id: str = options.ONLY_RUN_ID,
     output_dir: Path | None = _VALIDATION_DIR,
     seed: int = options.SAMPLE_SEED,
     data_dir: Path | None = options.DATA_DIR,
@@ -112,6 +112,7 @@ def _write(
             f"Test accuracy {written.evaluation.accuracy:.4f}, macro F1 "
             f"{written.evaluation.macro.f1:.4f}, trial {written.model.run_id[:8]}"
         )
+        echo("The report, a page for a browser:")
         out.print(str(written.files[0]), soft_wrap=True, markup=False)
     else:
         for path in written.files:

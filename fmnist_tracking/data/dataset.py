@@ -12,7 +12,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from fmnist_tracking.config import CLASS_NAMES, FASHION_MNIST
+from fmnist_tracking.config import CLASS_NAMES, FASHION_MNIST, require_path
 from fmnist_tracking.data import download, idx
 from fmnist_tracking.errors import DataError, setting
 from fmnist_tracking.runtime import CACHE_VARIABLE
@@ -87,7 +87,7 @@ def load_dataset(data_dir: str | Path | None = None) -> Dataset:
         DataError: no source had it, or what was found is damaged.
     """
     given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
-    named = Path(given) if given else None
+    named = require_path("data_dir", given) if given else None
     if named is not None:
         if not named.is_dir():
             raise DataError(

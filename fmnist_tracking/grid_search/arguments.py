@@ -1,17 +1,20 @@
 """What a caller asks for -> a grid of points."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from fmnist_tracking.config import (
     FIELDS,
+    MOST_POINTS,
     SearchSpace,
     TrainingConfig,
     Value,
     check_value,
     require_whole,
 )
-from fmnist_tracking.errors import ConfigError, setting
+from fmnist_tracking.errors import ConfigError, setting, shown
 
 Grid: TypeAlias = SearchSpace | Mapping[str, Iterable[Value]]
 
@@ -32,7 +35,8 @@ def grid_and_base(
         if "seed" in space.axes:
             raise ConfigError(f"Expected either {setting('repeats')} or an axis seed, got both.")
         seed = int(settings.get("seed", FIELDS["seed"].default))
-        space = space.with_axes({"seed": range(seed, seed + repeats)})
+        seeds = range(seed, seed + min(repeats, MOST_POINTS + 1))
+        space = space.with_axes({"seed": seeds})
     for name in settings:
         if name in space.axes and not (name == "seed" and repeats > 1):
             raise ConfigError(f"Expected either {setting(name)} or an axis {name}, got both.")
@@ -44,20 +48,28 @@ def _axes(grid: Mapping[str, Iterable[Value]] | None) -> dict[str, Any]:
         return {}
     if not isinstance(grid, Mapping):
         raise ConfigError(
-            f"Expected the grid as a dictionary, got {grid!r}. "
+            f"Expected the grid as a dictionary, got {shown(grid)}. "
             'Example: {"filters": [24, 48], "dropout": [0.1, 0.3]}'
         )
-    axes = {}
-    for name, values in grid.items():
-        if isinstance(values, str) or not isinstance(values, Iterable):
-            raise ConfigError(
-                f"Expected the values of {name} as a list, got {values!r}. "
-                'Example: {"filters": [24, 48]}'
-            )
-        axes[name] = tuple(values)
-    return {"axes": axes}
+    return {"axes": {name: _listed(name, values) for name, values in grid.items()}}
+
+
+def _listed(name: str, values: object) -> tuple[Value, ...]:
+    if isinstance(values, Iterable) and not isinstance(values, str | bytes | bytearray):
+        with contextlib.suppress(TypeError):  # an array of no dimension says that it is iterable
+            return tuple(itertools.islice(values, MOST_POINTS + 1))
+    raise ConfigError(
+        f"Expected the values of {name} as a list, got {shown(values)}. "
+        'Example: {"filters": [24, 48]}'
+    )
 
 
 def checked(settings: Mapping[str, Value]) -> dict[str, Any]:
-    """Return the settings, converted to the types of their fields."""
+    """Return the settings, converted to the types of their fields; raise `ConfigError`."""
+    for name, value in settings.items():
+        if name in FIELDS and isinstance(value, Sequence) and not isinstance(value, str):
+            raise ConfigError(
+                f"Expected one value for {name}, got {shown(value)}. Values to try are given in "
+                f'the grid of a search: {{"{name}": {shown(value)}}}'
+            )
     return {name: check_value(name, value) for name, value in settings.items()}

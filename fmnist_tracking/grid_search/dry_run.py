@@ -3,13 +3,22 @@
 import dataclasses
 import itertools
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fmnist_tracking import fingerprint, machine, runtime, tracking
-from fmnist_tracking.config import Protocol, SearchSpace, SplitConfig, TrainingConfig, Value
+from fmnist_tracking.config import (
+    Protocol,
+    SearchSpace,
+    SplitConfig,
+    TrainingConfig,
+    Value,
+    require_path,
+    require_text,
+)
 from fmnist_tracking.console import Echo, echo_line, silent
 from fmnist_tracking.data import Dataset, load_dataset
 from fmnist_tracking.errors import ConfigError, SearchError
@@ -56,7 +65,7 @@ class DryRunPoint:
     reason: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DryRun:
     """What a search would do.
 
@@ -73,6 +82,12 @@ class DryRun:
     seconds: float | None
     based_on: str
     disk_bytes: int
+
+    def __repr__(self) -> str:
+        counts = Counter(point.state for point in self.points)
+        states = ", ".join(f"{count} {state}" for state, count in counts.items())
+        noun = "point" if len(self.points) == 1 else "points"
+        return f"{len(self.points)} {noun}: {states}; {self.workers} at once"
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that `json` can write."""
@@ -106,7 +121,8 @@ def dry_run(
     """
     space, base = grid_and_base(grid, settings, repeats)
     split = SplitConfig(protocol=protocol, seed=base.seed, limit=limit)
-    data_dir = None if data_dir is None else Path(data_dir)
+    require_text("experiment", experiment)
+    data_dir = None if data_dir is None else require_path("data_dir", data_dir)
     dataset = load_dataset(data_dir)
     if len(space) > _MANY:
         (echo or silent)(f"Looking at {len(space):,} points; this takes a while.")

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from fmnist_tracking import environment, runtime, tracking
-from fmnist_tracking.config import SplitConfig
+from fmnist_tracking.config import SplitConfig, require_path, require_text
 from fmnist_tracking.console import Echo
 from fmnist_tracking.data import Dataset, load_dataset
 from fmnist_tracking.errors import SearchError
@@ -75,8 +75,9 @@ def open_resources(
         runtime.store_patience()
         runtime.asked_to_compile()
         threads = runtime.threads_of(workers)
+        require_text("experiment", experiment)
         warm_up()
-        data_dir = None if data_dir is None else Path(data_dir)
+        data_dir = None if data_dir is None else require_path("data_dir", data_dir)
         dataset = load_dataset(data_dir)
         data_info = DatasetInfo(sha256=dataset.digest, name=dataset.name, source=dataset.source)
         echo(f"Data: {data_info.description}, protocol {split.protocol}")

@@ -56,7 +56,7 @@ def search(
     upgrade_store: bool = False,
     on_failure: OnFailure = "raise",
     echo: Echo | None = echo_line,
-    on_start: Callable[[], None] = lambda: None,
+    on_start: Callable[[], None] | None = None,
     **settings: Value,
 ) -> Search:
     """Explore a grid: train every point in worker processes, each as a tracked run of its own.
@@ -132,7 +132,8 @@ def search(
             recording.run_id = _start_search(resources, space, base, plan, fresh=fresh)
             resumed = " goes on" if plan.state.search is not None else ""
             echo(f"Search {recording.run_id} at {resources.store.public_uri}{resumed}")
-            on_start()
+            if on_start is not None:
+                on_start()
             with (
                 TrialScheduler(
                     resources,
@@ -163,7 +164,7 @@ def train(
     upgrade_store: bool = False,
     on_failure: OnFailure = "raise",
     echo: Echo | None = echo_line,
-    on_start: Callable[[], None] = lambda: None,
+    on_start: Callable[[], None] | None = None,
     **settings: Value,
 ) -> Trial:
     """Train one configuration, tracked as a trial is; go on with it if it was cut off.
@@ -210,7 +211,8 @@ def train(
 
             progress = Progress([config], [trial.name], quiet=quiet)
             with Recording(resources, folder, progress.echo) as recording:
-                on_start()
+                if on_start is not None:
+                    on_start()
                 with (
                     TrialScheduler(
                         resources, recording, show=progress, echo=progress.echo, parent=None

@@ -4,13 +4,13 @@ import html
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fmnist_tracking import tracking
-from fmnist_tracking.config import DEFAULT_SAMPLE_SEED, require_choice, require_whole
+from fmnist_tracking.config import DEFAULT_SAMPLE_SEED, require_choice, require_path, require_whole
 from fmnist_tracking.console import Echo, echo_line, silent
 from fmnist_tracking.errors import OutputError
 from fmnist_tracking.inference import About, about, fetched_model, model_process
@@ -26,7 +26,7 @@ from fmnist_tracking.tracking import TrackedRun
 Part = Literal["report", "activations", "predictions"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """A report, or a part of one, as files.
 
@@ -46,7 +46,10 @@ class Report:
     files: tuple[Path, ...]
     evaluation: Evaluation | None = None
     kept: bool = True
-    page: str = field(default="", repr=False)
+    page: str = ""
+
+    def __repr__(self) -> str:
+        return f"<Report of run {self.run_id[:8]}: {self.files[0]}>"
 
     @property
     def test_accuracy(self) -> float | None:
@@ -108,13 +111,13 @@ def report(
     require_whole("seed", seed, minimum=0)
     echo = echo or silent
     reference, tracking_uri = located(run, tracking_uri)
-    data_dir = None if data_dir is None else Path(data_dir)
+    data_dir = None if data_dir is None else require_path("data_dir", data_dir)
     with model_process() as ask, tracking.open_store(tracking_uri) as store:
         found = tracking.find_run(store, reference, experiment)
         folder = Path("reports", found.run_id[:8])
         # The figures of a part are not among a whole report's, which show test images.
         usual = folder if part == "report" else folder / "validation"
-        folder = writable(Path(output_dir) if output_dir else usual)
+        folder = writable(require_path("output_dir", output_dir) if output_dir else usual)
         trial = tracking.best_trial(store, found)
         model = about(trial)
         echo(str(model))
@@ -254,10 +257,12 @@ def _notices(subject: _Subject, search: SearchResult | None) -> list[str]:
         notices.append(
             f"The data in {subject.seen.source} is not Fashion-MNIST; classes are numbered."
         )
-    if subject.trial.split.limit is not None:
+    split = subject.trial.split
+    if split.limit is not None:
         notices.append(
-            f"A trial run, limited to {subject.trial.split.limit} of the images, "
-            f"tested on {subject.seen.available:,}. Expect better figures from all of them."
+            f"Trained on {split.training_images:,} of "
+            f"{replace(split, limit=None).training_images:,} images, and tested on "
+            f"{subject.seen.available:,}. Expect better figures from all of them."
         )
     if search is not None and len(search.finished) < len(search.space):
         notices.append(

@@ -6,7 +6,7 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.utils import get_results_from_paginated_fn
 
-from fmnist_tracking.config import DEFAULT_EXPERIMENT, FIELDS
+from fmnist_tracking.config import DEFAULT_EXPERIMENT, FIELDS, require_text
 from fmnist_tracking.errors import ConfigError, TrackingError, setting
 from fmnist_tracking.results import RUNNING
 from fmnist_tracking.tracking import schema
@@ -141,6 +141,7 @@ def _given(store: Store, name: str | None) -> str | None:
 
 
 def _ways(store: Store, name: str | None) -> dict[str, str]:
+    require_text("experiment", name)
     ways = {_OPTION: name, _NAME: os.environ.get(_NAME)}
     experiment_id = os.environ.get(_ID)
     # Under `mlflow run` it is the experiment of the new run, which need not hold the searches.

@@ -23,6 +23,7 @@ from mlflow.utils.rest_utils import http_request
 from mlflow.utils.uri import get_uri_scheme, is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
+from fmnist_tracking.config import require_text
 from fmnist_tracking.errors import (
     FmnistTrackingError,
     TrackingError,
@@ -180,8 +181,10 @@ def tracking_uri(uri: str | None = None) -> str:
     """Return the address of the store: the one given, MLFLOW_TRACKING_URI, or MLflow's default.
 
     Raises:
+        ConfigError: it is no text.
         TrackingError: it is not the address of a store.
     """
+    require_text("tracking_uri", uri)
     return locations.resolve(uri or locations.default_uri() or str(mlflow.get_tracking_uri()))
 
 
