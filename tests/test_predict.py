@@ -218,8 +218,8 @@ def test_what_cannot_be_used_does_not_keep_the_others_from_an_answer(
     assert trousers.split()[:2] == ["trousers.jpg", "Trouser"]
     assert note.startswith("boot.png: already 28 by 28, so it was not trimmed")
     model_line, *told = err.splitlines()
-    assert model_line.startswith(f"Model: {ABOUT['name']}, run {run_id[:8]}, trained on 500 images")
-    assert "It is a trial run, on 600 images" in model_line
+    about_it = f"Model: {ABOUT['name']}, run {run_id[:8]}, trained on 500 of 50,000 images"
+    assert model_line.startswith(about_it)
     assert told[0] == "boot.png: 28 by 28; used as it is"
     assert told[1].startswith("trousers.jpg: 500 by 400; made grey, trimmed to ")
     assert told[2] == "Error: There is no file none.png."
@@ -505,4 +505,4 @@ def test_what_is_told_of_a_model_is_what_it_was_trained_on(
     told = about(dataclasses.replace(trial, split=split))
     assert told.training_images == images == len(split_dataset(dataset, split).train_labels)
     assert told.is_trial_run == is_trial_run
-    assert ("trial run" in str(told)) == is_trial_run
+    assert ("of all of them" in str(told)) == is_trial_run
