@@ -8,6 +8,7 @@ import math
 import numbers
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,17 +132,21 @@ def describe_range(name: str) -> str:
     return f"{noun} {' and '.join(parts)}"
 
 
+def _require_setting(name: object) -> None:
+    if name not in FIELDS:
+        near = did_you_mean(name, FIELDS) if isinstance(name, str) else ""
+        raise ConfigError(
+            f"There is no setting called {shown(name)}.{near} Expected one of: {', '.join(FIELDS)}."
+        )
+
+
 def check_value(name: str, value: object) -> Value:
     """Check one value of a `TrainingConfig` field and convert it to the field's type.
 
     Raises:
         ConfigError: `name` is not a field, or `value` is of the wrong type or out of range.
     """
-    if name not in FIELDS:
-        raise ConfigError(
-            f"There is no setting called {shown(name)}.{did_you_mean(str(name), FIELDS)} "
-            f"Expected one of: {', '.join(FIELDS)}."
-        )
+    _require_setting(name)
     whole = FIELDS[name].type is int
     limits = FIELDS[name].metadata
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
@@ -169,11 +174,15 @@ def require_whole(name: str, value: object, minimum: int = 1) -> int:
     )
 
 
+# Unicode's categories of control characters, halves of pairs, and separators of lines.
+_IN_NO_NAME = {"Cc", "Cs", "Zl", "Zp"}
+
+
 def require_text(name: str, value: object) -> None:
     """Raise `ConfigError` for an argument that is neither None nor a name or an address."""
     if value is None:
         return
-    if not isinstance(value, str) or {unicodedata.category(c) for c in value} & {"Cc", "Cs"}:
+    if not isinstance(value, str) or {unicodedata.category(c) for c in value} & _IN_NO_NAME:
         raise ConfigError(
             f"Expected {setting(name)} to be text of printable characters, got {shown(value)}."
         )
@@ -181,8 +190,11 @@ def require_text(name: str, value: object) -> None:
 
 def require_path(name: str, value: object) -> Path:
     """Return an argument that names a file or folder; raise `ConfigError` if it cannot."""
-    if isinstance(value, str | os.PathLike) and "\0" not in os.fsdecode(value):
-        return Path(value)
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(text, str) and text and "\0" not in text:
+        with contextlib.suppress(UnicodeEncodeError):
+            os.fsencode(text)
+            return Path(text)
     raise ConfigError(f"Expected {setting(name)} to be a path, got {shown(value)}.")
 
 
@@ -293,19 +305,21 @@ class SearchSpace:
     def __post_init__(self) -> None:
         if not self.axes:
             raise ConfigError("Expected a grid with at least one axis, got none.")
-        if len(self) > MOST_POINTS:
+        points = math.prod(len(values) for values in self.axes.values())
+        if points > MOST_POINTS:
             raise ConfigError(
-                f"Expected a grid of at most {MOST_POINTS:,} points, got {len(self):,} or more."
+                f"Expected a grid of at most {MOST_POINTS:,} points, got {points:,} or more."
             )
         checked = {}
         for name, values in self.axes.items():
+            _require_setting(name)
             if not values:
                 raise ConfigError(f"Expected at least one value for the axis {name}, got none.")
             checked[name] = tuple(check_value(name, value) for value in values)
-            repeated = sorted({v for v in checked[name] if checked[name].count(v) > 1})
-            if repeated:
+            (value, times), *_ = Counter(checked[name]).most_common(1)
+            if times > 1:
                 raise ConfigError(
-                    f"Expected the values of {name} to differ, got {repeated[0]:g} more than once."
+                    f"Expected the values of {name} to differ, got {value:g} more than once."
                 )
         object.__setattr__(self, "axes", checked)
 

@@ -54,7 +54,7 @@ def echo_line(line: str) -> None:
     """Print a line for a person: in a notebook as output, elsewhere on standard error."""
     stream = sys.stdout if notebook() else sys.stderr
     if _can_write(stream):
-        with contextlib.suppress(OSError):  # nobody reads any more: the trials go on
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it: the trials go on
             print(for_programs(line), file=stream)
 
 

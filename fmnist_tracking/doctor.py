@@ -149,7 +149,8 @@ def prepare_ui(
 ) -> tuple[list[str], dict[str, str]] | None:
     """Return the command that serves MLflow's own page on the store, and its environment.
 
-    Lines say where the page is. If the store is a server, which has one, it returns None.
+    `echo` is called with the addresses of the page. Of a server, which has a page of its own, None
+    is returned.
 
     Raises:
         ConfigError: the port is taken.

@@ -32,10 +32,16 @@ def for_command_line(message: str) -> str:
 def shown(value: object) -> str:
     """Return a value as it is shown in a message: its `repr`, on one line and not too long."""
     try:
-        text = " ".join(repr(value).split())
+        text = repr(value)
+        text = text if isinstance(value, str) else printable(" ".join(text.split()))
     except Exception:  # of a number with thousands of digits, for example
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
+
+
+def printable(text: str) -> str:
+    """Return a text, such as a run's name, on one line, without what would steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def first_line(error: BaseException) -> str:

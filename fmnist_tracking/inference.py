@@ -14,7 +14,7 @@ from typing import Any
 
 from fmnist_tracking import runtime, tracking
 from fmnist_tracking.config import SEEN_IMAGES, Protocol, SplitConfig
-from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.errors import TrackingError, printable
 from fmnist_tracking.tracking import Store, TrackedRun
 from fmnist_tracking.warm_up import warm_up
 from fmnist_tracking.workers import LocalWorker, WorkerDied, WorkerPool
@@ -106,7 +106,7 @@ def about(trial: TrackedRun) -> About:
     """Return what a trial's model is, as its run says."""
     return About(
         run_id=trial.run_id,
-        name=trial.name if trial.name.isprintable() else ascii(trial.name),
+        name=printable(trial.name),
         protocol=trial.split.protocol,
         limit=trial.split.limit,
         training_images=trial.split.training_images,

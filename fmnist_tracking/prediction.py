@@ -15,7 +15,7 @@ from fmnist_tracking import tracking
 from fmnist_tracking.config import CLASS_NAMES, require_path
 from fmnist_tracking.console import Echo, echo_line, silent
 from fmnist_tracking.data import class_names
-from fmnist_tracking.errors import OutputError, PictureError
+from fmnist_tracking.errors import OutputError, PictureError, printable
 from fmnist_tracking.inference import About, about, fetched_model, model_process
 from fmnist_tracking.output_folder import writable
 from fmnist_tracking.preprocess_image import Note, Prepared, png, prepare
@@ -64,7 +64,7 @@ class Classified:
 
     def __str__(self) -> str:
         answer = self.error or f"{self.guesses[0].name} ({self.guesses[0].probability:.1%})"
-        return f"{self.path}: {answer}"
+        return f"{printable(str(self.path))}: {answer}"
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that `json` can write."""

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from fmnist_tracking.config import SearchSpace, TrainingConfig, Value, flops_per_image
-from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.errors import ConfigError, shown
 
 FINISHED, RUNNING = "FINISHED", "RUNNING"
 # Shown for a trial that has finished without a usable model.
@@ -349,7 +349,7 @@ def located(run: str | StoredRun, tracking_uri: str | None) -> tuple[str, str | 
     if isinstance(run, str):
         return run, tracking_uri
     if not hasattr(run, "run_id"):
-        raise ConfigError(f"Expected a search, a trial, or the name of a run, got {run!r}.")
+        raise ConfigError(f"Expected a search, a trial, or the name of a run, got {shown(run)}.")
     return run.run_id, tracking_uri or getattr(run, "tracking_uri", None)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from fmnist_tracking import leaderboard, tracking
 from fmnist_tracking.config import Value
-from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.errors import ConfigError, printable
 from fmnist_tracking.inference import fetched_model
 from fmnist_tracking.results import FINISHED, RUNNING, RunSummary, SearchResult, TrialResult
 
@@ -111,7 +111,7 @@ class Trial:
     def __str__(self) -> str:
         accuracy = self.val_accuracy
         scored = "" if accuracy is None else f", validation accuracy {accuracy:.4f}"
-        return f"Trial {self.name}, run {self.run_id[:8]}: {self.status}{scored}"
+        return f"Trial {printable(self.name)}, run {self.run_id[:8]}: {self.status}{scored}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

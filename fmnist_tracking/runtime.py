@@ -97,6 +97,12 @@ def own_process() -> None:
             warnings.simplefilter("ignore", category)
 
 
+def another_process() -> None:
+    """Take back that this process is this program's own: it was forked from one that is."""
+    global _is_own
+    _is_own = False
+
+
 def require_tensorflow_backend() -> None:
     """Raise `ConfigError` if KERAS_BACKEND has Keras compute with something else."""
     backend = os.environ.get("KERAS_BACKEND") or "tensorflow"

@@ -16,6 +16,7 @@ import pytest
 import fmnist_tracking as ft
 from conftest import SMALL, TINY, Run
 from environments import own_environment
+from fmnist_tracking.console import stderr_console
 from fmnist_tracking.errors import ConfigError, SearchError, TrialsFailed
 
 pytestmark = pytest.mark.slow
@@ -96,7 +97,7 @@ if __name__ == "__main__":
 
 # Processes of the program's own, by each of Python's methods, after a call.
 OTHERS = """
-import gc, json, multiprocessing, os, signal, time
+import gc, json, multiprocessing, os, signal, sys, time
 
 import fmnist_tracking as ft
 
@@ -105,7 +106,15 @@ SETTINGS = {"filters": 4, "epochs": 1, "limit": 600, "strides": 2, "hidden_units
 
 def state(queue):
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    queue.put([os.environ["PYTHONPATH"], "MPLBACKEND" in os.environ, gc.isenabled(), list(mask)])
+    os.environ["SET"] = "by a child"
+    queue.put([
+        *(os.environ["PYTHONPATH"], "MPLBACKEND" in os.environ, gc.isenabled(), list(mask)),
+        *(sys.warnoptions, answer("fork", inherited)),
+    ])
+
+
+def inherited(queue):
+    queue.put(os.environ.get("SET"))
 
 
 def train(queue):
@@ -214,11 +223,11 @@ def test_nothing_of_the_process_is_changed(tour: dict[str, Any]) -> None:
 
 def test_processes_of_the_program_start_as_without_workers(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "others.py").write_text(OTHERS)
-    done = python(tmp_path, cache, "others.py", PYTHONPATH="/mine")
+    done = python(tmp_path, cache, "-W", "error::BytesWarning", "others.py", PYTHONPATH="/mine")
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["method"] is None
     assert seen["ended by"] == -signal.SIGTERM
-    assert seen["state"] == ["/mine", False, True, []]
+    assert seen["state"] == ["/mine", False, True, [], ["error::BytesWarning"], "by a child"]
     assert seen["fork"].startswith("ConfigError: Expected a process that can start workers")
     assert seen["daemonic"].startswith("ConfigError: Expected a process that may start others")
 
@@ -231,6 +240,7 @@ def test_a_standard_error_that_takes_no_text_stops_nothing(
     for stream in (closed, object(), io.BytesIO(), None):  # the first trains, the others reuse
         monkeypatch.setattr(sys, "stderr", stream)
         assert ft.train(filters=4, **TINY_SETTINGS).status == "FINISHED"
+        stderr_console().print("progress")
     assert capfd.readouterr().out == ""
 
 
@@ -291,6 +301,15 @@ def test_another_backend_of_keras_is_refused(tmp_path: Path, cache: Path) -> Non
         ({"filters": [10**5000]}, {}, ("filters", "whole number", "type int")),
         ({"dropout": [Fraction(10**400)]}, {}, ("dropout", "Fraction")),
         ({1: [2]}, {}, ("setting called 1",)),
+        ({10**5000: [2]}, {}, ("setting called a value of type int",)),
+        ({"fil\nters": 4}, {}, ("'fil\\nters'", "list")),
+        (
+            {name: range(100_001) for name in ("filters", "seed", "epochs", "patience")},
+            {},
+            ("100,000 points",),
+        ),
+        ({"strides": [1]}, {"filters": b"ab"}, ("filters", "whole number", "b'ab'")),
+        ({"filters": [24]}, {"data_dir": ""}, ("data_dir", "path", "''")),
         ({"filters": np.array(4)}, {}, ("filters", "list", "array(4)")),
         ({"filters": np.zeros((2, 2))}, {}, ("filters", "whole number", "array([0., 0.])")),
         ({"filters": b"\x04"}, {}, ("filters", "list")),

@@ -20,6 +20,8 @@ REFUSED = [
     "from threading import Thread\nthread = Thread(target=start_helpers, args=([],))\n"
     "thread.start()\nthread.join()",
     f"exec('\\n\\n\\n{START}')",
+    f"import sys\n{GUARD}\n    if len(sys.argv) > 9:\n        sys.exit()\n{START}",
+    f"def never():\n    assert __name__ == '__main__'\n{START}",
 ]
 TAKEN = [
     f"{GUARD}\n    {START}",
@@ -30,7 +32,8 @@ TAKEN = [
     f"match __name__:\n    case '__main__':\n        {START}",
     f"while __name__ == '__main__':\n    {START}\n    break",
     f"{START} if __name__ == '__main__' else None",
-    f"__name__ == '__main__' and {START}",
+    f"True and __name__ == '__main__' and {START}",
+    f"is_main: bool = __name__ == '__main__'\nif is_main:\n    {START}",
     f"def main():\n    {START}\n{GUARD}\n    main()",
 ]
 

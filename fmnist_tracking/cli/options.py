@@ -236,7 +236,7 @@ def run_id_option(
 
 RUN_ID = run_id_option()
 # Of commands without other arguments.
-ONLY_RUN_ID = run_id_option(about=f"{_A_RUN} `--run-id` itself may be left out.")
+ONLY_RUN_ID = run_id_option(about=f"{_A_RUN} It may also be given alone, without `--run-id`.")
 OUTPUT_DIR = path_option(
     "--output-dir", "DIR", "Where the files go. Default: reports/ and the run's first characters."
 )

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fmnist_tracking.console import is_terminal, stderr_console
-from fmnist_tracking.errors import for_command_line
+from fmnist_tracking.errors import for_command_line, printable
 from fmnist_tracking.leaderboard import leaderboard
 from fmnist_tracking.results import RunSummary
 
@@ -62,7 +62,7 @@ def print_trials(search: "Search", *, as_json: bool) -> None:
     }
     columns = {
         "rank": [str(place.rank or "") for place in places],
-        "trial": [_printable(trial.name) for trial in trials],
+        "trial": [printable(trial.name) for trial in trials],
         "run id": [trial.run_id[:8] for trial in trials],
         **axes,
         "status": [trial.outcome for trial in trials],
@@ -80,8 +80,8 @@ def print_trials(search: "Search", *, as_json: bool) -> None:
     for trial in trials:
         if trial.error:
             out.print(
-                f"{trial.status}: {_printable(trial.name)}, run {trial.run_id[:8]}: "
-                f"{_printable(trial.error)}",
+                f"{trial.status}: {printable(trial.name)}, run {trial.run_id[:8]}: "
+                f"{printable(trial.error)}",
                 soft_wrap=True,
             )
     out.print(f"search {result.run_id}", soft_wrap=True)
@@ -91,9 +91,9 @@ def print_runs(found: Sequence[RunSummary]) -> None:
     """Print searches and single trainings, one in a row."""
     columns = {
         "run id": [run.run_id[:8] for run in found],
-        "what": [_printable(run.name) for run in found],
+        "what": [printable(run.name) for run in found],
         "grid": [_grid(run) for run in found],
-        "experiment": [_printable(run.experiment) for run in found],
+        "experiment": [printable(run.experiment) for run in found],
         "status": [run.status for run in found],
         "started": [_time(run.started) for run in found],
         "points": [f"{run.finished}/{run.points}" for run in found],
@@ -134,10 +134,10 @@ def print_trial(shown: "Trial", *, as_json: bool) -> None:
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("run id", trial.run_id)
-    table.add_row("trial", _printable(trial.name))
+    table.add_row("trial", printable(trial.name))
     table.add_row("status", trial.outcome)
     if trial.error:
-        table.add_row("error", _printable(trial.error))
+        table.add_row("error", printable(trial.error))
     table.add_row("validation accuracy", share(trial.val_accuracy))
     table.add_row("best epoch", str(trial.best_epoch or ""))
     for name, value in asdict(trial.config).items():
@@ -226,14 +226,6 @@ def _print_fitting(
     for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
     out.print(table)
-
-
-def _printable(text: str) -> str:
-    """Return a text of a run in one line, without what would steer a terminal."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )
 
 
 def share(value: float | None) -> str:

@@ -86,8 +86,8 @@ def load_dataset(data_dir: str | Path | None = None) -> Dataset:
     Raises:
         DataError: no source had it, or what was found is damaged.
     """
-    given = data_dir or os.environ.get(DATA_DIR_VARIABLE)
-    named = require_path("data_dir", given) if given else None
+    given = (os.environ.get(DATA_DIR_VARIABLE) or None) if data_dir is None else data_dir
+    named = None if given is None else require_path("data_dir", given)
     if named is not None:
         if not named.is_dir():
             raise DataError(

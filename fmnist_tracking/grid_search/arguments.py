@@ -16,6 +16,8 @@ from fmnist_tracking.config import (
 )
 from fmnist_tracking.errors import ConfigError, setting, shown
 
+# Sequences that are no lists of values.
+_TEXTS = (str, bytes, bytearray)
 Grid: TypeAlias = SearchSpace | Mapping[str, Iterable[Value]]
 
 
@@ -55,11 +57,11 @@ def _axes(grid: Mapping[str, Iterable[Value]] | None) -> dict[str, Any]:
 
 
 def _listed(name: str, values: object) -> tuple[Value, ...]:
-    if isinstance(values, Iterable) and not isinstance(values, str | bytes | bytearray):
+    if isinstance(values, Iterable) and not isinstance(values, _TEXTS):
         with contextlib.suppress(TypeError):  # an array of no dimension says that it is iterable
             return tuple(itertools.islice(values, MOST_POINTS + 1))
     raise ConfigError(
-        f"Expected the values of {name} as a list, got {shown(values)}. "
+        f"Expected the values of {shown(name)} as a list, got {shown(values)}. "
         'Example: {"filters": [24, 48]}'
     )
 
@@ -67,7 +69,7 @@ def _listed(name: str, values: object) -> tuple[Value, ...]:
 def checked(settings: Mapping[str, Value]) -> dict[str, Any]:
     """Return the settings, converted to the types of their fields; raise `ConfigError`."""
     for name, value in settings.items():
-        if name in FIELDS and isinstance(value, Sequence) and not isinstance(value, str):
+        if name in FIELDS and isinstance(value, Sequence) and not isinstance(value, _TEXTS):
             raise ConfigError(
                 f"Expected one value for {name}, got {shown(value)}. Values to try are given in "
                 f'the grid of a search: {{"{name}": {shown(value)}}}'

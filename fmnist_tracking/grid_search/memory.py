@@ -49,7 +49,7 @@ def workers_for(configs: Sequence[TrainingConfig], split: SplitConfig, workers: 
 def require_room(
     configs: Sequence[TrainingConfig], split: SplitConfig, workers: int | None
 ) -> None:
-    """Refuse what this machine's memory has no room for; None leaves the workers to us.
+    """Refuse what this machine's memory has no room for; with `workers` None, one must fit.
 
     Raises:
         ConfigError: one of them, or as many at once as are asked for, need more memory than

@@ -117,7 +117,7 @@ def report(
         folder = Path("reports", found.run_id[:8])
         # The figures of a part are not among a whole report's, which show test images.
         usual = folder if part == "report" else folder / "validation"
-        folder = writable(require_path("output_dir", output_dir) if output_dir else usual)
+        folder = writable(usual if output_dir is None else require_path("output_dir", output_dir))
         trial = tracking.best_trial(store, found)
         model = about(trial)
         echo(str(model))

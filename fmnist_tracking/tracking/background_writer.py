@@ -71,7 +71,7 @@ class BackgroundWriter:
         return future
 
     def flush(self, seconds: float) -> None:
-        """Wait until every operation submitted so far is done, without a limit of time.
+        """Wait until every operation submitted so far is done, however long the store takes.
 
         Raises:
             TrackingError: the store did not answer for `seconds`, or an operation failed.
@@ -133,7 +133,7 @@ class BackgroundWriter:
         return result
 
     def _pause(self, seconds: float) -> None:
-        # Another try would outlive what MLflow was set to while the store was open.
+        # What MLflow was set to while the store was open is undone by the time of another try.
         if self._given_up.wait(seconds):
             raise _GivenUp
 

@@ -67,7 +67,7 @@ def runs_by_id(
 def has_all(store: Store, experiment_id: str, ids: Sequence[str], condition: str) -> bool:
     """Return whether all given runs, each named once, exist and meet a condition.
 
-    They are not all read for it.
+    They are counted, and none is read.
     """
     return all(map(_RUN_ID.fullmatch, ids)) and all(
         has_exactly(store, experiment_id, filter_string, count)

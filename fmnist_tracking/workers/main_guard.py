@@ -69,7 +69,7 @@ def _is_guarded(script: Path, line: int) -> bool:
     """Return whether a line of a script is run only where `__name__` has the right value.
 
     It is if a condition that asks for `__name__`, or for a variable that was computed from it,
-    stands around the line, or stands before it and can end the script.
+    stands around the line, or stands before it at the top level and can end the script.
     """
     try:
         tree = ast.parse(script.read_bytes())
@@ -77,28 +77,42 @@ def _is_guarded(script: Path, line: int) -> bool:
         return True  # it cannot be told
     computed = {"__name__"}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and _names(node.value) & computed:
-            computed |= set.union(*map(_names, node.targets))
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if _names(node.value) & computed:
+                computed |= set().union(*map(_names, targets))
     return any(
         isinstance(node, _Conditional)
-        and _names(_asked(node)) & computed
+        and any(_names(asked) & computed for asked in _asked(node))
         and node.lineno <= line
-        and (line <= (node.end_lineno or line) or _can_end(node))
+        and (line <= (node.end_lineno or line) or (node in tree.body and _can_end(node)))
         for node in ast.walk(tree)
     )
 
 
-def _asked(condition: _Conditional) -> ast.expr:
-    if isinstance(condition, ast.Match):
-        return condition.subject
-    return condition.values[0] if isinstance(condition, ast.BoolOp) else condition.test
+def _asked(condition: _Conditional) -> list[ast.expr]:
+    if isinstance(condition, ast.BoolOp):
+        return condition.values[:-1]
+    return [condition.subject if isinstance(condition, ast.Match) else condition.test]
 
 
 def _can_end(condition: _Conditional) -> bool:
+    """Return whether a condition leaves the script, if it does not hold or in one of its blocks."""
+    if isinstance(condition, ast.Match):
+        blocks = [case.body for case in condition.cases]
+    elif isinstance(condition, ast.If | ast.While):
+        blocks = [condition.body, condition.orelse]
+    else:
+        blocks = []
     return isinstance(condition, ast.Assert) or any(
-        isinstance(node, ast.Raise)
-        or (isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in _EXITS)
-        for node in ast.walk(condition)
+        isinstance(statement, ast.Raise)
+        or (
+            isinstance(statement, ast.Expr)
+            and isinstance(statement.value, ast.Call)
+            and ast.unparse(statement.value.func).rpartition(".")[2] in _EXITS
+        )
+        for block in blocks
+        for statement in block
     )
 
 

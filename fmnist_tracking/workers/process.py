@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from multiprocessing import (
     current_process,
@@ -209,7 +210,10 @@ def _signals_held_back(signals: set[signal.Signals]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _method_left_open() -> Iterator[None]:
-    """Let the program still choose how it starts its own processes: a start settles it."""
+    """Let the program still choose how it starts its own processes: a start settles it.
+
+    What another thread of it chooses at that very moment is lost.
+    """
     is_open = get_start_method(allow_none=True) is None
     try:
         yield
@@ -253,15 +257,22 @@ def leave_others_alone() -> None:
     """Let processes that the program itself has forked from here start as if without workers.
 
     A program has one fork server, which is this process. What is inherited from it, other than what
-    it imports, is for workers: blocked signals, variables, and whether garbage is collected.
+    it imports, is for workers: blocked signals, variables, filters of warnings, and whether garbage
+    is collected. It is put back when the main module was imported, before the process's function
+    is called.
     """
     environment: dict[str, str | None] = {**os.environ}
     environment.update(json.loads(environment.pop(_BEFORE, None) or "{}"))
+    options, filters = sys.warnoptions[:], warnings.filters[:]
+    server = os.getpid()
 
     def restore(_: object) -> None:
-        if current_process().name != WORKER_NAME:
+        # Processes that those start in turn are not forked from here.
+        if os.getppid() == server and current_process().name != WORKER_NAME:
             os.environ.clear()
             os.environ.update({k: v for k, v in environment.items() if v is not None})
+            sys.warnoptions[:], warnings.filters[:] = options, filters  # type: ignore[index]
+            runtime.another_process()
             gc.enable()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_THE_DRIVER)
 
@@ -314,6 +325,8 @@ def _kill(pid: int) -> None:
 
 def _serve(channel: Connection, prepare: Callable[[], None], environment: dict[str, str]) -> None:
     """Run the tasks that come through a channel, in a worker's process."""
+    # Those of a fork server that the program itself has started are not blocked.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_DRIVER)
     # Standard output belongs to the driver's results, whatever a library prints here.
     sys.stdout.flush()
     os.dup2(2, 1)
