@@ -18,7 +18,7 @@ REFUSED = [
     f"{GUARD}\n    print('x')\n{START}",
     f"if __name__ != '__main__':\n    print('imported')\n{START}",
     "from threading import Thread\nthread = Thread(target=start_helpers, args=([],))\n"
-    "thread.start()\nthread.join()",
+    "thread.start(), thread.join()",
     f"exec('\\n\\n\\n{START}')",
     f"import sys\n{GUARD}\n    if len(sys.argv) > 9:\n        sys.exit()\n{START}",
     f"def never():\n    assert __name__ == '__main__'\n{START}",
