@@ -179,9 +179,7 @@ _IN_NO_NAME = {"Cc", "Cs", "Zl", "Zp"}
 
 
 def require_text(name: str, value: object) -> None:
-    """Raise `ConfigError` for an argument that is neither None nor a name or an address."""
-    if value is None:
-        return
+    """Raise `ConfigError` for an argument that cannot be a name or an address."""
     if not isinstance(value, str) or {unicodedata.category(c) for c in value} & _IN_NO_NAME:
         raise ConfigError(
             f"Expected {setting(name)} to be text of printable characters, got {shown(value)}."
@@ -307,9 +305,7 @@ class SearchSpace:
             raise ConfigError("Expected a grid with at least one axis, got none.")
         points = math.prod(len(values) for values in self.axes.values())
         if points > MOST_POINTS:
-            raise ConfigError(
-                f"Expected a grid of at most {MOST_POINTS:,} points, got {points:,} or more."
-            )
+            raise ConfigError(f"Expected a grid of at most {MOST_POINTS:,} points, got more.")
         checked = {}
         for name, values in self.axes.items():
             _require_setting(name)

@@ -4,13 +4,14 @@ import contextlib
 import fcntl
 import functools
 import os
+import pickle
 import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import numpy as np
@@ -24,6 +25,9 @@ from fmnist_tracking.data import Dataset, DataSplit, idx, load_dataset, split_da
 from fmnist_tracking.metrics import evaluate
 from fmnist_tracking.results import Evaluation
 from fmnist_tracking.tracking import Store, open_store
+
+if TYPE_CHECKING:
+    from searches import Outcome
 
 # Their asserts say what they compared, as those of a test do.
 pytest.register_assert_rewrite("processes", "searches", "servers")
@@ -62,6 +66,12 @@ def _scope_of(nodeid: str) -> str:
     module = nodeid.partition("::")[0]
     sets_up = 'scope="' in (Path(__file__).parents[1] / module).read_text(encoding="utf-8")
     return module if sets_up else nodeid
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow ones where several run at once, so that none is left alone at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharingScheduler:
@@ -145,19 +155,46 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Processes that run tests at once share it.
     """
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "empty-store"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "complete").exists():
-            patch.chdir(folder)
-            _use_the_usual_store()
-            with open_store(access="create"):
-                pass
-            (folder / "complete").touch()
+    with _made_once("empty-store", tmp_path_factory) as (folder, is_made):
+        if not is_made:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folder)
+                _use_the_usual_store()
+                with open_store(access="create"):
+                    pass
     _use_the_usual_store()
     return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> "Outcome":
+    """What `searches.SEARCH` comes to when nothing happens to it; shared as `empty_store` is."""
+    import searches  # with TensorFlow
+
+    with _made_once("undisturbed", tmp_path_factory) as (folder, is_made):
+        kept = folder / "outcome"
+        if not is_made:
+            place = searches.Place(folder, cache)
+            result = searches.finish(place.start(), place)
+            assert result["finished"] == searches.POINTS
+            kept.write_bytes(pickle.dumps(searches.outcome(place)))
+        outcome: Outcome = pickle.loads(kept.read_bytes())
+        return outcome
+
+
+@contextlib.contextmanager
+def _made_once(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, bool]]:
+    """Yield a folder that processes which run tests at once share, and whether one has filled it.
+
+    The others wait for the one that does.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder, (folder / "complete").exists()
+        (folder / "complete").touch()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import pytest
 
 from fmnist_tracking.tracking import logged_steps, open_store
 from processes import is_alive, wait_for
-from searches import EPOCHS, POINTS, SEARCH, Outcome, Place, assert_as_undisturbed, finish, outcome
+from searches import EPOCHS, POINTS, SEARCH, Outcome, Place, assert_as_undisturbed, finish
 from servers import free_port, serving
 
 pytestmark = pytest.mark.slow
@@ -45,14 +45,6 @@ def fork_servers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 def has_ended(pid: int) -> bool:
     return not is_alive(pid)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Outcome:
-    place = Place(tmp_path_factory.mktemp("undisturbed"), cache)
-    result = finish(place.start(), place)
-    assert result["finished"] == POINTS
-    return outcome(place)
 
 
 @pytest.mark.parametrize("kills", [12, pytest.param(50, marks=pytest.mark.release)])

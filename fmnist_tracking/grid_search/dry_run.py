@@ -121,7 +121,8 @@ def dry_run(
     """
     space, base = grid_and_base(grid, settings, repeats)
     split = SplitConfig(protocol=protocol, seed=base.seed, limit=limit)
-    require_text("experiment", experiment)
+    if experiment is not None:
+        require_text("experiment", experiment)
     data_dir = None if data_dir is None else require_path("data_dir", data_dir)
     dataset = load_dataset(data_dir)
     if len(space) > _MANY:

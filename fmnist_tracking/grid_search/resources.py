@@ -75,7 +75,8 @@ def open_resources(
         runtime.store_patience()
         runtime.asked_to_compile()
         threads = runtime.threads_of(workers)
-        require_text("experiment", experiment)
+        if experiment is not None:
+            require_text("experiment", experiment)
         warm_up()
         data_dir = None if data_dir is None else require_path("data_dir", data_dir)
         dataset = load_dataset(data_dir)

@@ -141,7 +141,8 @@ def _given(store: Store, name: str | None) -> str | None:
 
 
 def _ways(store: Store, name: str | None) -> dict[str, str]:
-    require_text("experiment", name)
+    if name is not None:
+        require_text("experiment", name)
     ways = {_OPTION: name, _NAME: os.environ.get(_NAME)}
     experiment_id = os.environ.get(_ID)
     # Under `mlflow run` it is the experiment of the new run, which need not hold the searches.

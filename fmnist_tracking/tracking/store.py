@@ -184,7 +184,8 @@ def tracking_uri(uri: str | None = None) -> str:
         ConfigError: it is no text.
         TrackingError: it is not the address of a store.
     """
-    require_text("tracking_uri", uri)
+    if uri is not None:
+        require_text("tracking_uri", uri)
     return locations.resolve(uri or locations.default_uri() or str(mlflow.get_tracking_uri()))
 
 
