@@ -139,6 +139,22 @@ def test_an_outage_is_told_once_and_so_is_its_end(make: Make) -> None:
     assert told == ["MLflow failed at http://***@nowhere: refused", None]
 
 
+def test_an_attempt_that_waits_long_for_a_lock_is_told_at_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fmnist_tracking.tracking.background_writer._MOMENT_SECONDS", 0.05)
+    told: list[str | None] = []
+    error = OperationalError("SELECT", None, sqlite3.OperationalError("database is locked"))
+    locked = Failing(error, 1)
+
+    def waiting(again: bool) -> str:
+        time.sleep(0 if again else 0.1)
+        return locked(again)
+
+    assert make(told.append).submit(waiting).result(timeout=20) == "done"
+    assert [text and "is locked by another process" in text for text in told] == [True, None]
+
+
 @pytest.mark.parametrize("error", LASTING, ids=repr)
 def test_a_lasting_error_ends_the_recorder(make: Make, error: Exception) -> None:
     recorder, operation = make(), Failing(error, 1)

@@ -16,6 +16,9 @@ from fmnist_tracking.tracking.store import Store
 
 T = TypeVar("T")
 _LONGEST_PAUSE_SECONDS = 5.0
+# A lock that is released after a moment is not worth a message. MLflow itself waits 20 s for a
+# SQLite file to be unlocked, in each attempt.
+_MOMENT_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -138,9 +141,9 @@ class BackgroundWriter:
             raise _GivenUp
 
     def _tell_outage(self, state: tenacity.RetryCallState) -> None:
-        # A lock that is released after a moment is not worth a message.
         error = state.outcome and state.outcome.exception()
-        if error and not self._outage and state.attempt_number >= 3:
+        lasts = state.attempt_number >= 3 or (state.seconds_since_start or 0) > _MOMENT_SECONDS
+        if error and lasts and not self._outage:
             self._outage = True
             self._on_outage(str(tracking_error(self._store.uri, error)))
 
