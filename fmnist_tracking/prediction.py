@@ -63,8 +63,10 @@ class Classified:
     error: str | None = None
 
     def __str__(self) -> str:
-        answer = self.error or f"{self.guesses[0].name} ({self.guesses[0].probability:.1%})"
-        return f"{printable(str(self.path))}: {answer}"
+        if self.error is not None:
+            return self.error  # with the path in it
+        guess = self.guesses[0]
+        return f"{printable(str(self.path))}: {guess.name} ({guess.probability:.1%})"
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that `json` can write."""

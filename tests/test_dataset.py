@@ -18,6 +18,9 @@ from fmnist_tracking.errors import DataError
 def test_real_data_is_verified(dataset: Dataset) -> None:
     assert dataset.is_fashion_mnist
     assert dataset.class_names == CLASS_NAMES
+    assert repr(dataset) == (
+        f"<Fashion-MNIST: 60,000 training images and 10,000 test images, from {dataset.source}>"
+    )
     assert dataset.train_images.shape == (60_000, 28, 28)
     assert dataset.test_labels.shape == (10_000,)
     assert np.bincount(dataset.train_labels).tolist() == [6000] * 10

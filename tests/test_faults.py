@@ -240,7 +240,7 @@ def test_a_server_that_never_comes_back(
         before = place.said()
         assert finish(place.start(), place)["finished"] == POINTS
         after = place.said().removeprefix(before)
-        assert after.count(f"goes on after epoch {EPOCHS}") == POINTS
+        assert after.count(f"was trained to epoch {EPOCHS} before") == POINTS
         assert "  loss " not in after  # no epoch was trained again
         assert_as_undisturbed(place, undisturbed)
 

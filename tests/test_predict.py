@@ -202,6 +202,19 @@ def test_classes_of_other_data_are_numbers(
     assert ask(path, run_id=other).pictures[0].mirrored is None  # what it shows is not known
 
 
+def test_an_answer_is_printed_in_a_line(
+    ask: Callable[..., Prediction], dataset: Dataset, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(dataset.test_images[0]).save(path)
+    answer = ask(path, tmp_path / "none.png")
+    guess = answer.pictures[0].guesses[0]
+    assert str(answer).splitlines() == [
+        f"{path}: {guess.name} ({guess.probability:.1%})",
+        f"There is no file {tmp_path / 'none.png'}.",
+    ]
+
+
 def test_what_cannot_be_used_does_not_keep_the_others_from_an_answer(
     call: Call, kept: Kept, run_id: str, dataset: Dataset, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from fmnist_tracking.grid_search.messages import (
 )
 from fmnist_tracking.grid_search.progress import INTERVAL_VARIABLE, Progress
 from fmnist_tracking.results import EpochMetrics, TrialScore
+from processes import wait_for
 from records import epoch
 
 POINTS = SearchSpace(axes={"filters": (12, 12 + 1)}).points(TrainingConfig(epochs=2))
@@ -46,6 +47,12 @@ class Shown:
     @property
     def text(self) -> str:
         return self.file.getvalue()
+
+    @property
+    def drawn(self) -> list[str]:
+        """Return the lines of a live display, one drawing of it after the other."""
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.text)
+        return [line.rstrip() for line in text.splitlines()]
 
     @property
     def last_line(self) -> str:
@@ -182,6 +189,10 @@ def test_a_trial_that_goes_on_has_less_left() -> None:
     shown = Shown(points=1, epochs=4)
     shown.progress(TrialStarted(number=1, epochs=(epoch(1, 0.5), epoch(2, 0.5))))
     assert shown.last_line == "[1/1] a goes on after epoch 2"
+    all_done = tuple(epoch(number, 0.5) for number in range(1, 5))
+    shown.progress(TrialStarted(number=1, epochs=all_done))
+    assert shown.last_line == "[1/1] a was trained to epoch 4 before; its result is recorded now"
+    shown.progress(TrialStarted(number=1, epochs=all_done[:2]))
     shown.now = 10
     shown.progress(EpochEnded(number=1, metrics=slow_epoch(3)))
     assert "epoch 3/4" in shown.last_line
@@ -221,8 +232,8 @@ def test_the_live_display_has_a_row_for_each_worker() -> None:
         progress(TrialStarted(number=3), 0)
         shown.now = 10
         progress(EpochEnded(number=3, metrics=slow_epoch(1, 0.61)), 0)
-    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.text)
-    *rows, clock, summary = (line.rstrip() for line in drawn.splitlines()[-5:])
+        wait_for(lambda: "0.6100" in shown.text and "(a)" in shown.drawn[-1], seconds=10)
+        *rows, clock, summary = shown.drawn[-5:]
     first, second, third = (row.split() for row in rows)
     assert first[:4] == ["1", "[3/4]", "c", "1/4"]
     assert first[-3:] == ["0.9000", "0.6100", "0:00:30"]
@@ -231,6 +242,9 @@ def test_the_live_display_has_a_row_for_each_worker() -> None:
     assert "1 of 4 points ended, 1 reused" in summary
     assert "best so far 0.9000 (a)" in summary
     assert clock.endswith("0:00:10 gone, 0:00:40 left")  # the fourth point has yet to begin
+    clock, summary = shown.drawn[-2:]
+    assert clock.endswith("0:00:10 gone")
+    assert "1 of 4 points ended, 1 reused" in summary
 
 
 def test_a_trial_that_diverged_is_told_and_never_the_best() -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fmnist_tracking.config import CLASS_NAMES, FASHION_MNIST, require_path
 from fmnist_tracking.data import download, idx
-from fmnist_tracking.errors import DataError, setting
+from fmnist_tracking.errors import DataError, printable, setting
 from fmnist_tracking.runtime import CACHE_VARIABLE
 
 DATA_DIR_VARIABLE = "FMNIST_DATA_DIR"
@@ -28,16 +28,31 @@ FASHION_MNIST_SHA256 = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Dataset:
-    """The whole data set, verified."""
+    """The whole data set, verified.
 
-    train_images: NDArray[np.uint8]  # shape (60000, 28, 28), 0..255
-    train_labels: NDArray[np.uint8]  # shape (60000,), 0..9
-    test_images: NDArray[np.uint8]  # shape (10000, 28, 28)
-    test_labels: NDArray[np.uint8]  # shape (10000,)
-    source: str  # where it was found, for people
-    sha256: dict[str, str]  # of the decompressed bytes of each of the four files
+    Attributes:
+        train_images: shape (60000, 28, 28), uint8, 0 to 255.
+        train_labels: shape (60000,), uint8, 0 to 9.
+        test_images: shape (10000, 28, 28), uint8.
+        test_labels: shape (10000,), uint8.
+        source: where it was found, for people.
+        sha256: of the decompressed bytes of each of the four files.
+    """
+
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.uint8]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.uint8]
+    source: str
+    sha256: dict[str, str]
+
+    def __repr__(self) -> str:
+        return (
+            f"<{self.name}: {len(self.train_images):,} training images and "
+            f"{len(self.test_images):,} test images, from {printable(self.source)}>"
+        )
 
     @property
     def is_fashion_mnist(self) -> bool:

@@ -134,6 +134,7 @@ class Progress:
         self._pace = TimeEstimator()
         self._seconds_left: float | None = None
         self._estimated_at = self._start = clock()
+        self._over = False
         self._lock = threading.Lock()
         self._interval = runtime.seconds_of(INTERVAL_VARIABLE, _INTERVAL_SECONDS)
         self._next_line = -math.inf  # when a trial that goes on may have one
@@ -148,7 +149,10 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._over = True
+        if kind is KeyboardInterrupt and isinstance(self._live, _NotebookTable):
+            self._live.add("Interrupted. Run the cell again to go on.")
         if self._live:
             with contextlib.suppress(OSError):
                 self._live.refresh()
@@ -180,8 +184,11 @@ class Progress:
         if isinstance(event, TrialStarted):
             self._waiting.pop(event.number, None)
             self._running[event.number] = _Running(worker, len(event.epochs), self._clock())
-            if event.epochs:
-                return f"{place} goes on after epoch {len(event.epochs)}"
+            done, epochs = len(event.epochs), self._points[event.number - 1].epochs
+            if done >= epochs:
+                return f"{place} was trained to epoch {done} before; its result is recorded now"
+            if done:
+                return f"{place} goes on after epoch {done}"
             return f"{place} started" if self._may_tell() else None
         if isinstance(event, EpochEnded):
             return self._epoch_ended(event, place)
@@ -298,12 +305,6 @@ class Progress:
 
     def _render(self) -> Group:
         with self._lock:
-            table = Table(box=None, pad_edge=False, header_style="dim")
-            for heading in _HEADINGS:
-                table.add_column(heading, no_wrap=True)
-            busy = {trial.worker: number for number, trial in self._running.items()}
-            for worker in range(self._workers):
-                table.add_row(str(worker + 1), *self._cells(busy.get(worker)))
             elapsed = timedelta(seconds=round(self._clock() - self._start))
             counts = [f"{self._ended} of {len(self._points)} points ended"]
             counts += [f"{self._reused} reused"] if self._reused else []
@@ -316,8 +317,19 @@ class Progress:
                 total=max(1, len(self._points)), completed=completed, width=_BAR_WIDTH
             )
             clock = Table.grid(padding=(0, 2))
-            clock.add_row(bar, f"{elapsed} gone, {self._time_left()} left")
-            return Group(table, clock, Text(f"{', '.join(counts)}  ·  {self._best_so_far()}"))
+            left = "" if self._over else f", {self._time_left()} left"
+            clock.add_row(bar, f"{elapsed} gone{left}")
+            workers = [] if self._over else [self._worker_table()]
+            return Group(*workers, clock, Text(f"{', '.join(counts)}  ·  {self._best_so_far()}"))
+
+    def _worker_table(self) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for heading in _HEADINGS:
+            table.add_column(heading, no_wrap=True)
+        busy = {trial.worker: number for number, trial in self._running.items()}
+        for worker in range(self._workers):
+            table.add_row(str(worker + 1), *self._cells(busy.get(worker)))
+        return table
 
     def _cells(self, number: int | None) -> list[str]:
         if number is None:

@@ -28,8 +28,8 @@ def require_startable() -> None:
     process = multiprocessing.current_process()
     if process.name == WORKER_NAME:
         raise ConfigError(
-            "Expected the main module to start trainings and reports in a block that begins with "
-            '`if __name__ == "__main__":`, got a call from a worker that imports it.'
+            "Expected the main module to make this call in a block that begins with "
+            '`if __name__ == "__main__":`, got one from a worker that imports it.'
         )
     if process.daemon:
         raise ConfigError(
@@ -49,8 +49,8 @@ def require_startable() -> None:
     for line in _lines_at(file):
         if not _is_guarded(Path(file), line):
             raise ConfigError(
-                f"Expected the script {file} to start trainings and reports in a block that begins "
-                'with `if __name__ == "__main__":`, got a call outside of one, in line '
+                f"Expected the script {file} to make this call in a block that begins "
+                'with `if __name__ == "__main__":`, got one outside of such, in line '
                 f"{line}. Workers import the script, and would run that line again."
             )
 
