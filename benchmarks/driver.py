@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What the driver costs.")
     parser.add_argument("--repeats", type=int, default=3, help="searches of trials that wait")
     parser.add_argument("--points", type=int, default=64, help="of each, at most 100")
-    parser.add_argument("--finished", type=int, default=10_000, help="points, in hundreds")
+    parser.add_argument("--finished", type=int, default=10_000, help="points, a multiple of 100")
     options = parser.parse_args()
     with stubs.instead_of_training(stubs.run_trial):
         for repeat in range(options.repeats):

@@ -6,6 +6,8 @@ What is public is loaded when it is asked for: TensorFlow, MLflow and matplotlib
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fmnist_tracking import interrupts
+
 if TYPE_CHECKING:
     from fmnist_tracking.data import load_dataset
     from fmnist_tracking.doctor import check_installation
@@ -59,7 +61,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    with interrupts.held_back():
+        module = import_module(f"{__name__}.{_MODULES[name]}")
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

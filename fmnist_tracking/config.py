@@ -158,7 +158,7 @@ def check_value(name: str, value: object) -> Value:
                 and limits.get("minimum", -math.inf) <= exact < (limits.get("below") or math.inf)
                 and exact > limits.get("above", -math.inf)
             ):
-                return exact
+                return exact + 0  # -0.0 is 0.0
     expected = singular(describe_range(name))
     raise ConfigError(f"Expected {name} to be {expected}, got {shown(value)}.")
 
@@ -172,6 +172,12 @@ def require_whole(name: str, value: object, minimum: int = 1) -> int:
     raise ConfigError(
         f"Expected {setting(name)} to be a whole number of at least {minimum}, got {shown(value)}."
     )
+
+
+def require_flag(name: str, value: object) -> None:
+    """Raise `ConfigError` for an argument that is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"Expected {setting(name)} to be True or False, got {shown(value)}.")
 
 
 # Unicode's categories of control characters, halves of pairs, and separators of lines.

@@ -7,7 +7,7 @@ from typing import Any, TextIO, TypeAlias
 
 from rich.console import Console
 
-from fmnist_tracking.errors import for_programs
+from fmnist_tracking.errors import ConfigError, for_programs, shown
 
 Echo: TypeAlias = Callable[[str], None]
 
@@ -58,7 +58,20 @@ def echo_line(line: str) -> None:
             print(for_programs(line), file=stream)
 
 
-def silent(_: str) -> None:
+def lines_to(echo: object) -> Echo:
+    """Return a function that takes lines for a person, which for None prints nothing.
+
+    Raises:
+        ConfigError: it is no function.
+    """
+    if echo is None:
+        return _silent
+    if not callable(echo):
+        raise ConfigError(f"Expected echo to be a function or None, got {shown(echo)}.")
+    return echo
+
+
+def _silent(_: str) -> None:
     """Print nothing."""
 
 

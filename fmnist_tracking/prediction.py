@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fmnist_tracking import tracking
 from fmnist_tracking.config import CLASS_NAMES, require_path
-from fmnist_tracking.console import Echo, echo_line, silent
+from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.data import class_names
 from fmnist_tracking.errors import OutputError, PictureError, printable
 from fmnist_tracking.inference import About, about, fetched_model, model_process
@@ -130,6 +130,7 @@ def predict(
         OutputError: the folder cannot be written.
         TrackingError: there is no such run, or it has no model that can be used.
     """
+    echo = lines_to(echo)
     reference, tracking_uri = located(run, tracking_uri)
     paths = _paths(pictures)
     folder = None if output_dir is None else require_path("output_dir", output_dir)
@@ -137,7 +138,7 @@ def predict(
         with tracking.open_store(tracking_uri) as store:
             trial = tracking.best_trial(store, tracking.find_run(store, reference, experiment))
             model_is = about(trial)
-            (echo or silent)(str(model_is))
+            echo(str(model_is))
             folder = folder and writable(folder)
             found = [_prepare(path) for path in paths]
             usable = [one.pixels for one in found if not isinstance(one, str)]

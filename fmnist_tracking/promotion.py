@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fmnist_tracking import tracking
-from fmnist_tracking.config import DEFAULT_MODEL_NAME, SplitConfig, require_text
+from fmnist_tracking.config import DEFAULT_MODEL_NAME, SplitConfig, require_flag, require_text
 from fmnist_tracking.errors import ConfigError, PromotionError, setting
 from fmnist_tracking.results import StoredRun, located
 from fmnist_tracking.tracking import TrackedRun, registry
@@ -71,6 +71,7 @@ def promote(
         TrackingError: there is no such run, or it has no model.
     """
     _check_name(name)
+    require_flag("force", force)
     reference, tracking_uri = located(run, tracking_uri)
     with tracking.open_store(tracking_uri, access="write") as store:
         trial = tracking.best_trial(store, tracking.find_run(store, reference, experiment))

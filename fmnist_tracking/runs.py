@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from fmnist_tracking import leaderboard, tracking
+from fmnist_tracking import interrupts, leaderboard, tracking
 from fmnist_tracking.config import Value
 from fmnist_tracking.errors import ConfigError, printable
 from fmnist_tracking.inference import fetched_model
-from fmnist_tracking.results import FINISHED, RUNNING, RunSummary, SearchResult, TrialResult
+from fmnist_tracking.results import (
+    FINISHED,
+    RUNNING,
+    RunSummary,
+    SearchResult,
+    StoredRun,
+    TrialResult,
+    located,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -98,7 +106,8 @@ class Trial:
         Raises:
             TrackingError: the trial did not finish, or its model cannot be loaded.
         """
-        from fmnist_tracking import model_worker  # and with it TensorFlow
+        with interrupts.held_back():
+            from fmnist_tracking import model_worker  # and with it TensorFlow
 
         with tracking.open_store(self.tracking_uri) as store:
             trial = tracking.find_run(store, self.run_id)
@@ -209,13 +218,15 @@ class Search:
 
     def plot_grid(self) -> "Figure":
         """Draw validation accuracy against each hyperparameter of the grid."""
-        from fmnist_tracking import plots
+        with interrupts.held_back():
+            from fmnist_tracking import plots
 
         return plots.displayed(plots.search_grid(self.result))
 
     def grid_png(self) -> bytes:
         """Return the same figure as a PNG file."""
-        from fmnist_tracking import plots
+        with interrupts.held_back():
+            from fmnist_tracking import plots
 
         return plots.png(plots.search_grid(self.result))
 
@@ -247,20 +258,24 @@ class Search:
 
 
 def load_search(
-    reference: str = "latest", *, experiment: str | None = None, tracking_uri: str | None = None
+    reference: str | StoredRun = "latest",
+    *,
+    experiment: str | None = None,
+    tracking_uri: str | None = None,
 ) -> Search:
     """Read a search and its trials from the store.
 
     Args:
         reference: the run id of a search, the beginning of one, or `latest` for the search whose
-            command was given last.
+            command was given last. Or a search, to read it again.
         experiment: name of the experiment to look in, None for all.
         tracking_uri: address of the MLflow store, None for the usual one.
 
     Raises:
-        ConfigError: the run is no search.
+        ConfigError: the reference is no run, or the run is no search.
         TrackingError: there is no such run.
     """
+    reference, tracking_uri = located(reference, tracking_uri)
     with tracking.open_store(tracking_uri, files=False) as store:
         latest = tracking.latest_search(store, experiment) if reference == "latest" else None
         run = latest or tracking.find_run(store, reference, experiment)
@@ -274,19 +289,24 @@ def load_search(
 
 
 def load_trial(
-    reference: str = "best", *, experiment: str | None = None, tracking_uri: str | None = None
+    reference: str | StoredRun = "best",
+    *,
+    experiment: str | None = None,
+    tracking_uri: str | None = None,
 ) -> Trial:
     """Read a trial from the store; of a search the best one, by validation accuracy.
 
     Args:
         reference: a run id, the beginning of one, `latest`, `best` (of the latest search),
-            `best-of-all` (of all searches on the same images) or `champion`.
+            `best-of-all` (of all searches on the same images) or `champion`. Or a search or trial.
         experiment: name of the experiment to look in, None for all.
         tracking_uri: address of the MLflow store, None for the usual one.
 
     Raises:
+        ConfigError: the reference is no run.
         TrackingError: there is no such run, or it is a search without a finished trial.
     """
+    reference, tracking_uri = located(reference, tracking_uri)
     with tracking.open_store(tracking_uri, files=False) as store:
         run = tracking.find_run(store, reference, experiment)
         return Trial(tracking.read_trial(tracking.best_trial(store, run)), store.address)

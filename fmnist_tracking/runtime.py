@@ -190,8 +190,16 @@ def load_tensorflow(threads: int | None = None, worker: int | None = None) -> No
             operation over all cores.
         worker: number of this process among those that train at once, from 0; each gets one of the
             GPUs, if there are any. None leaves all of them to this process.
+
+    Raises:
+        ConfigError: the program has switched eager execution off.
     """
     tf, found = import_tensorflow(), gpus()
+    if not tf.executing_eagerly():
+        raise ConfigError(
+            "Expected TensorFlow to execute eagerly, as it does by default, got a program that has "
+            "switched that off. Leave out tf.compat.v1.disable_eager_execution()."
+        )
     with _native_stderr_held_back():
         if threads is not None:
             tf.config.threading.set_intra_op_parallelism_threads(1)

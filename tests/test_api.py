@@ -1,8 +1,10 @@
 """The functions of the package, called as a person's own program calls them."""
 
+import contextlib
 import io
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -152,6 +154,27 @@ if __name__ == "__main__":
 """
 
 
+# Interrupted in the middle of each library's import; the same call is made again each time.
+INTERRUPTED = f"""
+import os, signal, sys, threading, time
+import fmnist_tracking as ft
+
+def interrupt(module):
+    while module not in sys.modules:
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+
+if __name__ == "__main__":
+    for module in ("mlflow.entities", "keras.src.backend"):
+        try:
+            threading.Thread(target=interrupt, args=(module,), daemon=True).start()
+            ft.search({{"filters": [4, 5]}}, **{TINY_SETTINGS})
+        except KeyboardInterrupt:
+            print("interrupted")
+    print(repr(ft.search({{"filters": [4, 5]}}, **{TINY_SETTINGS})))
+"""
+
+
 def python(
     folder: Path, cache: Path, *words: str, **variables: str
 ) -> "subprocess.CompletedProcess[str]":
@@ -270,6 +293,28 @@ def test_code_without_a_file_needs_no_guard(tmp_path: Path, cache: Path) -> None
     assert "has finished all 1 points before" in again.stderr
 
 
+def test_an_import_that_is_interrupted_can_be_made_again(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "mine.py").write_text(INTERRUPTED)
+    done = python(tmp_path, cache, "mine.py")
+    assert done.returncode == 0, done.stderr
+    *interrupted, search = done.stdout.splitlines()
+    assert interrupted == ["interrupted"] * 2
+    assert search.endswith(": 2 of 2 points finished>")
+
+
+def test_without_eager_execution_nothing_is_begun(tmp_path: Path, cache: Path) -> None:
+    code = f"""
+import tensorflow as tf
+tf.compat.v1.disable_eager_execution()
+import fmnist_tracking as ft
+ft.train(filters=4, echo=None, **{TINY_SETTINGS})
+"""
+    done = python(tmp_path, cache, "-c", code)
+    assert "ConfigError: Expected TensorFlow to execute eagerly" in done.stderr.splitlines()[-1]
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+        assert store.execute("SELECT count(*) FROM runs").fetchone() == (0,)
+
+
 def test_another_backend_of_keras_is_refused(tmp_path: Path, cache: Path) -> None:
     done = python(tmp_path, cache, "-c", SEARCH.format(guard=""), KERAS_BACKEND="jax")
     assert done.returncode == 1
@@ -323,6 +368,9 @@ def test_another_backend_of_keras_is_refused(tmp_path: Path, cache: Path) -> Non
         ({"filters": [24]}, {"experiment": "\ud800"}, ("experiment", "text")),
         ({"filters": [24]}, {"data_dir": b"/data"}, ("data_dir", "path")),
         ({"filters": [24]}, {"data_dir": 3}, ("data_dir", "path", "3")),
+        ({"filters": [24]}, {"echo": 5}, ("echo", "function", "5")),
+        ({"filters": [24]}, {"fresh": "no"}, ("fresh", "True or False", "'no'")),
+        ({"dropout": [0.0, -0.0]}, {}, ("dropout", "0 more than once")),
     ],
 )
 def test_what_cannot_be_is_told_without_options(
@@ -394,6 +442,19 @@ def test_what_is_no_run_is_told() -> None:
         ft.report("best", seed=-1)
     with pytest.raises(ConfigError, match="on_failure"):
         ft.train(on_failure="raises", echo=None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="on_start"):
+        ft.train(on_start=5, echo=None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="upgrade_store"):
+        ft.train(upgrade_store="x", echo=None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="echo"):
+        ft.predict("best", [], echo="x")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="force"):
+        ft.promote("best", force="x")  # type: ignore[arg-type]
+    for load in (ft.load_search, ft.load_trial):
+        no_runs: list[Any] = [None, 5, b"best", []]
+        for reference in no_runs:
+            with pytest.raises(ConfigError, match="name of a run"):
+                load(reference)
     with pytest.raises(ConfigError, match="dictionary"):
         ft.search("grid.yaml", echo=None)  # type: ignore[arg-type]
 
@@ -413,5 +474,8 @@ def test_the_latest_search_is_found_behind_a_training() -> None:
     search = ft.search({"filters": [4]}, echo=None, **TINY_SETTINGS)
     ft.train(filters=5, echo=None, **TINY_SETTINGS)
     assert ft.load_search().run_id == search.run_id
+    assert ft.load_search(search).run_id == search.run_id
+    assert search.best is not None
+    assert ft.load_trial(search).run_id == ft.load_trial(search.best).run_id == search.best.run_id
     (seen,) = ft.predict("best", __file__, echo=None).pictures  # one path, not its letters
     assert seen.error is not None

@@ -1,6 +1,7 @@
 import math
 import random
 import threading
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -170,6 +171,14 @@ def test_a_store_that_fails_for_good_ends_the_search(before: bool) -> None:
         for timer in timers:
             timer.cancel()
     assert len(started) == 2
+
+
+def test_warnings_that_are_errors_do_not_stop_the_search() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        explore(SPACE, lambda _: ended(TrialScore(val_accuracy=0.5, best_epoch=1)), 1, endless())
+        with pytest.raises(DeprecationWarning):
+            warnings.warn("of the program", DeprecationWarning, stacklevel=1)
 
 
 def test_many_failures_in_a_row_do_not_stop_the_search() -> None:

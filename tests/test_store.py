@@ -46,3 +46,12 @@ def test_the_password_in_an_address_is_gone_when_the_store_is_closed(
         pass
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "me"
     assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
+
+
+def test_a_path_that_is_too_long_for_sqlite_is_told_at_once(tmp_path: Path) -> None:
+    folder = tmp_path.joinpath(*("d" * 200 for _ in range(3)))
+    folder.mkdir(parents=True)
+    with pytest.raises(TrackingError, match="bytes; SQLite takes some 500"):  # noqa: SIM117
+        with open_store(f"sqlite:///{folder}/mlflow.db", access="create"):
+            pass
+    assert list(folder.iterdir()) == []

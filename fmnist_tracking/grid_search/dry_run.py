@@ -16,10 +16,11 @@ from fmnist_tracking.config import (
     SplitConfig,
     TrainingConfig,
     Value,
+    require_flag,
     require_path,
     require_text,
 )
-from fmnist_tracking.console import Echo, echo_line, silent
+from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.data import Dataset, load_dataset
 from fmnist_tracking.errors import ConfigError, SearchError
 from fmnist_tracking.grid_search.arguments import Grid, grid_and_base
@@ -119,6 +120,8 @@ def dry_run(
         DataError: the data cannot be had.
         TrackingError: the store cannot be reached.
     """
+    echo = lines_to(echo)
+    require_flag("fresh", fresh)
     space, base = grid_and_base(grid, settings, repeats)
     split = SplitConfig(protocol=protocol, seed=base.seed, limit=limit)
     if experiment is not None:
@@ -126,7 +129,7 @@ def dry_run(
     data_dir = None if data_dir is None else require_path("data_dir", data_dir)
     dataset = load_dataset(data_dir)
     if len(space) > _MANY:
-        (echo or silent)(f"Looking at {len(space):,} points; this takes a while.")
+        echo(f"Looking at {len(space):,} points; this takes a while.")
     configs = _configs(space, base)
     good = [config for config in configs if isinstance(config, TrainingConfig)]
     keys = fingerprint.of_grid(good, split, dataset.digest)

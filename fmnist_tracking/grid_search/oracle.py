@@ -1,6 +1,8 @@
 """KerasTuner: which point of the grid comes next."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
@@ -72,7 +74,8 @@ def explore(space: SearchSpace, run_trial: RunTrial, slots: int, stop: "Future[N
     running: dict[Future[TrialScore], Trial] = {}
     while True:
         while len(running) < slots:
-            trial = oracle.create_trial(f"slot-{len(oracle.trials) + 1}")
+            with _own_warnings_passed_over():
+                trial = oracle.create_trial(f"slot-{len(oracle.trials) + 1}")
             if trial.status != TrialStatus.RUNNING:
                 break
             future = run_trial(trial.hyperparameters.values)
@@ -93,14 +96,24 @@ def explore(space: SearchSpace, run_trial: RunTrial, slots: int, stop: "Future[N
 
 def _tell(oracle: GridOracle, trial: Trial, outcome: TrialScore) -> None:
     if outcome.val_accuracy is not None and not outcome.diverged:
-        oracle.update_trial(
-            trial.trial_id, {OBJECTIVE: outcome.val_accuracy}, step=outcome.best_epoch or 0
-        )
+        with _own_warnings_passed_over():
+            oracle.update_trial(
+                trial.trial_id, {OBJECTIVE: outcome.val_accuracy}, step=outcome.best_epoch or 0
+            )
         trial.status = TrialStatus.COMPLETED
     else:
         trial.status = TrialStatus.FAILED
         trial.message = DIVERGED if outcome.diverged else outcome.error
-    oracle.end_trial(trial)
+    with _own_warnings_passed_over():
+        oracle.end_trial(trial)
+
+
+@contextlib.contextmanager
+def _own_warnings_passed_over() -> Iterator[None]:
+    """Pass over KerasTuner's use of old names, which a program may have made errors."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="keras_tuner")
+        yield
 
 
 def _assert_complete(space: SearchSpace, oracle: GridOracle) -> None:

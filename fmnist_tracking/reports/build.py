@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from fmnist_tracking import tracking
 from fmnist_tracking.config import DEFAULT_SAMPLE_SEED, require_choice, require_path, require_whole
-from fmnist_tracking.console import Echo, echo_line, silent
+from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.errors import OutputError
 from fmnist_tracking.inference import About, about, fetched_model, model_process
 from fmnist_tracking.inspection import InspectionTask, ModelInspection
@@ -109,7 +109,7 @@ def report(
     """
     require_choice("part", part, get_args(Part))
     require_whole("seed", seed, minimum=0)
-    echo = echo or silent
+    echo = lines_to(echo)
     reference, tracking_uri = located(run, tracking_uri)
     data_dir = None if data_dir is None else require_path("data_dir", data_dir)
     with model_process() as ask, tracking.open_store(tracking_uri) as store:

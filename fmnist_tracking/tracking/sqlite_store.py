@@ -136,6 +136,7 @@ def make(path: Path) -> None:
     require_place_for_files(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
         new = Path(folder).resolve() / path.name
+        _require_openable(new)
         address = sqlite_uri(new)
         with without_stray_folder(address):
             MlflowClient(address).search_experiments(max_results=1)
@@ -145,6 +146,20 @@ def make(path: Path) -> None:
             (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
             if tables == 0:  # else another process was faster
                 fill(connection, new)
+
+
+def _require_openable(path: Path) -> None:
+    """Raise `TrackingError` if SQLite cannot make a file, which MLflow tries for two minutes."""
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA user_version = 0")
+    except sqlite3.Error as error:
+        length = len(os.fsencode(path))
+        known = f"Its path has {length} bytes; SQLite takes some 500. " if length > 450 else ""
+        raise TrackingError(
+            f"A MLflow store cannot be made in {path.parent.parent} ({error}). {known}"
+            f"Name another place with {setting('tracking_uri')}."
+        ) from None
 
 
 @contextlib.contextmanager

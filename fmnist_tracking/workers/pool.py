@@ -99,6 +99,8 @@ class WorkerPool:
         self.kill()
         for thread in self._threads:
             thread.join(_JOIN_SECONDS)
+        # Whoever it is reported to refers to this pool: that would keep the workers' pipes open.
+        self._on_report = None
 
     def submit(self, function: Function, *args: Any) -> Future[Any]:
         """Run `function(*args, report)` in a worker; `report` sends an object back here.
