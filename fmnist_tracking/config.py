@@ -158,7 +158,7 @@ def check_value(name: str, value: object) -> Value:
                 and limits.get("minimum", -math.inf) <= exact < (limits.get("below") or math.inf)
                 and exact > limits.get("above", -math.inf)
             ):
-                return exact + 0  # -0.0 is 0.0
+                return exact + 0  # else -0.0 would be another point than 0.0
     expected = singular(describe_range(name))
     raise ConfigError(f"Expected {name} to be {expected}, got {shown(value)}.")
 

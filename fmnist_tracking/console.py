@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable
-from typing import Any, TextIO, TypeAlias
+from typing import Any, TextIO, TypeAlias, cast
 
 from rich.console import Console
 
@@ -66,9 +66,14 @@ def lines_to(echo: object) -> Echo:
     """
     if echo is None:
         return _silent
-    if not callable(echo):
-        raise ConfigError(f"Expected echo to be a function or None, got {shown(echo)}.")
-    return echo
+    require_function("echo", echo)
+    return cast(Echo, echo)
+
+
+def require_function(name: str, value: object) -> None:
+    """Raise `ConfigError` for an argument that is neither None nor a function."""
+    if value is not None and not callable(value):
+        raise ConfigError(f"Expected {name} to be a function or None, got {shown(value)}.")
 
 
 def _silent(_: str) -> None:

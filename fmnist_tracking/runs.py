@@ -220,14 +220,12 @@ class Search:
         """Draw validation accuracy against each hyperparameter of the grid."""
         with interrupts.held_back():
             from fmnist_tracking import plots
-
         return plots.displayed(plots.search_grid(self.result))
 
     def grid_png(self) -> bytes:
         """Return the same figure as a PNG file."""
         with interrupts.held_back():
             from fmnist_tracking import plots
-
         return plots.png(plots.search_grid(self.result))
 
     def to_json(self) -> dict[str, Any]:

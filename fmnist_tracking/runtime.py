@@ -192,13 +192,14 @@ def load_tensorflow(threads: int | None = None, worker: int | None = None) -> No
             GPUs, if there are any. None leaves all of them to this process.
 
     Raises:
-        ConfigError: the program has switched eager execution off.
+        ConfigError: TensorFlow does not execute eagerly here.
     """
     tf, found = import_tensorflow(), gpus()
     if not tf.executing_eagerly():
         raise ConfigError(
-            "Expected TensorFlow to execute eagerly, as it does by default, got a program that has "
-            "switched that off. Leave out tf.compat.v1.disable_eager_execution()."
+            "Expected TensorFlow to execute eagerly, as it does by default, got a program or block "
+            "in which it does not. Call this outside of a tf.Graph, and leave out "
+            "tf.compat.v1.disable_eager_execution()."
         )
     with _native_stderr_held_back():
         if threads is not None:

@@ -69,7 +69,7 @@ def _scope_of(nodeid: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the slow ones where several run at once, so that none is left alone at the end."""
+    """Begin with the slow ones of those shared out one by one, so that none is alone at the end."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
@@ -193,7 +193,11 @@ def _made_once(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield folder, (folder / "complete").exists()
+        is_made = (folder / "complete").exists()
+        if not is_made:
+            for left in set(folder.iterdir()) - {folder / "lock"}:  # by one that failed
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield folder, is_made
         (folder / "complete").touch()
 
 

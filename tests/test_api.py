@@ -165,6 +165,7 @@ def interrupt(module):
     os.kill(os.getpid(), signal.SIGINT)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored in the background
     for module in ("mlflow.entities", "keras.src.backend"):
         try:
             threading.Thread(target=interrupt, args=(module,), daemon=True).start()

@@ -316,7 +316,7 @@ def test_artifacts_that_can_no_longer_be_kept(called: Run, tmp_path: Path, cache
     # Nothing is lost: with that put right, what was trained is kept, and not trained again.
     again = called(*train)
     assert again.returncode == 0, again.stderr
-    assert "goes on after epoch 30" in again.stderr
+    assert "was trained to epoch 30 before" in again.stderr
     assert "  loss " not in again.stderr
     (run,) = runs_of(tmp_path)
     assert run.info.status == "FINISHED"
@@ -393,7 +393,7 @@ def test_mlflow_run_goes_on_with_what_another_run_began(
     done = called(*small, MLFLOW_RUN_ID=second)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["run_id"] == second
-    assert "f4 k3 s2 goes on after epoch 30" in done.stderr
+    assert "f4 k3 s2 was trained to epoch 30 before" in done.stderr
     runs = runs_of(tmp_path, "mine")
     assert [r.info.run_id for r in children(runs, second)] == [trial.info.run_id]
     assert children(runs, first) == []

@@ -106,7 +106,7 @@ def test_an_interrupted_kernel_resumes_and_a_failure_is_told(tmp_path: Path, cac
     assert [output.ename for output in stopped.outputs if output.output_type == "error"] == [
         "KeyboardInterrupt"
     ]
-    assert "Interrupted. Run the cell again to go on." in shown(stopped)
+    assert "Interrupted. Run the cell again," in shown(stopped)
     assert left.outputs[0]["data"]["text/plain"] == "[]"  # no worker is left
     assert "('search', 'KILLED')" in shown(before)
     assert "RUNNING" not in shown(before)

@@ -242,6 +242,7 @@ def test_the_live_display_has_a_row_for_each_worker() -> None:
     assert "1 of 4 points ended, 1 reused" in summary
     assert "best so far 0.9000 (a)" in summary
     assert clock.endswith("0:00:10 gone, 0:00:40 left")  # the fourth point has yet to begin
+    assert not any("waiting" in line for line in shown.drawn[-4:])  # the last two drawings
     clock, summary = shown.drawn[-2:]
     assert clock.endswith("0:00:10 gone")
     assert "1 of 4 points ended, 1 reused" in summary

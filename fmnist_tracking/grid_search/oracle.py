@@ -57,6 +57,20 @@ class GridOracle(keras_tuner.oracles.GridSearchOracle):  # type: ignore[misc]
         """Write nothing."""
 
 
+@contextlib.contextmanager
+def _keras_tuner_warnings_ignored() -> Iterator[None]:
+    """Ignore that KerasTuner uses deprecated names, where the program makes warnings errors.
+
+    Elsewhere the filters are left alone, as all threads of the process share them.
+    """
+    if all(action != "error" for action, *_ in warnings.filters):
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="keras_tuner")
+        yield
+
+
 def explore(space: SearchSpace, run_trial: RunTrial, slots: int, stop: "Future[None]") -> None:
     """Ask for every point of a grid, have each run, and tell how it came out.
 
@@ -74,7 +88,7 @@ def explore(space: SearchSpace, run_trial: RunTrial, slots: int, stop: "Future[N
     running: dict[Future[TrialScore], Trial] = {}
     while True:
         while len(running) < slots:
-            with _own_warnings_passed_over():
+            with _keras_tuner_warnings_ignored():
                 trial = oracle.create_trial(f"slot-{len(oracle.trials) + 1}")
             if trial.status != TrialStatus.RUNNING:
                 break
@@ -94,26 +108,17 @@ def explore(space: SearchSpace, run_trial: RunTrial, slots: int, stop: "Future[N
     _assert_complete(space, oracle)
 
 
+@_keras_tuner_warnings_ignored()
 def _tell(oracle: GridOracle, trial: Trial, outcome: TrialScore) -> None:
     if outcome.val_accuracy is not None and not outcome.diverged:
-        with _own_warnings_passed_over():
-            oracle.update_trial(
-                trial.trial_id, {OBJECTIVE: outcome.val_accuracy}, step=outcome.best_epoch or 0
-            )
+        oracle.update_trial(
+            trial.trial_id, {OBJECTIVE: outcome.val_accuracy}, step=outcome.best_epoch or 0
+        )
         trial.status = TrialStatus.COMPLETED
     else:
         trial.status = TrialStatus.FAILED
         trial.message = DIVERGED if outcome.diverged else outcome.error
-    with _own_warnings_passed_over():
-        oracle.end_trial(trial)
-
-
-@contextlib.contextmanager
-def _own_warnings_passed_over() -> Iterator[None]:
-    """Pass over KerasTuner's use of old names, which a program may have made errors."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module="keras_tuner")
-        yield
+    oracle.end_trial(trial)
 
 
 def _assert_complete(space: SearchSpace, oracle: GridOracle) -> None:

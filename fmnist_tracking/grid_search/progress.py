@@ -151,8 +151,9 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over = True
-        if kind is KeyboardInterrupt and isinstance(self._live, _NotebookTable):
-            self._live.add("Interrupted. Run the cell again to go on.")
+        is_interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        if is_interrupted and isinstance(self._live, _NotebookTable):
+            self._live.add("Interrupted. Run the cell again, without fresh=True, to go on.")
         if self._live:
             with contextlib.suppress(OSError):
                 self._live.refresh()

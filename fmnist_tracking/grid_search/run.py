@@ -7,8 +7,9 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from fmnist_tracking import fingerprint, interrupts, machine, runtime, tracking
 from fmnist_tracking.config import (
@@ -20,8 +21,8 @@ from fmnist_tracking.config import (
     require_choice,
     require_flag,
 )
-from fmnist_tracking.console import Echo, echo_line, lines_to
-from fmnist_tracking.errors import ConfigError, SearchError, TrialsFailed, shown
+from fmnist_tracking.console import Echo, echo_line, lines_to, require_function
+from fmnist_tracking.errors import SearchError, TrialsFailed
 from fmnist_tracking.grid_search.arguments import Grid, checked, grid_and_base
 from fmnist_tracking.grid_search.images import cache_split
 from fmnist_tracking.grid_search.lock import checkpoint_folder, locked_folder
@@ -35,9 +36,6 @@ from fmnist_tracking.results import SearchResult, TrialScore
 from fmnist_tracking.runs import Search, Trial
 from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
 from fmnist_tracking.training import checkpoints
-
-if TYPE_CHECKING:
-    from fmnist_tracking.grid_search.scheduler import TrialScheduler
 
 OnFailure: TypeAlias = Literal["raise", "warn"]
 Found = TypeVar("Found", Search, Trial)
@@ -98,7 +96,7 @@ def search(
         SearchError: another process is working on the same search, or points have failed.
         TrackingError: the store cannot be reached.
     """
-    _require_usable(on_failure, on_start, fresh=fresh, upgrade_store=upgrade_store)
+    _check_options(on_failure, echo, on_start, fresh=fresh, upgrade_store=upgrade_store)
     space, base = grid_and_base(grid, settings, repeats)
     split = SplitConfig(protocol=protocol, seed=base.seed, limit=limit)
     points = space.points(base)
@@ -128,7 +126,9 @@ def search(
             return _judged(Search(plan.before, resources.store.address), on_failure)
         missing = [trial.config for trial in plan.trials if trial.finished is None]
         require_room(missing, split, workers)
-        scheduler_type = _load(resources)
+        _load(resources)
+        from fmnist_tracking.grid_search.scheduler import TrialScheduler
+
         progress = Progress(points, [trial.name for trial in plan.trials], slots, quiet=quiet)
         with Recording(resources, plan.folder, progress.echo) as recording:
             recording.run_id = _start_search(resources, space, base, plan, fresh=fresh)
@@ -137,7 +137,7 @@ def search(
             if on_start is not None:
                 on_start()
             with (
-                scheduler_type(
+                TrialScheduler(
                     resources,
                     recording,
                     show=progress,
@@ -177,7 +177,7 @@ def train(
     Raises:
         SearchError: the training failed; its run holds the traceback. For others, see `search`.
     """
-    _require_usable(on_failure, on_start, fresh=fresh, upgrade_store=upgrade_store)
+    _check_options(on_failure, echo, on_start, fresh=fresh, upgrade_store=upgrade_store)
     config = TrainingConfig(**checked(settings))
     split = SplitConfig(protocol=protocol, seed=config.seed, limit=limit)
     require_room_at_once([config], split, 1, fresh=fresh, tracking_uri=tracking_uri)
@@ -208,13 +208,15 @@ def train(
                 reused = dataclasses.replace(trial.finished, reused=True)
                 return _judged(Trial(reused, store.address), on_failure)
             require_room([config], split, 1)
-            scheduler_type = _load(resources)
+            _load(resources)
+            from fmnist_tracking.grid_search.scheduler import TrialScheduler
+
             progress = Progress([config], [trial.name], quiet=quiet)
             with Recording(resources, folder, progress.echo) as recording:
                 if on_start is not None:
                     on_start()
                 with (
-                    scheduler_type(
+                    TrialScheduler(
                         resources, recording, show=progress, echo=progress.echo, parent=None
                     ) as scheduler,
                     progress,
@@ -229,24 +231,24 @@ def train(
             return _judged(Trial(tracking.read_trial(run), store.address), on_failure)
 
 
-def _require_usable(on_failure: object, on_start: object, **flags: object) -> None:
+def _check_options(on_failure: object, echo: object, on_start: object, **flags: object) -> None:
     require_choice("on_failure", on_failure, get_args(OnFailure))
-    if not (on_start is None or callable(on_start)):
-        raise ConfigError(f"Expected on_start to be a function or None, got {shown(on_start)}.")
+    require_function("echo", echo)
+    require_function("on_start", on_start)
     for name, value in flags.items():
         require_flag(name, value)
 
 
-def _load(resources: Resources) -> "type[TrialScheduler]":
-    """Load what trials need, the images for the workers first; return what hands them out."""
+def _load(resources: Resources) -> None:
+    """Load what trials need, the images for the workers first."""
     cache_split(resources.dataset, resources.split)
     with interrupts.held_back():
         runtime.load_tensorflow()
-        from fmnist_tracking.grid_search import oracle, scheduler  # noqa: F401 (see `_explore`)
+        for module in ("grid_search.scheduler", "grid_search.oracle"):  # found whole from now on
+            import_module(f"fmnist_tracking.{module}")
         from fmnist_tracking.networks import coursework
 
     coursework.require_float32()
-    return scheduler.TrialScheduler
 
 
 def _start_search(

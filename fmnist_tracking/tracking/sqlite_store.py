@@ -25,6 +25,8 @@ from fmnist_tracking.tracking.locations import (
 Access = Literal["read", "write", "create"]
 # How long to wait for another process's lock.
 _LOCKED_SECONDS = 20
+# Bytes: SQLite's 512, less 8 for what it appends to the names of its own files.
+_LONGEST_PATH = 504
 # SQLite's message for a file, opened read-only, whose writer was killed halfway.
 _HALF_WRITTEN = "readonly database"
 
@@ -136,7 +138,7 @@ def make(path: Path) -> None:
     require_place_for_files(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".mlflow-") as folder:
         new = Path(folder).resolve() / path.name
-        _require_openable(new)
+        _require_openable(new, path)
         address = sqlite_uri(new)
         with without_stray_folder(address):
             MlflowClient(address).search_experiments(max_results=1)
@@ -148,17 +150,18 @@ def make(path: Path) -> None:
                 fill(connection, new)
 
 
-def _require_openable(path: Path) -> None:
-    """Raise `TrackingError` if SQLite cannot make a file, which MLflow tries for two minutes."""
+def _require_openable(new: Path, path: Path) -> None:
+    """Raise `TrackingError` if SQLite cannot make a file for a store: MLflow tries for minutes."""
     try:
-        with contextlib.closing(sqlite3.connect(path)) as connection:
+        with contextlib.closing(sqlite3.connect(new)) as connection:
             connection.execute("PRAGMA user_version = 0")
     except sqlite3.Error as error:
-        length = len(os.fsencode(path))
-        known = f"Its path has {length} bytes; SQLite takes some 500. " if length > 450 else ""
+        length = len(os.fsencode(new))
+        way_out = f"Name another place with {setting('tracking_uri')}."
+        if length > _LONGEST_PATH:
+            way_out = f"SQLite takes paths of {_LONGEST_PATH} bytes, not of {length}. {way_out}"
         raise TrackingError(
-            f"A MLflow store cannot be made in {path.parent.parent} ({error}). {known}"
-            f"Name another place with {setting('tracking_uri')}."
+            f"The MLflow store {path} cannot be made ({error}). {way_out}"
         ) from None
 
 

@@ -50,7 +50,7 @@ def require_startable() -> None:
         if not _is_guarded(Path(file), line):
             raise ConfigError(
                 f"Expected the script {file} to make this call in a block that begins "
-                'with `if __name__ == "__main__":`, got one outside of such, in line '
+                'with `if __name__ == "__main__":`, got a call outside of one, in line '
                 f"{line}. Workers import the script, and would run that line again."
             )
 

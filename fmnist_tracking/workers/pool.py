@@ -99,7 +99,8 @@ class WorkerPool:
         self.kill()
         for thread in self._threads:
             thread.join(_JOIN_SECONDS)
-        # Whoever it is reported to refers to this pool: that would keep the workers' pipes open.
+        # What is reported to and this pool refer to each other: the workers' pipes would stay open
+        # until garbage is collected.
         self._on_report = None
 
     def submit(self, function: Function, *args: Any) -> Future[Any]:
@@ -164,10 +165,11 @@ class WorkerPool:
             self._pass_on(number, report)
 
     def _pass_on(self, number: int, report: Any) -> None:
-        if self._on_report is None:
+        on_report = self._on_report
+        if on_report is None:
             return
         try:
-            self._on_report(number, report)
+            on_report(number, report)
         except (Exception, SystemExit):
             # Reports are read on all the same: a worker whose pipe is full waits.
             _log.exception("Reports of workers are no longer taken in")
