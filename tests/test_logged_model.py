@@ -1,5 +1,6 @@
 """A logged model, opened by others: plain Keras of several versions, and MLflow's flavours."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -62,7 +63,13 @@ def test_every_flavour_of_mlflow_opens_it(logged: Logged, flavour: str) -> None:
 
 def in_fresh_environment(name: str, *requirements: str) -> Path:
     """The Python of an environment that holds these alone, made if it is not there."""
-    folder = ENVIRONMENTS / name
+    ENVIRONMENTS.mkdir(exist_ok=True)
+    with (ENVIRONMENTS / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # processes that run tests at once share it
+        return _install(ENVIRONMENTS / name, requirements)
+
+
+def _install(folder: Path, requirements: tuple[str, ...]) -> Path:
     python, done = folder / "bin" / "python", folder / "installed"
     wanted = "\n".join(requirements)
     if done.exists() and done.read_text() == wanted:
@@ -79,7 +86,7 @@ def in_fresh_environment(name: str, *requirements: str) -> Path:
     if installed.returncode != 0:
         unreachable = "error sending request" in installed.stderr.lower()
         if unreachable and not os.environ.get("CI"):
-            pytest.skip(f"no package index answers, so {name} cannot be installed")
+            pytest.skip(f"no package index answers, so {folder.name} cannot be installed")
         pytest.fail(installed.stderr)
     done.write_text(wanted)
     return python

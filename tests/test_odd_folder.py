@@ -71,7 +71,10 @@ def test_the_whole_way_in_a_folder_with_an_odd_name(
     folder.mkdir()
     for name in ("fmnist_tracking", "MLproject", "conda.yaml"):
         source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+        if source.is_dir():  # without what other processes compile meanwhile
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
     Image.fromarray(dataset.test_images[0]).save(folder / "boot.png")
     call = caller(folder, cache)
     searched = call("fmnist_tracking", "search", *GRID, "--kernel-sizes", "3", "--json")
