@@ -121,7 +121,7 @@ def predict(
         run: a search, a trial, or the name of one: a run id, its beginning, `latest` or `best`.
         pictures: their paths, or the path of one.
         output_dir: where to write the 28x28 pictures that the model sees, None for nowhere.
-        experiment: name of the experiment to look in, None for all.
+        experiment: name of the experiment to look in, None for the one in use.
         tracking_uri: of the MLflow store, None for the usual one.
         echo: called with a line for a person to read, which says what the model is.
 

@@ -62,7 +62,7 @@ def promote(
         run: a search, a trial, or the name of one: a run id, its beginning, `latest` or `best`.
         name: of the registered model, made if there is none.
         force: promote it even if it is worse than the champion, or cannot be compared with it.
-        experiment: name of the experiment to look in, None for all.
+        experiment: name of the experiment to look in, None for the one in use.
         tracking_uri: of the MLflow store, None for the usual one.
 
     Raises:

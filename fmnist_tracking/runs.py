@@ -266,7 +266,7 @@ def load_search(
     Args:
         reference: the run id of a search, the beginning of one, or `latest` for the search whose
             command was given last. Or a search, to read it again.
-        experiment: name of the experiment to look in, None for all.
+        experiment: name of the experiment to look in, None for the one in use.
         tracking_uri: address of the MLflow store, None for the usual one.
 
     Raises:
@@ -275,8 +275,7 @@ def load_search(
     """
     reference, tracking_uri = located(reference, tracking_uri)
     with tracking.open_store(tracking_uri, files=False) as store:
-        latest = tracking.latest_search(store, experiment) if reference == "latest" else None
-        run = latest or tracking.find_run(store, reference, experiment)
+        run = tracking.find_run(store, reference, experiment, latest=["search"])
         if run.role != "search":
             kind = "single training" if run.role == "train" else "trial"
             raise ConfigError(
@@ -297,7 +296,7 @@ def load_trial(
     Args:
         reference: a run id, the beginning of one, `latest`, `best` (of the latest search),
             `best-of-all` (of all searches on the same images) or `champion`. Or a search or trial.
-        experiment: name of the experiment to look in, None for all.
+        experiment: name of the experiment to look in, None for the one in use.
         tracking_uri: address of the MLflow store, None for the usual one.
 
     Raises:
@@ -313,10 +312,10 @@ def load_trial(
 def list_runs(
     *, experiment: str | None = None, tracking_uri: str | None = None
 ) -> list[RunSummary]:
-    """Return every search and single training, that whose command was given last first.
+    """Return the searches and single trainings, that whose command was given last first.
 
     Args:
-        experiment: name of the experiment to look in, None for all.
+        experiment: name of the experiment to look in, None for the one in use.
         tracking_uri: address of the MLflow store, None for the usual one.
 
     Raises:
@@ -332,7 +331,7 @@ def repair_runs(
     """Close, as KILLED, the open runs whose process is gone.
 
     Args:
-        experiment: name of the experiment to look in, None for all.
+        experiment: name of the experiment to look in, None for the one in use.
         tracking_uri: address of the MLflow store, None for the usual one.
 
     Returns:
@@ -342,4 +341,4 @@ def repair_runs(
         TrackingError: there is no such experiment, or the store cannot be reached.
     """
     with tracking.open_store(tracking_uri, access="write", files=False) as store:
-        return tracking.close_orphans(store, tracking.experiment_ids(store, experiment))
+        return tracking.close_orphans(store, tracking.experiment_in_use(store, experiment))

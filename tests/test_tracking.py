@@ -593,12 +593,12 @@ def test_the_experiment_that_the_environment_names_is_used(
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", mine)
     assert tracking.choose_experiment(store, None) == mine
     assert tracking.choose_experiment(store, "mine") == mine
-    assert tracking.experiment_ids(store, None) == {mine: "mine"}
+    assert tracking.experiment_in_use(store, None) == {mine: "mine"}
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
     assert tracking.existing_experiment(store, None) == mine
     for named, by_name in (("other", "mine"), (None, "other"), ("mine", "other")):
         monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", by_name)
-        for look in (tracking.choose_experiment, tracking.experiment_ids):
+        for look in (tracking.choose_experiment, tracking.experiment_in_use):
             with pytest.raises(ConfigError, match="given in ways that differ"):
                 look(store, named)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")

@@ -201,7 +201,7 @@ IN_EXPERIMENT = typer.Option(
     "--experiment",
     metavar="NAME",
     help="MLflow experiment to look in. Default: MLFLOW_EXPERIMENT_NAME or "
-    "MLFLOW_EXPERIMENT_ID, else all of them.",
+    f"MLFLOW_EXPERIMENT_ID, else {DEFAULT_EXPERIMENT}. A run id is found in any.",
     rich_help_panel="Tracking",
 )
 TRACKING_URI = typer.Option(

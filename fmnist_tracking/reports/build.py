@@ -97,7 +97,7 @@ def report(
         output_dir: where the files go, by default reports/ and the run's first 8 characters, and
             validation/ for a part.
         seed: of the choice of sample images.
-        experiment: name of the experiment to look in, None for all.
+        experiment: name of the experiment to look in, None for the one in use.
         tracking_uri: of the MLflow store, None for the usual one.
         data_dir: where the data is, None for the usual places.
         echo: called with a line for a person to read, which says what the model is.

@@ -6,7 +6,7 @@ from fmnist_tracking.tracking.experiments import (
     adoptable_run,
     choose_experiment,
     existing_experiment,
-    experiment_ids,
+    experiment_in_use,
 )
 from fmnist_tracking.tracking.find import best_trial, find_run, latest_search, list_runs
 from fmnist_tracking.tracking.leases import BEAT_SECONDS
@@ -86,7 +86,7 @@ __all__ = [
     "close_own",
     "download_model",
     "existing_experiment",
-    "experiment_ids",
+    "experiment_in_use",
     "fail_trial",
     "find_active",
     "find_resume_state",

@@ -11,7 +11,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.redact import without_user
 from fmnist_tracking.tracking import locations, migrations
-from fmnist_tracking.tracking.experiments import experiment_ids, name_in_use
+from fmnist_tracking.tracking.experiments import all_experiments, name_in_use
 from fmnist_tracking.tracking.resume import live_runs
 from fmnist_tracking.tracking.sqlite_store import require_usable
 from fmnist_tracking.tracking.store import Store
@@ -31,7 +31,7 @@ def relocate(store: Store) -> int:
             "it knows where its files are."
         )
     require_usable(path, "write")
-    live = live_runs(store, experiment_ids(store, None))
+    live = live_runs(store, all_experiments(store))
     if live:
         raise TrackingError(migrations.run_in_progress(live[0]))
     return locations.relocate(path, store.moved_from, path.parent)

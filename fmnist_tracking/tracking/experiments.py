@@ -108,24 +108,35 @@ def existing_experiment(store: Store, name: str | None, adopted: str | None = No
     return str(found.experiment_id)
 
 
-def experiment_ids(store: Store, name: str | None) -> dict[str, str]:
-    """Return the experiments to search, the named one or all: their names by id.
+def experiment_in_use(store: Store, name: str | None) -> dict[str, str]:
+    """Return the experiment to look in: its name by its id, empty if it does not exist yet.
+
+    It is the named one, else that of MLflow's variables, else the default one. Under `mlflow run`,
+    it is the one of the run that it made, unless another is named.
 
     Raises:
         ConfigError: two ways to name the experiment contradict each other.
-        TrackingError: there is no experiment of that name, or it was deleted.
+        TrackingError: there is no experiment of the name given, or it was deleted.
     """
-    name = _given(store, name)
-    if name is not None:
-        found = store.client.get_experiment_by_name(name)
-        if found is not None:
-            require_active(found)
-            return {found.experiment_id: found.name}
-        known = [e.name for e in store.client.search_experiments(max_results=_NAMES_SHOWN)]
-        raise TrackingError(
-            f"There is no experiment {name!r} in this store. It has: "
-            f"{', '.join(sorted(known))}{', …' if len(known) == _NAMES_SHOWN else '.'}"
-        )
+    given = _given(store, name)
+    experiment_id = os.environ.get(_ID)
+    if given is None and experiment_id:
+        given = _by_id(store, experiment_id).name
+    found = store.client.get_experiment_by_name(given or DEFAULT_EXPERIMENT)
+    if found is not None:
+        require_active(found)
+        return {found.experiment_id: found.name}
+    if given is None:
+        return {}
+    known = [e.name for e in store.client.search_experiments(max_results=_NAMES_SHOWN)]
+    raise TrackingError(
+        f"There is no experiment {given!r} in this store. It has: "
+        f"{', '.join(sorted(known))}{', …' if len(known) == _NAMES_SHOWN else '.'}"
+    )
+
+
+def all_experiments(store: Store) -> dict[str, str]:
+    """Return all experiments of the store, whoever made them: their names by id."""
     every: list[Experiment] = get_results_from_paginated_fn(  # type: ignore[no-untyped-call]
         lambda count, token: store.client.search_experiments(max_results=count, page_token=token),
         PAGE,
@@ -145,7 +156,7 @@ def _ways(store: Store, name: str | None) -> dict[str, str]:
         require_text("experiment", name)
     ways = {_OPTION: name, _NAME: os.environ.get(_NAME)}
     experiment_id = os.environ.get(_ID)
-    # Under `mlflow run` it is the experiment of the new run, which need not hold the searches.
+    # Under `mlflow run` it is the experiment of the new run: a person may name another to look in.
     if experiment_id and not os.environ.get(_RUN):
         ways[_ID] = _by_id(store, experiment_id).name
     return {way: given for way, given in ways.items() if given}

@@ -2,18 +2,27 @@
 
 import contextlib
 import dataclasses
+import itertools
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from mlflow.entities import Run, ViewType
 
-from fmnist_tracking.config import COURSEWORK_GRID, DEFAULT_MODEL_NAME, FIELDS, SplitConfig, Value
-from fmnist_tracking.errors import TrackingError, setting
+from fmnist_tracking.config import (
+    COURSEWORK_GRID,
+    DEFAULT_EXPERIMENT,
+    DEFAULT_MODEL_NAME,
+    FIELDS,
+    SplitConfig,
+    Value,
+)
+from fmnist_tracking.errors import TrackingError, printable, setting, shown
 from fmnist_tracking.leaderboard import best
 from fmnist_tracking.results import FINISHED, RUNNING, RunSummary
 from fmnist_tracking.tracking import schema
-from fmnist_tracking.tracking.experiments import experiment_ids
+from fmnist_tracking.tracking.experiments import all_experiments, experiment_in_use
 from fmnist_tracking.tracking.queries import (
     IS_FINISHED,
     LATEST_ASKED_FIRST,
@@ -36,7 +45,11 @@ from fmnist_tracking.tracking.records import (
 from fmnist_tracking.tracking.registry import champion_run
 from fmnist_tracking.tracking.store import Store
 
+_log = logging.getLogger(__name__)
+
 BEST_OF_ALL = "best-of-all"
+_WORDS = ("latest", "best", BEST_OF_ALL, schema.CHAMPION)
+_ROLE_NAMES = {schema.SEARCH: "search", schema.TRIAL: "trial", schema.TRAIN: "training"}
 # Page size of a query for the newest run that can be read.
 _AT_ONCE = 10
 _RUN_ID = re.compile(r"[0-9a-f]{4,32}")
@@ -44,50 +57,84 @@ _RUN_ID = re.compile(r"[0-9a-f]{4,32}")
 _VARIED = {name for name, values in COURSEWORK_GRID.items() if len(values) > 1}
 
 
-def find_run(store: Store, reference: str, experiment: str | None = None) -> TrackedRun:
-    """Find the run that a reference stands for, in the named experiment or in all.
+def find_run(
+    store: Store,
+    reference: str,
+    experiment: str | None = None,
+    *,
+    latest: Sequence[str] = (schema.SEARCH, schema.TRAIN),
+) -> TrackedRun:
+    """Find the run that a reference stands for.
 
     The reference is a run id or its beginning; `latest` for the newest search or single training;
     `best` for the best trial of the newest search; `best-of-all` for the best trial of all
     searches on the same images; `champion` or `NAME@champion` for the trial behind the version in
-    use of a registered model.
+    use of a registered model. Words look in the experiment in use alone, as others may have runs in
+    the store; the experiment that they found is logged. An id is looked for in all experiments,
+    unless one is named; what several ids begin with means that in the experiment in use. `latest`
+    lists the roles that the word may stand for.
 
     Raises:
         TrackingError: no run or more than one matches, or the run is not of this project.
     """
-    experiments = experiment_ids(store, experiment)
-    if reference == schema.CHAMPION or reference.endswith(f"@{schema.CHAMPION}"):
-        return champion_run(store, reference.rpartition("@")[0] or DEFAULT_MODEL_NAME)
-    if reference == BEST_OF_ALL:
-        return _best_of_all(store, experiments, experiment)
-    if reference in ("latest", "best"):
-        roles = [schema.SEARCH, schema.TRAIN] if reference == "latest" else [schema.SEARCH]
-        found = _newest(store, experiments, roles)
-        if found is None:
-            raise TrackingError(_nothing_yet(experiment))
-        return best_trial(store, found) if reference == "best" else found
+    if reference in _WORDS or reference.endswith(f"@{schema.CHAMPION}"):
+        in_use = experiment_in_use(store, experiment)
+        found = _by_word(store, reference, in_use, latest)
+        name = store.client.get_experiment(found.experiment_id).name
+        _log.info("%s: the %s %s in the experiment %s", reference, _ROLE_NAMES[found.role],
+                  found.run_id[:8], printable(name))  # fmt: skip
+        return found
     if not _RUN_ID.fullmatch(reference):
         raise TrackingError(
             "Expected a run id, its first 4 or more characters, `latest`, `best`, "
             f"`{BEST_OF_ALL}` or `{schema.CHAMPION}`, got {reference!r}. `fmnist-track runs` lists "
             "the ids."
         )
+    return _by_id(store, reference, experiment)
+
+
+def _by_word(
+    store: Store, word: str, in_use: Mapping[str, str], latest: Sequence[str]
+) -> TrackedRun:
+    if word == schema.CHAMPION or word.endswith(f"@{schema.CHAMPION}"):
+        found = champion_run(store, word.rpartition("@")[0] or DEFAULT_MODEL_NAME)
+        if word == schema.CHAMPION and found.experiment_id not in in_use:
+            raise TrackingError(
+                f"The champion of the registered model {DEFAULT_MODEL_NAME!r} is a trial of "
+                f"another experiment than {_name(in_use)!r}, which may be another person's. Name "
+                f"it `{DEFAULT_MODEL_NAME}@{schema.CHAMPION}`, or by its run id "
+                f"{found.run_id[:8]}, if it is meant."
+            )
+        return found
+    if word == BEST_OF_ALL:
+        return _best_of_all(store, in_use)
+    newest = _newest(store, in_use, [schema.SEARCH] if word == "best" else latest)
+    if newest is None:
+        raise TrackingError(_nothing_yet(store, in_use))
+    return best_trial(store, newest) if word == "best" else newest
+
+
+def _by_id(store: Store, reference: str, experiment: str | None) -> TrackedRun:
+    everywhere = experiment_in_use(store, experiment) if experiment else all_experiments(store)
     filter_string = f"attributes.run_id LIKE '{reference}%'"
-    matches = list(iterate_runs(store, experiments, filter_string))
+    matches = list(iterate_runs(store, everywhere, filter_string))
     if not matches:
-        deleted = store.client.search_runs(
-            list(experiments), filter_string, ViewType.DELETED_ONLY, max_results=1
-        )
-        if deleted:
-            run_id = deleted[0].info.run_id
+        gone = iterate_runs(store, everywhere, filter_string, at_once=1, view=ViewType.DELETED_ONLY)
+        deleted = next(gone, None)
+        if deleted is not None:
+            run_id = deleted.info.run_id
             raise TrackingError(
                 f"The run {run_id[:8]} was deleted. Restore it with `mlflow runs restore --run-id "
                 f"{run_id}`, or choose another; `fmnist-track runs` lists the ids."
             )
+        where = f"in the experiment {experiment!r}" if experiment else "in this store"
         raise TrackingError(
-            f"There is no run {reference} {_where(experiment)}. `fmnist-track runs` lists the "
+            f"There is no run {reference} {where}. `fmnist-track runs` lists the "
             f"ids; {setting('tracking_uri')} names another store."
         )
+    if len(matches) > 1:
+        in_use = experiment_in_use(store, experiment)
+        matches = [run for run in matches if run.info.experiment_id in in_use] or matches
     if len(matches) > 1:
         raise TrackingError(
             f"{reference} is the beginning of {len(matches)} run ids: "
@@ -96,18 +143,16 @@ def find_run(store: Store, reference: str, experiment: str | None = None) -> Tra
     return as_tracked(matches[0])
 
 
-def _best_of_all(
-    store: Store, experiments: Mapping[str, str], experiment: str | None
-) -> TrackedRun:
+def _best_of_all(store: Store, in_use: Mapping[str, str]) -> TrackedRun:
     """Return the best trial of all searches that were validated on the same images.
 
     Of the searches with the most images, the newest decides which images those are: accuracies on
     different images cannot be compared.
     """
-    found = iterate_runs(store, experiments, _role_filter([schema.SEARCH]))
+    found = iterate_runs(store, in_use, _role_filter([schema.SEARCH]))
     searches = list(readable(store, found, as_readable))
     if not searches:
-        raise TrackingError(_nothing_yet(experiment))
+        raise TrackingError(_nothing_yet(store, in_use))
 
     def images(search: TrackedRun) -> tuple[str, SplitConfig]:
         return search.data_sha256, search.split
@@ -124,7 +169,7 @@ def _best_of_all(
 
 def latest_search(store: Store, experiment: str | None = None) -> TrackedRun | None:
     """Return the search whose command was given last, None if there is none."""
-    return _newest(store, experiment_ids(store, experiment), [schema.SEARCH])
+    return _newest(store, experiment_in_use(store, experiment), [schema.SEARCH])
 
 
 def _newest(store: Store, experiments: Iterable[str], roles: Sequence[str]) -> TrackedRun | None:
@@ -155,12 +200,12 @@ def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
 
 
 def list_runs(store: Store, experiment: str | None = None) -> list[RunSummary]:
-    """List all searches and single trainings, the one whose command was given last first.
+    """List the searches and single trainings of an experiment, that asked for last first.
 
     Raises:
         TrackingError: there is no such experiment, or it has no runs.
     """
-    experiments = experiment_ids(store, experiment)
+    experiments = experiment_in_use(store, experiment)
     filter_string = _role_filter([schema.SEARCH, schema.TRAIN])
     is_live = liveness(store)
 
@@ -170,7 +215,7 @@ def list_runs(store: Store, experiment: str | None = None) -> list[RunSummary]:
     runs = iterate_runs(store, experiments, filter_string, order=LATEST_ASKED_FIRST)
     found = list(readable(store, runs, read))
     if not found and not store.left_out:
-        raise TrackingError(_nothing_yet(experiment))
+        raise TrackingError(_nothing_yet(store, experiments))
     return found
 
 
@@ -263,9 +308,18 @@ def _role_filter(roles: Sequence[str]) -> str:
     return f"tags.`{schema.ROLE}` LIKE '%' AND tags.`{schema.ROLE}` != '{schema.TRIAL}'"
 
 
-def _where(experiment: str | None) -> str:
-    return "in this store" if experiment is None else f"in the experiment {experiment!r}"
+def _nothing_yet(store: Store, in_use: Mapping[str, str]) -> str:
+    all_ids = all_experiments(store)
+    others = {key: name for key, name in all_ids.items() if key not in in_use}
+    runs = iterate_runs(store, others, _role_filter([schema.SEARCH]), at_once=_AT_ONCE)
+    some = {all_ids[run.info.experiment_id] for run in itertools.islice(runs, _AT_ONCE)}
+    listed = ", ".join(shown(name) for name in sorted(some))
+    elsewhere = f" Those of {listed} are shown with {setting('experiment')}." if some else ""
+    return (
+        f"There is no search in the experiment {_name(in_use)!r} yet. Run `fmnist-track search` "
+        f"first.{elsewhere}"
+    )
 
 
-def _nothing_yet(experiment: str | None) -> str:
-    return f"There is no search {_where(experiment)} yet. Run `fmnist-track search` first."
+def _name(in_use: Mapping[str, str]) -> str:
+    return next(iter(in_use.values()), DEFAULT_EXPERIMENT)

@@ -188,10 +188,12 @@ def require_place_for_files(database: Path) -> None:
 
 
 def local_path(address: str) -> Path | None:
-    """Return the folder that an artifact address names, None if it is not on this machine."""
-    if address.startswith("file:"):
-        return Path(unquote(urlsplit(address).path))
-    return Path(address) if address.startswith("/") else None
+    """Return the folder that an artifact address names, None if it names none on this machine."""
+    try:
+        path = unquote(urlsplit(address).path) if address.startswith("file:") else address
+    except ValueError:  # not an address at all, such as file://[
+        return None
+    return Path(path) if path.startswith("/") and "\0" not in path else None
 
 
 def elsewhere(

@@ -1,25 +1,33 @@
 """Finding runs by a filter, by id or by parent, and telling live runs from dead ones."""
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     INVALID_PARAMETER_VALUE,
     RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
+from mlflow.store.entities.paged_list import PagedList
 from mlflow.utils.search_utils import SearchUtils
 
+from fmnist_tracking.errors import first_line
 from fmnist_tracking.results import FINISHED, RUNNING
 from fmnist_tracking.tracking import schema
+from fmnist_tracking.tracking.error_messages import is_passing, is_unauthorized
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.store import Store
 
 # MLflow's upper limit for a page of some queries.
 PAGE = 1000
 _IDS_AT_ONCE = 200
+# A place in a list of runs that no store has.
+_BEYOND_ALL = 2**53
 # Filters and orders in MLflow's syntax.
 IS_FINISHED = f"attributes.status = '{FINISHED}'"
 NEWEST_FIRST = ("attributes.start_time DESC",)
@@ -38,18 +46,56 @@ def iterate_runs(
     filter_string: str,
     at_once: int = PAGE,
     order: Sequence[str] = NEWEST_FIRST,
+    view: int = ViewType.ACTIVE_ONLY,
 ) -> Iterator[Run]:
-    """Iterate over all runs of some experiments that match a filter, in pages of `at_once`."""
-    ids = list(experiments)
-    token = None
-    while ids:
-        page = store.client.search_runs(
-            ids, filter_string, max_results=at_once, order_by=list(order), page_token=token
-        )
+    """Iterate over all runs of some experiments that match a filter, in pages of `at_once`.
+
+    Runs that MLflow itself cannot read, such as one without a user, are left out.
+    """
+    ids, token = list(experiments), None
+    search = partial(
+        store.client.search_runs, ids, filter_string, run_view_type=view, order_by=list(order)
+    )
+    for start in itertools.count(0, at_once):
+        if not ids:
+            return
+        page, token = _page(store, search, start, at_once, token)
         yield from page
-        token = page.token
         if not token:
             return
+
+
+def _page(
+    store: Store, search: Callable[..., PagedList[Run]], start: int, count: int, token: Any
+) -> tuple[Iterable[Run], Any]:
+    """Return a page of runs without those that cannot be read, and the token of the next page."""
+    try:
+        page = search(max_results=count, page_token=token)
+        return page, page.token
+    except MlflowException:
+        search(max_results=1, page_token=_token(_BEYOND_ALL))  # raises if the query is at fault
+        return _halved(store, search, start, count), _token(start + count)
+
+
+def _halved(
+    store: Store, search: Callable[..., PagedList[Run]], start: int, count: int
+) -> Iterator[Run]:
+    """Iterate over a page of which a run cannot be read, by halves, and leave that run out."""
+    try:
+        page = search(max_results=count, page_token=_token(start))
+    except MlflowException as error:
+        if count == 1:
+            store.left_out[f"no. {start + 1}"] = f"MLflow cannot read it: {first_line(error)}"
+            return
+        half = count // 2
+        yield from _halved(store, search, start, half)
+        yield from _halved(store, search, start + half, count - half)
+    else:
+        yield from page
+
+
+def _token(offset: int) -> Any:
+    return None if offset == 0 else SearchUtils.create_page_token(offset)  # type: ignore[no-untyped-call]
 
 
 def runs_by_id(
@@ -83,18 +129,18 @@ def _by_id(ids: Sequence[str], condition: str) -> Iterator[tuple[str, int]]:
         yield f"attributes.run_id IN ({listed}) AND {condition}", len(some)
 
 
+def has_any(store: Store, experiment_id: str, filter_string: str) -> bool:
+    """Return whether a run matches a filter."""
+    return any(True for _ in iterate_runs(store, [experiment_id], filter_string, at_once=1))
+
+
 def has_exactly(store: Store, experiment_id: str, filter_string: str, count: int) -> bool:
     """Return whether exactly this many runs match a filter, by asking only for the last one."""
     if count == 0:
-        return not store.client.search_runs([experiment_id], filter_string, max_results=1)
-    before_last = SearchUtils.create_page_token(count - 1)  # type: ignore[no-untyped-call]
-    found = store.client.search_runs(
-        [experiment_id],
-        filter_string,
-        max_results=2,
-        page_token=before_last if count > 1 else None,
-    )
-    return len(found) == 1
+        return not has_any(store, experiment_id, filter_string)
+    search = partial(store.client.search_runs, [experiment_id], filter_string)
+    found, _ = _page(store, search, count - 1, 2, _token(count - 1))
+    return len(list(found)) == 1
 
 
 def find_children(store: Store, experiment_id: str, parent: str) -> Iterator[Run]:
@@ -115,12 +161,15 @@ def is_absent(error: MlflowException) -> bool:
 
 
 def find_any(store: Store, run_id: str) -> Run | None:
-    """Return the run with an id, deleted or not; None if the store has none."""
+    """Return the run with an id, deleted or not; None if the store has none that can be read."""
     try:
         return store.client.get_run(run_id)
     except MlflowException as error:
-        if not is_absent(error):
+        if is_absent(error):
+            return None
+        if is_passing(error) or is_unauthorized(error):
             raise
+        store.left_out[run_id] = f"MLflow cannot read it: {first_line(error)}"
         return None
 
 

@@ -1,6 +1,7 @@
 """What the store has of an interrupted search, and the runs whose process is gone."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +13,13 @@ from fmnist_tracking.errors import SearchError
 from fmnist_tracking.results import FINISHED, RUNNING, TrialResult
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.leases import Lease
-from fmnist_tracking.tracking.queries import IS_FINISHED, find_children, iterate_runs, liveness
+from fmnist_tracking.tracking.queries import (
+    IS_FINISHED,
+    find_children,
+    has_any,
+    iterate_runs,
+    liveness,
+)
 from fmnist_tracking.tracking.records import TrackedRun, as_readable, readable, trial_result
 from fmnist_tracking.tracking.store import Store
 
@@ -22,6 +29,7 @@ _FEW = 100
 _LONGEST_SECONDS = 3e8
 _OPEN = f"attributes.status = '{RUNNING}' AND tags.`{schema.ROLE}` LIKE '%'"
 _AND_FINISHED = f" AND {IS_FINISHED}"
+_ANY_FINISHED = f"tags.`{schema.POINT}` LIKE '%'{_AND_FINISHED}"
 EPOCH_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds")
 
 
@@ -114,7 +122,7 @@ def find_resume_state(
                 finished.setdefault(point, trial)
             else:
                 open_runs.setdefault(point, _open_trial(run))
-    if not only_own and _has_finished(store, experiment_id):
+    if not only_own and has_any(store, experiment_id, _ANY_FINISHED):
         today = set(points.values())
         for find, keys in ((_finished_runs, today), (_finished_before, points.keys() - today)):
             wanted = {key for key in keys if points[key] not in finished}
@@ -158,11 +166,6 @@ def find_training(store: Store, experiment_id: str, points: Mapping[str, str]) -
     return ResumeState()
 
 
-def _has_finished(store: Store, experiment_id: str) -> bool:
-    filter_string = f"tags.`{schema.POINT}` LIKE '%'{_AND_FINISHED}"
-    return bool(store.client.search_runs([experiment_id], filter_string, max_results=1))
-
-
 def _finished_runs(store: Store, experiment_id: str, points: set[str]) -> Iterator[Run]:
     filters = [f"tags.`{schema.POINT}` = '{point}'" for point in sorted(points)]
     if len(points) > _FEW:
@@ -203,10 +206,10 @@ def like_trials(
         f"AND tags.`{schema.PROTOCOL}` = '{split.protocol}' "
         f"AND params.`{schema.SPLIT_PREFIX}limit` = '{split.limit}'"
     )
-    found = store.client.search_runs([experiment_id], filter_string, max_results=_FEW)
+    found = iterate_runs(store, [experiment_id], filter_string, at_once=_FEW)
     return [
         trial
-        for trial in readable(store, found, trial_result)
+        for trial in readable(store, itertools.islice(found, _FEW), trial_result)
         if not trial.diverged and 0 < (trial.train_seconds or 0) < _LONGEST_SECONDS
     ]
 

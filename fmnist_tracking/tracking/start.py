@@ -23,6 +23,7 @@ from fmnist_tracking.environment import Code
 from fmnist_tracking.results import RUNNING
 from fmnist_tracking.tracking import descriptions, schema
 from fmnist_tracking.tracking.leases import Lease
+from fmnist_tracking.tracking.queries import iterate_runs
 from fmnist_tracking.tracking.records import TrackedRun
 from fmnist_tracking.tracking.store import Store
 from fmnist_tracking.tracking.ui_links import offer_table
@@ -197,7 +198,8 @@ def start_trial(
 def find_trial(store: Store, experiment_id: str, info: TrialInfo) -> str | None:
     """Return the run of a trial if this process has opened it already, else None."""
     parent = "" if info.parent is None else f"AND tags.`{schema.PARENT}` = '{info.parent}' "
-    found = store.client.search_runs(
+    found = iterate_runs(
+        store,
         [experiment_id],
         f"tags.`{schema.POINT}` = '{info.fingerprint}' {parent}AND attributes.status = '{RUNNING}'",
     )
