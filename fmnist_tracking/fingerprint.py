@@ -73,11 +73,13 @@ class GridKeys:
     Attributes:
         today: today's fingerprint of each point, in the grid's order.
         points: maps every fingerprint of a point, today's or earlier, to today's.
+        configs: the configuration of each point, by today's fingerprint.
         grids: the fingerprints of the whole grid, today's first.
     """
 
     today: tuple[str, ...]
     points: Mapping[str, str]
+    configs: Mapping[str, TrainingConfig]
     grids: tuple[str, ...]
 
 
@@ -90,7 +92,12 @@ def of_grid(configs: Iterable[TrainingConfig], split: SplitConfig, data_digest: 
     for point, keys in zip(today, older, strict=True):
         points |= dict.fromkeys(keys, point)
     grids = (today, *(zip(*older, strict=True) if all(older) else ()))
-    return GridKeys(today=today, points=points, grids=tuple(map(of_search, grids)))
+    return GridKeys(
+        today=today,
+        points=points,
+        configs=dict(zip(today, known, strict=True)),
+        grids=tuple(map(of_search, grids)),
+    )
 
 
 def typed_values(config: Any) -> dict[str, list[object]]:

@@ -1,11 +1,13 @@
 """Searches and trials in a store, begun and ended without a training."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from conftest import SMALL, SMALL_SPLIT
 from fmnist_tracking import tracking
 from fmnist_tracking.config import SearchSpace, TrainingConfig
 from fmnist_tracking.environment import Code
+from fmnist_tracking.fingerprint import GridKeys
 from fmnist_tracking.results import SearchResult
 from fmnist_tracking.tracking import DatasetInfo, Provenance, SearchInfo, Store, TrialInfo
 from records import training
@@ -35,15 +37,21 @@ TRIAL = TrialInfo(
 )
 
 
+def keys(configs: Mapping[str, TrainingConfig]) -> GridKeys:
+    """The keys of a grid whose points have these fingerprints."""
+    same = {point: point for point in configs}
+    return GridKeys(today=tuple(configs), points=same, configs=configs, grids=())
+
+
 def start_search(store: Store, **changes: object) -> str:
-    experiment = tracking.choose_experiment(store, "things")
+    experiment = tracking.choose_experiment(store, None)
     return tracking.start_search(store, experiment, dataclasses.replace(SEARCH, **changes))  # type: ignore[arg-type]
 
 
 def start_trial(
     store: Store, config: TrainingConfig, parent: str | None, resume: str | None = None
 ) -> str:
-    experiment = tracking.choose_experiment(store, "things")
+    experiment = tracking.choose_experiment(store, None)
     facts = dataclasses.replace(TRIAL, config=config, parent=parent)
     return tracking.start_trial(store, experiment, facts, resume)
 

@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from fmnist_tracking.tracking import schema
 
-EDGES = (-(2**63), -1, 0, 1, 2**31, 2**53, 2**63 - 1)
+EDGES = ("abc", 1.5, -(2**63), -1, 0, 1, 2**31, 2**53, 2**63 - 1)
 PLACES = ("", "x", "file://[", "/nowhere", "s3://a/b", "mlflow-artifacts:/")
 ROLES = (schema.SEARCH, schema.TRIAL, schema.TRAIN, "sweep", "")
 HOSTILE = ("", "\x1b[2J", "$\\frac$", "=cmd()", "a\nb", "\u202e", "'; --", "x" * 4000, "\x00")
@@ -59,7 +59,7 @@ class Stranger:
 
     like: str | None = None
     lacks: frozenset[str] = frozenset()
-    tags: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str | None] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
@@ -89,7 +89,7 @@ strangers = st.builds(
     tags=st.builds(
         lambda role, others: {schema.ROLE: role, **others},
         st.sampled_from(ROLES),
-        _some(TAGS, texts),
+        _some(TAGS, st.none() | texts),
     )
     | _some(TAGS, texts),
     params=_some(PARAMS, texts),
@@ -146,5 +146,5 @@ def write(
     return run_id
 
 
-def _storable(text: str) -> str:
-    return text.encode(errors="replace").decode()[:7000]
+def _storable(text: str | None) -> str | None:
+    return None if text is None else text.encode(errors="replace").decode()[:7000]

@@ -172,7 +172,7 @@ def test_an_experiment_may_have_any_name(call: Call, store: Store) -> None:
         "fmnist.data_sha256": "d" * 64,
     }
     store.client.create_run(store.experiment_id(name), tags=tags)
-    status, out, _ = call("runs")
+    status, out, _ = call("runs", "--experiment", name)
     assert status == 0
     assert name in out
 

@@ -22,6 +22,7 @@ from runs import (
     SPACE,
     TRIAL,
     finish_quickly,
+    keys,
     search_result,
     start_search,
     start_trial,
@@ -71,8 +72,10 @@ def test_a_trial_that_cannot_be_read_is_left_out(
     odd_point = "0" * 64
 
     def standing_of(opened: Store, found: TrackedRun) -> ResumeState:
-        points = {odd_point: odd_point}
-        return tracking.find_resume_state(opened, found.experiment_id, [found], points, reopen=True)
+        searched = keys({odd_point: SPACE.points(SMALL)[0]})
+        return tracking.find_resume_state(
+            opened, found.experiment_id, [found], searched, reopen=True
+        )
 
     # Of the same search and point, finished, and better than all others.
     odd = start_trial(store, SPACE.points(SMALL)[0], search)
@@ -87,7 +90,7 @@ def test_a_trial_that_cannot_be_read_is_left_out(
         assert tracking.best_trial(opened, found).run_id == trials[-1]
         assert tracking.find_run(opened, "best").run_id == trials[-1]
         assert len(tracking.read_search(opened, found).trials) == 4
-        wanted = {odd_point: odd_point}
+        wanted = keys({odd_point: SPACE.points(SMALL)[0]})
         assert tracking.find_training(opened, found.experiment_id, wanted) == ResumeState()
         assert standing_of(opened, found).finished == {}
     (line,) = [r.getMessage() for r in caplog.records if "Left out" in r.getMessage()]
@@ -115,7 +118,7 @@ SEARCH_DAMAGES: dict[str, tuple[Damage, str]] = {
 
 def test_a_trial_that_was_cut_off_and_cannot_be_read_is_not_gone_on_with(store: Store) -> None:
     search, _ = good_search(store)
-    points = {point: point for point in ("0" * 64, "1" * 64)}
+    points = dict.fromkeys(("0" * 64, "1" * 64), SMALL)
     odd, alone = start_trial(store, SMALL, search), start_trial(store, SMALL, parent=None)
     for run_id, point in zip((odd, alone), points, strict=True):
         store.client.set_tag(run_id, schema.POINT, point)
@@ -124,9 +127,9 @@ def test_a_trial_that_was_cut_off_and_cannot_be_read_is_not_gone_on_with(store: 
 
     def found() -> tuple[set[str], UnfinishedTrial | None]:
         run = tracking.find_run(store, search)
-        standing = tracking.find_resume_state(store, run.experiment_id, [run], points)
+        standing = tracking.find_resume_state(store, run.experiment_id, [run], keys(points))
         point = "1" * 64
-        training = tracking.find_training(store, run.experiment_id, {point: point})
+        training = tracking.find_training(store, run.experiment_id, keys({point: SMALL}))
         return {trial.run_id for trial in standing.open.values()}, training.open.get(point)
 
     assert found() == ({odd}, UnfinishedTrial(run_id=alone, has_steps=False))
@@ -190,8 +193,8 @@ def test_a_parameter_that_a_person_added_costs_no_result(store: Store) -> None:
     store.client.log_param(trials[0], "my_note", "looks good")
     found = tracking.find_run(store, search)
     assert len(tracking.read_search(store, found, summary=False).finished) == 4
-    experiment = tracking.choose_experiment(store, "things")
-    standing = tracking.find_resume_state(store, experiment, [], {point: point})
+    experiment = tracking.choose_experiment(store, None)
+    standing = tracking.find_resume_state(store, experiment, [], keys({point: config}))
     assert standing.finished[point].run_id == trials[0]
     assert store.left_out == {}
 
@@ -257,18 +260,18 @@ def test_a_list_of_reused_trials_that_names_no_runs_stops_nobody(store: Store, l
 
 def test_what_the_release_before_trained_is_found_again(store: Store) -> None:
     config = SPACE.points(SMALL)[0]
-    keys = fingerprint.of_grid([config], SMALL_SPLIT, FACTS.sha256)
-    experiment = tracking.choose_experiment(store, "things")
+    grid_keys = fingerprint.of_grid([config], SMALL_SPLIT, FACTS.sha256)
+    experiment = tracking.choose_experiment(store, None)
     old = fingerprint.older_keys(config, SMALL_SPLIT, FACTS.sha256)[0]
     facts = dataclasses.replace(TRIAL, config=config, fingerprint=old, parent=None)
     trial = tracking.start_trial(store, experiment, facts)
     finish_quickly(store, trial, 0.7)
-    standing = tracking.find_resume_state(store, experiment, [], keys.points)
-    assert standing.finished[keys.today[0]].run_id == trial
-    found = tracking.find_training(store, experiment, keys.points)
-    assert found.finished[keys.today[0]].run_id == trial
+    standing = tracking.find_resume_state(store, experiment, [], grid_keys)
+    assert standing.finished[grid_keys.today[0]].run_id == trial
+    found = tracking.find_training(store, experiment, grid_keys)
+    assert found.finished[grid_keys.today[0]].run_id == trial
     search = start_search(store, grid=fingerprint.of_search([old]))
-    (known,) = tracking.find_searches(store, experiment, keys.grids)
+    (known,) = tracking.find_searches(store, experiment, grid_keys.grids)
     assert known.run_id == search
 
 
@@ -276,17 +279,22 @@ def test_what_the_release_before_trained_is_asked_for_all_at_once(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = SearchSpace(axes={"filters": tuple(range(1, 7)), "strides": (1, 2)})
-    keys = fingerprint.of_grid(space.points(SMALL), SMALL_SPLIT, FACTS.sha256)
-    assert len(keys.points) > 2 * len(keys.today)
-    assert len(keys.grids) > 2
-    experiment = tracking.choose_experiment(store, "things")
-    olds = [key for key, today in keys.points.items() if today in keys.today[3:5] and key != today]
+    grid_keys = fingerprint.of_grid(space.points(SMALL), SMALL_SPLIT, FACTS.sha256)
+    assert len(grid_keys.points) > 2 * len(grid_keys.today)
+    assert len(grid_keys.grids) > 2
+    experiment = tracking.choose_experiment(store, None)
+    olds = [
+        key
+        for key, today in grid_keys.points.items()
+        if today in grid_keys.today[3:5] and key != today
+    ]
     trials = {}
     for old in (olds[0], olds[-1]):
-        facts = dataclasses.replace(TRIAL, fingerprint=old, parent=None)
-        trials[keys.points[old]] = tracking.start_trial(store, experiment, facts)
-        finish_quickly(store, trials[keys.points[old]], 0.7)
-    search = start_search(store, grid=keys.grids[-1])
+        config = grid_keys.configs[grid_keys.points[old]]
+        facts = dataclasses.replace(TRIAL, config=config, fingerprint=old, parent=None)
+        trials[grid_keys.points[old]] = tracking.start_trial(store, experiment, facts)
+        finish_quickly(store, trials[grid_keys.points[old]], 0.7)
+    search = start_search(store, grid=grid_keys.grids[-1])
     asked: list[object] = []
     ask = store.client.search_runs
 
@@ -295,11 +303,11 @@ def test_what_the_release_before_trained_is_asked_for_all_at_once(
         return ask(*arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(store.client, "search_runs", counted)
-    (known,) = tracking.find_searches(store, experiment, keys.grids)
+    (known,) = tracking.find_searches(store, experiment, grid_keys.grids)
     assert known.run_id == search
     assert len(asked) == 2  # by today's key, and by all older ones
     asked.clear()
-    standing = tracking.find_resume_state(store, experiment, [], keys.points)
+    standing = tracking.find_resume_state(store, experiment, [], grid_keys)
     assert {point: trial.run_id for point, trial in standing.finished.items()} == trials
     # Whether there is any trial, each point by today's key, and all by the older ones.
     assert len(asked) == 1 + len(space) + 1

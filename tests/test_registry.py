@@ -42,7 +42,7 @@ class Trials:
         self.store, self._model, self._example = store, model, split.train_images[:1]
 
     def __call__(self, score: float, **changes: object) -> str:
-        experiment = tracking.choose_experiment(self.store, "things")
+        experiment = tracking.choose_experiment(self.store, "fashion-mnist")
         facts = dataclasses.replace(TRIAL, **changes)  # type: ignore[arg-type]
         run_id = tracking.start_trial(self.store, experiment, facts)
         result = dataclasses.replace(training(score), config=facts.config)
@@ -239,7 +239,7 @@ def test_a_search_means_its_best_trial(finished: Trials, store: Store) -> None:
 
 
 def test_what_has_no_model_cannot_be_promoted(finished: Trials, store: Store) -> None:
-    experiment = tracking.choose_experiment(store, "things")
+    experiment = tracking.choose_experiment(store, "fashion-mnist")
     running = tracking.start_trial(store, experiment, TRIAL)
     with pytest.raises(TrackingError, match="is RUNNING, so it has no model"):
         promote(running)

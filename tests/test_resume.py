@@ -10,24 +10,25 @@ import pytest
 
 from conftest import SMALL
 from fmnist_tracking import fingerprint, tracking
-from fmnist_tracking.config import SearchSpace
+from fmnist_tracking.config import DEFAULT_EXPERIMENT, SearchSpace
 from fmnist_tracking.environment import Code
 from fmnist_tracking.errors import SearchError, TrackingError
 from fmnist_tracking.tracking import ResumeState, Store, schema
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.resume import UnfinishedTrial
 from records import epoch
-from runs import ORIGIN, SEARCH, TRIAL, finish_quickly
+from runs import ORIGIN, SEARCH, TRIAL, finish_quickly, keys
 
 SPACE = SearchSpace(axes={"filters": (1, 2, 3, 4)})
 POINTS = SPACE.points(SMALL)
 PRINTS = tuple(f"{number:064x}" for number in range(len(POINTS)))
+CONFIGS = dict(zip(PRINTS, POINTS, strict=True))
 GRID = "9" * 64
 
 
 @pytest.fixture
 def experiment(store: Store) -> str:
-    return store.experiment_id("things")
+    return store.experiment_id(DEFAULT_EXPERIMENT)
 
 
 @pytest.fixture
@@ -81,8 +82,8 @@ def standing(
     store: Store, experiment: str, prints: Sequence[str] = PRINTS, *, fresh: bool = False
 ) -> ResumeState:
     searches = tracking.find_searches(store, experiment, [GRID])
-    points = {point: point for point in prints}
-    return tracking.find_resume_state(store, experiment, searches, points, fresh=fresh)
+    wanted = keys({point: CONFIGS[point] for point in prints})
+    return tracking.find_resume_state(store, experiment, searches, wanted, fresh=fresh)
 
 
 def found(what: ResumeState) -> dict[int, tuple[str, bool]]:
@@ -240,7 +241,7 @@ def test_a_search_that_went_on_in_another_run_is_left_behind(store: Store, exper
 
 def test_a_training_of_its_own_is_found(store: Store, experiment: str) -> None:
     def find(place: int) -> ResumeState:
-        return tracking.find_training(store, experiment, {PRINTS[place]: PRINTS[place]})
+        return tracking.find_training(store, experiment, keys({PRINTS[place]: POINTS[place]}))
 
     assert find(0) == ResumeState()
     cut_off_trial(store, experiment, 0, start_search(store, experiment))  # a search's
@@ -366,3 +367,13 @@ def test_a_search_that_no_other_process_is_at_may_go_on(
     tracking.require_not_live(tracking.find_run(store, run_id))
     store.client.delete_tag(run_id, schema.LEASE)
     tracking.require_not_live(tracking.find_run(store, run_id))
+
+
+def test_a_run_with_the_fingerprint_of_another_configuration_is_left_out(
+    store: Store, experiment: str
+) -> None:
+    facts = dataclasses.replace(TRIAL, config=POINTS[1], fingerprint=PRINTS[0], parent=None)
+    run_id = tracking.start_trial(store, experiment, facts)
+    finish_quickly(store, run_id, 0.9)
+    assert standing(store, experiment).finished == {}
+    assert "that of another configuration" in store.left_out[run_id]

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -258,7 +259,7 @@ def test_a_trial_that_was_cut_off_goes_on_in_its_run(store: Store) -> None:
 
 
 def test_a_trial_that_this_process_has_opened_is_found(store: Store) -> None:
-    experiment = tracking.choose_experiment(store, "things")
+    experiment = tracking.choose_experiment(store, "fashion-mnist")
     parent = start_search(store)
     facts = dataclasses.replace(TRIAL, parent=parent)
     assert tracking.find_trial(store, experiment, facts) is None
@@ -393,7 +394,7 @@ def test_a_finished_search_has_its_winner_s_model_and_images(
 
 
 def test_images_can_be_linked_by_many_at_once(store: Store, split: DataSplit) -> None:
-    experiment = store.experiment_id("things")
+    experiment = store.experiment_id("fashion-mnist")
     runs = [store.client.create_run(experiment).info.run_id for _ in range(8)]
     together = threading.Barrier(len(runs))
 
@@ -452,7 +453,7 @@ def test_open_runs_of_this_process_are_closed(store: Store) -> None:
     other = start_search(store)
     lease = dataclasses.replace(Lease.of_this_process(), machine="another")
     store.client.set_tag(other, schema.LEASE, lease.text())
-    experiment = tracking.choose_experiment(store, "things")
+    experiment = tracking.choose_experiment(store, "fashion-mnist")
     foreign = store.client.create_run(experiment).info.run_id
     tracking.close_own(store, experiment, "FAILED")
     runs = (done, running, run_id, other, foreign)
@@ -621,13 +622,17 @@ def test_latest_best_and_prefixes(store: Store) -> None:
     assert tracking.find_run(store, first[:12]).run_id == first
     alone = start_trial(store, SMALL, parent=None)
     assert tracking.find_run(store, "latest").run_id == alone
-    assert tracking.find_run(store, "latest", "things").run_id == alone
+    assert tracking.find_run(store, "latest", "fashion-mnist").run_id == alone
 
 
 def test_runs_that_cannot_be_meant(store: Store) -> None:
-    with pytest.raises(TrackingError, match="There is no search in this store yet"):
+    with pytest.raises(
+        TrackingError, match="There is no search in the experiment .fashion-mnist. yet"
+    ):
         tracking.find_run(store, "latest")
-    with pytest.raises(TrackingError, match="There is no search in this store yet"):
+    with pytest.raises(
+        TrackingError, match="There is no search in the experiment .fashion-mnist. yet"
+    ):
         tracking.list_runs(store)
     empty = start_search(store)
     with pytest.raises(TrackingError, match=r"\(RUNNING\) has no finished trial\. Wait for one\."):
@@ -638,7 +643,8 @@ def test_runs_that_cannot_be_meant(store: Store) -> None:
         with pytest.raises(TrackingError, match="Expected a run id"):
             tracking.find_run(store, nonsense)
     with pytest.raises(
-        TrackingError, match=r"no experiment 'none' in this store\. It has: Default, things\."
+        TrackingError,
+        match=r"no experiment 'none' in this store\. It has: Default, fashion-mnist\.",
     ):
         tracking.find_run(store, empty, "none")
     foreign = store.client.create_run("0").info.run_id
@@ -669,7 +675,11 @@ def test_runs_are_listed_newest_first(store: Store) -> None:
     assert (newest.run_id, newest.role, newest.points, newest.finished) == (alone, "train", 1, 1)
     assert newest.val_accuracy == 0.7
     assert (oldest.run_id, oldest.role, oldest.points, oldest.finished) == (search, "search", 4, 1)
-    assert (oldest.val_accuracy, oldest.status, oldest.experiment) == (0.6, "RUNNING", "things")
+    assert (oldest.val_accuracy, oldest.status, oldest.experiment) == (
+        0.6,
+        "RUNNING",
+        "fashion-mnist",
+    )
 
 
 @pytest.mark.parametrize(
@@ -887,3 +897,60 @@ def test_a_search_s_own_figures_are_believed_if_they_can_be(store: Store, value:
         )  # fmt: skip
     (listed,) = tracking.list_runs(store)
     assert listed.val_accuracy == 0.6
+
+
+def test_words_and_lists_mean_the_experiment_in_use(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = start_search(store)
+    finish_quickly(store, start_trial(store, SPACE.points(SMALL)[0], mine), 0.6)
+    theirs = store.experiment_id("theirs")
+    newer = tracking.start_search(store, theirs, SEARCH)
+    with caplog.at_level(logging.INFO):
+        assert tracking.find_run(store, "latest").run_id == mine
+    assert f"latest: the search {mine[:8]} in the experiment fashion-mnist" in caplog.text
+    assert [run.run_id for run in tracking.list_runs(store)] == [mine]
+    assert tracking.find_run(store, "latest", "theirs").run_id == newer
+    assert tracking.find_run(store, newer[:12]).run_id == newer
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "theirs")
+    assert tracking.find_run(store, "latest").run_id == newer
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    # The run that `mlflow run` has made says where to look, unless a person does.
+    monkeypatch.setenv("MLFLOW_RUN_ID", store.client.create_run(theirs).info.run_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", theirs)
+    assert tracking.find_run(store, "latest").run_id == newer
+    assert tracking.find_run(store, "latest", "fashion-mnist").run_id == mine
+
+
+def test_where_the_experiment_in_use_is_empty_the_others_are_named(store: Store) -> None:
+    tracking.start_search(store, store.experiment_id("theirs"), SEARCH)
+    with pytest.raises(TrackingError, match="in the experiment 'fashion-mnist' yet.*'theirs'"):
+        tracking.find_run(store, "latest")
+
+
+def test_what_begins_several_ids_means_the_one_in_use(store: Store) -> None:
+    mine = start_search(store)
+    theirs = tracking.start_search(store, store.experiment_id("theirs"), SEARCH)
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as database, database:
+        database.execute("PRAGMA foreign_keys = OFF")
+        for number, run_id in enumerate((mine, theirs)):
+            for table in ("runs", "tags", "params"):
+                new = f"abcdef{number}" + run_id[7:]
+                database.execute(
+                    f"UPDATE {table} SET run_uuid = ? WHERE run_uuid = ?", (new, run_id)
+                )
+    assert tracking.find_run(store, "abcdef").run_id == f"abcdef0{mine[7:]}"
+    assert tracking.find_run(store, "abcdef1").run_id == f"abcdef1{theirs[7:]}"
+
+
+def test_another_s_champion_is_asked_for_by_name(store: Store) -> None:
+    facts = dataclasses.replace(TRIAL, parent=None)
+    trial = tracking.start_trial(store, store.experiment_id("theirs"), facts)
+    finish_quickly(store, trial, 0.5)
+    store.client.create_registered_model("fashion-mnist")
+    store.client.create_model_version("fashion-mnist", "file:///x", trial)
+    store.client.set_registered_model_alias("fashion-mnist", "champion", "1")
+    with pytest.raises(TrackingError, match="another experiment than 'fashion-mnist'"):
+        tracking.find_run(store, "champion")
+    assert tracking.find_run(store, "champion", "theirs").run_id == trial
+    assert tracking.find_run(store, "fashion-mnist@champion").run_id == trial

@@ -234,7 +234,7 @@ def _look(
         searches = tracking.find_searches(store, experiment_id, keys.grids)
         return _Known(
             state=tracking.find_resume_state(
-                store, experiment_id, searches, keys.points, reopen=adopted is None
+                store, experiment_id, searches, keys, reopen=adopted is None
             ),
             folder=checkpoint_folder(store, experiment_id, keys.grids[0]),
             like=like,

@@ -196,11 +196,7 @@ def train(
         keys = fingerprint.of_grid([config], split, resources.dataset.digest)
         (point,) = keys.today
         with locked_folder(checkpoint_folder(store, experiment_id, point), fresh=fresh) as folder:
-            state = (
-                ResumeState()
-                if fresh
-                else tracking.find_training(store, experiment_id, keys.points)
-            )
+            state = ResumeState() if fresh else tracking.find_training(store, experiment_id, keys)
             (trial,) = plan_trials([config], [point], (), state, folder)
             if trial.finished is not None and resources.adopted is None:
                 tracking.log_asked(store, trial.finished.run_id)

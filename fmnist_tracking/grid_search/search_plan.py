@@ -49,7 +49,7 @@ def plan_search(
             yield SearchPlan(grid=grid, folder=folder, before=before)
             return
         state = tracking.find_resume_state(
-            store, experiment_id, searches, keys.points, fresh=fresh, reopen=resumes
+            store, experiment_id, searches, keys, fresh=fresh, reopen=resumes
         )
         trials = plan_trials(points, keys.today, space.varying, state, folder)
         yield SearchPlan(grid=grid, folder=folder, state=state, trials=trials)

@@ -1,10 +1,8 @@
 """Finding runs by a filter, by id or by parent, and telling live runs from dead ones."""
 
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
@@ -13,8 +11,12 @@ from mlflow.protos.databricks_pb2 import (
     RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.store.entities.paged_list import PagedList
 from mlflow.utils.search_utils import SearchUtils
+from mlflow.utils.uri import get_uri_scheme
+from sqlalchemy import bindparam, create_engine, text
+from sqlalchemy.pool import NullPool
 
 from fmnist_tracking.errors import first_line
 from fmnist_tracking.results import FINISHED, RUNNING
@@ -26,8 +28,9 @@ from fmnist_tracking.tracking.store import Store
 # MLflow's upper limit for a page of some queries.
 PAGE = 1000
 _IDS_AT_ONCE = 200
-# A place in a list of runs that no store has.
-_BEYOND_ALL = 2**53
+# What MLflow says of a run without a user or a start time, and which runs have both.
+_UNREADABLE = "cannot be None"
+_IS_READABLE = f"attributes.user_id LIKE '%' AND attributes.start_time >= {-(2**63)}"
 # Filters and orders in MLflow's syntax.
 IS_FINISHED = f"attributes.status = '{FINISHED}'"
 NEWEST_FIRST = ("attributes.start_time DESC",)
@@ -52,50 +55,48 @@ def iterate_runs(
 
     Runs that MLflow itself cannot read, such as one without a user, are left out.
     """
-    ids, token = list(experiments), None
+    ids = list(experiments)
     search = partial(
-        store.client.search_runs, ids, filter_string, run_view_type=view, order_by=list(order)
+        store.client.search_runs, ids, run_view_type=view, max_results=at_once, order_by=list(order)
     )
-    for start in itertools.count(0, at_once):
-        if not ids:
-            return
-        page, token = _page(store, search, start, at_once, token)
-        yield from page
-        if not token:
-            return
-
-
-def _page(
-    store: Store, search: Callable[..., PagedList[Run]], start: int, count: int, token: Any
-) -> tuple[Iterable[Run], Any]:
-    """Return a page of runs without those that cannot be read, and the token of the next page."""
+    seen: set[str] = set()
     try:
-        page = search(max_results=count, page_token=token)
-        return page, page.token
-    except MlflowException:
-        search(max_results=1, page_token=_token(_BEYOND_ALL))  # raises if the query is at fault
-        return _halved(store, search, start, count), _token(start + count)
-
-
-def _halved(
-    store: Store, search: Callable[..., PagedList[Run]], start: int, count: int
-) -> Iterator[Run]:
-    """Iterate over a page of which a run cannot be read, by halves, and leave that run out."""
-    try:
-        page = search(max_results=count, page_token=_token(start))
+        for run in _pages(search, filter_string) if ids else ():
+            seen.add(run.info.run_id)
+            yield run
     except MlflowException as error:
-        if count == 1:
-            store.left_out[f"no. {start + 1}"] = f"MLflow cannot read it: {first_line(error)}"
-            return
-        half = count // 2
-        yield from _halved(store, search, start, half)
-        yield from _halved(store, search, start + half, count - half)
-    else:
+        if _UNREADABLE not in str(error):
+            raise
+        store.left_out.update(_unreadable(store, ids))
+        readable = _pages(search, f"{filter_string} AND {_IS_READABLE}")
+        yield from (run for run in readable if run.info.run_id not in seen)
+
+
+def _pages(search: Callable[..., PagedList[Run]], filter_string: str) -> Iterator[Run]:
+    page = search(filter_string)
+    yield from page
+    while page.token:
+        page = search(filter_string, page_token=page.token)
         yield from page
 
 
-def _token(offset: int) -> Any:
-    return None if offset == 0 else SearchUtils.create_page_token(offset)  # type: ignore[no-untyped-call]
+def _unreadable(store: Store, experiments: Sequence[str]) -> dict[str, str]:
+    """Return the runs that MLflow cannot read, each with the reason; a server does not tell them.
+
+    The other columns that MLflow needs are never empty.
+    """
+    if get_uri_scheme(store.uri) not in DATABASE_ENGINES:  # type: ignore[no-untyped-call]
+        return {"unknown": f"MLflow cannot read it: {_UNREADABLE}"}
+    rows = text(
+        "SELECT run_uuid, user_id, start_time FROM runs WHERE experiment_id IN :experiments "
+        "AND (user_id IS NULL OR start_time IS NULL)"
+    ).bindparams(bindparam("experiments", list(map(int, experiments)), expanding=True))
+    engine = create_engine(store.uri, poolclass=NullPool)
+    with engine.connect() as connection:
+        return {
+            run_id: f"it has no {'user' if user is None else 'start time'}"
+            for run_id, user, _ in connection.execute(rows)
+        }
 
 
 def runs_by_id(
@@ -138,9 +139,19 @@ def has_exactly(store: Store, experiment_id: str, filter_string: str, count: int
     """Return whether exactly this many runs match a filter, by asking only for the last one."""
     if count == 0:
         return not has_any(store, experiment_id, filter_string)
-    search = partial(store.client.search_runs, [experiment_id], filter_string)
-    found, _ = _page(store, search, count - 1, 2, _token(count - 1))
-    return len(list(found)) == 1
+    before_last = SearchUtils.create_page_token(count - 1)  # type: ignore[no-untyped-call]
+    try:
+        found = store.client.search_runs(
+            [experiment_id],
+            filter_string,
+            max_results=2,
+            page_token=before_last if count > 1 else None,
+        )
+    except MlflowException as error:
+        if _UNREADABLE not in str(error):
+            raise
+        return len(list(iterate_runs(store, [experiment_id], filter_string))) == count
+    return len(found) == 1
 
 
 def find_children(store: Store, experiment_id: str, parent: str) -> Iterator[Run]:

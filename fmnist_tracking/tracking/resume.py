@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlflow.entities import Run
@@ -10,6 +10,7 @@ from mlflow.entities import Run
 from fmnist_tracking import fingerprint
 from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.errors import SearchError
+from fmnist_tracking.fingerprint import GridKeys
 from fmnist_tracking.results import FINISHED, RUNNING, TrialResult
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.leases import Lease
@@ -20,7 +21,13 @@ from fmnist_tracking.tracking.queries import (
     iterate_runs,
     liveness,
 )
-from fmnist_tracking.tracking.records import TrackedRun, as_readable, readable, trial_result
+from fmnist_tracking.tracking.records import (
+    TrackedRun,
+    UnreadableRun,
+    as_readable,
+    readable,
+    trial_result,
+)
 from fmnist_tracking.tracking.store import Store
 
 # Up to this many points are queried one by one; for more, all trials are read at once.
@@ -84,7 +91,7 @@ def find_resume_state(
     store: Store,
     experiment_id: str,
     searches: Sequence[TrackedRun],
-    points: Mapping[str, str],
+    keys: GridKeys,
     *,
     fresh: bool = False,
     reopen: bool = False,
@@ -95,7 +102,7 @@ def find_resume_state(
         store: the store.
         experiment_id: of the experiment to search.
         searches: what `find_searches` found.
-        points: maps every fingerprint of a point, today's or an earlier version's, to today's.
+        keys: fingerprints of the grid.
         fresh: ignore all runs, and train every point again.
         reopen: resume the newest of `searches` although it has ended, because trials of it are
             gone.
@@ -109,6 +116,7 @@ def find_resume_state(
         and schema.CONTINUED_BY not in run.raw.data.tags
     ]
     search = unfinished[0] if unfinished and unfinished[0] is searches[0] else None
+    points, read = keys.points, _reader(keys)
     # A search that was started with --fresh counts only its own trials.
     only_own = search is not None and schema.FRESH in search.raw.data.tags
     own = [run.run_id for run in unfinished[: 1 if only_own else None]] if search else []
@@ -116,7 +124,7 @@ def find_resume_state(
     open_runs: dict[str, UnfinishedTrial] = {}
     for parent in own:
         children = find_children(store, experiment_id, parent)
-        for run, trial in readable(store, children, _with_trial):
+        for run, trial in readable(store, children, read):
             point = points.get(run.data.tags.get(schema.POINT, ""), "")
             if trial.status == FINISHED:
                 finished.setdefault(point, trial)
@@ -124,10 +132,10 @@ def find_resume_state(
                 open_runs.setdefault(point, _open_trial(run))
     if not only_own and has_any(store, experiment_id, _ANY_FINISHED):
         today = set(points.values())
-        for find, keys in ((_finished_runs, today), (_finished_before, points.keys() - today)):
-            wanted = {key for key in keys if points[key] not in finished}
+        for find, known in ((_finished_runs, today), (_finished_before, points.keys() - today)):
+            wanted = {key for key in known if points[key] not in finished}
             runs = find(store, experiment_id, wanted)
-            for run, trial in readable(store, runs, _with_trial):
+            for run, trial in readable(store, runs, read):
                 point = points[run.data.tags[schema.POINT]]
                 finished.setdefault(point, dataclasses.replace(trial, reused=True))
     todays = dict.fromkeys(points.values())
@@ -139,8 +147,17 @@ def find_resume_state(
     )
 
 
-def _with_trial(run: Run) -> tuple[Run, TrialResult]:
-    return run, trial_result(run)
+def _reader(keys: GridKeys) -> Callable[[Run], tuple[Run, TrialResult]]:
+    """Return a function that reads a trial, and refuses one whose fingerprint is another's."""
+
+    def read(run: Run) -> tuple[Run, TrialResult]:
+        trial = trial_result(run)
+        point = keys.points.get(run.data.tags.get(schema.POINT, ""), "")
+        if trial.config != keys.configs.get(point, trial.config):
+            raise UnreadableRun(run, f"its tag {schema.POINT} is that of another configuration")
+        return run, trial
+
+    return read
 
 
 def _open_trial(run: Run) -> UnfinishedTrial:
@@ -148,17 +165,20 @@ def _open_trial(run: Run) -> UnfinishedTrial:
     return UnfinishedTrial(run_id=run.info.run_id, has_steps=has_steps)
 
 
-def find_training(store: Store, experiment_id: str, points: Mapping[str, str]) -> ResumeState:
+def find_training(
+    store: Store,
+    experiment_id: str,
+    keys: GridKeys,
+) -> ResumeState:
     """Find an earlier run of a single training.
 
     It is a finished run of that point (a search's trial or a single training) or an interrupted
-    single training, whichever is newer. `points` maps every fingerprint of the point, today's or
-    an earlier version's, to today's.
+    single training, whichever is newer. `keys` are those of a grid of that point alone.
     """
-    for key, point in points.items():
+    for key, point in keys.points.items():
         runs = iterate_runs(store, [experiment_id], f"tags.`{schema.POINT}` = '{key}'")
         # The newest first: a run begun after the last finished one is resumed.
-        for run, trial in readable(store, runs, _with_trial):
+        for run, trial in readable(store, runs, _reader(keys)):
             if trial.status == FINISHED:
                 return ResumeState(finished={point: trial})
             if schema.PARENT not in run.data.tags:
