@@ -139,7 +139,7 @@ def test_mlflow_run_passes_on_what_is_typed(tmp_path: Path) -> None:
     }
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    listed = shell(f"{PROGRAM} runs --run-id latest").stdout.splitlines()
+    listed = shell(f"{PROGRAM} runs --run-id latest --experiment Default").stdout.splitlines()
     names = sorted(line.split(maxsplit=1)[1].split("  ")[0] for line in listed[1:-1])
     assert names == [f"f{f} k3 s2 dropout={d}" for f in (4, 6) for d in ("0", "0.5")]
     refused = subprocess.run(

@@ -627,11 +627,11 @@ def test_latest_best_and_prefixes(store: Store) -> None:
 
 def test_runs_that_cannot_be_meant(store: Store) -> None:
     with pytest.raises(
-        TrackingError, match="There is no search in the experiment .fashion-mnist. yet"
+        TrackingError, match="There is no search in the experiment 'fashion-mnist' yet"
     ):
         tracking.find_run(store, "latest")
     with pytest.raises(
-        TrackingError, match="There is no search in the experiment .fashion-mnist. yet"
+        TrackingError, match="There is no search in the experiment 'fashion-mnist' yet"
     ):
         tracking.list_runs(store)
     empty = start_search(store)
@@ -924,7 +924,7 @@ def test_words_and_lists_mean_the_experiment_in_use(
 
 def test_where_the_experiment_in_use_is_empty_the_others_are_named(store: Store) -> None:
     tracking.start_search(store, store.experiment_id("theirs"), SEARCH)
-    with pytest.raises(TrackingError, match="in the experiment 'fashion-mnist' yet.*'theirs'"):
+    with pytest.raises(TrackingError, match=r"in the experiment .fashion-mnist. yet.*theirs"):
         tracking.find_run(store, "latest")
 
 
