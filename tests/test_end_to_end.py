@@ -138,10 +138,14 @@ def test_train_is_tracked_as_a_trial_is(called: Run, tmp_path: Path, other_data:
     assert run.data.tags["fmnist.role"] == "train"
     assert run.data.tags["fmnist.dataset"].startswith("not Fashion-MNIST")
     # The real images are not what this run was trained on.
-    refused = called("report", "--run-id", "latest")
+    elsewhere = called("report", "--run-id", "latest")
+    assert elsewhere.returncode == 1
+    assert "Those of 'mine' are shown with --experiment." in elsewhere.stderr
+    latest = ("--run-id", "latest", "--experiment", "mine")
+    refused = called("report", *latest)
     assert refused.returncode == 1
     assert "was trained on other data" in refused.stderr
-    report = called("report", "--run-id", "latest", "--data-dir", str(other_data))
+    report = called("report", *latest, "--data-dir", str(other_data))
     assert report.returncode == 0, report.stderr
     (page,) = (tmp_path / "reports").glob("*/index.html")
     assert "is not Fashion-MNIST; classes are numbered" in page.read_text()
@@ -466,4 +470,4 @@ def test_mlflow_run_is_the_parent_of_its_trials(tmp_path: Path, cache: Path) -> 
     (about,) = (r for r in runs if "fmnist.report_of" in r.data.tags)
     assert about.data.tags["fmnist.report_of"] == parent.info.run_id
     with open_store(uri) as store:
-        assert tracking.find_run(store, "latest").run_id == parent.info.run_id
+        assert tracking.find_run(store, "latest", "projects").run_id == parent.info.run_id

@@ -171,11 +171,11 @@ def test_experiments_that_are_gone_or_renamed(called: Run, tmp_path: Path) -> No
         done = called(*arguments)
         assert done.returncode == 1
         assert "'fashion-mnist' was deleted" in done.stdout + done.stderr
-    with pytest.raises(TrackingError, match="There is no search"):
+    with pytest.raises(TrackingError, match="'fashion-mnist' was deleted"):
         ft.load_trial()
     client.restore_experiment(experiment)
     client.rename_experiment(experiment, "old")
-    assert ft.load_trial().run_id == first["best"]["run_id"]  # type: ignore[index]
+    assert ft.load_trial(experiment="old").run_id == first["best"]["run_id"]  # type: ignore[index]
     assert planned(called) == ["new", "new"]
     assert called("search", *SMALL, "--dry-run", "--experiment", "old").returncode == 0
     client.delete_experiment(experiment)

@@ -100,7 +100,8 @@ def test_the_whole_way_in_a_folder_with_an_odd_name(
     parameters = [word for name, value in SETTINGS.items() for word in ("-P", f"{name}={value}")]
     ran = call("mlflow", "run", ".", "-e", "search", "--env-manager", "local", *parameters)
     assert ran.returncode == 0, ran.stderr
-    listed = json.loads(call("fmnist_tracking", "runs", "--json").stdout)
-    assert {run["experiment"] for run in listed} == {"fashion-mnist", "Default"}
-    assert {run["status"] for run in listed} == {"FINISHED"}
+    for experiment in ("fashion-mnist", "Default"):
+        words = ("fmnist_tracking", "runs", "--experiment", experiment, "--json")
+        listed = json.loads(call(*words).stdout)
+        assert {run["status"] for run in listed} == {"FINISHED"}
     assert_nothing_beside(moved)

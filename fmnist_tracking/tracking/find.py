@@ -311,7 +311,8 @@ def _role_filter(roles: Sequence[str]) -> str:
 def _nothing_yet(store: Store, in_use: Mapping[str, str]) -> str:
     all_ids = all_experiments(store)
     others = {key: name for key, name in all_ids.items() if key not in in_use}
-    runs = iterate_runs(store, others, _role_filter([schema.SEARCH]), at_once=_AT_ONCE)
+    roles = _role_filter([schema.SEARCH, schema.TRAIN])
+    runs = iterate_runs(store, others, roles, at_once=_AT_ONCE)
     some = {all_ids[run.info.experiment_id] for run in itertools.islice(runs, _AT_ONCE)}
     listed = ", ".join(shown(name) for name in sorted(some))
     elsewhere = f" Those of {listed} are shown with {setting('experiment')}." if some else ""
