@@ -33,6 +33,8 @@ CLASS_NAMES = (
 )
 IMAGE_SIZE = 28
 POOL_SIZE = 2
+# Set to 1 to use files wherever a store says that they are.
+TRUST_ARTIFACT_LOCATION = "FMNIST_TRUST_ARTIFACT_LOCATION"
 DEFAULT_EXPERIMENT = "fashion-mnist"
 FASHION_MNIST = "Fashion-MNIST"
 DEFAULT_MODEL_NAME = "fashion-mnist"

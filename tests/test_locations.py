@@ -158,7 +158,9 @@ def test_a_disk_that_is_not_there_is_no_store_that_was_moved(
     assert f"files at {tmp_path}/disk/mlruns are not reached" in line
 
 
-def test_nothing_is_put_where_a_disk_is_not_there(away: Path, tmp_path: Path) -> None:
+def test_nothing_is_put_where_a_disk_is_not_there(
+    away: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open_store() as store:
         with pytest.raises(TrackingError, match=f"files at {tmp_path}/disk/mlruns are not reached"):
             tracking.choose_experiment(store, "large")
@@ -168,6 +170,7 @@ def test_nothing_is_put_where_a_disk_is_not_there(away: Path, tmp_path: Path) ->
             tracking.try_artifacts(store, large.experiment_id)
     assert not (tmp_path / "disk").exists()
     (tmp_path / "taken away").rename(tmp_path / "disk")
+    monkeypatch.setenv("FMNIST_TRUST_ARTIFACT_LOCATION", "1")  # it was put there on purpose
     with open_store() as store:
         assert tracking.choose_experiment(store, "large") == large.experiment_id
 
@@ -466,4 +469,4 @@ def test_a_setting_that_mlflow_cannot_use_is_told_in_a_line(
 
 def test_a_level_of_logging_that_is_none_is_another_program_s(command: Run, store: Store) -> None:
     done = command("runs", MLFLOW_LOGGING_LEVEL="foo")
-    assert done.stderr.startswith("Error: There is no search in this store yet")
+    assert done.stderr.startswith("Error: There is no search in the experiment")

@@ -21,12 +21,14 @@ import mlflow
 import numpy as np
 import pytest
 import yaml
+from mlflow import MlflowClient
+from PIL import Image
 
 import fmnist_tracking as ft
 from conftest import Run
 from fmnist_tracking.config import FIELDS, SplitConfig
 from fmnist_tracking.data import Dataset, split_dataset
-from fmnist_tracking.tracking import open_store
+from fmnist_tracking.tracking import open_store, schema
 from reports import REPORT_FILES
 from searches import (
     EPOCHS,
@@ -305,3 +307,50 @@ def test_a_program_names_the_password_once(server: Server, tmp_path: Path) -> No
         if file.is_file():
             assert server.admin_password.encode() not in file.read_bytes()
     assert not [name for name in os.environ if name.startswith("MLFLOW_TRACKING")]
+
+
+SMALL = ("--limit", "600", "--epochs", "1", "--filters", "4,5", "--strides", "2")
+
+
+@pytest.mark.usefixtures("as_admin")
+def test_nothing_that_another_user_writes_changes_what_a_command_answers_or_writes(
+    server: Server, searched: Searched, tmp_path: Path, dataset: Dataset, track: Run
+) -> None:
+    Image.fromarray(dataset.test_images[0]).save(tmp_path / "boot.png")
+    commands = (
+        ("runs", "--run-id", "latest", "--json"),
+        ("best", "--json"),
+        ("predict", "boot.png", "--run-id", "best", "--json"),
+        ("search", *SMALL, "--dry-run", "--json"),
+    )
+    before = [track(*words).stdout for words in commands]
+    assert all(before)
+    ours = MlflowClient(server.address).get_run(searched.result["run_id"]).data
+
+    folder, mallory = tmp_path / "chosen by another", server.variables(
+        "mallory", server.new_user("mallory")
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in mallory.items():
+            patch.setenv(name, value)
+        client = MlflowClient(server.address)
+        experiment = client.create_experiment("mallory's", artifact_location=str(folder))
+        client.create_run(experiment, tags={schema.ROLE: schema.SEARCH})  # empty, and the newest
+        twin = client.create_run(experiment, tags={**ours.tags, schema.ASKED_AT: "9999"})
+        for name, text in ours.params.items():
+            client.log_param(twin.info.run_id, name, text)
+        client.set_terminated(twin.info.run_id, "FINISHED")
+        hostile = {schema.ROLE: schema.TRAIN, schema.LEASE: "[" * 900, schema.ERROR: "\x1b[2J"}
+        odd = client.create_run(experiment, 2**63 - 1, hostile, "\x1b]52;c;x\x07\u202e")
+        client.log_metric(odd.info.run_id, "best_val_accuracy", float("nan"))
+
+    assert [track(*words).stdout for words in commands] == before
+    # Asked for by name, it is said where the files would go; nothing goes there.
+    for words in (("search", *SMALL), ("report", "--run-id", twin.info.run_id)):
+        done = track(*words, "--experiment", "mallory's")
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+    assert not folder.exists()
+    listed = track("runs", "--experiment", "mallory's")
+    assert "Traceback" not in listed.stderr
+    assert "\x1b" not in listed.stdout + listed.stderr

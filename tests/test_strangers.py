@@ -22,7 +22,7 @@ OPTIONS = (
     *("--kernel-sizes", "3"),
 )
 SEARCH = ("search", "--filters", "4,5", *OPTIONS)
-AT_LEAST = 300
+AT_LEAST = 150  # in each of two experiments
 
 
 class Crowd:
@@ -125,7 +125,7 @@ def their_experiment(crowd: Crowd) -> str:
 
 @pytest.mark.slow
 def test_whatever_others_write_no_answer_about_our_search_changes(
-    crowd: Crowd, their_experiment: str, called: Run
+    crowd: Crowd, their_experiment: str, called: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     crowd.by_id()  # promotes, once
     crowd.by_word()  # asks for the search again, which makes it the latest
@@ -139,7 +139,7 @@ def test_whatever_others_write_no_answer_about_our_search_changes(
     assert crowd.by_id() == ids
     listed = called("runs", "--json")
     assert before <= {run["run_id"] for run in json.loads(listed.stdout)}
-    assert "Left out, because this version cannot read" in listed.stderr
+    assert "Left out, because this version cannot read" in caplog.text
     for command in (("best",), ("predict", "boot.png"), ("doctor",), (*SEARCH, "--dry-run"), SEARCH,
                     ("runs", "--repair"), ("best", "--run-id", "best-of-all")):  # fmt: skip
         done = called(*command)

@@ -11,15 +11,16 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 import typer
 
 from fmnist_tracking import __version__, runtime
 from fmnist_tracking.cli import streams
-from fmnist_tracking.cli.options import UNDER_MLFLOW_RUN
+from fmnist_tracking.cli.options import TRUST_OPTION, UNDER_MLFLOW_RUN
 from fmnist_tracking.cli.output import echo, shell_line
 from fmnist_tracking.cli.typed import Command, Group
+from fmnist_tracking.config import TRUST_ARTIFACT_LOCATION
 from fmnist_tracking.errors import FmnistTrackingError, Terminated
 from fmnist_tracking.redact import to_be_typed, without_user
 
@@ -35,11 +36,12 @@ app = typer.Typer(
 
 
 def command(
-    *, example: str, resumable: bool = False
+    *, example: str, resumable: bool = False, reads_files: bool = True
 ) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Register a function as a command whose errors are lines, not tracebacks.
 
-    It is resumable if the same command goes on where it was interrupted.
+    It is resumable if the same command goes on where it was interrupted. One that reads or writes
+    files of runs can be told to trust the places that the store names.
     """
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
@@ -64,10 +66,35 @@ def command(
             except KeyboardInterrupt:
                 _fail("Interrupted." + (_how_to_resume() if resumable else ""), 130)
 
-        app.command(cls=Command, help=_paragraphs(function), epilog=f"Example: {example}")(run)
+        register_typed = app.command(
+            cls=Command, help=_paragraphs(function), epilog=f"Example: {example}"
+        )
+        register_typed(_with_trust(run) if reads_files else run)
         return run
 
     return register
+
+
+def _with_trust(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a command with one more option, `--trust-artifact-location`."""
+
+    @functools.wraps(function)
+    def run(*args: Any, trust_artifact_location: bool, **kwargs: Any) -> None:
+        if trust_artifact_location:
+            os.environ[TRUST_ARTIFACT_LOCATION] = "1"
+        function(*args, **kwargs)
+
+    signature = inspect.signature(function)
+    option = inspect.Parameter(
+        "trust_artifact_location",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=TRUST_OPTION,
+        annotation=bool,
+    )
+    parameters = [*signature.parameters.values(), option]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {**function.__annotations__, option.name: bool}
+    return run
 
 
 def _paragraphs(function: Callable[..., None]) -> str:

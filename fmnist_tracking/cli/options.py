@@ -211,6 +211,13 @@ TRACKING_URI = typer.Option(
     help="MLflow store. Default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in this folder.",
     rich_help_panel="Tracking",
 )
+TRUST_OPTION = typer.Option(
+    False,
+    "--trust-artifact-location",
+    help="Read and write files of runs wherever the store says that they are, also outside its "
+    "folder. Also: FMNIST_TRUST_ARTIFACT_LOCATION=1.",
+    rich_help_panel="Tracking",
+)
 UPGRADE_STORE = typer.Option(
     False,
     "--upgrade-store",

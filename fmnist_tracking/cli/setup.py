@@ -12,7 +12,7 @@ from fmnist_tracking.cli.output import echo, new_table, out, print_json
 from fmnist_tracking.errors import FmnistTrackingError, for_command_line
 
 
-@command(example="fmnist-track data")
+@command(example="fmnist-track data", reads_files=False)
 def data(data_dir: Path | None = options.DATA_DIR, as_json: bool = options.JSON) -> None:
     """Find or fetch the images, verify them, and show where they came from."""
     found = ft.load_dataset(data_dir)
@@ -73,7 +73,7 @@ def doctor(
         raise FmnistTrackingError(f"Something is wrong with: {', '.join(wrong)}.")
 
 
-@command(example="fmnist-track ui --port 5001")
+@command(example="fmnist-track ui --port 5001", reads_files=False)
 def ui(
     host: str = typer.Option("127.0.0.1", "--host", help="Address to listen on."),
     port: int = options.whole_option(5000, "--port", 1, 65535, help="Port to listen on."),

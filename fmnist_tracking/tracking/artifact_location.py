@@ -6,11 +6,11 @@ import uuid
 from pathlib import Path
 
 from mlflow.entities import Experiment
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.redact import without_user
 from fmnist_tracking.tracking import locations, migrations
+from fmnist_tracking.tracking.artifacts import files_at
 from fmnist_tracking.tracking.experiments import all_experiments, name_in_use
 from fmnist_tracking.tracking.resume import live_runs
 from fmnist_tracking.tracking.sqlite_store import require_usable
@@ -56,7 +56,7 @@ def try_artifacts(store: Store, experiment_id: str | None) -> str | None:
     name = f"fmnist-track-doctor-{uuid.uuid4().hex}.txt"
     folder = locations.local_path(location)
     with locations.without_new_folders(folder), tempfile.TemporaryDirectory() as scratch:
-        repository = get_artifact_repository(location, tracking_uri=store.uri)
+        repository = files_at(store, location)
         file, back = Path(scratch, name), Path(scratch, "back")
         file.write_text(name)
         back.mkdir()

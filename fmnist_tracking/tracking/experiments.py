@@ -10,6 +10,7 @@ from fmnist_tracking.config import DEFAULT_EXPERIMENT, FIELDS, require_text
 from fmnist_tracking.errors import ConfigError, TrackingError, setting
 from fmnist_tracking.results import RUNNING
 from fmnist_tracking.tracking import schema
+from fmnist_tracking.tracking.artifacts import require_trusted
 from fmnist_tracking.tracking.queries import PAGE, find_any, is_absent
 from fmnist_tracking.tracking.store import Store, require_active
 
@@ -71,11 +72,14 @@ def choose_experiment(store: Store, name: str | None, adopted: str | None = None
 
     Raises:
         ConfigError: two ways to name the experiment contradict each other.
-        TrackingError: the experiment was deleted, or its files are on a disk that is not there.
+        TrackingError: the experiment was deleted, or its files are on a disk that is not there or
+            in a place that a store may not choose.
     """
     found = existing_experiment(store, name, adopted)
     if found is not None:
-        store.require_reached(store.client.get_experiment(found).artifact_location)
+        location = store.client.get_experiment(found).artifact_location
+        store.require_reached(location)
+        require_trusted(store, location)
         return found
     return store.experiment_id(name_in_use(store, name))
 

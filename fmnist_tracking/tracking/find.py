@@ -7,6 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from mlflow.entities import Run, ViewType
 
@@ -150,7 +151,7 @@ def _best_of_all(store: Store, in_use: Mapping[str, str]) -> TrackedRun:
     different images cannot be compared.
     """
     found = iterate_runs(store, in_use, _role_filter([schema.SEARCH]))
-    searches = list(readable(store, found, as_readable))
+    searches = list(readable(store, found, partial(as_readable, store)))
     if not searches:
         raise TrackingError(_nothing_yet(store, in_use))
 
@@ -176,7 +177,7 @@ def _newest(store: Store, experiments: Iterable[str], roles: Sequence[str]) -> T
     found = iterate_runs(
         store, experiments, _role_filter(roles), at_once=_AT_ONCE, order=LATEST_ASKED_FIRST
     )
-    return next(readable(store, found, as_readable), None)
+    return next(readable(store, found, partial(as_readable, store)), None)
 
 
 def best_trial(store: Store, run: TrackedRun) -> TrackedRun:
@@ -229,7 +230,7 @@ def _summary(store: Store, run: Run, experiment: str, is_live: Callable[[Run], b
         points, finished = 1, int(run.info.status == FINISHED)
         val_accuracy = trial.val_accuracy
     else:
-        space = read_space(run)
+        space = read_space(store, run)
         axes = {"epochs": (read_base(run).epochs,), **space.axes}
         points = len(space)
         finished, val_accuracy = _results(store, tracked)

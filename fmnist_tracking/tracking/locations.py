@@ -187,6 +187,19 @@ def require_place_for_files(database: Path) -> None:
         )
 
 
+def artifact_root(uri: str) -> Path | None:
+    """Return the folder for the files of a store's runs, None for a store on a server.
+
+    For a database that is no file, it is where MLflow puts them: in the working folder.
+    """
+    path = sqlite_file(uri)
+    if path is not None:
+        return path.parent / _FILES
+    if uri.startswith(("http://", "https://")):
+        return None
+    return local_path(uri) or working_folder() / _FILES
+
+
 def local_path(address: str) -> Path | None:
     """Return the folder that an artifact address names, None if it names none on this machine."""
     try:

@@ -4,10 +4,9 @@ import contextlib
 import csv
 import dataclasses
 import io
-import tempfile
+import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from fmnist_tracking.results import (
     TrialResult,
 )
 from fmnist_tracking.tracking import descriptions, schema
+from fmnist_tracking.tracking.artifacts import log_files
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.log_datasets import as_dataset, link_inputs
 from fmnist_tracking.tracking.logged_model import find_models, log_model
@@ -105,8 +105,8 @@ def finish_trial(
         schema.CLASSES_FILE: _classes_csv(result.validation).encode(),
         schema.CONFUSION_FILE: _confusion_csv(result.validation).encode(),
     }
-    _log_files(store, run_id, files)
-    client.log_dict(run_id, result.to_json(), schema.HISTORY_FILE)
+    files[schema.HISTORY_FILE] = json.dumps(result.to_json(), indent=2).encode()
+    log_files(store, run_id, files)
     model_id, size = log_model(
         store,
         experiment_id,
@@ -163,7 +163,7 @@ def fail_trial(
     store.client.set_terminated(run_id, "FAILED")
     # Last, and allowed to fail: the error may come from the artifact storage itself.
     with contextlib.suppress(OSError, MlflowException):
-        store.client.log_text(run_id, trace, schema.TRACEBACK_FILE)
+        log_files(store, run_id, {schema.TRACEBACK_FILE: trace})
 
 
 def finish_search(store: Store, result: SearchResult, grid: bytes) -> None:
@@ -171,14 +171,17 @@ def finish_search(store: Store, result: SearchResult, grid: bytes) -> None:
     client, run_id = store.client, result.run_id
     winner = best(result.finished)
     complete = len(result.finished) == len(result.space)
-    _log_files(store, run_id, {schema.LEADERBOARD_FILE: leaderboard_csv(result).encode()})
-    client.log_dict(run_id, result.to_json(winner), schema.SEARCH_FILE)
+    files = {
+        schema.LEADERBOARD_FILE: leaderboard_csv(result),
+        schema.SEARCH_FILE: json.dumps(result.to_json(winner), indent=2),
+    }
+    log_files(store, run_id, files)
     known = client.get_run(run_id)
     note = descriptions.search_ended(result, effects(result.space, result.finished))
     tags = {MLFLOW_RUN_NOTE: descriptions.beside(note, known.data.tags)}
     summary: dict[str, float] = {schema.FINISHED_POINTS: len(result.finished)}
     if winner is not None:
-        _log_files(store, run_id, {schema.GRID_FILE: grid})
+        log_files(store, run_id, {schema.GRID_FILE: grid})
         tags[schema.BEST_RUN] = winner.run_id
         summary |= {
             schema.BEST_VAL_ACCURACY: winner.val_accuracy or 0.0,
@@ -247,13 +250,3 @@ def _csv(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     writer.writerow(heads)
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _log_files(store: Store, run_id: str, files: Mapping[str, bytes]) -> None:
-    """Log files as artifacts of a run, given their contents by path."""
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, content in files.items():
-            path = Path(scratch, name)
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(content)
-        store.client.log_artifacts(run_id, scratch)

@@ -9,6 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.tracking import schema
+from fmnist_tracking.tracking.artifacts import files_of_run
 from fmnist_tracking.tracking.error_messages import is_refused
 from fmnist_tracking.tracking.experiments import adoptable_run
 from fmnist_tracking.tracking.log import log_metrics
@@ -69,8 +70,9 @@ def log_validation_figures(store: Store, run_id: str, files: Sequence[Path]) -> 
 
 
 def _log_files(store: Store, run_id: str, files: Sequence[Path], folder: str) -> None:
+    log: Callable[[str, str], None] = files_of_run(store, run_id).log_artifact
     with ThreadPoolExecutor(_AT_ONCE) as pool:  # a server with passwords is slow to answer
-        list(pool.map(lambda file: store.client.log_artifact(run_id, str(file), folder), files))
+        list(pool.map(lambda file: log(str(file), folder), files))
 
 
 def mark_report_run(store: Store, run_id: str, name: str) -> None:

@@ -19,6 +19,7 @@ from fmnist_tracking.errors import TrackingError, setting
 from fmnist_tracking.networks.portable import make_portable
 from fmnist_tracking.redact import without_user
 from fmnist_tracking.tracking import schema
+from fmnist_tracking.tracking.artifacts import files_at
 from fmnist_tracking.tracking.records import TrackedRun, require_finished
 from fmnist_tracking.tracking.store import Store
 
@@ -55,7 +56,7 @@ def log_model(
     if retry:
         for known in find_models(store, experiment_id, run_id):
             if known.status == LoggedModelStatus.READY:
-                return known.model_id, _size(store, known.model_id)
+                return known.model_id, _size(store, known)
             client.delete_logged_model(known.model_id)
     logged = client.create_logged_model(
         experiment_id,
@@ -93,7 +94,8 @@ def log_model(
         )
         make_portable(folder / schema.KERAS_FILE)
         size = (folder / schema.KERAS_FILE).stat().st_size
-        client.log_model_artifacts(logged.model_id, str(folder))
+        files = files_at(store, logged.artifact_location)
+        files.log_artifacts(str(folder))  # type: ignore[no-untyped-call]
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     return logged.model_id, size
@@ -130,7 +132,7 @@ def trial_model(store: Store, trial: TrackedRun) -> LoggedModel:
 
 def require_files(store: Store, trial: TrackedRun, model: LoggedModel) -> None:
     """Raise `TrackingError` for a logged model whose file is missing; say where it should be."""
-    if not _size(store, model.model_id):
+    if not _size(store, model):
         raise TrackingError(
             f"The model of trial {trial.run_id[:8]} has no file {schema.KERAS_FILE} at "
             f"{without_user(model.artifact_location)}: it was removed, or the place is not reached "
@@ -149,13 +151,9 @@ def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
         TrackingError: the trial did not finish, or its model cannot be downloaded.
     """
     model = trial_model(store, trial)
-    location = model.artifact_location
+    files = files_at(store, model.artifact_location)
     try:
-        path = mlflow.artifacts.download_artifacts(
-            artifact_uri=f"{location}/{schema.KERAS_FILE}",
-            dst_path=str(folder),
-            tracking_uri=store.uri,
-        )
+        path = files.download_artifacts(schema.KERAS_FILE, str(folder))  # type: ignore[no-untyped-call]
     except (MlflowException, OSError) as error:
         require_files(store, trial, model)
         why = " ".join(without_user(str(error)).split())
@@ -165,9 +163,9 @@ def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
     return Path(path)
 
 
-def _size(store: Store, model_id: str) -> int:
+def _size(store: Store, model: LoggedModel) -> int:
     folder, _, _ = schema.KERAS_FILE.rpartition("/")
-    files = store.client.list_logged_model_artifacts(model_id, folder)
+    files = files_at(store, model.artifact_location).list_artifacts(folder)
     return sum(file.file_size or 0 for file in files if file.path.endswith(schema.KERAS_FILE))
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import mlflow
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
@@ -29,6 +28,7 @@ from fmnist_tracking.results import (
     TrialResult,
 )
 from fmnist_tracking.tracking import schema
+from fmnist_tracking.tracking.artifacts import read_file
 from fmnist_tracking.tracking.queries import (
     IS_FINISHED,
     find_children,
@@ -93,7 +93,7 @@ def readable(store: Store, runs: Iterable[Run], read: Callable[[Run], T]) -> Ite
             store.left_out[run.info.run_id] = error.why
 
 
-def read_space(run: Run) -> SearchSpace:
+def read_space(store: Store, run: Run) -> SearchSpace:
     """Read the grid of a search's run.
 
     Raises:
@@ -106,9 +106,9 @@ def read_space(run: Run) -> SearchSpace:
     }
     try:
         if f"see {schema.AXES_FILE}" in axes.values():
-            return SearchSpace(axes=_read_json(run, schema.AXES_FILE))
+            return SearchSpace(axes=_read_json(store, run, schema.AXES_FILE))
         return SearchSpace(axes={axis: tuple(json.loads(value)) for axis, value in axes.items()})
-    except (*_NO_JSON, ConfigError, MlflowException, OSError) as error:
+    except (*_NO_JSON, ConfigError, TrackingError, MlflowException, OSError) as error:
         raise UnreadableRun(
             run, f"its grid is not one of this version ({first_line(error)})"
         ) from None
@@ -127,16 +127,16 @@ def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> Searc
     if summary and run.raw.info.status == FINISHED:
         unreadable = (*_NO_JSON, LookupError, AttributeError, FmnistTrackingError)
         with contextlib.suppress(MlflowException, OSError, *unreadable):
-            content = _read_json(run.raw, schema.SEARCH_FILE)
+            content = _read_json(store, run.raw, schema.SEARCH_FILE)
             outcome = SearchResult(
                 run_id=run.run_id,
                 experiment_id=run.experiment_id,
-                space=read_space(run.raw),
+                space=read_space(store, run.raw),
                 trials=tuple(map(TrialResult.from_json, content["trials"])),
             )
             if _is_intact(store, outcome):
                 return outcome
-    space, points = read_grid(run.raw)
+    space, points = read_grid(store, run.raw)
     is_live = liveness(store)
 
     def read(child: Run) -> TrialResult:
@@ -170,13 +170,13 @@ def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> Searc
     )
 
 
-def read_grid(run: Run) -> tuple[SearchSpace, set[TrainingConfig]]:
+def read_grid(store: Store, run: Run) -> tuple[SearchSpace, set[TrainingConfig]]:
     """Read the grid of a search's run, and all points of the grid.
 
     Raises:
         UnreadableRun: the run has no grid, or one that this version cannot build.
     """
-    space = read_space(run)
+    space = read_space(store, run)
     try:
         return space, set(space.points(read_base(run)))
     except ConfigError as error:
@@ -217,8 +217,8 @@ def reused_runs(store: Store, run: TrackedRun) -> Iterator[Run]:
     if schema.REUSED not in run.raw.data.tags:
         return
     try:
-        ids = [str(one) for one in _read_json(run.raw, schema.REUSED_FILE)]
-    except (*_NO_JSON, MlflowException, OSError) as error:
+        ids = [str(one) for one in _read_json(store, run.raw, schema.REUSED_FILE)]
+    except (*_NO_JSON, TrackingError, MlflowException, OSError) as error:
         store.left_out[run.run_id] = (
             f"its file {schema.REUSED_FILE} is missing ({first_line(error)})"
         )
@@ -234,7 +234,7 @@ def read_history(store: Store, run: TrackedRun) -> TrainingResult:
     """
     require_finished(run)
     try:
-        return TrainingResult.from_json(_read_json(run.raw, schema.HISTORY_FILE))
+        return TrainingResult.from_json(_read_json(store, run.raw, schema.HISTORY_FILE))
     except (MlflowException, OSError) as error:
         raise TrackingError(
             f"The record {schema.HISTORY_FILE} of run {run.run_id[:8]} cannot be fetched from the "
@@ -248,9 +248,8 @@ def read_history(store: Store, run: TrackedRun) -> TrainingResult:
         ) from None
 
 
-def _read_json(run: Run, file: str) -> Any:
-    # Not with a `runs:/` address: MLflow would query the run again, and its models.
-    return json.loads(mlflow.artifacts.load_text(f"{run.info.artifact_uri}/{file}"))
+def _read_json(store: Store, run: Run, file: str) -> Any:
+    return json.loads(read_file(store, run.info.artifact_uri, file))
 
 
 def require_finished(run: TrackedRun) -> None:
@@ -315,11 +314,11 @@ def read_split(protocol: str, seed: str, limit: str) -> SplitConfig:
     )
 
 
-def as_readable(run: Run) -> TrackedRun:
+def as_readable(store: Store, run: Run) -> TrackedRun:
     """Return a run of this project; raise `UnreadableRun` unless all of it can be read."""
     tracked = as_tracked(run)
     if tracked.role == schema.SEARCH:
-        read_grid(run)
+        read_grid(store, run)
     else:
         read_trial(tracked)
     return tracked

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from mlflow.entities import Run
 
@@ -78,7 +79,7 @@ def find_searches(store: Store, experiment_id: str, grids: Iterable[str]) -> lis
         *iterate_runs(store, [experiment_id], f"tags.`{schema.GRID}` = '{today}'"),
         *_by_older_keys(store, experiment_id, schema.GRID, set(older)),
     ]
-    found = readable(store, runs, as_readable)
+    found = readable(store, runs, partial(as_readable, store))
     return sorted(found, key=_last_asked, reverse=True)
 
 

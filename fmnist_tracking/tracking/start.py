@@ -22,6 +22,7 @@ from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
 from fmnist_tracking.environment import Code
 from fmnist_tracking.results import RUNNING
 from fmnist_tracking.tracking import descriptions, schema
+from fmnist_tracking.tracking.artifacts import log_files
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.queries import iterate_runs
 from fmnist_tracking.tracking.records import TrackedRun
@@ -135,7 +136,7 @@ def start_search(
     run_id = _start(store, experiment_id, info, params, tags, existing)
     if too_long:
         content = {axis: list(values) for axis, values in info.space.axes.items()}
-        store.client.log_dict(run_id, content, schema.AXES_FILE)
+        log_files(store, run_id, {schema.AXES_FILE: json.dumps(content)})
     return run_id
 
 
@@ -166,7 +167,7 @@ def move_trials(store: Store, trials: Iterable[str], old: str, new: str) -> None
 def log_reused(store: Store, run_id: str, trials: Sequence[str]) -> None:
     """Log which finished trials of other searches a search reuses."""
     if trials:
-        store.client.log_text(run_id, json.dumps(trials), schema.REUSED_FILE)
+        log_files(store, run_id, {schema.REUSED_FILE: json.dumps(trials)})
         store.client.set_tag(run_id, schema.REUSED, str(len(trials)))
 
 
@@ -268,5 +269,6 @@ def _start(
         client.delete_tag(run_id, schema.ERROR)
     if existing is not None and run.info.status != RUNNING:
         client.update_run(run_id, status=RUNNING)
-    client.log_dict(run_id, dict(info.origin.environment), schema.ENVIRONMENT_FILE)
+    environment = json.dumps(dict(info.origin.environment), indent=2)
+    log_files(store, run_id, {schema.ENVIRONMENT_FILE: environment})
     return run_id

@@ -1,0 +1,90 @@
+"""Files of runs and models: read and written where the opened store may have them, nowhere else.
+
+A store says where the files of its runs are. Whoever may write to the store, or runs the server,
+could name any folder of this machine, or another server, which would be given the password.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from fmnist_tracking.config import TRUST_ARTIFACT_LOCATION
+from fmnist_tracking.errors import TrackingError, shown
+from fmnist_tracking.redact import without_user
+from fmnist_tracking.tracking import locations
+from fmnist_tracking.tracking.store import Store
+
+_SERVED = ("http", "https", "mlflow-artifacts")
+
+
+def files_at(store: Store, location: str) -> ArtifactRepository:
+    """Return MLflow's access to the files at a location that the store has named.
+
+    Raises:
+        TrackingError: the location is on this machine, but outside the artifact root of the store,
+            or on another server.
+    """
+    if location not in store.repositories:
+        require_trusted(store, location)
+        store.repositories[location] = get_artifact_repository(location, tracking_uri=store.uri)
+    return store.repositories[location]
+
+
+def files_of_run(store: Store, run_id: str) -> ArtifactRepository:
+    """Return access to the files of a run; raise what `files_at` does."""
+    if run_id not in store.artifact_uris:
+        store.artifact_uris[run_id] = str(store.client.get_run(run_id).info.artifact_uri)
+    return files_at(store, store.artifact_uris[run_id])
+
+
+def log_files(store: Store, run_id: str, files: Mapping[str, bytes | str]) -> None:
+    """Log files as artifacts of a run, given their contents by path."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, content in files.items():
+            path = Path(scratch, name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        files_of_run(store, run_id).log_artifacts(scratch)  # type: ignore[no-untyped-call]
+
+
+def read_file(store: Store, location: str, name: str) -> bytes:
+    """Read a file at a location."""
+    with tempfile.TemporaryDirectory() as scratch:
+        found = files_at(store, location).download_artifacts(name, scratch)  # type: ignore[no-untyped-call]
+        return Path(found).read_bytes()
+
+
+def require_trusted(store: Store, location: str) -> None:
+    """Raise `TrackingError` for a place that a store may not choose; see `files_at`."""
+    if os.environ.get(TRUST_ARTIFACT_LOCATION) == "1":
+        return
+    folder = locations.local_path(location)
+    try:
+        scheme = urlsplit(location).scheme
+    except ValueError:
+        scheme = ""
+    if folder is None and scheme in ("", "file"):
+        raise _refused(store, location, "no place that this program can use")
+    root = locations.artifact_root(store.uri)
+    if folder is not None:
+        # A link inside the root was put there by whoever owns it.
+        if root is not None and root in Path(os.path.normpath(folder)).parents:
+            return
+        inside = "a store on a server has none here" if root is None else f"it is {root}"
+        raise _refused(store, location, f"outside the artifact root of that store ({inside})")
+    host = urlsplit(location).netloc
+    if scheme in _SERVED and host and host != urlsplit(store.uri).netloc:
+        raise _refused(store, location, "on another server, which would be given your password")
+
+
+def _refused(store: Store, location: str, why: str) -> TrackingError:
+    return TrackingError(
+        f"The store {store.public_uri} names {shown(without_user(location))} for these files, "
+        f"which is {why}. Nothing is read or written there. If you know that place and mean it, "
+        f"give --trust-artifact-location, or set {TRUST_ARTIFACT_LOCATION}=1 in a program."
+    )
