@@ -330,6 +330,9 @@ def repair_runs(
 ) -> list[tuple[str, str]]:
     """Close, as KILLED, the open runs whose process is gone.
 
+    Runs of another machine are watched for up to two minutes, as nothing else shows whether it is
+    still at work.
+
     Args:
         experiment: name of the experiment to look in, None for the one in use.
         tracking_uri: address of the MLflow store, None for the usual one.
@@ -341,4 +344,5 @@ def repair_runs(
         TrackingError: there is no such experiment, or the store cannot be reached.
     """
     with tracking.open_store(tracking_uri, access="write", files=False) as store:
-        return tracking.close_orphans(store, tracking.experiment_in_use(store, experiment))
+        in_use = tracking.experiment_in_use(store, experiment)
+        return tracking.close_orphans(store, in_use, watch=True)

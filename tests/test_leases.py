@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fmnist_tracking.tracking import schema
+from fmnist_tracking.tracking import leases, schema
 from fmnist_tracking.tracking.leases import Lease
 
 
@@ -29,7 +29,8 @@ def other() -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def held_by(process: "subprocess.Popen[bytes]") -> Lease:
-    return mine(pid=process.pid, started=psutil.Process(process.pid).create_time())
+    started = psutil.Process(process.pid).create_time()
+    return mine(pid=process.pid, started=started, ticks=leases._ticks(process.pid))
 
 
 def test_this_process_s_lease_is_live_and_mine() -> None:
@@ -67,19 +68,53 @@ def test_another_process_with_the_same_number_does_not_count(
     other: "subprocess.Popen[bytes]",
 ) -> None:
     lease = held_by(other)
-    assert not dataclasses.replace(lease, started=lease.started - 60).is_live()
-    before = mine(started=Lease.of_this_process().started - 60)
-    assert not before.is_live()
-    assert not before.is_mine()
+    assert lease.ticks is not None
+    earlier = mine(ticks=0), dataclasses.replace(lease, ticks=lease.ticks - 60)
+    # Earlier versions told the time of the start alone.
+    older = (
+        dataclasses.replace(one, ticks=None, started=one.started - 60) for one in (mine(), lease)
+    )
+    for before in (*earlier, *older):
+        assert not before.is_live()
+        assert not before.is_mine()
+    assert dataclasses.replace(lease, ticks=None).is_live()
 
 
-@pytest.mark.parametrize(("silent", "live"), [(0, True), (110, True), (130, False)])
-def test_another_machine_s_lease_is_live_until_it_is_silent(silent: float, live: bool) -> None:
+def test_a_clock_that_is_moved_changes_nobody(
+    other: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases_before = mine(), held_by(other)
+    # Linux tells when the machine started by its clock as it is now; psutil counts from there.
+    real = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: real(self) + 3600)
+    assert all(lease.is_live() for lease in leases_before)
+    assert leases_before[0].is_mine()
+
+
+def test_a_machine_that_is_renamed_stays_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = mine()
+    by_an_earlier_version = mine(machine=f"{socket.gethostname()} {lease.machine}")
+    assert by_an_earlier_version.is_mine()
+    monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
+    leases._machine.cache_clear()
+    assert lease.is_mine()
+
+
+@pytest.mark.parametrize("ahead", [-1e9, -300, 0, 300, 1e9])
+def test_another_machine_s_lease_is_live_until_it_was_watched_in_vain(
+    monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
     # Whether there is such a process here must not matter.
     for pid in (os.getpid(), 2**22 + 1):
-        lease = mine(machine="another boot", pid=pid, beat=time.time() - silent)
-        assert lease.is_live() is live
+        monkeypatch.setattr(leases, "SILENCE_SECONDS", 120.0)
+        lease = mine(machine=f"another boot {ahead}", pid=pid, beat=time.time() + ahead)
+        assert lease.is_live()
         assert not lease.is_mine()
+        monkeypatch.setattr(leases, "SILENCE_SECONDS", 0.0)  # that time has passed
+        assert not lease.is_live()
+        monkeypatch.setattr(leases, "SILENCE_SECONDS", 120.0)
+        assert dataclasses.replace(lease, beat=lease.beat + 20).is_live()
+        assert dataclasses.replace(lease, beat=lease.beat - 20).is_live()  # its clock was put back
 
 
 def test_a_lease_is_read_back() -> None:
@@ -149,4 +184,4 @@ def test_a_lease_of_the_wrong_type_is_none(field: str, value: object) -> None:
 
 def test_a_lease_tells_who_holds_it() -> None:
     lease = mine(host="far", pid=12, beat=time.time() - 30)
-    assert str(lease) == "process 12 on far (last sign of life 30 s ago)"
+    assert str(lease) == "process 12 on far"

@@ -1,7 +1,9 @@
 import contextlib
 import dataclasses
+import random
 import sqlite3
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 
@@ -13,7 +15,7 @@ from fmnist_tracking import fingerprint, tracking
 from fmnist_tracking.config import DEFAULT_EXPERIMENT, SearchSpace
 from fmnist_tracking.environment import Code
 from fmnist_tracking.errors import SearchError, TrackingError
-from fmnist_tracking.tracking import ResumeState, Store, schema
+from fmnist_tracking.tracking import ResumeState, Store, leases, resume, schema
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.resume import UnfinishedTrial
 from records import epoch
@@ -31,12 +33,16 @@ def experiment(store: Store) -> str:
     return store.experiment_id(DEFAULT_EXPERIMENT)
 
 
+def lease_of(pid: int) -> Lease:
+    started, ticks = psutil.Process(pid).create_time(), leases._ticks(pid)
+    return dataclasses.replace(Lease.of_this_process(), pid=pid, started=started, ticks=ticks)
+
+
 @pytest.fixture
 def other() -> Iterator[Lease]:
     """The lease of another process on this machine, which is there."""
     with subprocess.Popen(["sleep", "600"]) as process:
-        started = psutil.Process(process.pid).create_time()
-        yield dataclasses.replace(Lease.of_this_process(), pid=process.pid, started=started)
+        yield lease_of(process.pid)
         process.kill()
 
 
@@ -44,9 +50,9 @@ def other() -> Iterator[Lease]:
 def dead() -> Lease:
     """The lease of a process on this machine that has ended."""
     with subprocess.Popen(["sleep", "600"]) as process:
-        started = psutil.Process(process.pid).create_time()
+        lease = lease_of(process.pid)
         process.kill()
-    return dataclasses.replace(Lease.of_this_process(), pid=process.pid, started=started)
+    return lease
 
 
 def start_search(store: Store, experiment: str, grid: str = GRID, fresh: bool = False) -> str:
@@ -328,23 +334,70 @@ def test_a_killed_search_shows_as_such_at_once(
     assert status(store, killed) == "RUNNING"  # to look changes nothing
 
 
-def test_a_search_on_another_machine_gives_signs_of_life_for_its_trials(
-    store: Store, experiment: str
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(resume, "_LOOK_SECONDS", 0.05)
+
+
+@contextlib.contextmanager
+def beating(store: Store, run_id: str, lease: Lease, ahead: float) -> Iterator[None]:
+    """Another machine's process, whose clock is ahead or behind, and may jump."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.2):
+            now = time.time() + ahead * random.choice((1, 1, 0.5))
+            give(store, run_id, dataclasses.replace(lease, beat=now))
+
+    give(store, run_id, dataclasses.replace(lease, beat=time.time() + ahead))
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+AWAY = dataclasses.replace(Lease.of_this_process(), machine="another", pid=7)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("ahead", [-300, 0, 300, 1e9])
+def test_another_machine_is_judged_by_its_heartbeats_whatever_its_clock(
+    store: Store, experiment: str, ahead: float
 ) -> None:
-    away = dataclasses.replace(Lease.of_this_process(), machine="another", pid=7)
-    silent = dataclasses.replace(away, beat=time.time() - 1000)
-    search, mute = start_search(store, experiment), start_search(store, experiment)
+    at_work, gone = start_search(store, experiment), start_search(store, experiment)
     kept, lost, earlier = (
         start_trial(store, experiment, point, parent)
-        for point, parent in ((0, search), (0, mute), (1, search))
+        for point, parent in ((0, at_work), (0, gone), (1, at_work))
     )
-    give(store, search, away)
-    give(store, mute, silent)
-    for trial in (kept, lost):
-        give(store, trial, silent)  # a trial's lease is as old as the trial
+    silent = dataclasses.replace(AWAY, beat=time.time() + ahead)
+    for run_id in (gone, lost):
+        give(store, run_id, dataclasses.replace(silent, pid=8))
+    give(store, kept, silent)  # a trial's lease is as old as the trial
     give(store, earlier, dataclasses.replace(silent, pid=6))  # of a process before this one
-    closed = {run_id for run_id, _ in tracking.close_orphans(store, [experiment])}
-    assert closed == {mute, lost, earlier}
+    assert tracking.close_orphans(store, [experiment]) == []  # seen for the first time
+    with beating(store, at_work, AWAY, ahead):
+        closed = {run_id for run_id, _ in tracking.close_orphans(store, [experiment], watch=True)}
+        assert closed == {gone, lost, earlier}
+        with pytest.raises(SearchError, match=f"{at_work[:8]} is running already: process 7 on"):
+            tracking.require_not_live(store, tracking.find_run(store, at_work))
+    tracking.require_not_live(store, tracking.find_run(store, at_work))
+    assert status(store, at_work) == "RUNNING"  # it is left to who takes it over
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_training_that_another_machine_is_at_is_not_gone_on_with(
+    store: Store, experiment: str
+) -> None:
+    run_id = start_trial(store, experiment, 0, None)
+    with (
+        beating(store, run_id, AWAY, 0),
+        pytest.raises(SearchError, match=f"The training {run_id[:8]} is running already"),
+    ):
+        tracking.find_training(store, experiment, keys({PRINTS[0]: POINTS[0]}))
 
 
 def test_a_search_that_another_process_is_at_is_refused(
@@ -353,20 +406,20 @@ def test_a_search_that_another_process_is_at_is_refused(
     run_id = start_search(store, experiment)
     give(store, run_id, other)
     with pytest.raises(SearchError, match=rf"{run_id[:8]} is running already: process {other.pid}"):
-        tracking.require_not_live(tracking.find_run(store, run_id))
+        tracking.require_not_live(store, tracking.find_run(store, run_id))
     store.client.set_terminated(run_id, "KILLED")
-    tracking.require_not_live(tracking.find_run(store, run_id))
+    tracking.require_not_live(store, tracking.find_run(store, run_id))
 
 
 def test_a_search_that_no_other_process_is_at_may_go_on(
     store: Store, experiment: str, dead: Lease
 ) -> None:
     run_id = start_search(store, experiment)
-    tracking.require_not_live(tracking.find_run(store, run_id))  # this process's own
+    tracking.require_not_live(store, tracking.find_run(store, run_id))  # this process's own
     give(store, run_id, dead)
-    tracking.require_not_live(tracking.find_run(store, run_id))
+    tracking.require_not_live(store, tracking.find_run(store, run_id))
     store.client.delete_tag(run_id, schema.LEASE)
-    tracking.require_not_live(tracking.find_run(store, run_id))
+    tracking.require_not_live(store, tracking.find_run(store, run_id))
 
 
 def test_a_run_with_the_fingerprint_of_another_configuration_is_left_out(

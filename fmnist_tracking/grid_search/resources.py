@@ -85,9 +85,7 @@ def open_resources(
         with tracking.open_store(tracking_uri, access="create", upgrade=upgrade_store) as store:
             adopted = tracking.adoptable_run(store, command)
             experiment_id = tracking.choose_experiment(store, experiment, adopted)
-            closed = tracking.close_orphans(store, [experiment_id])
-            if closed:
-                echo(f"Closed as KILLED: {len(closed)} runs whose process was gone.")
+            _close_orphans(store, experiment_id, echo)
             yield Resources(
                 dataset=dataset,
                 data_info=data_info,
@@ -99,8 +97,16 @@ def open_resources(
                 workers=local_workers(workers, threads),
                 threads=threads,
             )
+            with contextlib.suppress(Exception):  # the search has ended well
+                _close_orphans(store, experiment_id, echo)  # those watched since its beginning
     finally:
         _busy.release()
+
+
+def _close_orphans(store: Store, experiment_id: str, echo: Echo) -> None:
+    closed = tracking.close_orphans(store, [experiment_id])
+    if closed:
+        echo(f"Closed as KILLED: {len(closed)} runs whose process was gone.")
 
 
 def local_workers(count: int, threads: int) -> tuple[Worker, ...]:

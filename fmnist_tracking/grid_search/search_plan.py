@@ -42,7 +42,7 @@ def plan_search(
     with locked_folder(checkpoint_folder(store, experiment_id, grid), fresh=fresh) as folder:
         searches = tracking.find_searches(store, experiment_id, keys.grids)
         if searches:
-            tracking.require_not_live(searches[0])
+            tracking.require_not_live(store, searches[0])
         resumes = resources.adopted is None and not fresh
         before = _finished_before(store, searches[0], points) if resumes and searches else None
         if before is not None:

@@ -1,4 +1,8 @@
-"""Which process a run belongs to, and whether that process is still running."""
+"""Which process a run belongs to, and whether that process is still running.
+
+No clock is believed. A process of this machine is told by when it was started, counted from the
+start of the machine; one of another machine by whether its heartbeat changes while it is watched.
+"""
 
 import json
 import math
@@ -6,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,11 +19,14 @@ import psutil
 from fmnist_tracking.tracking import schema
 
 BEAT_SECONDS = 20.0
-# A process on another machine cannot be inspected: after this many seconds without a heartbeat, it
-# counts as dead.
-_SILENCE_SECONDS = 120.0
+# A process on another machine cannot be inspected: it counts as dead after it was watched for so
+# many seconds without a heartbeat.
+SILENCE_SECONDS = 120.0
 # Some systems compute a process's start time from a clock that is being adjusted.
 _TOLERANCE_SECONDS = 2.0
+# The heartbeats seen of processes on other machines, and when each was seen first, by the monotonic
+# clock of this one.
+_seen: dict[tuple[object, ...], float] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +37,17 @@ class Lease:
         host: name of the machine, for people.
         machine: identifies one boot of one machine, or one container.
         pid: id of the process on that machine.
-        started: when that process started, in seconds since 1970.
-        beat: time of its last heartbeat, in seconds since 1970.
+        started: when that process started, in seconds since 1970, by a clock that may be moved.
+        ticks: when it started, in clock ticks since the machine did; None where the system does not
+            tell it, and in leases of earlier versions.
+        beat: time of its last heartbeat, in seconds since 1970 by its own clock.
     """
 
     host: str
     machine: str
     pid: int
     started: float
+    ticks: int | None = None
     beat: float
 
     @classmethod
@@ -48,6 +58,7 @@ class Lease:
             machine=_machine(),
             pid=os.getpid(),
             started=_own_start(),
+            ticks=_ticks(os.getpid()),
             beat=time.time(),
         )
 
@@ -55,9 +66,11 @@ class Lease:
     def read(cls, tags: Mapping[str, str]) -> "Lease | None":
         """Read the lease from a run's tags; return None if it is missing or damaged."""
         try:
-            lease = cls(**json.loads(tags[schema.LEASE]))
+            content = json.loads(tags[schema.LEASE])
+            known = {field.name for field in fields(cls)}
+            lease = cls(**{name: value for name, value in content.items() if name in known})
             return lease if lease._is_typed() else None
-        except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return None
 
     def _is_typed(self) -> bool:
@@ -68,6 +81,7 @@ class Lease:
             and isinstance(self.machine, str)
             and type(self.pid) is int
             and self.pid > 0
+            and (self.ticks is None or type(self.ticks) is int)
             and all(type(time) in (int, float) and math.isfinite(time) for time in times)
         )
 
@@ -75,30 +89,45 @@ class Lease:
         """Return the value of the tag."""
         return json.dumps(asdict(self))
 
+    @property
+    def holder(self) -> tuple[object, ...]:
+        """Return what identifies the process."""
+        return self.machine, self.pid, self.ticks or self.started
+
+    def is_here(self) -> bool:
+        """Return whether the process is on this machine, so that it can be looked at."""
+        # Earlier versions put the name of the machine first, which may be changed.
+        return self.machine in (_machine(), f"{socket.gethostname()} {_machine()}")
+
     def is_mine(self) -> bool:
         """Return whether this process holds the lease."""
-        return (self.machine, self.pid) == (_machine(), os.getpid()) and self._same_start(
-            _own_start()
-        )
+        return self.pid == os.getpid() and self.is_here() and self._is_running()
 
     def is_live(self) -> bool:
-        """Return whether the process is still running."""
-        if self.machine != _machine():
-            return time.time() - self.beat < _SILENCE_SECONDS
+        """Return whether the process is still running.
+
+        One on another machine counts as running when it is first looked at, and until it has been
+        watched in vain.
+        """
+        if self.is_here():
+            return self._is_running()
+        now = time.monotonic()
+        return now - _seen.setdefault((*self.holder, self.beat), now) < SILENCE_SECONDS
+
+    def _is_running(self) -> bool:
         try:
             process = psutil.Process(self.pid)
-            return self._same_start(process.create_time()) and (
-                process.status() != psutil.STATUS_ZOMBIE
-            )
-        except psutil.NoSuchProcess:
+            return self._has_its_start(process) and process.status() != psutil.STATUS_ZOMBIE
+        except (psutil.NoSuchProcess, OverflowError):
             return False
 
-    def _same_start(self, started: float) -> bool:
-        return abs(self.started - started) < _TOLERANCE_SECONDS
+    def _has_its_start(self, process: psutil.Process) -> bool:
+        if self.ticks is not None:
+            return self.ticks == _ticks(self.pid)
+        return abs(self.started - process.create_time()) < _TOLERANCE_SECONDS
 
     def __str__(self) -> str:
-        ago = max(0, round(time.time() - self.beat))
-        return f"process {self.pid} on {self.host} (last sign of life {ago} s ago)"
+        return f"process {self.pid} on {self.host}"
 
 
 @lru_cache(maxsize=1)
@@ -106,13 +135,25 @@ def _own_start() -> float:
     return psutil.Process().create_time()
 
 
+def _ticks(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since the machine did; None if not on Linux.
+
+    See proc_pid_stat(5): it is the 22nd field; the second, in parentheses, may hold blanks.
+    """
+    try:
+        fields_after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields_after_name[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 @lru_cache(maxsize=1)
 def _machine() -> str:
-    parts = [socket.gethostname()]
+    parts = []
     # Linux: after a reboot, or in another container, the same id is another process.
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         try:
             parts.append(os.readlink(path) if "/ns/" in path else Path(path).read_text().strip())
         except OSError:
             continue
-    return " ".join(parts)
+    return " ".join(parts) or socket.gethostname()

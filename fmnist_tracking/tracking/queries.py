@@ -195,7 +195,7 @@ def liveness(store: Store) -> Callable[[Run], bool]:
 
     A search's heartbeat counts for its trials too; each search is read once.
     """
-    live: dict[tuple[str | float, ...], bool] = {}
+    live: dict[tuple[object, ...], bool] = {}
 
     def is_live(run: Run) -> bool:
         parent = run.data.tags.get(schema.PARENT)
@@ -204,16 +204,12 @@ def liveness(store: Store) -> Callable[[Run], bool]:
             return False
         if parent is None or lease.is_live():
             return lease.is_live()
-        key = (parent, lease.machine, lease.pid, lease.started)
+        key = (parent, lease.holder)
         if key not in live:
             holder = find_active(store, parent)
             is_open = holder is not None and holder.info.status == RUNNING
             held = Lease.read(holder.data.tags) if holder is not None and is_open else None
-            live[key] = (
-                held is not None
-                and (parent, held.machine, held.pid, held.started) == key
-                and held.is_live()
-            )
+            live[key] = held is not None and held.holder == lease.holder and held.is_live()
         return live[key]
 
     return is_live

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,13 +12,14 @@ from mlflow.entities import Run
 
 from fmnist_tracking import fingerprint
 from fmnist_tracking.config import SplitConfig
-from fmnist_tracking.errors import SearchError
+from fmnist_tracking.errors import SearchError, printable
 from fmnist_tracking.fingerprint import GridKeys
 from fmnist_tracking.results import FINISHED, RUNNING, TrialResult
-from fmnist_tracking.tracking import schema
+from fmnist_tracking.tracking import leases, schema
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.queries import (
     IS_FINISHED,
+    find_active,
     find_children,
     has_any,
     iterate_runs,
@@ -26,11 +29,16 @@ from fmnist_tracking.tracking.records import (
     TrackedRun,
     UnreadableRun,
     as_readable,
+    as_tracked,
     readable,
     trial_result,
 )
 from fmnist_tracking.tracking.store import Store
 
+_log = logging.getLogger(__name__)
+
+# How often another machine's heartbeat is looked at.
+_LOOK_SECONDS = 5.0
 # Up to this many points are queried one by one; for more, all trials are read at once.
 _FEW = 100
 # Ten years: a longer time cannot be a measurement.
@@ -183,6 +191,7 @@ def find_training(
             if trial.status == FINISHED:
                 return ResumeState(finished={point: trial})
             if schema.PARENT not in run.data.tags:
+                require_not_live(store, as_tracked(run))
                 return ResumeState(open={point: _open_trial(run)})
     return ResumeState()
 
@@ -244,25 +253,76 @@ def logged_steps(store: Store, run_id: str) -> set[int]:
     return set.intersection(*steps)
 
 
-def require_not_live(run: TrackedRun) -> None:
-    """Raise `SearchError` for a search that another process is running; say which, and where."""
-    lease = Lease.read(run.raw.data.tags)
-    if run.raw.info.status == RUNNING and lease and lease.is_live() and not lease.is_mine():
+def require_not_live(store: Store, run: TrackedRun) -> None:
+    """Raise `SearchError` for a run that another process is working on; say which, and where.
+
+    If that process is on another machine, its run is watched for a while first.
+    """
+    lease = _holder(run.raw)
+    if lease is None or lease.is_mine():
+        return
+    if not lease.is_here():
+        _watch(store, {run.experiment_id}, {run.run_id}, f"The run {run.run_id[:8]} is open, held")
+        found = find_active(store, run.run_id)
+        lease = None if found is None else _holder(found)
+    if lease is not None and lease.is_live():
+        kind = "training" if run.role == schema.TRAIN else "search"
         raise SearchError(
-            f"The search {run.run_id[:8]} is running already: {lease} holds it. Wait for it "
-            "to end, or stop that process and give this command again."
+            f"The {kind} {run.run_id[:8]} is running already: {printable(str(lease))} holds it. "
+            "Wait for it to end, or stop that process and give this command again."
         )
 
 
-def close_orphans(store: Store, experiments: Iterable[str]) -> list[tuple[str, str]]:
-    """Close, as KILLED, the open runs whose process is gone; return the id and name of each."""
-    orphans = []
+def close_orphans(
+    store: Store, experiments: Iterable[str], *, watch: bool = False
+) -> list[tuple[str, str]]:
+    """Close, as KILLED, the open runs whose process is gone; return the id and name of each.
+
+    What another machine's process holds is closed only after it has been watched in vain: with
+    `watch` it is watched now, else it counts from when this process has seen it first.
+    """
+    experiments, orphans = list(experiments), []
+    if watch:
+        _watch(store, experiments, None, "Runs are open, held")
     is_live = liveness(store)
     for run in list(iterate_runs(store, experiments, _OPEN)):
         if not is_live(run):
             store.client.set_terminated(run.info.run_id, "KILLED")
             orphans.append((run.info.run_id, schema.unmarked(run.info.run_name or "")))
     return orphans
+
+
+def _holder(run: Run) -> Lease | None:
+    """Return who holds a run, if it is open."""
+    return Lease.read(run.data.tags) if run.info.status == RUNNING else None
+
+
+def _watch(store: Store, experiments: Iterable[str], only: set[str] | None, what: str) -> None:
+    """Watch the heartbeats of other machines' open runs until each has beaten, or long enough."""
+    experiments = list(experiments)
+
+    def beats() -> dict[tuple[object, ...], float]:
+        """Return the newest heartbeat of each holder: a search's counts for its trials too."""
+        found: dict[tuple[object, ...], float] = {}
+        for run in iterate_runs(store, experiments, _OPEN):
+            lease = _holder(run)
+            if lease is not None and not lease.is_here() and (not only or run.info.run_id in only):
+                lease.is_live()  # notes when it was seen
+                found[lease.holder] = max(lease.beat, found.get(lease.holder, lease.beat))
+        return found
+
+    first, end = beats(), time.monotonic() + leases.SILENCE_SECONDS
+    if first:
+        _log.info(
+            "%s by another machine; watching for up to %d s whether it is still at work.",
+            what,
+            leases.SILENCE_SECONDS,
+        )
+    while first and time.monotonic() < end:
+        time.sleep(min(_LOOK_SECONDS, max(0.0, end - time.monotonic())))
+        seen = beats()
+        if all(seen.get(holder) != beat for holder, beat in first.items()):
+            return
 
 
 def live_runs(store: Store, experiments: Iterable[str]) -> list[str]:
