@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,14 @@ class Place:
     def log(self) -> Path:
         return self.folder / "log"
 
-    def start(self, *options: str, **variables: str) -> "subprocess.Popen[str]":
+    def start(
+        self, *options: str, within: Sequence[str] = (), **variables: str
+    ) -> "subprocess.Popen[str]":
+        """Start the search, `within` another program that gives it an environment."""
         words = [str(self.epochs) if word == str(EPOCHS) else word for word in SEARCH]
         with self.log.open("a") as log, self.out.open("w") as out:
             return subprocess.Popen(
-                [sys.executable, "-m", "fmnist_tracking", *words, *options],
+                [*within, sys.executable, "-m", "fmnist_tracking", *words, *options],
                 cwd=self.folder,
                 env={
                     **os.environ,
