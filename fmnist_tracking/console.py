@@ -1,18 +1,59 @@
 """Lines and tables for a person: on standard error, or in the output of a notebook's cell."""
 
 import contextlib
+import logging
 import sys
+import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, TextIO, TypeAlias, cast
 
 from rich.console import Console
+from rich.text import Text
 
 from fmnist_tracking.errors import ConfigError, for_programs, shown
+from fmnist_tracking.redact import LONGEST_LINE, printable
 
 Echo: TypeAlias = Callable[[str], None]
 
 
-class _Stderr(Console):
+class PlainConsole(Console):
+    """A console that shows texts as they are: nothing in them steers a terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, force_jupyter=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Convert a text that is to be printed, on its own or in a table."""
+        return super().render_str(printable(text, LONGEST_LINE), **options)
+
+
+class PlainFormatter(logging.Formatter):
+    """Formats a log record as one line, and a traceback after it as lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # logging's name
+        """Format the line."""
+        return printable(super().formatMessage(record), LONGEST_LINE)
+
+    def formatException(self, ei: Any) -> str:
+        """Format the traceback."""
+        return _each_printable(super().formatException(ei))
+
+
+def show_defect(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print the traceback of an error that nobody has caught; Python's `sys.excepthook`."""
+    lines = "".join(traceback.format_exception(kind, error, trace))
+    with contextlib.suppress(OSError, ValueError):
+        print(_each_printable(lines), file=sys.stderr)
+
+
+def _each_printable(lines: str) -> str:
+    return "\n".join(printable(line, LONGEST_LINE) for line in lines.splitlines())
+
+
+class _Stderr(PlainConsole):
     def on_broken_pipe(self) -> None:
         """Go on in silence: nobody reads any more, but the trials must be finished."""
         self.quiet = True
@@ -27,10 +68,7 @@ def stderr_console() -> Console:
     return _Stderr(
         stderr=True,
         quiet=not _can_write(sys.stderr),
-        highlight=False,
-        markup=False,
         force_terminal=is_terminal(sys.stderr),
-        force_jupyter=False,
     )
 
 
@@ -55,7 +93,7 @@ def echo_line(line: str) -> None:
     stream = sys.stdout if notebook() else sys.stderr
     if _can_write(stream):
         with contextlib.suppress(OSError, ValueError):  # nobody reads it: the trials go on
-            print(for_programs(line), file=stream)
+            print(printable(for_programs(line), LONGEST_LINE), file=stream)
 
 
 def lines_to(echo: object) -> Echo:
@@ -67,7 +105,7 @@ def lines_to(echo: object) -> Echo:
     if echo is None:
         return _silent
     require_function("echo", echo)
-    return cast(Echo, echo)
+    return lambda line: cast(Echo, echo)(printable(line, LONGEST_LINE))
 
 
 def require_function(name: str, value: object) -> None:

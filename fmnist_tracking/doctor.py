@@ -17,10 +17,12 @@ from fmnist_tracking.errors import (
     ConfigError,
     FmnistTrackingError,
     TrackingError,
+    first_line,
     for_programs,
     setting,
 )
 from fmnist_tracking.output_folder import writable
+from fmnist_tracking.redact import LONGEST_LINE, printable, without_user
 from fmnist_tracking.training.checkpoints import state_dir
 
 _PACKAGES = ("tensorflow", "keras", "keras-tuner", "mlflow", "numpy", "scikit-learn", "matplotlib")
@@ -44,7 +46,7 @@ class Check:
     @property
     def seen(self) -> str:
         """Return what was seen, for people."""
-        return for_programs(self.message)
+        return printable(for_programs(self.message), LONGEST_LINE)
 
 
 def check_installation(
@@ -75,11 +77,12 @@ def check_installation(
     }
     for name, look in checks.items():
         try:
-            yield Check(name=name, ok=True, message=look())
+            yield Check(name=name, ok=True, message=without_user(look()))
         except FmnistTrackingError as error:
-            yield Check(name=name, ok=False, message=error.message)
+            yield Check(name=name, ok=False, message=without_user(error.message))
         except Exception as error:  # whatever is wrong with an installation is its finding
-            yield Check(name=name, ok=False, message=f"{type(error).__name__}: {error}")
+            seen = f"{type(error).__name__}: {first_line(error)}"
+            yield Check(name=name, ok=False, message=without_user(seen))
 
 
 def _code() -> str:

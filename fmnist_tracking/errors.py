@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from fmnist_tracking.redact import LONGEST_LINE, printable
+
 # Stands around the name of a setting in a message.
 _MARK = "\x1f"
 # Of a value in a message, in characters.
@@ -39,11 +41,6 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
-def printable(text: str) -> str:
-    """Return a text, such as a run's name, on one line, without what would steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message that is not blank, else the error's type."""
     lines = (line.strip() for line in str(error).splitlines())
@@ -63,7 +60,7 @@ class FmnistTrackingError(Exception):
     exit_status = 1
 
     def __init__(self, message: str, *others: Any) -> None:
-        super().__init__(for_programs(message), *others)
+        super().__init__(printable(for_programs(message), LONGEST_LINE), *others)
         self.message = message
 
     def __str__(self) -> str:

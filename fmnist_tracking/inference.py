@@ -14,7 +14,8 @@ from typing import Any
 
 from fmnist_tracking import runtime, tracking
 from fmnist_tracking.config import SEEN_IMAGES, Protocol, SplitConfig
-from fmnist_tracking.errors import TrackingError, printable
+from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.redact import printable
 from fmnist_tracking.tracking import Store, TrackedRun
 from fmnist_tracking.warm_up import warm_up
 from fmnist_tracking.workers import LocalWorker, WorkerDied, WorkerPool

@@ -43,8 +43,7 @@ class ModelInspection:
     """What was seen in an inspection: some images, and what the model makes of them.
 
     Attributes:
-        source: where the data was found.
-        is_fashion_mnist: whether it is that.
+        is_fashion_mnist: whether the data is that.
         class_names: ten names, in label order.
         part: which images the samples are of.
         available: how many images that part has.
@@ -57,7 +56,6 @@ class ModelInspection:
         evaluation: of all test images, None if they stayed sealed.
     """
 
-    source: str
     is_fashion_mnist: bool
     class_names: tuple[str, ...]
     part: Images

@@ -50,7 +50,6 @@ def inspect_model(task: InspectionTask, report: Callable[[Any], None]) -> ModelI
     except Exception as error:  # of a network that this project did not build
         raise _unusable(task.run_id, error) from None
     return ModelInspection(
-        source=dataset.source,
         is_fashion_mnist=dataset.is_fashion_mnist,
         class_names=dataset.class_names,
         part=task.images,

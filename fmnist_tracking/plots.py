@@ -9,12 +9,14 @@ from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from fmnist_tracking.leaderboard import Effect, effects
+from fmnist_tracking.redact import printable
 from fmnist_tracking.results import Evaluation, SearchResult, TrainingResult
 
 # Blue and orange are from M. Okabe and K. Ito's palette, green and red from P. Tol's: people with
@@ -22,6 +24,7 @@ from fmnist_tracking.results import Evaluation, SearchResult, TrainingResult
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#117733", "#CC3311"
 GREY = "#999999"
 RIGHT, WRONG = "✓", "✗"
+_NO_GLYPH = "□"
 _DPI = 110
 # Widths in inches: of a title with a run's name and the shape of its maps, and of a colour scale.
 _TITLE_WIDTH, _SCALE_WIDTH = 7.6, 1.2
@@ -39,6 +42,7 @@ def _in_own_style(draw: Callable[P, R]) -> Callable[P, R]:
     def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
         with _style, matplotlib.rc_context():
             matplotlib.rcdefaults()
+            matplotlib.rcParams["text.parse_math"] = False  # a name may hold dollar signs
             return draw(*args, **kwargs)
 
     return drawn
@@ -59,13 +63,19 @@ def displayed(figure: Figure) -> Figure:
     return figure
 
 
+def _drawable(title: str) -> str:
+    """Return a title on one line, without what Matplotlib's font has no glyph for."""
+    font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    return "".join(c if font.get_char_index(ord(c)) else _NO_GLYPH for c in printable(title))
+
+
 @_in_own_style
 def learning_curves(result: TrainingResult, title: str) -> Figure:
     """Draw loss and accuracy of training and validation by epoch, and mark the best epoch."""
     figure = Figure(figsize=(10, 4.2))
     # Every trial has this figure, and an automatic layout doubles the time to draw it.
     figure.subplots_adjust(left=0.07, right=0.98, bottom=0.12, top=0.84, wspace=0.22)
-    figure.suptitle(title)
+    figure.suptitle(_drawable(title))
     epochs = [e.epoch for e in result.epochs]
     for axes, name, label in zip(
         figure.subplots(1, 2), ("loss", "accuracy"), ("loss (nats)", "accuracy"), strict=True
@@ -105,14 +115,14 @@ def grid(effects: Sequence[Effect], title: str) -> Figure:
     """
     if not effects:
         figure = Figure(figsize=(7, 2), layout="constrained")
-        figure.suptitle(title)
+        figure.suptitle(_drawable(title))
         text = "Each axis of this grid has a single value: nothing to compare."
         figure.text(0.5, 0.4, text, ha="center")
         return figure
     columns = min(4, len(effects))
     rows = math.ceil(len(effects) / columns)
     figure = Figure(figsize=(3.4 * columns + 1.2, 3.9 * rows + 0.4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(_drawable(title))
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for index, effect in enumerate(effects):
         axes = panels.flat[index]
@@ -169,7 +179,7 @@ def _effect_panel(axes: Axes, effect: Effect) -> None:
 def sample(image: NDArray[np.uint8], label: str, predicted: str, title: str) -> Figure:
     """Draw one raw image, uint8 (28, 28, 1), enlarged, with its true and its predicted class."""
     figure = Figure(figsize=(5.2, 4.9), layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(_drawable(title), fontsize=10)
     axes = figure.subplots()
     drawn = axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
     axes.set_title(f"true class: {label}\npredicted: {predicted}", fontsize=11)
@@ -190,7 +200,7 @@ def activations(maps: NDArray[np.float32], title: str) -> Figure:
     width, height = max(across, room) + _SCALE_WIDTH, (panel + 0.15) * rows + 0.7
     left = (width - _SCALE_WIDTH - across) / 2
     figure = Figure(figsize=(width, height))
-    figure.suptitle(title, y=1 - 0.12 / height, va="top")
+    figure.suptitle(_drawable(title), y=1 - 0.12 / height, va="top")
     panels = _panels(figure, rows, columns, (left + 0.1, 0.1, left + across, height - 0.6), 0.2)
     top = float(maps.max()) or 1.0
     for number, axes in enumerate(panels.flat):
@@ -265,7 +275,7 @@ def predictions(
     figure = Figure(figsize=(width, height))
     predicted = probabilities.argmax(axis=1)
     right = int(np.sum(predicted == labels))
-    text = f"{title}\n{right} of these {len(images)} {part} images classified rightly"
+    text = f"{_drawable(title)}\n{right} of these {len(images)} {part} images classified rightly"
     figure.suptitle(text, y=1 - 0.12 / height, va="top")
     panels = _panels(figure, rows, columns, (0.1, 0.1, width - 0.1, height - 1.1), 0.25)
     for number, axes in enumerate(panels.flat):
@@ -292,7 +302,7 @@ def confusion_matrix(evaluation: Evaluation, title: str) -> Figure:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = [scores.name for scores in evaluation.classes]
     figure = Figure(figsize=(8.6, 7.6), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(_drawable(title))
     axes = figure.subplots()
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):

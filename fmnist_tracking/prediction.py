@@ -15,10 +15,11 @@ from fmnist_tracking import tracking
 from fmnist_tracking.config import CLASS_NAMES, require_path
 from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.data import class_names
-from fmnist_tracking.errors import OutputError, PictureError, printable
+from fmnist_tracking.errors import OutputError, PictureError
 from fmnist_tracking.inference import About, about, fetched_model, model_process
 from fmnist_tracking.output_folder import writable
 from fmnist_tracking.preprocess_image import Note, Prepared, png, prepare
+from fmnist_tracking.redact import LONGEST_LINE, printable
 from fmnist_tracking.results import StoredRun, located
 
 TOP = 3
@@ -66,7 +67,7 @@ class Classified:
         if self.error is not None:
             return self.error  # with the path in it
         guess = self.guesses[0]
-        return f"{printable(str(self.path))}: {guess.name} ({guess.probability:.1%})"
+        return f"{printable(str(self.path), LONGEST_LINE)}: {guess.name} ({guess.probability:.1%})"
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that `json` can write."""

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from fmnist_tracking.config import IMAGE_SIZE
-from fmnist_tracking.errors import PictureError, first_line, printable
+from fmnist_tracking.errors import PictureError, first_line
+from fmnist_tracking.redact import LONGEST_LINE, printable
 
 # As a share of the range from black to white: a smaller difference still counts as background.
 MARGIN_TOLERANCE = 0.05 * 255
@@ -78,7 +79,7 @@ def prepare(path: Path) -> Prepared:
         PictureError: there is no such file, it is not a picture, it is damaged or too large, or it
             shows nothing.
     """
-    shown = printable(str(path))
+    shown = printable(str(path), LONGEST_LINE)
     try:
         if path.is_dir():
             raise PictureError(f"{shown} is a folder. Name the pictures in it: {shown}/*.png")

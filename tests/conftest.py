@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from fmnist_tracking import runtime
+from fmnist_tracking import redact, runtime
 from fmnist_tracking.cli import main
 from fmnist_tracking.config import CLASS_NAMES, SplitConfig, TrainingConfig
 from fmnist_tracking.data import Dataset, DataSplit, idx, load_dataset, split_dataset
@@ -104,6 +104,13 @@ def _clean_environment(
     monkeypatch.chdir(tmp_path)
     with _what_a_process_sets_undone():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _secrets_forgotten() -> Iterator[None]:
+    """What one test keeps secret, another may show."""
+    yield
+    redact._secrets.clear()
 
 
 @contextlib.contextmanager

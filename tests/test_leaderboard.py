@@ -1,9 +1,13 @@
+import csv
+import io
 import itertools
 
 import pytest
 
+from fmnist_tracking import tracking
 from fmnist_tracking.config import SearchSpace, TrainingConfig
 from fmnist_tracking.leaderboard import best, effects, leaderboard, rank
+from fmnist_tracking.results import SearchResult
 from records import trial
 
 
@@ -156,3 +160,14 @@ def test_effects_leave_out_what_diverged_and_count_it() -> None:
     alone = effects(space, [t for t in trials if t.diverged])
     assert [e.best for e in alone] == [None, None]
     assert [e.means for e in alone] == [(None, None), (None, None)]
+
+
+def test_a_spreadsheet_runs_no_cell() -> None:
+    names = ["=1+1", "+1+cmd", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "a=1", "-0.5", "x\ny"]
+    trials = tuple(trial(f"{n:032x}", -0.5, name=name) for n, name in enumerate(names))
+    space = SearchSpace(axes={"filters": (12,)})
+    result = SearchResult(run_id="a" * 32, experiment_id="1", space=space, trials=trials)
+    rows = list(csv.DictReader(io.StringIO(tracking.leaderboard_csv(result))))
+    safe = ["'=1+1", "'+1+cmd", "'-2+3", "'@SUM(A1)", r"\t=1", r"\r=1", "a=1", "-0.5", r"x\ny"]
+    assert [row["name"] for row in rows] == safe
+    assert {row["val_accuracy"] for row in rows} == {"-0.5"}

@@ -12,6 +12,7 @@ from fmnist_tracking.config import CLASS_NAMES
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.leaderboard import Effect
 from fmnist_tracking.metrics import evaluate
+from fmnist_tracking.results import Evaluation
 from records import training
 
 
@@ -47,6 +48,25 @@ def test_nobody_s_matplotlibrc_changes_a_picture() -> None:
     with matplotlib.rc_context({"font.size": 40, "savefig.transparent": True, "axes.grid": True}):
         assert drawn() == expected
         assert matplotlib.rcParams["font.size"] == 40  # the program around us keeps its own
+
+
+@pytest.mark.parametrize(
+    "name", ["$\\frac$", "$x", "a\x1b[2J\0\nb", "\N{PILE OF POO}", "\u4e2d\u202e"]
+)
+def test_a_name_is_drawn_as_text(name: str, evaluation: Evaluation) -> None:
+    figures = [
+        plots.learning_curves(training(0.5), name),
+        plots.grid([], name),
+        plots.activations(np.zeros((2, 3, 3), np.float32), name),
+        plots.confusion_matrix(evaluation, name),
+    ]
+    for figure in figures:
+        assert plots.png(figure).startswith(b"\x89PNG")  # without a warning
+        assert title(figure).isprintable()
+
+
+def test_a_name_that_the_font_has_is_drawn_whole() -> None:
+    assert title(plots.learning_curves(training(0.5), "$\\frac$ é")) == "$\\frac$ é"
 
 
 def test_learning_curves_show_every_epoch_and_the_best() -> None:

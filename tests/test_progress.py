@@ -5,9 +5,9 @@ import re
 import sys
 
 import pytest
-from rich.console import Console
 
 from fmnist_tracking.config import SearchSpace, TrainingConfig
+from fmnist_tracking.console import PlainConsole
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.grid_search.messages import (
     EpochEnded,
@@ -35,7 +35,7 @@ class Shown:
     def __init__(self, points: int, epochs: int, workers: int = 1, live: bool = False) -> None:
         self.now = 0.0
         self.file = io.StringIO()
-        console = Console(file=self.file, force_terminal=live, width=160)
+        console = PlainConsole(file=self.file, force_terminal=live, width=160)
         self.progress = Progress(
             (TrainingConfig(epochs=epochs),) * points,
             "abcdef"[:points],
@@ -72,7 +72,7 @@ def run_through(progress: Progress) -> None:
 
 def test_plain_lines_where_there_is_no_terminal() -> None:
     text = io.StringIO()
-    run_through(Progress(POINTS, NAMES, console=Console(file=text)))
+    run_through(Progress(POINTS, NAMES, console=PlainConsole(file=text)))
     lines = text.getvalue().splitlines()
     assert lines[0] == "[1/2] f12 started"
     assert lines[1].startswith("[1/2] f12  epoch 1/2  loss 1.0000")
@@ -137,7 +137,7 @@ def test_no_variable_makes_a_live_display_of_a_file(
 def test_a_dumb_terminal_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     text = io.StringIO()
-    run_through(Progress(POINTS, NAMES, console=Console(file=text, force_terminal=True)))
+    run_through(Progress(POINTS, NAMES, console=PlainConsole(file=text, force_terminal=True)))
     assert "[1/2] f12 started" in text.getvalue()
     assert "\x1b" not in text.getvalue()
 
@@ -216,7 +216,9 @@ def test_a_lost_worker_is_told_and_its_trial_goes_on() -> None:
 
 def test_a_live_display_on_a_terminal() -> None:
     text = io.StringIO()
-    run_through(Progress(POINTS, NAMES, console=Console(file=text, force_terminal=True, width=160)))
+    run_through(
+        Progress(POINTS, NAMES, console=PlainConsole(file=text, force_terminal=True, width=160))
+    )
     assert "\x1b[" in text.getvalue()
     assert "2 of 2 points ended, 1 failed" in text.getvalue()
     assert "best so far 0.7500 (f12)" in text.getvalue()

@@ -21,6 +21,7 @@ from fmnist_tracking.cli.options import TRUST_OPTION, UNDER_MLFLOW_RUN
 from fmnist_tracking.cli.output import echo, shell_line
 from fmnist_tracking.cli.typed import Command, Group
 from fmnist_tracking.config import TRUST_ARTIFACT_LOCATION
+from fmnist_tracking.console import PlainFormatter, show_defect
 from fmnist_tracking.errors import FmnistTrackingError, Terminated
 from fmnist_tracking.redact import to_be_typed, without_user
 
@@ -164,7 +165,10 @@ def main() -> None:
     """Run the command line; exit with 0, 1 (an error), 2 (wrong usage), 130 or 143 (stopped)."""
     streams.prepare()
     runtime.own_process()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    sys.excepthook = show_defect
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("fmnist_tracking").setLevel(logging.INFO)
     # It tells of each line of a matplotlibrc that it cannot read; none of them counts here.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -11,10 +12,12 @@ import typer
 
 import fmnist_tracking as ft
 from fmnist_tracking.config import FIELDS, PROTOCOLS, SEARCH_FLAGS
+from fmnist_tracking.redact import printable
 
 _SQLITE = "sqlite:///"
 _DEFAULT_STORE = "sqlite:///mlflow.db"
-_MOST_RUNS = 50
+# As many runs are offered, each with so many characters of its name.
+_MOST_RUNS, _LONGEST = 50, 100
 _LOCK_SECONDS = 0.2
 # MLflow takes seconds to be loaded; what a database in a file holds can be read without it.
 _RUNS = """
@@ -53,11 +56,16 @@ def run_ids(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 def _runs(uri: str, incomplete: str) -> list[tuple[str, str]]:
     if uri.startswith(("http://", "https://")):
         runs = [run for run in ft.list_runs(tracking_uri=uri) if run.run_id.startswith(incomplete)]
-        return [(run.run_id, f"{run.name} {run.status}") for run in runs[:_MOST_RUNS]]
+        found = [(run.run_id, run.name, run.status) for run in runs[:_MOST_RUNS]]
+        return _candidates(found)
     path = Path(unquote(uri.removeprefix(_SQLITE)))
     if not uri.startswith(_SQLITE) or (not incomplete.isalnum() and incomplete):
         return []
     address = f"file:{quote(str(path.absolute()))}?mode=ro"
     with contextlib.closing(sqlite3.connect(address, _LOCK_SECONDS, uri=True)) as rows:
         found = rows.execute(_RUNS, (f"{incomplete}*", _MOST_RUNS)).fetchall()
-    return [(run_id, f"{name} {status}") for run_id, name, status in found]
+    return _candidates(found)
+
+
+def _candidates(runs: Iterable[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    return [(run_id, printable(f"{name} {status}", _LONGEST)) for run_id, name, status in runs]

@@ -13,8 +13,7 @@ from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
 from fmnist_tracking.cli.output import echo, new_table, out, print_json
 from fmnist_tracking.config import DEFAULT_MODEL_NAME
-from fmnist_tracking.errors import printable
-from fmnist_tracking.redact import to_be_typed
+from fmnist_tracking.redact import LONGEST_LINE, printable, to_be_typed
 from fmnist_tracking.warm_up import warm_up
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ def _print_pictures(pictures: "list[Classified]") -> None:
     table = new_table("picture", *answers, wrapped=answers)
     below = []
     for picture in pictures:
-        name = printable(str(picture.path))
+        name = printable(str(picture.path), LONGEST_LINE)
         width, height = picture.size or (0, 0)
         done = ", ".join(picture.steps) or "used as it is"
         echo(f"{name}: {width} by {height}; {done}")

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.table import Table
 
-from fmnist_tracking.console import is_terminal, stderr_console
-from fmnist_tracking.errors import for_command_line, printable
+from fmnist_tracking.console import PlainConsole, is_terminal, stderr_console
+from fmnist_tracking.errors import for_command_line
 from fmnist_tracking.leaderboard import leaderboard
+from fmnist_tracking.redact import printable
 from fmnist_tracking.results import RunSummary
 
 if TYPE_CHECKING:
@@ -32,12 +32,9 @@ _PADDING = 2  # of each column, the last too
 _GRID_WIDTH, _VALUES = 24, 6
 
 _is_terminal = is_terminal(sys.stdout)
-out = Console(
-    highlight=False,
-    markup=False,
+out = PlainConsole(
     width=None if _is_terminal else _UNLIMITED,
     force_terminal=_is_terminal,
-    force_jupyter=False,
 )
 _err = stderr_console()
 
@@ -45,7 +42,7 @@ _err = stderr_console()
 def echo(line: str) -> None:
     """Print a line for a person, beside the results."""
     with contextlib.suppress(OSError):  # a terminal that is gone
-        _err.print(for_command_line(line), soft_wrap=True, markup=False)
+        _err.print(for_command_line(line), soft_wrap=True)
 
 
 def print_trials(search: "Search", *, as_json: bool) -> None:

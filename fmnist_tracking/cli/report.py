@@ -113,7 +113,7 @@ def _write(
             f"{written.evaluation.macro.f1:.4f}, trial {written.model.run_id[:8]}"
         )
         echo("The report, a page for a browser:")
-        out.print(str(written.files[0]), soft_wrap=True, markup=False)
+        out.print(str(written.files[0]), soft_wrap=True)
     else:
         for path in written.files:
-            out.print(str(path), soft_wrap=True, markup=False)
+            out.print(str(path), soft_wrap=True)

@@ -7,6 +7,7 @@ from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
 from fmnist_tracking.cli.output import out, print_json, print_runs, print_trial, print_trials
 from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.redact import printable
 
 
 @command(example="fmnist-track runs --run-id latest")
@@ -31,7 +32,7 @@ def runs(
             print_json([{"run_id": closed_id, "name": name} for closed_id, name in closed])
             return
         for closed_id, name in closed:
-            out.print(f"{closed_id[:8]}  {name}  closed as KILLED", soft_wrap=True)
+            out.print(f"{closed_id[:8]}  {printable(name)}  closed as KILLED", soft_wrap=True)
         if not closed:
             out.print("Every open run has a live process; there is nothing to repair.")
         return

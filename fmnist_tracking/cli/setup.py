@@ -27,7 +27,7 @@ def data(data_dir: Path | None = options.DATA_DIR, as_json: bool = options.JSON)
     if as_json:
         print_json(facts)
         return
-    out.print(f"{facts['name']}, verified, in {found.source}", soft_wrap=True, markup=False)
+    out.print(f"{facts['name']}, verified, in {found.source}", soft_wrap=True)
     out.print(f"{facts['train_images']:,} training and {facts['test_images']:,} test images")
     table = new_table("file", "SHA-256 of the decompressed bytes")
     for part, digest in found.sha256.items():
@@ -60,7 +60,7 @@ def doctor(
         if not as_json:
             mark = "✓" if check.ok else "✗"
             seen = for_command_line(check.message)
-            out.print(f"{mark} {check.name}: {seen}", soft_wrap=True, markup=False)
+            out.print(f"{mark} {check.name}: {seen}", soft_wrap=True)
     if as_json:
         print_json(
             [

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from fmnist_tracking.config import CLASS_NAMES, FASHION_MNIST, require_path
 from fmnist_tracking.data import download, idx
-from fmnist_tracking.errors import DataError, printable, setting
+from fmnist_tracking.errors import DataError, setting
+from fmnist_tracking.redact import printable
 from fmnist_tracking.runtime import CACHE_VARIABLE
 
 DATA_DIR_VARIABLE = "FMNIST_DATA_DIR"

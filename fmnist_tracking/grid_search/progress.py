@@ -14,11 +14,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from fmnist_tracking import clock, runtime
 from fmnist_tracking.config import TrainingConfig
-from fmnist_tracking.console import notebook, stderr_console
+from fmnist_tracking.console import PlainConsole, notebook, stderr_console
 from fmnist_tracking.grid_search.messages import (
     EpochEnded,
     Event,
@@ -28,6 +27,7 @@ from fmnist_tracking.grid_search.messages import (
     WorkerLost,
 )
 from fmnist_tracking.grid_search.time_estimate import TimeEstimator, time_left
+from fmnist_tracking.redact import LONGEST_LINE, printable
 from fmnist_tracking.results import EpochMetrics, TrialScore
 
 _BAR_WIDTH = 40
@@ -88,7 +88,7 @@ class _NotebookTable:
 
     def _drawn(self) -> Any:
         text = io.StringIO()
-        console = Console(file=text, width=_NOTEBOOK_WIDTH, force_jupyter=False, color_system=None)
+        console = PlainConsole(file=text, width=_NOTEBOOK_WIDTH, color_system=None)
         console.print(self._render())
         shown = html.escape("\n".join([text.getvalue(), *self._lines]))
         return notebook().HTML(f'<pre style="{_NOTEBOOK_STYLE}">{shown}</pre>')
@@ -173,6 +173,7 @@ class Progress:
 
     def echo(self, line: str) -> None:
         """Print a line for a person, above the table; in a notebook below it."""
+        line = printable(line, LONGEST_LINE)
         if isinstance(self._live, _NotebookTable):
             self._live.add(line)
             return
@@ -321,7 +322,7 @@ class Progress:
             left = "" if self._over else f", {self._time_left()} left"
             clock.add_row(bar, f"{elapsed} gone{left}")
             workers = [] if self._over else [self._worker_table()]
-            return Group(*workers, clock, Text(f"{', '.join(counts)}  ·  {self._best_so_far()}"))
+            return Group(*workers, clock, f"{', '.join(counts)}  ·  {self._best_so_far()}")
 
     def _worker_table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="dim")

@@ -17,12 +17,14 @@ from fmnist_tracking.inference import About, about, fetched_model, model_process
 from fmnist_tracking.inspection import InspectionTask, ModelInspection
 from fmnist_tracking.leaderboard import rank
 from fmnist_tracking.output_folder import writable
-from fmnist_tracking.redact import bare
+from fmnist_tracking.redact import bare, printable
 from fmnist_tracking.reports import captions
 from fmnist_tracking.reports.page import Page, Picture, classification_table, render_html
 from fmnist_tracking.results import Evaluation, SearchResult, StoredRun, TrialResult, located
 from fmnist_tracking.tracking import TrackedRun
 
+# Of a trial's name in the title of a figure, in characters.
+_LONGEST_TITLE = 60
 Part = Literal["report", "activations", "predictions"]
 
 
@@ -121,7 +123,7 @@ def report(
         trial = tracking.best_trial(store, found)
         model = about(trial)
         echo(str(model))
-        title = f"{trial.name} (run {trial.run_id[:8]})"
+        title = f"{printable(trial.name, _LONGEST_TITLE)} (run {trial.run_id[:8]})"
         texts: dict[str, str] = {}
         with fetched_model(store, trial) as file:
             task = InspectionTask(
@@ -156,8 +158,9 @@ def report(
             result = tracking.read_trial(trial)
             subject = _Subject(title=title, run=found, trial=trial, result=result, seen=seen)
             again = ["fmnist-track", "report", "--run-id", found.run_id, "--seed", str(seed)]
-            again += ["--data-dir", str(data_dir)] if data_dir else []
-            again += ["--tracking-uri", bare(tracking_uri)] if tracking_uri else []
+            # No folders of whoever made it: the page is handed on.
+            if tracking_uri is not None and tracking_uri.startswith("http"):
+                again += ["--tracking-uri", bare(tracking_uri)]
             texts = {
                 "index.html": render_html(_page(subject, search, seen.evaluation, pictures, again)),
                 "classification_report.txt": classification_table(seen.evaluation),
@@ -214,7 +217,7 @@ def _page(
     run = subject.run
     data_name = "Fashion-MNIST" if subject.seen.is_fashion_mnist else "Not Fashion-MNIST"
     return Page(
-        title=f"{data_name}: {run.name}",
+        title=f"{data_name}: {printable(run.name)}",
         subtitle=_subtitle(subject, search),
         facts=_facts(subject, evaluation),
         settings={k: f"{v:g}" for k, v in asdict(subject.result.config).items()}
@@ -236,7 +239,7 @@ def _page(
 def _subtitle(subject: _Subject, search: SearchResult | None) -> str:
     started = datetime.fromtimestamp(subject.run.raw.info.start_time / 1000, tz=timezone.utc)
     what = f"Best of {len(search.space)} points: {subject.title}" if search else subject.title
-    return f"{what}. Started {started:%Y-%m-%d %H:%M} UTC. Data: {subject.seen.source}."
+    return f"{what}. Started {started:%Y-%m-%d %H:%M} UTC."
 
 
 def _facts(subject: _Subject, evaluation: Evaluation) -> dict[str, str]:
@@ -254,9 +257,7 @@ def _facts(subject: _Subject, evaluation: Evaluation) -> dict[str, str]:
 def _notices(subject: _Subject, search: SearchResult | None) -> list[str]:
     notices = []
     if not subject.seen.is_fashion_mnist:
-        notices.append(
-            f"The data in {subject.seen.source} is not Fashion-MNIST; classes are numbered."
-        )
+        notices.append("The data is not Fashion-MNIST; classes are numbered.")
     split = subject.trial.split
     if split.limit is not None:
         notices.append(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jinja2
 
 from fmnist_tracking.leaderboard import RankedTrial
+from fmnist_tracking.redact import printable
 from fmnist_tracking.results import ClassScores, Evaluation
 
 
@@ -50,6 +51,7 @@ def render_html(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["printable"] = printable
     return environment.get_template("report.html.j2").render(page=page)
 
 

@@ -11,6 +11,7 @@ from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
 from fmnist_tracking.config import FIELDS, SplitConfig, flag
 from fmnist_tracking.leaderboard import Effect, RankedTrial, leaderboard, rank
+from fmnist_tracking.redact import printable
 from fmnist_tracking.results import DIVERGED, SearchResult, TrainingResult, TrialResult
 from fmnist_tracking.tracking.ui_links import model_address, run_address, table_address
 
@@ -253,7 +254,7 @@ def _link(experiment_id: str, trial: TrialResult) -> str:
 
 def plain(text: str) -> str:
     """Escape a text, so that Markdown shows it unchanged and on one line."""
-    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+    return _MARKUP.sub(r"\\\1", printable(" ".join(text.split())))
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -19,8 +19,9 @@ from fmnist_tracking.config import (
     SplitConfig,
     Value,
 )
-from fmnist_tracking.errors import TrackingError, printable, setting, shown
+from fmnist_tracking.errors import TrackingError, setting, shown
 from fmnist_tracking.leaderboard import best
+from fmnist_tracking.redact import printable
 from fmnist_tracking.results import FINISHED, RUNNING, RunSummary
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.experiments import all_experiments, experiment_in_use

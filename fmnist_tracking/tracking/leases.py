@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from fmnist_tracking.redact import printable
 from fmnist_tracking.tracking import schema
 
 BEAT_SECONDS = 20.0
@@ -127,7 +128,7 @@ class Lease:
         return abs(self.started - process.create_time()) < _TOLERANCE_SECONDS
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
+        return f"process {self.pid} on {printable(self.host)}"
 
 
 @lru_cache(maxsize=1)

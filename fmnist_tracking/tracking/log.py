@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fmnist_tracking.config import FASHION_MNIST, FIELDS
 from fmnist_tracking.leaderboard import best, effects, leaderboard
+from fmnist_tracking.redact import printable, to_be_kept
 from fmnist_tracking.results import (
     FINISHED,
     DatasetPart,
@@ -37,6 +38,7 @@ from fmnist_tracking.tracking.store import Store
 _MAX_TAG = 500
 _MAX_NOTES = 5000
 _METRICS_AT_ONCE = 500
+_RUN_BY_SPREADSHEETS = ("=", "+", "-", "@")
 _LEADERBOARD_COLUMNS = (
     "run_id",
     "name",
@@ -57,6 +59,7 @@ def renew_lease(store: Store, run_id: str) -> None:
 
 def note_interruption(store: Store, run_id: str, line: str) -> None:
     """Append a line to a run's record of interruptions, unless it is there already."""
+    line = to_be_kept(line)
     known = store.client.get_run(run_id).data.tags.get(schema.INTERRUPTIONS, "")
     if line not in known.splitlines():
         store.client.set_tag(run_id, schema.INTERRUPTIONS, f"{known}\n{line}".strip()[-_MAX_NOTES:])
@@ -156,6 +159,7 @@ def fail_trial(
     store: Store, experiment_id: str, run_id: str, info: TrialInfo, line: str, trace: str
 ) -> None:
     """Log the error that ended a trial, as a line and as a traceback; close its run as FAILED."""
+    line = to_be_kept(line)
     note = descriptions.trial_failed(experiment_id, info.parent, line[:_MAX_TAG])
     note = descriptions.beside(note, store.client.get_run(run_id).data.tags)
     tags = [RunTag(schema.ERROR, line[:_MAX_TAG]), RunTag(MLFLOW_RUN_NOTE, note)]
@@ -163,7 +167,7 @@ def fail_trial(
     store.client.set_terminated(run_id, "FAILED")
     # Last, and allowed to fail: the error may come from the artifact storage itself.
     with contextlib.suppress(OSError, MlflowException):
-        log_files(store, run_id, {schema.TRACEBACK_FILE: trace})
+        log_files(store, run_id, {schema.TRACEBACK_FILE: to_be_kept(trace)})
 
 
 def finish_search(store: Store, result: SearchResult, grid: bytes) -> None:
@@ -247,6 +251,16 @@ def _confusion_csv(evaluation: Evaluation) -> str:
 def _csv(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows(rows)
+    writer.writerows([_harmless(cell) for cell in row] for row in [heads, *rows])
     return text.getvalue()
+
+
+def _harmless(cell: Any) -> Any:
+    """Return a cell that a spreadsheet shows and does not run; a number stays one."""
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    with contextlib.suppress(ValueError):
+        float(text)
+        return text
+    return f"'{text}" if text.startswith(_RUN_BY_SPREADSHEETS) else text

@@ -12,7 +12,7 @@ from mlflow.entities import Run
 
 from fmnist_tracking import fingerprint
 from fmnist_tracking.config import SplitConfig
-from fmnist_tracking.errors import SearchError, printable
+from fmnist_tracking.errors import SearchError
 from fmnist_tracking.fingerprint import GridKeys
 from fmnist_tracking.results import FINISHED, RUNNING, TrialResult
 from fmnist_tracking.tracking import leases, schema
@@ -268,7 +268,7 @@ def require_not_live(store: Store, run: TrackedRun) -> None:
     if lease is not None and lease.is_live():
         kind = "training" if run.role == schema.TRAIN else "search"
         raise SearchError(
-            f"The {kind} {run.run_id[:8]} is running already: {printable(str(lease))} holds it. "
+            f"The {kind} {run.run_id[:8]} is running already: {lease} holds it. "
             "Wait for it to end, or stop that process and give this command again."
         )
 

@@ -32,7 +32,7 @@ from fmnist_tracking.errors import (
     for_programs,
     setting,
 )
-from fmnist_tracking.redact import without_user
+from fmnist_tracking.redact import remember, without_user
 from fmnist_tracking.tracking import locations, migrations, sqlite_store
 from fmnist_tracking.tracking.error_messages import (
     Fault,
@@ -56,6 +56,7 @@ _MANY = 1000
 # At most this many skipped runs are named.
 _NAMED = 3
 _MLFLOW_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # The background writer retries. MLflow's own retries take minutes a call, and may create a run
     # twice.
@@ -191,7 +192,9 @@ def tracking_uri(uri: str | None = None) -> str:
     """
     if uri is not None:
         require_text("tracking_uri", uri)
-    return locations.resolve(uri or locations.default_uri() or str(mlflow.get_tracking_uri()))
+    named = uri or locations.default_uri() or str(mlflow.get_tracking_uri())
+    remember(named)
+    return locations.resolve(named)
 
 
 def is_yet_to_be_made(uri: str | None = None) -> bool:
