@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_tracking import __version__, fingerprint, machine, runtime
+from fmnist_tracking.redact import to_be_kept
 
 _log = logging.getLogger(__name__)
 _GIT_SECONDS = 10
@@ -99,8 +100,9 @@ def describe(threads: int) -> dict[str, Any]:
     reason = code().no_commit
     if reason not in (None, INSTALLED, NO_REPOSITORY, NOT_OF_IT):
         _log.warning("No Git commit is recorded: %s", reason)
+    kept = None if reason is None else to_be_kept(reason)
     return {
-        "code": dataclasses.asdict(code()),
+        "code": {**dataclasses.asdict(code()), "no_commit": kept},
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "machine": {
             "system": platform.platform(),

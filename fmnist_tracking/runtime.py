@@ -17,6 +17,8 @@ environment wins.
   compiled on a processor, where compiling makes it many times slower; on a GPU, both ways are timed
   for each network.
 
+- `MLFLOW_DISABLE_TELEMETRY`: true keeps MLflow from telling its makers how it is used.
+
 `own_process` also undoes settings that notebooks, shells and other programs left for themselves.
 
 Keras's `steps_per_execution` is not used: a whole epoch is one call of TensorFlow. For the same
@@ -52,6 +54,8 @@ _OURS = {
     "KERAS_HOME": os.devnull,  # not a folder: no keras.json is read or written
     "PYTHONSAFEPATH": "1",  # a file random.py in the working folder must not replace Python's
 }
+# MLflow reports to its makers how it is used, unless it is told not to before it is imported.
+_PRIVATE = {"MLFLOW_DISABLE_TELEMETRY": "true"}
 _OTHERS = (
     "KERAS_MAX_EPOCHS",
     "KERAS_MAX_STEPS_PER_EPOCH",
@@ -81,7 +85,7 @@ def own_process() -> None:
     global _is_own
     _is_own = True
     os.environ.update(_OURS)
-    for name, value in DEFAULTS.items():
+    for name, value in {**DEFAULTS, **_PRIVATE}.items():
         os.environ.setdefault(name, value)
     for name in _OTHERS:
         os.environ.pop(name, None)

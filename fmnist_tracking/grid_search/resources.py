@@ -12,6 +12,7 @@ from fmnist_tracking.config import SplitConfig, require_path, require_text
 from fmnist_tracking.console import Echo
 from fmnist_tracking.data import Dataset, load_dataset
 from fmnist_tracking.errors import SearchError
+from fmnist_tracking.redact import to_be_kept
 from fmnist_tracking.tracking import DatasetInfo, Provenance, Store
 from fmnist_tracking.warm_up import warm_up
 from fmnist_tracking.workers import LocalWorker, Worker
@@ -80,7 +81,8 @@ def open_resources(
         warm_up()
         data_dir = None if data_dir is None else require_path("data_dir", data_dir)
         dataset = load_dataset(data_dir)
-        data_info = DatasetInfo(sha256=dataset.digest, name=dataset.name, source=dataset.source)
+        source = to_be_kept(dataset.source)
+        data_info = DatasetInfo(sha256=dataset.digest, name=dataset.name, source=source)
         echo(f"Data: {data_info.description}, protocol {split.protocol}")
         with tracking.open_store(tracking_uri, access="create", upgrade=upgrade_store) as store:
             adopted = tracking.adoptable_run(store, command)

@@ -239,7 +239,12 @@ def _page(
 def _subtitle(subject: _Subject, search: SearchResult | None) -> str:
     started = datetime.fromtimestamp(subject.run.raw.info.start_time / 1000, tz=timezone.utc)
     what = f"Best of {len(search.space)} points: {subject.title}" if search else subject.title
-    return f"{what}. Started {started:%Y-%m-%d %H:%M} UTC."
+    return f"{what}. Started {started:%Y-%m-%d %H:%M} UTC. {_data(subject)}."
+
+
+def _data(subject: _Subject) -> str:
+    name = "Fashion-MNIST" if subject.seen.is_fashion_mnist else "not Fashion-MNIST"
+    return f"Data: {name}, SHA-256 {subject.trial.data_sha256[:12]}…"
 
 
 def _facts(subject: _Subject, evaluation: Evaluation) -> dict[str, str]:

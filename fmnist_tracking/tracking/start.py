@@ -20,6 +20,7 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
 from fmnist_tracking.environment import Code
+from fmnist_tracking.redact import to_be_kept
 from fmnist_tracking.results import RUNNING
 from fmnist_tracking.tracking import descriptions, schema
 from fmnist_tracking.tracking.artifacts import log_files
@@ -226,7 +227,7 @@ def program_tags(code: Code) -> dict[str, str]:
     """Return the tags that MLflow itself would set: who runs the process, and which program."""
     # MLflow's Git tags describe the folder of the script, which need not be where the code is.
     git = (MLFLOW_GIT_COMMIT, MLFLOW_GIT_BRANCH, MLFLOW_GIT_REPO_URL)
-    tags = {name: value for name, value in resolve_tags().items() if name not in git}
+    tags = {name: to_be_kept(value) for name, value in resolve_tags().items() if name not in git}
     return {**tags, **_git_tags(code)}
 
 
