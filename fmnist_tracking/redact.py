@@ -18,7 +18,7 @@ _USERINFO = re.compile(
 # The same without a scheme, where a word begins.
 _NAKED = re.compile(r"(?<![^\s'\"=(,])(?P<secret>[^\s'\"/:@=(,\\]+:(?![/\\])[^\s'\"]+)@(?=[^\s@])")
 # In the query of an address, or in the words that a database's driver takes.
-_PARAMETER = re.compile(r"(?<![\w.%-])(?P<name>[\w.-]+)=(?P<secret>[^&\s'\"]+)")
+_PARAMETER = re.compile(r"(?<![^\s?&;'\"(,])(?P<name>[\w.-]+)=(?P<secret>[^&\s'\"]+)")
 _USER = re.compile("user|username", re.IGNORECASE)
 _SECRET = re.compile(
     ".*(password|passwd|pwd|passphrase|secret|token|credential|signature|api_?key|access_?key"

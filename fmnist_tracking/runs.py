@@ -247,8 +247,12 @@ class Search:
         table = self.to_dataframe()
         if len(table):
             table = table[shown].rename(columns={"name": "trial", "train_seconds": "seconds"})
-        digits: Mapping[str, Any] = {"val_accuracy": "{:.4f}".format, "seconds": "{:.1f}".format}
-        rows = table.to_html(index=False, na_rep="", formatters=digits, border=0)
+        formats: Mapping[str, Any] = {
+            "trial": printable,
+            "val_accuracy": "{:.4f}".format,
+            "seconds": "{:.1f}".format,
+        }
+        rows = table.to_html(index=False, na_rep="", formatters=formats, border=0)
         picture = base64.b64encode(self.grid_png()).decode("ascii")
         return (
             f"<p>{self}</p>{rows}"

@@ -84,6 +84,15 @@ def test_a_failed_trial_says_why_in_a_line(monkeypatch: pytest.MonkeyPatch) -> N
         assert "FAILED: f12 k3 s1, run 00000000: OSError: no room\\x1b[2J left" in lines
 
 
+def test_a_notebook_s_table_shows_names_as_text() -> None:
+    result = searched(COURSEWORK_GRID)
+    named = dataclasses.replace(result.trials[1], name="<b>\u202e\x1b[2J")
+    result = dataclasses.replace(result, trials=(result.trials[0], named, *result.trials[2:]))
+    page = Search(result, "sqlite://")._repr_html_()
+    assert r"&lt;b&gt;\u202e\x1b[2J" in page
+    assert {c for c in page if not c.isprintable()} == {"\n"}
+
+
 @pytest.mark.parametrize("width", [60, 80])
 def test_a_plan_on_a_narrow_terminal_has_names_and_states(
     monkeypatch: pytest.MonkeyPatch, width: int

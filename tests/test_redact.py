@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from conftest import SMALL, Call
-from fmnist_tracking.console import PlainFormatter
+from fmnist_tracking.console import PlainFormatter, lines_to, show_defect
+from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.redact import (
     LONGEST_NAME,
     bare,
@@ -50,6 +51,7 @@ SECRETIVE = [
         ("http://host:5000/a@b", "http://host:5000/a@b"),
         ("models:/fashion-mnist@champion", "models:/fashion-mnist@champion"),
         ("it's at 'ann:hush@host'", "it's at '***@host'"),
+        ("/mnt/user=ann/data", "/mnt/user=ann/data"),
         ("host=h user=ann password=hush x=1", "host=h user=*** password=*** x=1"),
         ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
         ("an address ann@host", "an address ann@host"),
@@ -127,6 +129,25 @@ def test_a_log_record_is_a_line_without_secrets() -> None:
     assert first == r"a\nb ***\x1b[2J"
     assert others[0] == "Traceback (most recent call last):"
     assert others[-1] == r"ValueError: ***\x1b[2J"
+
+
+def test_a_defect_s_traceback_has_no_secrets(capsys: pytest.CaptureFixture[str]) -> None:
+    remember("postgresql://u:hush-hush@host/db")
+    try:
+        raise KeyError("hush-hush") from ValueError("http://u:hush-hush@host\x1b[2J")
+    except KeyError as error:
+        show_defect(type(error), error, error.__traceback__)
+    shown = capsys.readouterr().err
+    assert "KeyError: '***'" in shown
+    assert r"ValueError: http://***@host\x1b[2J" in shown
+    assert "hush" not in shown
+
+
+def test_a_program_is_told_lines_and_errors_that_steer_nothing() -> None:
+    told: list[str] = []
+    lines_to(told.append)("a\x1b[2J at http://u:hush@host")
+    error = ConfigError("b\x1b[2J at http://u:hush@host")
+    assert [*told, str(error)] == [rf"{x}\x1b[2J at http://***@host" for x in "ab"]
 
 
 def test_what_is_shown_is_not_endless() -> None:

@@ -24,7 +24,7 @@ from fmnist_tracking.results import Evaluation, SearchResult, StoredRun, TrialRe
 from fmnist_tracking.tracking import TrackedRun
 
 # Of a trial's name in the title of a figure, in characters.
-_LONGEST_TITLE = 60
+_LONGEST_TITLE = 40
 Part = Literal["report", "activations", "predictions"]
 
 
