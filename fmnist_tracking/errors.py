@@ -8,6 +8,8 @@ from fmnist_tracking.redact import LONGEST_LINE, printable
 _MARK = "\x1f"
 # Of a value in a message, in characters.
 _LONGEST_SHOWN = 100
+# Of an error's text with its traceback, and of its first line alone, in bytes.
+_LONGEST_TEXT, _LONGEST_LINE = 65_536, 2_000
 
 
 def setting(name: str) -> str:
@@ -42,9 +44,35 @@ def shown(value: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that is not blank, else the error's type."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next(filter(None, lines), type(error).__name__)
+    """Return the first line of an error's message that is not blank, else the error's type.
+
+    Of a long one, it returns the beginning and the end.
+    """
+    try:
+        text = str(error)
+    except Exception as another:  # whoever wrote the error's class
+        return f"its message cannot be made ({type(another).__name__})"
+    lines = (line.strip() for line in text.splitlines())
+    return shortened(next(filter(None, lines), type(error).__name__), _LONGEST_LINE)
+
+
+def named(error: BaseException) -> str:
+    """Return the type of an error, and the first line of its message if it has one; printable."""
+    kind, line = type(error).__name__, first_line(error)
+    return printable(kind if line == kind else f"{kind}: {line}")
+
+
+def shortened(text: str, most: int = _LONGEST_TEXT) -> str:
+    """Return a text, or the beginning and the end of one of more than so many bytes.
+
+    Halves of pairs of characters, which no file and no store takes, are escaped.
+    """
+    whole = text.encode("utf-8", "backslashreplace")
+    if len(whole) <= most:
+        return whole.decode()
+    gap = f" … [{len(whole) - most:,} bytes left out] … ".encode()
+    half = (most - len(gap)) // 2
+    return b"".join((whole[:half], gap, whole[-half:])).decode("utf-8", "ignore")
 
 
 class FmnistTrackingError(Exception):

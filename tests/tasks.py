@@ -48,6 +48,54 @@ def fail(report: Callable[[Any], None]) -> None:
     raise ValueError("of the task")
 
 
+class WithoutText(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+class OfTwo(Exception):
+    """Cannot be made again from what pickle keeps of it."""
+
+    def __init__(self, first: object, second: object) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def fail_with(
+    kind: type[BaseException], args: tuple[Any, ...], report: Callable[[Any], None]
+) -> None:
+    raise kind(*((1, 2) if kind is OfTwo else args))
+
+
+class ReadableElsewhere:
+    """Cannot be made again in one process."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        if os.getpid() == pid:
+            raise RuntimeError("not here")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.pid,)
+
+
+def report_what_only_it_can_read(pid: int, report: Callable[[Any], None]) -> None:
+    report(ReadableElsewhere(pid))
+    time.sleep(600)
+
+
+def exit_and_leave_a_child(status: int, report: Callable[[Any], None]) -> None:
+    child = os.fork()
+    if child == 0:
+        time.sleep(600)
+    report(child)
+    os._exit(status)
+
+
+def kill_itself(number: int, report: Callable[[Any], None]) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(600)
+
+
 def exit_with_status(status: int, report: Callable[[Any], None]) -> None:
     report("about to end")
     os._exit(status)

@@ -145,7 +145,7 @@ def test_a_killed_worker_disturbs_nobody(tmp_path: Path, cache: Path, undisturbe
     place.wait_until_said(f"epoch 2/{EPOCHS}", 2, process)
     victim, other = workers_of(process)
     os.kill(victim, signal.SIGKILL)
-    place.wait_until_said("its worker process died (killed by signal 9, Killed)", 1, process)
+    place.wait_until_said("the worker process died (killed by SIGKILL, Killed)", 1, process)
     assert psutil.pid_exists(other)
     result = finish(process, place)
     assert (result["finished"], result["failed"]) == (POINTS, 0)

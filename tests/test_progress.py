@@ -15,6 +15,7 @@ from fmnist_tracking.grid_search.messages import (
     TrialReused,
     TrialStarted,
     WorkerLost,
+    WorkerSilent,
 )
 from fmnist_tracking.grid_search.progress import INTERVAL_VARIABLE, Progress
 from fmnist_tracking.results import EpochMetrics, TrialScore
@@ -203,15 +204,49 @@ def test_a_lost_worker_is_told_and_its_trial_goes_on() -> None:
     shown = Shown(points=1, epochs=2)
     shown.progress(TrialStarted(number=1))
     shown.progress(EpochEnded(number=1, metrics=slow_epoch(1)))
-    shown.progress(WorkerLost(number=1, how="killed by signal 9, SIGKILL"))
+    shown.progress(WorkerLost(number=1, how="the worker process died (killed by SIGKILL)"))
     assert shown.last_line == (
-        "[1/1] a: its worker process died (killed by signal 9, SIGKILL); it goes on in a new one"
+        "[1/1] a: the worker process died (killed by SIGKILL); it goes on in a new one"
     )
     shown.progress(TrialStarted(number=1, epochs=(slow_epoch(1),)))
     shown.progress(EpochEnded(number=1, metrics=slow_epoch(2)))
     shown.progress(TrialEnded(number=1, score=TrialScore(val_accuracy=0.5, best_epoch=1)))
     assert shown.last_line == "[1/1] a ended: validation accuracy 0.5000, epoch 1"
     assert shown.progress.seconds_left == 0
+
+
+def test_a_worker_that_takes_far_too_long_is_told_of_and_again_after_twice_as_long() -> None:
+    shown = Shown(points=1, epochs=3)
+    shown.progress(TrialStarted(number=1))
+    shown.progress(EpochEnded(number=1, metrics=slow_epoch(1)))
+    before = shown.text
+    told = []
+    for seconds in range(1, 210):
+        shown.progress(
+            WorkerSilent(number=1, seconds=seconds, process=4321, is_stopped=seconds > 60)
+        )
+        if shown.text != before:
+            told.append(seconds)
+            before = shown.text
+    assert told == [50, 100, 200]
+    first, second = shown.text.splitlines()[-3:-1]
+    assert first == (
+        "[1/1] a has ended no epoch for 0:00:50, where 0:00:10 is usual: its worker is the process "
+        "4321. `kill -9 4321` has the trial go on in a new one, as a trial timeout does by itself."
+    )
+    assert "is the stopped (SIGSTOP) process 4321. `kill -CONT 4321` lets it go on; " in second
+    shown.progress(EpochEnded(number=1, metrics=slow_epoch(2)))
+    shown.progress(WorkerSilent(number=1, seconds=49, process=4321, is_stopped=False))
+    assert "epoch 2/3" in shown.last_line
+    shown.progress(WorkerSilent(number=1, seconds=50, process=4321, is_stopped=False))
+    assert "for 0:00:50" in shown.last_line
+
+
+def test_where_no_epoch_was_measured_a_worker_is_given_more_time() -> None:
+    shown = Shown(points=1, epochs=3)
+    for seconds in (599, 600):
+        shown.progress(WorkerSilent(number=1, seconds=seconds, process=1, is_stopped=False))
+    assert shown.text.count("has ended no epoch for 0:10:00: its worker is the process 1.") == 1
 
 
 def test_a_live_display_on_a_terminal() -> None:

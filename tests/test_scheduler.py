@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 from conftest import Run
 from fmnist_tracking.tracking import open_store
+from misbehaving import FAILURES, GOOD
 
 SEARCH = (
     *("search", "--limit", "600", "--epochs", "3", "--filters", "4", "--strides", "2"),
@@ -69,3 +71,37 @@ def test_a_search_with_a_trial_that_diverges_and_one_of_none_but_such(
     )
     assert alone.returncode == 1
     assert "The training diverged" in alone.stderr
+
+
+@pytest.mark.slow
+def test_whatever_a_network_does_the_others_finish(tmp_path: Path, cache: Path) -> None:
+    units = ",".join(map(str, (GOOD[0], *FAILURES, GOOD[1])))
+    tests = os.path.dirname(__file__)
+    done = subprocess.run(
+        [sys.executable, "-c", "import misbehaving; misbehaving.main()", *SEARCH[:-1], units,
+         "--workers", "2", "--trial-timeout", "20", "--json"],
+        cwd=tmp_path,
+        env={**os.environ, "FMNIST_CACHE_DIR": str(cache), "PYTHONPATH": tests},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["finished"], result["failed"]) == (len(GOOD), len(FAILURES))
+    assert len(done.stderr) < 50_000
+    assert "Traceback" not in done.stderr
+    assert "\x1b" not in done.stderr
+    assert "is usual: its worker is the process " in done.stderr
+    with open_store(f"sqlite:///{tmp_path}/mlflow.db") as store:
+        runs = [store.client.get_run(trial["run_id"]) for trial in result["trials"]]
+        said = {int(run.data.params["hidden_units"]): run.data.tags.get("fmnist.error", "")
+                for run in runs}  # fmt: skip
+        assert {number: said[number] for number in GOOD} == dict.fromkeys(GOOD, "")
+        for number, text in FAILURES.items():
+            assert text in said[number]
+        for run in runs:
+            if run.info.status == "FAILED":
+                trace = store.client.download_artifacts(run.info.run_id, "traceback.txt")
+                assert 0 < Path(trace).stat().st_size <= 65_536

@@ -13,16 +13,31 @@ import psutil
 import pytest
 
 from fmnist_tracking import machine
-from fmnist_tracking.workers import NoWorker, WorkerDied, process
+from fmnist_tracking.workers import (
+    NoWorker,
+    Silence,
+    TaskFailed,
+    TimedOut,
+    WorkerDied,
+    WorkerPool,
+    process,
+)
 from processes import is_alive, wait_for
 from tasks import (
+    OfTwo,
     Reports,
+    WithoutText,
+    exit_and_leave_a_child,
     exit_with_status,
     fail,
+    fail_with,
+    kill_itself,
     own_pid,
     pool_of,
+    prepare_nothing,
     report_a_lot,
     report_twice,
+    report_what_only_it_can_read,
     return_a_lock,
     sleep_long,
     wait_for_file,
@@ -99,6 +114,91 @@ def test_an_error_of_a_task_is_its_future_s_and_the_process_stays() -> None:
         with pytest.raises(ValueError, match="of the task"):
             pool.submit(fail).result(timeout=60)
         assert pool.submit(own_pid).result(timeout=60) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (SystemExit(3), "SystemExit: 3"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (WithoutText(), "WithoutText: its message cannot be made (RuntimeError)"),
+        (OfTwo(1, 2), "OfTwo: 1 and 2"),
+    ],
+)
+def test_an_error_that_cannot_be_sent_is_told(error: BaseException, text: str) -> None:
+    with pool_of(1, Reports()) as pool:
+        before = pool.submit(own_pid).result(timeout=60)
+        with pytest.raises(TaskFailed) as caught:
+            pool.submit(fail_with, type(error), error.args).result(timeout=60)
+        assert str(caught.value) == text
+        assert pool.submit(own_pid).result(timeout=60) == before
+
+
+def test_an_error_with_a_long_message_is_told_by_its_beginning_and_end() -> None:
+    with pool_of(1, Reports()) as pool, pytest.raises(TaskFailed) as caught:
+        args = ("begin " + "x" * 1_000_000 + " end",)
+        pool.submit(fail_with, ValueError, args).result(timeout=60)
+    assert str(caught.value).startswith("ValueError: begin x")
+    assert str(caught.value).endswith("x end")
+    assert len(str(caught.value)) < 2_100
+
+
+def test_what_cannot_be_read_here_ends_its_task_alone() -> None:
+    with pool_of(1, Reports()) as pool:
+        with pytest.raises(WorkerDied, match="cannot be read: RuntimeError: not here"):
+            pool.submit(report_what_only_it_can_read, os.getpid()).result(timeout=60)
+        assert pool.submit(own_pid).result(timeout=60)
+
+
+def test_a_silent_worker_is_told_of_and_can_be_ended() -> None:
+    reports, told = Reports(), []
+
+    def on_silence(args: tuple[Any, ...], silence: Silence) -> TimedOut | None:
+        told.append((args, silence))
+        return TimedOut("too long") if silence.is_stopped else None
+
+    workers = [process.LocalWorker(prepare_nothing)]
+    with WorkerPool(workers, reports, on_silence) as pool:
+        task = pool.submit(sleep_long)
+        worker = reports.first()
+        wait_for(lambda: bool(told))
+        assert told[0] == ((), Silence(process=worker, is_stopped=False))
+        os.kill(worker, signal.SIGSTOP)
+        with pytest.raises(TimedOut, match="too long"):
+            task.result(timeout=60)
+        wait_for(lambda: not is_alive(worker))
+        assert pool.submit(own_pid).result(timeout=60) != worker
+
+
+def test_a_worker_that_dies_is_noticed_though_its_own_child_lives() -> None:
+    reports = Reports()
+    with pool_of(1, reports) as pool:
+        with pytest.raises(WorkerDied, match="exit status 4"):
+            pool.submit(exit_and_leave_a_child, 4).result(timeout=60)
+        os.kill(reports.first(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGRTMIN + 1])
+def test_a_crash_is_told_by_the_name_of_its_signal(number: int) -> None:
+    name = {signal.SIGSEGV: "SIGSEGV, Segmentation fault", signal.SIGABRT: "SIGABRT, Aborted"}
+    with pool_of(1, Reports()) as pool, pytest.raises(WorkerDied) as caught:
+        pool.submit(kill_itself, number).result(timeout=60)
+    assert str(caught.value) == f"killed by {name.get(number, f'signal {number}')}"  # type: ignore[call-overload]
+
+
+def test_a_fork_server_that_is_stopped_holds_up_no_start() -> None:
+    reports = Reports()
+    with pool_of(1, reports, tasks_per_process=1) as pool:
+        first = pool.submit(sleep_long)
+        worker = psutil.Process(reports.first())
+        server = worker.parent()
+        assert server is not None
+        worker.kill()
+        with pytest.raises(WorkerDied):
+            first.result(timeout=60)
+        server.suspend()
+        wait_for(lambda: server.status() == psutil.STATUS_STOPPED)
+        assert pool.submit(own_pid).result(timeout=60)
 
 
 def test_a_report_that_cannot_be_shown_does_not_hold_up_the_work() -> None:
@@ -233,7 +333,7 @@ def test_a_killed_worker_costs_its_own_task_only(tmp_path: Path) -> None:
         wait_for(lambda: len(reports.all) == 2)
         undisturbed = reports.all[1][1]
         os.kill(killed, signal.SIGKILL)
-        with pytest.raises(WorkerDied, match="killed by signal 9, Killed"):
+        with pytest.raises(WorkerDied, match="killed by SIGKILL, Killed"):
             doomed.result(timeout=60)
         assert not other.done()
         replaced = pool.submit(own_pid).result(timeout=60)
@@ -270,7 +370,7 @@ def test_want_of_memory_is_told_only_where_the_system_has_counted_it(
         with pytest.raises(WorkerDied) as caught:
             dying.result(timeout=60)
     seen = {0: "", 1: "1 process for want of memory", 2: "2 processes for want of memory"}[kills]
-    assert str(caught.value).startswith("killed by signal 9, Killed")
+    assert str(caught.value).startswith("killed by SIGKILL, Killed")
     assert str(caught.value).endswith(seen or "Killed")
 
 

@@ -148,6 +148,13 @@ WORKERS = whole_option(
     help="Trials that run at once, each in its own process; auto takes as many as suit this "
     "machine: one for each processor core, or fewer where memory is short.",
 )
+TRIAL_TIMEOUT = whole_option(
+    None,
+    "--trial-timeout",
+    1,
+    help="End the process of a trial that ends no epoch for N seconds, and have the trial go on "
+    "in a new one; it fails if that is so again. Default: wait, and tell of it.",
+)
 FRESH = typer.Option(
     False, "--fresh", help="Train all anew, even what finished before or was cut off."
 )

@@ -46,6 +46,7 @@ def search(
         rich_help_panel="Grid",
     ),
     workers: int | None = options.WORKERS,
+    trial_timeout: int | None = options.TRIAL_TIMEOUT,
     dry_run: bool = typer.Option(
         False,
         "--dry-run",
@@ -95,7 +96,11 @@ def search(
     warm_up()
     try:
         result = ft.search(
-            grid, **asked, upgrade_store=upgrade_store, on_start=collect_garbage_again
+            grid,
+            **asked,
+            trial_timeout=trial_timeout,
+            upgrade_store=upgrade_store,
+            on_start=collect_garbage_again,
         )
     except TrialsFailed as error:
         print_trials(error.result, as_json=as_json)
@@ -111,6 +116,7 @@ def search(
 @options.with_settings(*FIELDS, after="context")
 def train(
     context: typer.Context,
+    trial_timeout: int | None = options.TRIAL_TIMEOUT,
     fresh: bool = options.FRESH,
     protocol: str = options.PROTOCOL,
     limit: int | None = options.LIMIT,
@@ -128,6 +134,7 @@ def train(
             **settings,
             protocol=protocol,  # type: ignore[arg-type]
             limit=limit,
+            trial_timeout=trial_timeout,
             fresh=fresh,
             experiment=experiment,
             tracking_uri=tracking_uri,

@@ -1,10 +1,12 @@
 """What the driver gives a worker, what comes back, and what is shown meanwhile."""
 
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from fmnist_tracking.config import SplitConfig
+from fmnist_tracking.errors import named, shortened
 from fmnist_tracking.grid_search.plan import PlannedTrial
 from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult, TrialScore
 
@@ -37,6 +39,12 @@ class Failed:
 
     line: str
     trace: str
+
+    @classmethod
+    def by(cls, error: BaseException) -> "Failed":
+        """Return that an error ended a trial, whatever its author has made of it."""
+        trace = "".join(traceback.format_exception(error))
+        return cls(line=named(error), trace=shortened(trace))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,4 +91,14 @@ class WorkerLost:
     how: str
 
 
-Event: TypeAlias = TrialStarted | EpochEnded | TrialEnded | TrialReused | WorkerLost
+@dataclass(frozen=True, kw_only=True)
+class WorkerSilent:
+    """The worker that runs a trial has still not ended an epoch; comes once a second."""
+
+    number: int
+    seconds: float  # since it did, or was given the trial
+    process: int
+    is_stopped: bool  # as by SIGSTOP
+
+
+Event: TypeAlias = TrialStarted | EpochEnded | TrialEnded | TrialReused | WorkerLost | WorkerSilent

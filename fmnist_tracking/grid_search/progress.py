@@ -25,6 +25,7 @@ from fmnist_tracking.grid_search.messages import (
     TrialReused,
     TrialStarted,
     WorkerLost,
+    WorkerSilent,
 )
 from fmnist_tracking.grid_search.time_estimate import TimeEstimator, time_left
 from fmnist_tracking.redact import LONGEST_LINE, printable
@@ -41,6 +42,9 @@ _MANY = 500
 # Where there is no terminal: between two lines on trials that go on.
 INTERVAL_VARIABLE = "FMNIST_PROGRESS_SECONDS"
 _INTERVAL_SECONDS = 1.0
+# A worker that ends no epoch is told of after so many times as long as one takes, but not before so
+# many seconds; and where none was measured, after that many.
+_TOO_LONG, _LEAST_SILENCE_SECONDS, _UNKNOWN_SILENCE_SECONDS = 5, 10.0, 600.0
 
 
 class _Running:
@@ -129,6 +133,7 @@ class Progress:
         self._clock = clock
         self._running: dict[int, _Running] = {}
         self._waiting = dict.fromkeys(range(1, len(points) + 1))
+        self._told_silent: dict[int, float] = {}  # seconds, by the point's number
         self._ended = self._failed = self._reused = self._diverged = 0
         self._best: tuple[float, str] | None = None
         self._pace = TimeEstimator()
@@ -208,8 +213,34 @@ class Progress:
             return f"{place} is trained already: validation accuracy {accuracy}, run {run}"
         if isinstance(event, WorkerLost):
             self._running.pop(event.number, None)
-            return f"{place}: its worker process died ({event.how}); it goes on in a new one"
+            return f"{place}: {event.how}; it goes on in a new one"
+        if isinstance(event, WorkerSilent):
+            return self._silent(event, place)
         return self._trial_ended(event, place)
+
+    def _silent(self, event: WorkerSilent, place: str) -> str | None:
+        """Return a line on a worker that takes far too long; later ones each after twice as long.
+
+        A trial's first epoch may be expected to take as long as all that it takes beside its work.
+        """
+        usual = math.inf
+        running, config = self._running.get(event.number), self._points[event.number - 1]
+        if self._pace.is_known:
+            begun = running is not None and running.done > running.before
+            usual = self._pace.seconds(config, 1, begun=begun)
+        told = self._told_silent.get(event.number, 0.0)
+        patience = min(max(_TOO_LONG * usual, _LEAST_SILENCE_SECONDS), _UNKNOWN_SILENCE_SECONDS)
+        if event.seconds < max(patience, 2 * told if told <= event.seconds else 0.0):
+            return None
+        self._told_silent[event.number] = event.seconds
+        expected = "" if usual == math.inf else f", where {_span(math.ceil(usual))} is usual"
+        state, process = (" stopped (SIGSTOP)" if event.is_stopped else ""), event.process
+        lets_on = f"`kill -CONT {process}` lets it go on; " if event.is_stopped else ""
+        return (
+            f"{place} has ended no epoch for {_span(event.seconds)}{expected}: its worker is the"
+            f"{state} process {process}. {lets_on}`kill -9 {process}` has the trial go on in a new "
+            "one, as a trial timeout does by itself."
+        )
 
     def _epoch_ended(self, event: EpochEnded, place: str) -> str | None:
         running, config = self._running[event.number], self._points[event.number - 1]
@@ -303,11 +334,11 @@ class Progress:
 
     def _time_left(self) -> str:
         seconds = self.seconds_left
-        return "?" if seconds is None else str(timedelta(seconds=round(seconds)))
+        return "?" if seconds is None else _span(seconds)
 
     def _render(self) -> Group:
         with self._lock:
-            elapsed = timedelta(seconds=round(self._clock() - self._start))
+            elapsed = _span(self._clock() - self._start)
             counts = [f"{self._ended} of {len(self._points)} points ended"]
             counts += [f"{self._reused} reused"] if self._reused else []
             counts += [f"{self._failed} failed"] if self._failed else []
@@ -348,6 +379,10 @@ class Progress:
                 f"{trial.metrics.loss:.4f}",
                 f"{trial.metrics.val_loss:.4f}",
                 f"{trial.metrics.val_accuracy:.4f}",
-                str(timedelta(seconds=round(left))),
+                _span(left),
             ]
         return cells
+
+
+def _span(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

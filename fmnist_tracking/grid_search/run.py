@@ -20,6 +20,7 @@ from fmnist_tracking.config import (
     Value,
     require_choice,
     require_flag,
+    require_whole,
 )
 from fmnist_tracking.console import Echo, echo_line, lines_to, require_function
 from fmnist_tracking.errors import SearchError, TrialsFailed
@@ -51,6 +52,7 @@ def search(
     protocol: Protocol = "canonical",
     limit: int | None = None,
     workers: int | None = None,
+    trial_timeout: int | None = None,
     fresh: bool = False,
     experiment: str | None = None,
     tracking_uri: str | None = None,
@@ -74,6 +76,8 @@ def search(
         protocol: how the data is split, `canonical` or `coursework`; see `SplitConfig`.
         limit: number of images for training and validation together, None for all.
         workers: trials that run at once; None takes as many as suit this machine.
+        trial_timeout: end the worker of a trial that ends no epoch for so many seconds, and have
+            the trial go on in a new one; it fails if that is so again. None waits for ever.
         fresh: train all anew, whatever has finished before.
         experiment: name of the MLflow experiment, made if it is not there; None for the one that
             the environment names, or `fashion-mnist`.
@@ -97,6 +101,7 @@ def search(
         TrackingError: the store cannot be reached.
     """
     _check_options(on_failure, echo, on_start, fresh=fresh, upgrade_store=upgrade_store)
+    trial_timeout = None if trial_timeout is None else require_whole("trial_timeout", trial_timeout)
     space, base = grid_and_base(grid, settings, repeats)
     split = SplitConfig(protocol=protocol, seed=base.seed, limit=limit)
     points = space.points(base)
@@ -143,6 +148,7 @@ def search(
                     show=progress,
                     echo=progress.echo,
                     parent=recording.run_id,
+                    timeout=trial_timeout,
                 ) as scheduler,
                 progress,
             ):
@@ -159,6 +165,7 @@ def train(
     *,
     protocol: Protocol = "canonical",
     limit: int | None = None,
+    trial_timeout: int | None = None,
     fresh: bool = False,
     experiment: str | None = None,
     tracking_uri: str | None = None,
@@ -178,6 +185,7 @@ def train(
         SearchError: the training failed; its run holds the traceback. For others, see `search`.
     """
     _check_options(on_failure, echo, on_start, fresh=fresh, upgrade_store=upgrade_store)
+    trial_timeout = None if trial_timeout is None else require_whole("trial_timeout", trial_timeout)
     config = TrainingConfig(**checked(settings))
     split = SplitConfig(protocol=protocol, seed=config.seed, limit=limit)
     require_room_at_once([config], split, 1, fresh=fresh, tracking_uri=tracking_uri)
@@ -213,7 +221,12 @@ def train(
                     on_start()
                 with (
                     TrialScheduler(
-                        resources, recording, show=progress, echo=progress.echo, parent=None
+                        resources,
+                        recording,
+                        show=progress,
+                        echo=progress.echo,
+                        parent=None,
+                        timeout=trial_timeout,
                     ) as scheduler,
                     progress,
                 ):

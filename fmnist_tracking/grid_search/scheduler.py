@@ -3,13 +3,14 @@
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from fmnist_tracking import tracking
+from fmnist_tracking import clock, tracking
 from fmnist_tracking.console import Echo
+from fmnist_tracking.errors import FmnistTrackingError
 from fmnist_tracking.grid_search.messages import (
     EpochEnded,
     Event,
@@ -20,6 +21,7 @@ from fmnist_tracking.grid_search.messages import (
     TrialStarted,
     TrialTask,
     WorkerLost,
+    WorkerSilent,
 )
 from fmnist_tracking.grid_search.plan import PlannedTrial
 from fmnist_tracking.grid_search.recording import Recording
@@ -27,7 +29,7 @@ from fmnist_tracking.grid_search.resources import Resources
 from fmnist_tracking.grid_search.trial_logger import TrialLogger
 from fmnist_tracking.results import TrialResult, TrialScore
 from fmnist_tracking.training import checkpoints
-from fmnist_tracking.workers import NoWorker, WorkerDied, WorkerPool
+from fmnist_tracking.workers import NoWorker, Silence, TimedOut, WorkerDied, WorkerPool
 
 # In the worker, which imports TensorFlow for it.
 RUN_TRIAL = "fmnist_tracking.grid_search.worker:run_trial"
@@ -42,7 +44,8 @@ class TrialScheduler:
 
     A trial whose worker dies goes on from its last checkpoint in a new one. Only if that dies again
     before another epoch was trained is the trial given up as FAILED: then it is the trial that
-    kills it. Use it as a context manager: left by an exception, it ends the workers at once.
+    kills it. So it is with one that ends no epoch for `timeout` seconds; None waits for ever. Use
+    it as a context manager: left by an exception, it ends the workers at once.
 
     Each event is shown, with the number of the worker that it comes from. The parent is the
     search's run, None for a training of its own.
@@ -56,15 +59,17 @@ class TrialScheduler:
         show: Callable[[Event, int], None],
         echo: Echo,
         parent: str | None,
+        timeout: int | None = None,
     ) -> None:
         self._resources = resources
         self._recording = recording
         self._show = show
         self._echo = echo
         self._parent = parent
+        self._timeout = timeout
         self._running: dict[int, _RunningTrial] = {}
         self._is_stopping = False
-        self._pool = WorkerPool(resources.workers, self._on_report)
+        self._pool = WorkerPool(resources.workers, self._on_report, self._on_silence)
 
     def __enter__(self) -> "TrialScheduler":
         self._pool.__enter__()
@@ -121,11 +126,13 @@ class TrialScheduler:
             data_dir=self._resources.data_dir,
             data_sha256=self._resources.dataset.digest,
         )
+        running.heard = clock.now()
         future = self._pool.submit(RUN_TRIAL, task)
         future.add_done_callback(partial(self._on_end, running))
 
     def _on_report(self, worker: int, event: TrialStarted | EpochEnded) -> None:
         running = self._running[event.number]
+        running.heard = clock.now()
         if isinstance(event, TrialStarted):
             running.logger.log_data(event.data)
             running.logger.log_epochs(event.epochs)
@@ -134,12 +141,27 @@ class TrialScheduler:
             running.logger.log_epochs([event.metrics])
         self._tell(event, worker)
 
+    def _on_silence(self, args: tuple[Any, ...], silence: Silence) -> TimedOut | None:
+        running = self._running[args[0].trial.number]
+        seconds = clock.now() - running.heard
+        if self._timeout is not None and seconds >= self._timeout:
+            return TimedOut(f"it had ended no epoch for {self._timeout} seconds")
+        self._tell(
+            WorkerSilent(
+                number=running.trial.number,
+                seconds=seconds,
+                process=silence.process,
+                is_stopped=silence.is_stopped,
+            )
+        )
+        return None
+
     def _on_end(self, running: "_RunningTrial", future: Future[Any]) -> None:
         if self._is_stopping:
             return
         try:
             self._take_in(running, future)
-        except Exception as error:
+        except BaseException as error:  # a thread that it ended would leave the search waiting
             running.score.set_exception(error)
 
     def _take_in(self, running: "_RunningTrial", future: Future[Any]) -> None:
@@ -154,11 +176,15 @@ class TrialScheduler:
                 running.died_after = after
                 running.logger.log_interruption(_line(f"{death.what} after epoch {after}: {death}"))
                 if not isinstance(death, NoWorker):
-                    self._tell(WorkerLost(number=trial.number, how=str(death)))
+                    self._tell(WorkerLost(number=trial.number, how=f"{death.what} ({death})"))
                 self._attempt(running)
                 return
             line = f"{death.what} ({death}), for the second time after epoch {after}"
             ended = Failed(line=line, trace=line)
+        except (FmnistTrackingError, CancelledError):
+            raise
+        except Exception as error:  # what it came to could not be sent
+            ended = Failed.by(error)
         del self._running[trial.number]
         if isinstance(ended, Failed):
             running.logger.fail(ended)
@@ -192,6 +218,7 @@ class _RunningTrial:
     logger: TrialLogger
     score: "Future[TrialScore]" = field(default_factory=Future)
     reached: int = 0  # the last epoch that its worker reported
+    heard: float = 0.0  # when its worker was given it, or last reported
     died_after: int = -1  # the epoch after which its worker died
 
 

@@ -1,14 +1,13 @@
 """What a worker process does with each trial."""
 
 import dataclasses
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fmnist_tracking import clock
 from fmnist_tracking.config import SplitConfig, TrainingConfig
-from fmnist_tracking.errors import first_line
+from fmnist_tracking.errors import DataError
 from fmnist_tracking.grid_search.images import load_split
 from fmnist_tracking.grid_search.messages import (
     EpochEnded,
@@ -30,23 +29,28 @@ def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Faile
     Raises:
         DataError: the data is not what the search began with.
     """
+    try:
+        return _trained(task, report)
+    except DataError:  # no trial can be trained
+        raise
+    except BaseException as error:  # a network may call sys.exit
+        return Failed.by(error)
+
+
+def _trained(task: TrialTask, report: Callable[[Any], None]) -> Trained:
     start, trial = clock.now(), task.trial
     split, parts = load_split(task.data_dir, task.split, task.data_sha256)
 
     def on_start(epochs: Sequence[EpochMetrics]) -> None:
         report(TrialStarted(number=trial.number, epochs=tuple(epochs), data=parts))
 
-    try:
-        result, weights = loop.train(
-            trial.config,
-            split,
-            lambda metrics: report(EpochEnded(number=trial.number, metrics=metrics)),
-            place=loop.CheckpointPlace(folder=trial.checkpoint_dir, fingerprint=trial.fingerprint),
-            on_start=on_start,
-        )
-    except Exception as error:
-        line = f"{type(error).__name__}: {first_line(error)}"
-        return Failed(line=line, trace="".join(traceback.format_exception(error)))
+    result, weights = loop.train(
+        trial.config,
+        split,
+        lambda metrics: report(EpochEnded(number=trial.number, metrics=metrics)),
+        place=loop.CheckpointPlace(folder=trial.checkpoint_dir, fingerprint=trial.fingerprint),
+        on_start=on_start,
+    )
     return Trained(result=result, weights=weights, seconds=clock.now() - start)
 
 

@@ -16,6 +16,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from numpy.typing import NDArray
 
 from fmnist_tracking.config import FASHION_MNIST, FIELDS
+from fmnist_tracking.errors import shortened
 from fmnist_tracking.leaderboard import best, effects, leaderboard
 from fmnist_tracking.redact import printable, to_be_kept
 from fmnist_tracking.results import (
@@ -159,10 +160,10 @@ def fail_trial(
     store: Store, experiment_id: str, run_id: str, info: TrialInfo, line: str, trace: str
 ) -> None:
     """Log the error that ended a trial, as a line and as a traceback; close its run as FAILED."""
-    line = to_be_kept(line)
-    note = descriptions.trial_failed(experiment_id, info.parent, line[:_MAX_TAG])
+    line = shortened(to_be_kept(line), _MAX_TAG)
+    note = descriptions.trial_failed(experiment_id, info.parent, line)
     note = descriptions.beside(note, store.client.get_run(run_id).data.tags)
-    tags = [RunTag(schema.ERROR, line[:_MAX_TAG]), RunTag(MLFLOW_RUN_NOTE, note)]
+    tags = [RunTag(schema.ERROR, line), RunTag(MLFLOW_RUN_NOTE, note)]
     store.client.log_batch(run_id, tags=tags)
     store.client.set_terminated(run_id, "FAILED")
     # Last, and allowed to fail: the error may come from the artifact storage itself.

@@ -1,6 +1,15 @@
 """Workers that run functions and report while they do; they know no TensorFlow and no MLflow."""
 
-from fmnist_tracking.workers.pool import NoWorker, OnReport, Worker, WorkerDied, WorkerPool
+from fmnist_tracking.workers.pool import (
+    NoWorker,
+    OnReport,
+    Silence,
+    TaskFailed,
+    TimedOut,
+    Worker,
+    WorkerDied,
+    WorkerPool,
+)
 from fmnist_tracking.workers.process import (
     LocalWorker,
     end_helpers,
@@ -12,6 +21,9 @@ __all__ = [
     "LocalWorker",
     "NoWorker",
     "OnReport",
+    "Silence",
+    "TaskFailed",
+    "TimedOut",
     "Worker",
     "WorkerDied",
     "WorkerPool",

@@ -5,6 +5,7 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeAlias
 
@@ -35,6 +36,28 @@ class NoWorker(WorkerDied):
     what = "no worker process could be started"
 
 
+class TimedOut(WorkerDied):
+    """A worker was ended because its task took too long; the message says how long."""
+
+    what = "the worker process was ended"
+
+
+class TaskFailed(Exception):
+    """What a task raised and could not be sent as it is; the message has its type and text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silence:
+    """A second in which a worker that runs a task has reported nothing."""
+
+    process: int  # its id
+    is_stopped: bool  # as by SIGSTOP
+
+
+# Called with a task's arguments; the exception that it returns ends the task, and its worker.
+OnSilence: TypeAlias = Callable[[tuple[Any, ...], Silence], TimedOut | None]
+
+
 class Worker(Protocol):
     """Runs one task after another, somewhere else: in a process of this machine, for instance.
 
@@ -51,9 +74,13 @@ class Worker(Protocol):
     def run(self, function: Function, args: tuple[Any, ...]) -> Generator[Any, None, Any]:
         """Run `function(*args, report)`; yield what it reports, and return what it returns.
 
+        A `Silence` is yielded for each second without a report. An exception that is thrown in
+        there ends the worker.
+
         Raises:
             WorkerDied: the worker ended first.
             Exception: what the function raises.
+            TaskFailed: it raised what is no `Exception`, or cannot be sent.
         """
 
     def kill(self) -> None:
@@ -71,11 +98,18 @@ class WorkerPool:
         workers: where tasks run; their starting begins when the pool is entered.
         on_report: called, in a thread of the pool, with a worker's number, 0 for the first, and
             an object that it reports.
+        on_silence: called in such a thread too, for each second without a report.
     """
 
-    def __init__(self, workers: Sequence[Worker], on_report: OnReport) -> None:
+    def __init__(
+        self,
+        workers: Sequence[Worker],
+        on_report: OnReport,
+        on_silence: OnSilence = lambda *_: None,
+    ) -> None:
         self._workers = workers
         self._on_report: OnReport | None = on_report
+        self._on_silence = on_silence
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._pending: set[Future[Any]] = set()
@@ -101,7 +135,7 @@ class WorkerPool:
             thread.join(_JOIN_SECONDS)
         # What is reported to and this pool refer to each other: the workers' pipes would stay open
         # until garbage is collected.
-        self._on_report = None
+        self._on_report, self._on_silence = None, lambda *_: None
 
     def submit(self, function: Function, *args: Any) -> Future[Any]:
         """Run `function(*args, report)` in a worker; `report` sends an object back here.
@@ -162,7 +196,10 @@ class WorkerPool:
                 report = next(running)
             except StopIteration as end:
                 return end.value
-            self._pass_on(number, report)
+            if not isinstance(report, Silence):
+                self._pass_on(number, report)
+            elif (ended := self._on_silence(args, report)) is not None:
+                running.throw(ended)
 
     def _pass_on(self, number: int, report: Any) -> None:
         on_report = self._on_report

@@ -23,16 +23,27 @@ from multiprocessing import (
     util,
 )
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import psutil
 
 from fmnist_tracking import machine, runtime
-from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.errors import ConfigError, first_line, named, shortened
 from fmnist_tracking.workers.main_guard import WORKER_NAME, require_startable
-from fmnist_tracking.workers.pool import Function, NoWorker, WorkerDied
+from fmnist_tracking.workers.pool import (
+    Function,
+    NoWorker,
+    Silence,
+    TaskFailed,
+    TimedOut,
+    WorkerDied,
+)
 
 _JOIN_SECONDS = 5.0
+_SILENCE_SECONDS = 1.0
+# Of an error that is sent as it is, with its traceback, in bytes.
+_LARGEST_ERROR = 131_072
 # What Python gives as the exit status of a process whose fork server is gone.
 _UNKNOWN = 255
 # The fork server listens at a socket in the folder for temporary files, and the kernel takes paths
@@ -85,8 +96,7 @@ class LocalWorker:
         try:
             process, channel = self._started()
         except Exception as error:
-            seen = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            raise NoWorker(seen) from error
+            raise NoWorker(named(error)) from error
         with self._lock:
             self._process, self._channel = process, channel
             if self._is_killed:
@@ -100,16 +110,33 @@ class LocalWorker:
         try:
             self._channel.send((function, args))
             while True:
-                kind, content = self._channel.recv()
+                kind, content = yield from self._received(self._channel)
                 if kind != _REPORT:
                     break
                 yield content
         except (EOFError, ConnectionError):
             raise WorkerDied(self._how_it_ended()) from None
+        except TimedOut:
+            self._end()
+            raise
+        except Exception as unread:  # of a module that this process does not find, for example
+            self._end()
+            raise WorkerDied(f"what it sent cannot be read: {named(unread)}") from None
         if kind == _ERROR:
             error, trace = content
             raise error from _InWorker(trace)
         return content
+
+    def _received(self, channel: Connection) -> Generator[Silence, None, Any]:
+        """Return what the process sends next; yield a `Silence` for each second without it."""
+        while not channel.poll(_SILENCE_SECONDS):
+            status = _status(self._process.pid)
+            # A process that it has started may have its end of the channel.
+            if status in (None, psutil.STATUS_ZOMBIE) and not channel.poll():
+                raise EOFError
+            stopped = status == psutil.STATUS_STOPPED
+            yield Silence(process=self._process.pid, is_stopped=stopped)
+        return channel.recv()
 
     def kill(self) -> None:
         """End the process at once, whatever it is doing; one that is being started, too."""
@@ -143,6 +170,8 @@ class LocalWorker:
         self._process.join(_JOIN_SECONDS)
         if self._channel is not None:
             self._channel.close()
+        with self._lock:
+            self._process = self._channel = None
 
     def _how_it_ended(self) -> str:
         """Return how a process that no longer answers has ended, in words."""
@@ -156,7 +185,7 @@ class LocalWorker:
             return "the process that it was forked from, which would know how, is gone"
         if code is None or code >= 0:
             return f"exit status {code}"
-        how = f"killed by signal {-code}, {signal.strsignal(-code)}"
+        how = f"killed by {_signal_name(-code)}"
         kills = machine.oom_kills() - self._oom_kills
         if code == -signal.SIGKILL and kills > 0:
             how += (
@@ -238,7 +267,11 @@ def _ensure_fork_server() -> None:
 
     Python starts it as `python -c`, which would look in the working folder first.
     """
-    if _fork_server() is not None:
+    server = _fork_server()
+    if server is not None and _status(server.pid) == psutil.STATUS_STOPPED:
+        _kill(server.pid)  # a start would wait for it
+        os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
+    elif server is not None:
         return  # without changing the environment, which another thread may be reading
     path = [os.path.abspath(folder) for folder in sys.path]
     changes = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)}
@@ -297,16 +330,24 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 def end_helpers(*, only_if_stopped: bool = False) -> None:
     """End the process that workers are forked from at once, whatever it imports."""
     server = _fork_server()
-    if server is not None and (not only_if_stopped or _is_stopped(server)):
+    if server is not None and (not only_if_stopped or _status(server.pid) == psutil.STATUS_STOPPED):
         # A start that is under way may begin another one: that is ready at once, then.
         get_context("forkserver").set_forkserver_preload([])
         _kill(server.pid)
 
 
-def _is_stopped(process: psutil.Process) -> bool:
+def _status(pid: int) -> str | None:
+    """Return the status of a process as psutil calls it, None of one that is gone."""
     with contextlib.suppress(psutil.Error):
-        return bool(process.status() == psutil.STATUS_STOPPED)
-    return False
+        return str(psutil.Process(pid).status())
+    return None
+
+
+def _signal_name(number: int) -> str:
+    """Return a signal as `SIGSEGV, Segmentation fault`; those for programs' own use have none."""
+    with contextlib.suppress(ValueError):
+        return f"{signal.Signals(number).name}, {signal.strsignal(number)}"
+    return f"signal {number}"
 
 
 def _fork_server() -> psutil.Process | None:
@@ -343,17 +384,36 @@ def _serve(channel: Connection, prepare: Callable[[], None], environment: dict[s
 
 
 def _send_outcome(channel: Connection, function: Function, args: tuple[Any, ...]) -> None:
-    outcome: tuple[str, Any]
     try:
         called = pkgutil.resolve_name(function) if isinstance(function, str) else function
-        outcome = _RESULT, called(*args, lambda content: channel.send((_REPORT, content)))
+        result = called(*args, lambda content: channel.send((_REPORT, content)))
+        content = _pickled(_RESULT, result)
     except BaseException as error:
-        outcome = _ERROR, (error, traceback.format_exc())
+        content = _pickled_error(error)
+    channel.send_bytes(content)
+
+
+def _pickled(kind: str, content: Any) -> memoryview:
     try:
-        channel.send(outcome)
-    except (TypeError, AttributeError, ValueError, pickle.PicklingError) as error:
-        why = TypeError(f"{type(outcome[1]).__name__} cannot be sent to the driver: {error}")
-        channel.send((_ERROR, (why, traceback.format_exc())))
+        return ForkingPickler.dumps((kind, content))
+    except Exception as error:
+        what = f"{type(content).__name__} cannot be sent to the driver"
+        raise TypeError(f"{what}: {first_line(error)}") from error
+
+
+def _pickled_error(error: BaseException) -> memoryview:
+    """Return an error to be sent: itself, if it can be made again from what is sent.
+
+    One that would end the driver, `SystemExit` for instance, is sent as a `TaskFailed`, too.
+    """
+    trace = shortened("".join(traceback.format_exception(error)))
+    if isinstance(error, Exception):
+        with contextlib.suppress(Exception):
+            content = ForkingPickler.dumps((_ERROR, (error, trace)))
+            if len(content) <= _LARGEST_ERROR:
+                str(pickle.loads(content)[1][0])
+                return content
+    return ForkingPickler.dumps((_ERROR, (TaskFailed(named(error)), trace)))
 
 
 def _end_with_the_driver() -> None:
