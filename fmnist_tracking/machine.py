@@ -1,9 +1,10 @@
-"""The resources of this machine: processor cores, memory, GPUs."""
+"""The resources of this machine: processor cores, memory, GPUs, threads and files."""
 
 import ctypes.util
 import importlib.util
 import itertools
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUP = Path("/proc/self/cgroup")
 _SYSTEM = Path("/proc/vmstat")
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
+# A larger limit of a user's threads is none in practice: they need not be counted.
+_MANY_THREADS = 10_000
 
 
 def cores() -> int:
@@ -33,6 +36,28 @@ def memory() -> int:
     """Return the memory of this machine, or the container's limit, in bytes."""
     limits = (int(limit) for limit in _limits("memory.max") if limit.isdigit())
     return min([psutil.virtual_memory().total, *limits])
+
+
+def spare_files() -> int:
+    """Return how many more files this process may open."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = limit == resource.RLIM_INFINITY
+    return sys.maxsize if unlimited else limit - psutil.Process().num_fds()
+
+
+def spare_threads() -> int:
+    """Return how many more processes and threads this container, or this user, may start."""
+    groups = zip(_limits("pids.max"), _limits("pids.current"), strict=False)
+    spare = [int(most) - int(now) for most, now in groups if most.isdigit()]
+    limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if os.geteuid() != 0 and resource.RLIM_INFINITY != limit <= _MANY_THREADS:
+        spare.append(limit - _threads_of(os.getuid()))
+    return min(spare, default=sys.maxsize)
+
+
+def _threads_of(user: int) -> int:
+    processes = psutil.process_iter(["uids", "num_threads"])
+    return sum(p.info["num_threads"] or 1 for p in processes if p.info["uids"].real == user)
 
 
 def oom_kills() -> int:

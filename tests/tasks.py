@@ -114,6 +114,10 @@ def prepare_nothing() -> None:
     pass
 
 
+def cannot_be_prepared() -> None:
+    raise RuntimeError("can't start new thread")
+
+
 def pool_of(workers: int, on_report: OnReport, tasks_per_process: int | None = None) -> WorkerPool:
     return WorkerPool(
         [LocalWorker(prepare_nothing, tasks_per_process) for _ in range(workers)], on_report

@@ -34,6 +34,18 @@ def test_what_a_container_is_limited_to_counts(groups: Path) -> None:
     assert machine.memory() > 1_000_000_000
 
 
+def test_a_container_has_so_many_threads_left(
+    groups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)  # of root no threads are counted
+    assert machine.spare_threads() == sys.maxsize
+    (groups / "pids.current").write_text("20\n")
+    (groups / "pids.max").write_text("max\n")
+    assert machine.spare_threads() == sys.maxsize
+    (groups / "pids.max").write_text("22\n")
+    assert machine.spare_threads() == 2
+
+
 def test_the_narrowest_of_groups_within_groups_counts(groups: Path) -> None:
     inner = groups / "job" / "step"
     inner.mkdir(parents=True)

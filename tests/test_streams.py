@@ -102,6 +102,38 @@ def be_unknown_in(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_too_few_files_for_the_workers_are_told_before_a_trial() -> None:
+    done = shell(f"ulimit -n 20; {PROGRAM} {SEARCH} --repeats 2 --workers 2")
+    assert done.returncode == 2
+    data, error = done.stderr.splitlines()
+    assert data.startswith("Data: ")
+    assert error.startswith(
+        "Error: Expected room for about 12 more open files, as 2 workers need, "
+    )
+    assert error.endswith("Raise the limit (`ulimit -n`), or choose fewer --workers.")
+    done = shell(f"ulimit -n 32; {PROGRAM} {SEARCH} --repeats 2 --workers 2")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user can be taken on by root alone")
+def test_too_few_processes_for_the_workers_are_told_before_a_trial(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # others may not enter pytest's own
+        monkeypatch.chdir(folder)
+        Path(folder).chmod(0o777)
+        reading = "--inh-caps +dac_read_search --ambient-caps +dac_read_search"
+        user = f"setpriv --reuid 12346 --regid 12346 --clear-groups {reading} env -i"
+        known = f"PATH={os.environ['PATH']} PYTHONPATH={Path(__file__).parent.parent} HOME={folder}"
+        search = f"{PROGRAM} {SEARCH} --repeats 2 --workers 2"
+        done = shell(f"{user} PYTHONDONTWRITEBYTECODE=1 {known} prlimit --nproc=22 {search}")
+    assert done.returncode == 2
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("Error: Expected room for about ")
+    assert " more processes and threads, as 2 workers need, got " in error
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"])
 def test_no_variable_makes_a_pipe_a_terminal(variable: str, store: Store) -> None:
     tags = {

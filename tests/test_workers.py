@@ -27,6 +27,7 @@ from tasks import (
     OfTwo,
     Reports,
     WithoutText,
+    cannot_be_prepared,
     exit_and_leave_a_child,
     exit_with_status,
     fail,
@@ -384,6 +385,14 @@ def test_why_no_process_can_be_started_is_told(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(process, "_ensure_fork_server", start)
         with pytest.raises(NoWorker, match=r"^FileNotFoundError: \[Errno 2\] No such file"):
             pool.submit(own_pid).result(timeout=60)
+
+
+def test_why_a_process_cannot_work_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    with WorkerPool([process.LocalWorker(cannot_be_prepared)], Reports()) as pool:
+        for _ in range(2):
+            with pytest.raises(NoWorker, match=r"^RuntimeError: can't start new thread$"):
+                pool.submit(own_pid).result(timeout=60)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_result_that_cannot_be_sent_is_an_error_of_its_task() -> None:

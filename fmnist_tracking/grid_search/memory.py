@@ -1,16 +1,20 @@
-"""How many trials run at once, and whether they fit into this machine's memory."""
+"""How many trials run at once, and whether this machine has room for them."""
 
 import itertools
 from collections.abc import Sequence
 
-from fmnist_tracking import machine, tracking
+from fmnist_tracking import machine, runtime, tracking
 from fmnist_tracking.config import SplitConfig, TrainingConfig, model_parameters, require_whole
-from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.errors import ConfigError, setting
 from fmnist_tracking.grid_search.plan import trial_name
 from fmnist_tracking.grid_search.time_estimate import memory_bytes
 
 # Of a worker that trains the coursework's largest network, or of the driver, rounded up.
 _PROCESS_BYTES = 1e9
+# Counted while trials ran: what the driver still opens, with its helpers, before the first trial;
+# and what each worker takes, beside the threads of its arithmetic.
+_DRIVER_THREADS, _WORKER_THREADS = 4, 7
+_DRIVER_FILES, _WORKER_FILES = 6, 3
 
 
 def best_workers() -> int:
@@ -69,6 +73,27 @@ def require_room(
             f"largest {at_once} take {_gigabytes(sum(needs[:at_once]))} of memory at least, and "
             f"there is {_gigabytes(memory)} in all."
         )
+
+
+def require_processes(workers: int) -> None:
+    """Refuse more workers than can have the threads and files that they need.
+
+    Raises:
+        ConfigError: the limits of the system leave no room for them.
+    """
+    threads = _DRIVER_THREADS + workers * (_WORKER_THREADS + runtime.threads_of(workers))
+    files = _DRIVER_FILES + workers * _WORKER_FILES
+    for what, needed, spare, limit in (
+        ("processes and threads", threads, machine.spare_threads(), "`ulimit -u`, or pids.max"),
+        ("open files", files, machine.spare_files(), "`ulimit -n`"),
+    ):
+        if needed > spare:
+            fewer = f", or choose fewer {setting('workers')}" if workers > 1 else ""
+            raise ConfigError(
+                f"Expected room for about {needed} more {what}, as {workers} "
+                f"worker{'s need' if workers > 1 else ' needs'}, got {max(0, spare)}. Raise the "
+                f"limit ({limit}){fewer}."
+            )
 
 
 def require_room_at_once(

@@ -27,7 +27,12 @@ from fmnist_tracking.errors import SearchError, TrialsFailed
 from fmnist_tracking.grid_search.arguments import Grid, checked, grid_and_base
 from fmnist_tracking.grid_search.images import cache_split
 from fmnist_tracking.grid_search.lock import checkpoint_folder, locked_folder
-from fmnist_tracking.grid_search.memory import require_room, require_room_at_once, workers_for
+from fmnist_tracking.grid_search.memory import (
+    require_processes,
+    require_room,
+    require_room_at_once,
+    workers_for,
+)
 from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials
 from fmnist_tracking.grid_search.progress import Progress
 from fmnist_tracking.grid_search.recording import Recording
@@ -131,6 +136,7 @@ def search(
             return _judged(Search(plan.before, resources.store.address), on_failure)
         missing = [trial.config for trial in plan.trials if trial.finished is None]
         require_room(missing, split, workers)
+        require_processes(slots)
         _load(resources)
         from fmnist_tracking.grid_search.scheduler import TrialScheduler
 
@@ -212,6 +218,7 @@ def train(
                 reused = dataclasses.replace(trial.finished, reused=True)
                 return _judged(Trial(reused, store.address), on_failure)
             require_room([config], split, 1)
+            require_processes(1)
             _load(resources)
             from fmnist_tracking.grid_search.scheduler import TrialScheduler
 

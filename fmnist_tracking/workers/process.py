@@ -54,6 +54,8 @@ _LONGEST_TEMPORARY_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 _LEFT_TO_THE_DRIVER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 # What a worker sends: any number of reports, then one of the others.
 _REPORT, _RESULT, _ERROR = "report", "result", "error"
+# Or, in place of all that, that the process cannot run tasks.
+_UNFIT = "unfit"
 
 # Tells the fork server what the variables that were changed for it had been, as JSON.
 _BEFORE = "FMNIST_ENVIRONMENT_BEFORE"
@@ -122,6 +124,9 @@ class LocalWorker:
         except Exception as unread:  # of a module that this process does not find, for example
             self._end()
             raise WorkerDied(f"what it sent cannot be read: {named(unread)}") from None
+        if kind == _UNFIT:
+            self._end()
+            raise NoWorker(content)
         if kind == _ERROR:
             error, trace = content
             raise error from _InWorker(trace)
@@ -374,8 +379,12 @@ def _serve(channel: Connection, prepare: Callable[[], None], environment: dict[s
     # The fork server has that of its start; what TensorFlow read at its import stays.
     os.environ.clear()
     os.environ.update(environment)
-    threading.Thread(target=_end_with_the_driver, daemon=True).start()
-    prepare()
+    try:
+        threading.Thread(target=_end_with_the_driver, daemon=True).start()
+        prepare()
+    except BaseException as error:
+        channel.send((_UNFIT, named(error)))
+        os._exit(1)
     with contextlib.suppress(EOFError, ConnectionError):  # the driver is gone
         while True:
             function, args = channel.recv()
