@@ -141,4 +141,4 @@ class TrialsFailed(SearchError):
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to stop by SIGTERM or SIGHUP, as Ctrl-C does by SIGINT."""
+    """The process was asked to stop by SIGTERM, SIGHUP or SIGQUIT, as Ctrl-C does by SIGINT."""

@@ -210,8 +210,9 @@ def started(tmp_path: Path, cache: Path) -> Any:
         (lambda p: os.killpg(p.pid, signal.SIGINT), 130, "Interrupted"),
         (lambda p: p.terminate(), 143, "Stopped by a signal"),
         (lambda p: os.killpg(p.pid, signal.SIGHUP), 143, "Stopped by a signal"),
+        (lambda p: os.killpg(p.pid, signal.SIGQUIT), 143, "Stopped by a signal"),
     ],
-    ids=["ctrl-c", "sigterm", "terminal closed"],
+    ids=["ctrl-c", "sigterm", "terminal closed", "sigquit"],
 )
 def test_a_stopped_search_closes_every_run(
     started: "subprocess.Popen[str]",

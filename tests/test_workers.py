@@ -432,7 +432,7 @@ def test_workers_leave_signals_to_the_driver(tmp_path: Path) -> None:
         wait_for(lambda: len(reports.all) == 2)
         pids = [pid for _, pid in reports.all]
         for pid in pids:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP):
                 os.kill(pid, number)
         time.sleep(0.5)
         (tmp_path / "go").touch()

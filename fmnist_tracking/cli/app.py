@@ -174,6 +174,7 @@ def main() -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGQUIT, _stop)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
         signal.signal(signal.SIGHUP, _stop)
     # What is imported stays; to look through it for garbage takes a fifth of a command's start, and
@@ -220,6 +221,7 @@ def _stop(number: int, _: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # the way out, if that should hang
     with contextlib.suppress(Exception):  # whatever this interrupts may be printing itself
         echo("Stopping: closing what is open.")
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated

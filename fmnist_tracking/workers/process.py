@@ -49,9 +49,9 @@ _UNKNOWN = 255
 # The fork server listens at a socket in the folder for temporary files, and the kernel takes paths
 # of up to 107 bytes: this much is left for the folder's own.
 _LONGEST_TEMPORARY_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
-# The driver decides what becomes of trials. Ctrl-C and the end of a terminal reach every
+# The driver decides what becomes of trials. Ctrl-C, Ctrl-\ and the end of a terminal reach every
 # process of it, and a service manager's SIGTERM every process of the service.
-_LEFT_TO_THE_DRIVER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+_LEFT_TO_THE_DRIVER = {signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP}
 # What a worker sends: any number of reports, then one of the others.
 _REPORT, _RESULT, _ERROR = "report", "result", "error"
 # Or, in place of all that, that the process cannot run tasks.
