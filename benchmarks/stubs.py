@@ -13,22 +13,12 @@ import numpy as np
 from fmnist_tracking.config import CLASS_NAMES, TrainingConfig, feature_map_sizes
 from fmnist_tracking.grid_search.messages import EpochEnded, Trained, TrialStarted, TrialTask
 from fmnist_tracking.metrics import score
-from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult
+from fmnist_tracking.results import EpochMetrics, TrainingResult
 
 # How long an epoch takes.
 SECONDS = 0.5
 SHORT_SECONDS = 0.05
 LABELS = np.arange(10, dtype=np.uint8)
-DATA = tuple(
-    DatasetPart(
-        role=role,
-        shape=(500, 28, 28, 1),
-        images_sha256="0" * 64,
-        labels_sha256="0" * 64,
-        class_counts=(50,) * 10,
-    )
-    for role in ("training", "validation")
-)
 # As many as a real trial's.
 USAGE = {f"system/figure_{number}": 1.0 for number in range(5)}
 
@@ -57,7 +47,7 @@ def run_short_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained:
 
 
 def _wait(task: TrialTask, report: Callable[[Any], None], seconds: float) -> Trained:
-    report(TrialStarted(number=task.trial.number, data=DATA))
+    report(TrialStarted(number=task.trial.number))
     epochs = []
     for epoch in range(1, task.trial.config.epochs + 1):
         started = time.time()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fmnist_tracking.config import CLASS_NAMES, FASHION_MNIST, require_path
 from fmnist_tracking.data import download, idx
 from fmnist_tracking.errors import DataError, setting
+from fmnist_tracking.files import PRIVATE_FILE, private_folder
 from fmnist_tracking.redact import printable
 from fmnist_tracking.runtime import CACHE_VARIABLE
 
@@ -125,25 +126,30 @@ def cache_dir() -> Path:
     return Path(override) if override else Path(platformdirs.user_cache_dir("fmnist-tracking"))
 
 
+def private_cache() -> None:
+    """Make the cache's folder, which no other user can enter, unless a person has named one.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    private_folder(cache_dir(), CACHE_VARIABLE)
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to fill, which is renamed to `folder` if the block ends without error.
 
-    If two processes do so at once, the second changes nothing. Temporary folders and files are
-    private to their owner, but users can share a cache: so whoever may read the cache gets
-    permission to read the content.
+    If two processes do so at once, the second changes nothing. The folder and its files are
+    private to their owner.
 
     Raises:
         OSError: it cannot be created or renamed.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=PARTIAL) as name:
         partial = Path(name)
         yield partial
-        mode = folder.parent.stat().st_mode
         for file in partial.iterdir():
-            file.chmod(mode & 0o644)
-        partial.chmod(mode & 0o755)
+            file.chmod(PRIVATE_FILE)
         try:
             partial.rename(folder)
         except OSError:
@@ -153,6 +159,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 def _fetch_into(folder: Path) -> None:
     try:
+        private_cache()
         with new_folder(folder) as partial:
             download.fetch(partial, verify=_require_fashion_mnist_in)
     except OSError as error:

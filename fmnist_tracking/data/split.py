@@ -73,8 +73,8 @@ def _part(role: str, images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Da
     return DatasetPart(
         role=role,
         shape=images.shape,
-        images_sha256=hashlib.sha256(images.tobytes()).hexdigest(),
-        labels_sha256=hashlib.sha256(labels.tobytes()).hexdigest(),
+        images_sha256=hashlib.sha256(np.ascontiguousarray(images).data).hexdigest(),
+        labels_sha256=hashlib.sha256(np.ascontiguousarray(labels).data).hexdigest(),
         class_counts=tuple(np.bincount(labels, minlength=len(CLASS_NAMES)).tolist()),
     )
 

@@ -24,6 +24,7 @@ from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.data import Dataset, load_dataset
 from fmnist_tracking.errors import ConfigError, SearchError
 from fmnist_tracking.grid_search.arguments import Grid, grid_and_base
+from fmnist_tracking.grid_search.images import cache_images
 from fmnist_tracking.grid_search.lock import checkpoint_folder
 from fmnist_tracking.grid_search.memory import require_room, too_large, workers_for
 from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials, trial_name
@@ -268,7 +269,7 @@ def _measure(
     warm_up()
     try:
         with WorkerPool(local_workers(1, threads), lambda *_: None) as pool:
-            task = _MEASURE, config, split, data_dir, dataset.digest, some
+            task = _MEASURE, config, cache_images(dataset, split, data_dir), some
             first, second = pool.submit(*task).result()
     except WorkerDied as death:
         raise SearchError(f"The time cannot be measured: {death.what} ({death}).") from None

@@ -1,42 +1,60 @@
 """The split of the images: made once by the driver, and read by all workers."""
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fmnist_tracking import fingerprint
 from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.data import Dataset, DataSplit, load_dataset, shared_split, split_dataset
 from fmnist_tracking.errors import DataError
 from fmnist_tracking.results import DatasetPart
 
-Split = tuple[DataSplit, tuple[DatasetPart, DatasetPart]]
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Which images trials are given, in terms that can be sent to another process.
+
+    Attributes:
+        data_dir: where the data is, None for the usual places.
+        data_sha256: `Dataset.digest` of the data that must be found there.
+        class_names: of that data, in label order.
+        split: how it is split.
+        parts: what identifies the training and the validation images.
+    """
+
+    data_dir: Path | None
+    data_sha256: str
+    class_names: tuple[str, ...]
+    split: SplitConfig
+    parts: tuple[DatasetPart, DatasetPart]
 
 
-def cache_split(dataset: Dataset, split: SplitConfig) -> None:
-    """Put the split into the cache, so that not each worker must make it."""
-    _cached(lambda: dataset, split, dataset.digest)
+def cache_images(dataset: Dataset, split: SplitConfig, data_dir: Path | None) -> Images:
+    """Split the data, and cache the split, so that not each worker must make it."""
+    made = split_dataset(dataset, split)
+    images = Images(
+        data_dir=data_dir,
+        data_sha256=dataset.digest,
+        class_names=dataset.class_names,
+        split=split,
+        parts=made.parts(),
+    )
+    shared_split(images.parts, images.class_names, lambda: made)
+    return images
 
 
 @lru_cache(maxsize=1)  # a worker runs many trials on the same images
-def load_split(data_dir: Path | None, split: SplitConfig, data_sha256: str) -> Split:
-    """Return the split from the cache, or make it; for the arguments, see `TrialTask`.
+def load_split(images: Images) -> DataSplit:
+    """Return the split from the cache, or make it.
 
     Raises:
         DataError: the data is another, or cannot be had.
     """
 
-    def load() -> Dataset:
-        dataset = load_dataset(data_dir)
-        if dataset.digest != data_sha256:
+    def make() -> DataSplit:
+        dataset = load_dataset(images.data_dir)
+        if dataset.digest != images.data_sha256:
             raise DataError(f"The data in {dataset.source} changed while the search was running.")
-        return dataset
+        return split_dataset(dataset, images.split)
 
-    return _cached(load, split, data_sha256)
-
-
-def _cached(load: Callable[[], Dataset], split: SplitConfig, data_sha256: str) -> Split:
-    key = json.dumps([fingerprint.of_program(), data_sha256, asdict(split)])
-    return shared_split(key, lambda: split_dataset(load(), split))
+    return shared_split(images.parts, images.class_names, make)

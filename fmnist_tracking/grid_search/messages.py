@@ -2,13 +2,12 @@
 
 import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.errors import named, shortened
+from fmnist_tracking.grid_search.images import Images
 from fmnist_tracking.grid_search.plan import PlannedTrial
-from fmnist_tracking.results import DatasetPart, EpochMetrics, TrainingResult, TrialScore
+from fmnist_tracking.results import EpochMetrics, TrainingResult, TrialScore
 
 if TYPE_CHECKING:
     from fmnist_tracking.training.loop import Weights
@@ -19,9 +18,7 @@ class TrialTask:
     """A trial to run, in terms that can be sent to another process."""
 
     trial: PlannedTrial
-    split: SplitConfig
-    data_dir: Path | None  # None for the usual places
-    data_sha256: str  # `Dataset.digest` of the data that must be found there
+    images: Images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +50,6 @@ class TrialStarted:
 
     number: int  # of the point, 1 for the first
     epochs: tuple[EpochMetrics, ...] = ()  # that were trained before, usually none
-    data: tuple[DatasetPart, ...] = ()  # which images it was given
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from fmnist_tracking.config import SplitConfig, require_path, require_text
 from fmnist_tracking.console import Echo
 from fmnist_tracking.data import Dataset, load_dataset
 from fmnist_tracking.errors import SearchError
+from fmnist_tracking.grid_search.images import Images, cache_images
 from fmnist_tracking.redact import to_be_kept
 from fmnist_tracking.tracking import DatasetInfo, Provenance, Store
 from fmnist_tracking.warm_up import warm_up
@@ -36,6 +37,11 @@ class Resources:
     adopted: str | None  # the run that `mlflow run` made for this command
     workers: tuple[Worker, ...]
     threads: int  # of each worker's arithmetic
+
+    @cached_property
+    def images(self) -> Images:
+        """Return which images trials are given, once they are in the cache for the workers."""
+        return cache_images(self.dataset, self.split, self.data_dir)
 
     @cached_property
     def provenance(self) -> Provenance:

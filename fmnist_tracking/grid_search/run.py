@@ -25,7 +25,6 @@ from fmnist_tracking.config import (
 from fmnist_tracking.console import Echo, echo_line, lines_to, require_function
 from fmnist_tracking.errors import SearchError, TrialsFailed
 from fmnist_tracking.grid_search.arguments import Grid, checked, grid_and_base
-from fmnist_tracking.grid_search.images import cache_split
 from fmnist_tracking.grid_search.lock import checkpoint_folder, locked_folder
 from fmnist_tracking.grid_search.memory import (
     require_processes,
@@ -257,7 +256,7 @@ def _check_options(on_failure: object, echo: object, on_start: object, **flags: 
 
 def _load(resources: Resources) -> None:
     """Load what trials need, the images for the workers first."""
-    cache_split(resources.dataset, resources.split)
+    _ = resources.images
     with interrupts.held_back():
         runtime.load_tensorflow()
         for module in ("grid_search.scheduler", "grid_search.oracle"):  # found whole from now on

@@ -120,12 +120,7 @@ class TrialScheduler:
         return TrialLogger(self._recording, info, trial, examples, self._echo)
 
     def _attempt(self, running: "_RunningTrial") -> None:
-        task = TrialTask(
-            trial=running.trial,
-            split=self._resources.split,
-            data_dir=self._resources.data_dir,
-            data_sha256=self._resources.dataset.digest,
-        )
+        task = TrialTask(trial=running.trial, images=self._resources.images)
         running.heard = clock.now()
         future = self._pool.submit(RUN_TRIAL, task)
         future.add_done_callback(partial(self._on_end, running))
@@ -134,7 +129,7 @@ class TrialScheduler:
         running = self._running[event.number]
         running.heard = clock.now()
         if isinstance(event, TrialStarted):
-            running.logger.log_data(event.data)
+            running.logger.log_data(self._resources.images.parts)
             running.logger.log_epochs(event.epochs)
         else:
             running.reached = event.metrics.epoch

@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from fmnist_tracking import clock
-from fmnist_tracking.config import SplitConfig, TrainingConfig
+from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.errors import DataError
-from fmnist_tracking.grid_search.images import load_split
+from fmnist_tracking.grid_search.images import Images, load_split
 from fmnist_tracking.grid_search.messages import (
     EpochEnded,
     Failed,
@@ -39,10 +38,10 @@ def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Faile
 
 def _trained(task: TrialTask, report: Callable[[Any], None]) -> Trained:
     start, trial = clock.now(), task.trial
-    split, parts = load_split(task.data_dir, task.split, task.data_sha256)
+    split = load_split(task.images)
 
     def on_start(epochs: Sequence[EpochMetrics]) -> None:
-        report(TrialStarted(number=trial.number, epochs=tuple(epochs), data=parts))
+        report(TrialStarted(number=trial.number, epochs=tuple(epochs)))
 
     result, weights = loop.train(
         trial.config,
@@ -56,15 +55,11 @@ def _trained(task: TrialTask, report: Callable[[Any], None]) -> Trained:
 
 def measure(
     config: TrainingConfig,
-    split: SplitConfig,
-    data_dir: Path | None,
-    data_sha256: str,
-    images: int,
+    images: Images,
+    some: int,
     _: Callable[[Any], None],
 ) -> list[float]:
-    """Train on so many of the images, and validate on a fifth as many, to see how long it takes.
-
-    For where the data is, see `TrialTask`.
+    """Train on some of the images, and validate on a fifth as many, to see how long it takes.
 
     Returns:
         Seconds of each epoch.
@@ -72,12 +67,12 @@ def measure(
     Raises:
         DataError: the data is another, or cannot be had.
     """
-    whole, _parts = load_split(data_dir, split, data_sha256)
-    validation = max(1, images // 5)
+    whole = load_split(images)
+    validation = max(1, some // 5)
     part = dataclasses.replace(
         whole,
-        train_images=whole.train_images[:images],
-        train_labels=whole.train_labels[:images],
+        train_images=whole.train_images[:some],
+        train_labels=whole.train_labels[:some],
         validation_images=whole.validation_images[:validation],
         validation_labels=whole.validation_labels[:validation],
     )

@@ -1,0 +1,101 @@
+"""Files and folders that other people and programs can reach: how they are opened and written."""
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+_PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+_FILE = 0o666  # less what the user's umask takes away
+
+
+def open_untrusted(path: Path, most: int | None = None) -> BinaryIO:
+    """Open a file for reading that may hold anything.
+
+    A pipe or a device could keep the reader waiting for ever, or give bytes without end.
+
+    Args:
+        path: of the file; links are followed.
+        most: the size in bytes that a file of this kind can have, None for any.
+
+    Raises:
+        OSError: it cannot be opened, is no regular file, or is larger.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and (most is None or status.st_size <= most):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    why = f"it has {status.st_size:,} bytes, expected {most:,} at most"
+    raise OSError(errno.EFBIG, why, str(path))
+
+
+def require_stored(file: BinaryIO) -> None:
+    """Refuse a zip archive that unpacks to more than it holds.
+
+    Those of this project are not compressed. So one that is could only be made to fill the memory,
+    and so could one whose entries share their bytes.
+
+    Raises:
+        zipfile.BadZipFile: it is such an archive, or none.
+    """
+    size = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    file.seek(0)
+    if unpacked > size:
+        raise zipfile.BadZipFile(f"It has {size:,} bytes, and would unpack to {unpacked:,}.")
+
+
+def write_file(path: Path, *content: bytes | memoryview, mode: int = _FILE) -> None:
+    """Replace a file, completely or not at all; a link in its place is replaced, not followed.
+
+    Raises:
+        OSError: it cannot be written; what was there before is still there.
+    """
+    new = path.with_name(f".{secrets.token_hex(8)}.new")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(new, flags, mode), "wb") as file:
+            file.writelines(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
+
+
+def private_folder(folder: Path, named_by: str | None = None) -> None:
+    """Make a folder that no other user can enter; take the right from others if it is there.
+
+    A folder that is there already and that a person has named, with the variable `named_by`, keeps
+    the rights that they gave it: it may be `/tmp`.
+
+    Raises:
+        OSError: it cannot be made, or belongs to another user.
+    """
+    folder.mkdir(_PRIVATE_FOLDER, parents=True, exist_ok=True)
+    if named_by is not None and os.environ.get(named_by):
+        return
+    if not is_own_folder(folder):
+        raise PermissionError(errno.EPERM, "it belongs to another user", str(folder))
+    if folder.stat().st_mode & ~_PRIVATE_FOLDER & 0o777:
+        folder.chmod(_PRIVATE_FOLDER)
+
+
+def is_own_folder(folder: Path) -> bool:
+    """Return whether it is a folder of this user, not a link to one.
+
+    Raises:
+        OSError: there is none, or it cannot be looked at.
+    """
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
