@@ -40,6 +40,28 @@ def processes_of(group: int) -> list[int]:
     return found
 
 
+_MEASURED = """
+import resource, sys
+{imports}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    {call}
+except Exception as error:
+    print(type(error).__name__, error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def memory_taken(imports: str, call: str) -> tuple[str, float]:
+    """Make a call in a new process; return its output and the megabytes of memory that it took."""
+    code = _MEASURED.format(imports=imports, call=call)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=True
+    )
+    *said, kilobytes = done.stdout.splitlines()
+    return "\n".join(said), int(kilobytes) / 1000
+
+
 def shell(line: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, **variables}
     return subprocess.run(

@@ -1,9 +1,10 @@
 import gzip
 import hashlib
 import http.server
+import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from fmnist_tracking.config import CLASS_NAMES
 from fmnist_tracking.data import Dataset, dataset, download, idx, load_dataset
 from fmnist_tracking.errors import DataError
+from processes import memory_taken
 
 
 def test_real_data_is_verified(dataset: Dataset) -> None:
@@ -102,6 +104,44 @@ def test_damaged_labels(real_copy: Path, change: object, words: str) -> None:
     file.write_bytes(gzip.compress(change(gzip.decompress(file.read_bytes()))))  # type: ignore[operator]
     with pytest.raises(DataError, match=words):
         load_dataset(real_copy)
+
+
+def members(content: bytes, times: int) -> bytes:
+    """A gzip file of many members, each of the same content."""
+    return gzip.compress(content, 1) * times
+
+
+ZEROS = bytes(64 * 2**20)
+BOMBS: dict[str, Callable[[Path], object]] = {
+    "6 GB in members": lambda path: path.write_bytes(members(ZEROS, 96)),
+    "6 GB after the right header": lambda path: path.write_bytes(
+        gzip.compress(idx.header(idx.FILES["train-images"])) + members(ZEROS, 96)
+    ),
+    "1 GB in one stream": lambda path: path.write_bytes(gzip.compress(bytes(2**30), 1)),
+    "a terabyte, not compressed": lambda path: os.truncate(plain(path), 10**12),
+    "a terabyte that is none": lambda path: os.truncate(path, 10**12),
+    "6 GB behind the images": lambda path: path.write_bytes(path.read_bytes() + members(ZEROS, 96)),
+}
+
+
+def plain(path: Path) -> Path:
+    path.unlink()
+    path.with_suffix("").touch()
+    return path.with_suffix("")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+def test_data_is_unpacked_no_further_than_its_kind_allows(
+    real_copy: Path, bomb: Callable[[Path], object]
+) -> None:
+    bomb(real_copy / "train-images-idx3-ubyte.gz")
+    said, megabytes = memory_taken(
+        "from fmnist_tracking.data import load_dataset", f"load_dataset({str(real_copy)!r})"
+    )
+    assert said.startswith("DataError ")
+    assert "\n" not in said
+    assert megabytes < 300
 
 
 @pytest.fixture

@@ -178,7 +178,7 @@ def _fetch_into(folder: Path) -> None:
 
 def _require_fashion_mnist_in(folder: Path) -> None:
     for part, path in idx.find_files(folder).items():
-        found = hashlib.sha256(idx.read_bytes(path)).hexdigest()
+        found = hashlib.sha256(idx.read_bytes(part, path)).hexdigest()
         _require_fashion_mnist(part, found, path.name)
 
 
@@ -186,7 +186,7 @@ def _load_folder(folder: Path, *, require_fashion_mnist: bool) -> Dataset:
     content: dict[str, NDArray[np.uint8]] = {}
     sha256: dict[str, str] = {}
     for part, path in idx.find_files(folder).items():
-        decompressed = idx.read_bytes(path)
+        decompressed = idx.read_bytes(part, path)
         sha256[part] = hashlib.sha256(decompressed).hexdigest()
         content[part] = idx.parse(part, decompressed, path)
         if require_fashion_mnist:

@@ -1,6 +1,7 @@
 """Reading IDX files, the format of MNIST and of data sets like it."""
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from fmnist_tracking.config import IMAGE_SIZE
 from fmnist_tracking.errors import DataError, setting
+from fmnist_tracking.files import open_untrusted
 
 # Each part, by the beginning of its file's name, and the shape that it must have.
 FILES: dict[str, tuple[int, ...]] = {
@@ -20,6 +22,8 @@ FILES: dict[str, tuple[int, ...]] = {
 }
 _UNSIGNED_BYTE = 0x08
 _CLASSES = 10
+# By so many bytes at most is a compressed file larger than what it holds.
+_OVERHEAD = 2**20
 
 
 def file_name(part: str) -> str:
@@ -53,15 +57,19 @@ def find_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_bytes(path: Path) -> bytes:
-    """Read the decompressed content of a file.
+def read_bytes(part: str, path: Path) -> bytes:
+    """Read the decompressed content of a part's file; of one that is too long, a byte too many.
 
     Raises:
         DataError: the file cannot be read or its compressed data is damaged.
     """
+    most = _size(part) + 1
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
+        with open_untrusted(path, most + _OVERHEAD) as file:
+            if path.suffix != ".gz":
+                return file.read(most)
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                return unpacked.read(most)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             f"{path} is damaged or cut short ({error}). Get a new copy of it: "
@@ -69,6 +77,10 @@ def read_bytes(path: Path) -> bytes:
         ) from None
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from None
+
+
+def _size(part: str) -> int:
+    return len(header(FILES[part])) + math.prod(FILES[part])
 
 
 def header(shape: tuple[int, ...]) -> bytes:
@@ -112,11 +124,14 @@ def parse(part: str, content: bytes, path: Path) -> NDArray[np.uint8]:
             f"{path} holds {kind} of shape {dimensions}, expected {shape}. "
             "Were the train and t10k files swapped?"
         )
-    expected_size = header_size + int(np.prod(shape))
-    if len(content) != expected_size:
+    expected_size = _size(part)
+    if len(content) > expected_size:
         raise DataError(
-            f"{path} is {'cut short' if len(content) < expected_size else 'too long'}: "
-            f"{len(content)} bytes decompressed, expected {expected_size}."
+            f"{path} is too long: expected {expected_size:,} bytes decompressed, and it has more."
+        )
+    if len(content) < expected_size:
+        raise DataError(
+            f"{path} is cut short: {len(content):,} bytes decompressed, expected {expected_size:,}."
         )
     array = np.frombuffer(content, dtype=np.uint8, offset=header_size).reshape(shape)
     if kind == "labels" and array.max() >= _CLASSES:
