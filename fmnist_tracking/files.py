@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import stat
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+_CHUNK = 2**20
 _FILE = 0o666  # less what the user's umask takes away
 
 
@@ -34,6 +36,15 @@ def open_untrusted(path: Path, most: int | None = None) -> BinaryIO:
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     why = f"it has {status.st_size:,} bytes, expected {most:,} at most"
     raise OSError(errno.EFBIG, why, str(path))
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex; raise `OSError` if it cannot be read."""
+    digest = hashlib.sha256()
+    with open_untrusted(path) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def require_stored(file: BinaryIO) -> None:

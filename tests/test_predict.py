@@ -1,9 +1,12 @@
 """A person's pictures, by a model that was really trained and kept."""
 
+import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pickle
+import sqlite3
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +35,9 @@ from fmnist_tracking.prediction import (
     predict,
 )
 from fmnist_tracking.preprocess_image import prepare, prepare_image
+from fmnist_tracking.runs import load_trial
 from fmnist_tracking.tracking import DatasetInfo, schema
-from fmnist_tracking.tracking.logged_model import find_models
+from fmnist_tracking.tracking.logged_model import find_models, log_model
 from fmnist_tracking.training.loop import train
 from records import training
 from runs import TRIAL
@@ -411,29 +415,98 @@ def test_a_model_file_that_cannot_be_used_is_told_in_a_line_and_runs_nothing(
         assert not Path("executed").exists(), kind
 
 
-@pytest.mark.parametrize("command", ["predict", "report", "activations", "predictions"])
+def model_file(kept: Kept, run_id: str) -> Path:
+    with tracking.open_store(kept.uri) as store:
+        (logged,) = find_models(store, store.experiment_id("kept"), run_id)
+    return Path(logged.artifact_location.removeprefix("file://"), schema.KERAS_FILE)
+
+
+def forget_sha256(kept: Kept, run_id: str) -> None:
+    """Leave a run's model as earlier releases logged it."""
+    with contextlib.closing(sqlite3.connect(kept.uri.removeprefix("sqlite:///"))) as database:
+        database.execute(
+            "DELETE FROM logged_model_params WHERE param_key = 'model_sha256' AND model_id IN "
+            "(SELECT model_id FROM logged_models WHERE source_run_id = ?)",
+            [run_id],
+        )
+        database.commit()
+
+
+def test_another_file_than_was_logged_is_no_model(
+    tmp_path: Path, kept: Kept, dataset: Dataset
+) -> None:
+    run_id = kept.keep(build_model(SMALL), SMALL, dataset.digest)
+    file = model_file(kept, run_id)
+    good = file.read_bytes()
+    others: dict[str, Callable[[Path], object]] = {
+        **damaged_models(),
+        "another's": lambda path: build_model(SMALL).save(path),
+    }
+    del others["none"]
+    with tracking.open_store(kept.uri) as store:
+        trial = tracking.find_run(store, run_id)
+        for kind, damage in others.items():
+            damage(file)
+            with pytest.raises(TrackingError, match="it is not the one that was logged") as told:
+                tracking.download_model(store, trial, tmp_path)
+            assert "\n" not in str(told.value), kind
+            file.write_bytes(good)
+        assert tracking.download_model(store, trial, tmp_path).read_bytes() == good
+        # What is logged for the same run later is not what was trained.
+        model, example = build_model(SMALL), np.zeros((1, 28, 28, 1), np.uint8)
+        where = trial.experiment_id, run_id
+        log_model(store, *where, model, example, params={}, tags={}, step=1)
+        assert tracking.download_model(store, trial, tmp_path).read_bytes() == good
+
+
+COMMANDS = ("predict", "report", "activations", "predictions", "promote")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_says_in_a_line_that_a_model_file_cannot_be_used(
     call: Call, kept: Kept, dataset: Dataset, command: str
 ) -> None:
     Image.fromarray(dataset.test_images[0]).save("boot.png")
     run_id = kept.keep(build_model(SMALL), SMALL, dataset.digest)
-    with tracking.open_store(kept.uri) as store:
-        (logged,) = find_models(store, store.experiment_id("kept"), run_id)
-    path = Path(logged.artifact_location.removeprefix("file://"), schema.KERAS_FILE)
-    pictures = ["boot.png"] if command == "predict" else []
+    path = model_file(kept, run_id)
+    arguments = [command, *(["boot.png"] if command == "predict" else [])]
+    arguments += ["--run-id", run_id, "--tracking-uri", kept.uri]
     damaged = damaged_models()
-    for kind, words in (
-        ("code", "cannot be used; it is damaged, or not"),
-        ("none", "has no file data/model.keras"),
-    ):
-        damaged[kind](path)
-        status, out, err = call(command, *pictures, "--run-id", run_id, "--tracking-uri", kept.uri)
+
+    def refused(words: str) -> None:
+        status, out, err = call(*arguments)
         assert (status, out) == (1, "")
-        model, error = err.splitlines()
-        assert model.startswith("Model: ")
+        *told, error = err.splitlines()
+        assert len(told) <= 2, err
         assert error.startswith("Error: The model")
         assert words in error
         assert not Path("executed").exists()
+
+    build_model(SMALL).save(path)  # another one, which could be scored
+    refused("cannot be used; it is not the one that was logged")
+    if command != "promote":  # which loads no model
+        forget_sha256(kept, run_id)
+        damaged["code"](path)
+        refused("cannot be used; it is damaged, or not")
+    damaged["none"](path)
+    refused("has no file data/model.keras")
+
+
+def test_a_model_of_an_earlier_release_is_said_not_to_be_checked(
+    kept: Kept, model: Any, dataset: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = kept.keep(model, CONFIG, dataset.digest)
+    trial = load_trial(run_id, tracking_uri=kept.uri)
+    load: Callable[[], Any] = trial.load_model
+    with caplog.at_level(logging.WARNING, "fmnist_tracking"):
+        first = load().get_weights()
+        assert caplog.text == ""
+        forget_sha256(kept, run_id)
+        second = load().get_weights()
+    assert "whether its file is still the same cannot be checked" in caplog.text
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_network_without_the_first_layer_has_no_activations(

@@ -1,6 +1,7 @@
 """A trained network as an MLflow logged model."""
 
 import contextlib
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -12,10 +13,12 @@ import numpy as np
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
+from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.types.schema import Schema, TensorSpec
 from numpy.typing import NDArray
 
 from fmnist_tracking.errors import TrackingError, setting
+from fmnist_tracking.files import sha256
 from fmnist_tracking.networks.portable import make_portable
 from fmnist_tracking.redact import without_user
 from fmnist_tracking.tracking import schema
@@ -25,6 +28,8 @@ from fmnist_tracking.tracking.store import Store
 
 # What loading and serving a logged model needs, pinned to the versions that trained it.
 MODEL_REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy")
+
+_log = logging.getLogger(__name__)
 
 
 def log_model(
@@ -58,19 +63,7 @@ def log_model(
             if known.status == LoggedModelStatus.READY:
                 return known.model_id, _size(store, known)
             client.delete_logged_model(known.model_id)
-    logged = client.create_logged_model(
-        experiment_id,
-        name=schema.MODEL,
-        source_run_id=run_id,
-        params={name: str(value) for name, value in params.items()},
-        tags=dict(tags),
-    )
-    about = Model(
-        artifact_path=logged.artifact_location,
-        model_uuid=logged.model_id,
-        model_id=logged.model_id,
-        run_id=run_id,
-    )
+    about = Model(run_id=run_id)
     # MLflow reads the options of the flavour `keras` if a model has it beside `tensorflow`, so all
     # of them must be here.
     about.add_flavor(
@@ -92,8 +85,21 @@ def log_model(
             input_example=example,
             pip_requirements=[f"{name}=={version(name)}" for name in MODEL_REQUIREMENTS],
         )
-        make_portable(folder / schema.KERAS_FILE)
-        size = (folder / schema.KERAS_FILE).stat().st_size
+        file = folder / schema.KERAS_FILE
+        make_portable(file)
+        size = file.stat().st_size
+        # Among the parameters, which nobody can change or remove, as they can a tag.
+        facts = {**params, schema.MODEL_SHA256: sha256(file)}
+        logged = client.create_logged_model(
+            experiment_id,
+            name=schema.MODEL,
+            source_run_id=run_id,
+            params={name: str(value) for name, value in facts.items()},
+            tags=dict(tags),
+        )
+        about.artifact_path = logged.artifact_location
+        about.model_uuid = about.model_id = logged.model_id
+        about.save(str(folder / MLMODEL_FILE_NAME))
         files = files_at(store, logged.artifact_location)
         files.log_artifacts(str(folder))  # type: ignore[no-untyped-call]
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
@@ -127,7 +133,8 @@ def trial_model(store: Store, trial: TrackedRun) -> LoggedModel:
             f"The trial {trial.run_id[:8]} has no logged model {schema.MODEL!r}: it was deleted. "
             f"Choose another trial, or train this one again with {setting('fresh=True')}."
         )
-    return max(found, key=lambda model: model.creation_timestamp)
+    # What somebody has logged for the same run since is not what was trained.
+    return min(found, key=lambda model: model.creation_timestamp)
 
 
 def require_files(store: Store, trial: TrackedRun, model: LoggedModel) -> None:
@@ -148,7 +155,8 @@ def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
     MLflow searches all models of the experiment, and downloads everything that belongs to one.
 
     Raises:
-        TrackingError: the trial did not finish, or its model cannot be downloaded.
+        TrackingError: the trial did not finish, or its model cannot be downloaded, or is another
+            than was logged.
     """
     model = trial_model(store, trial)
     files = files_at(store, model.artifact_location)
@@ -160,7 +168,25 @@ def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
         raise TrackingError(
             f"The model of trial {trial.run_id[:8]} cannot be fetched from the store: {why}"
         ) from None
+    _require_as_logged(trial, model, Path(path))
     return Path(path)
+
+
+def _require_as_logged(trial: TrackedRun, model: LoggedModel, path: Path) -> None:
+    logged = model.params.get(schema.MODEL_SHA256)
+    if logged is None:
+        _log.warning(
+            "The model of trial %s was logged by an earlier release, without its SHA-256: whether "
+            "its file is still the same cannot be checked.",
+            trial.run_id[:8],
+        )
+    elif (found := sha256(path)) != logged:
+        raise TrackingError(
+            f"The model file of trial {trial.run_id[:8]} cannot be used; it is not the one that "
+            f"was logged: its SHA-256 is {found[:12]}…, expected {logged[:12]}…. Put the right "
+            "file back, choose another trial, or train this one again with "
+            f"{setting('fresh=True')}."
+        )
 
 
 def _size(store: Store, model: LoggedModel) -> int:

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import json
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import LoggedModelStatus
@@ -18,7 +20,7 @@ from fmnist_tracking.results import TrialResult
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.descriptions import plain
 from fmnist_tracking.tracking.error_messages import registry_error
-from fmnist_tracking.tracking.logged_model import require_files, trial_model
+from fmnist_tracking.tracking.logged_model import download_model, trial_model
 from fmnist_tracking.tracking.queries import ABSENT, find_active, find_any
 from fmnist_tracking.tracking.records import TrackedRun, as_tracked, read_split, read_trial
 from fmnist_tracking.tracking.store import Store
@@ -165,8 +167,9 @@ def _has_model(store: Store, version: Any) -> bool:
 
 
 def require_model(store: Store, trial: TrackedRun) -> None:
-    """Raise `TrackingError` for a trial without a model or its file, or whose training diverged."""
-    require_files(store, trial, trial_model(store, trial))
+    """Raise `TrackingError` for a trial without the model that it logged, or that diverged."""
+    with tempfile.TemporaryDirectory() as scratch:
+        download_model(store, trial, Path(scratch))
     if read_trial(trial).diverged:
         raise TrackingError(
             f"The training of trial {trial.run_id[:8]} diverged, so that its model is of no use. "

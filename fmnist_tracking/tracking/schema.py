@@ -46,6 +46,8 @@ BEST_VAL_ACCURACY = "best_val_accuracy"
 FINISHED_POINTS = "finished_points"
 
 MODEL = "model"
+# A parameter of a logged model: of its `KERAS_FILE`.
+MODEL_SHA256 = "model_sha256"
 # Inside a logged model.
 KERAS_FILE = "data/model.keras"
 HISTORY_FILE = "history.json"
