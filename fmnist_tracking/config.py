@@ -282,16 +282,22 @@ def flops_per_image(config: TrainingConfig) -> int:
     return 2 * multiply_adds(config)
 
 
-def model_parameters(config: TrainingConfig) -> int:
-    """Count the trainable weights of the network: each layer's kernel and biases."""
-    window = config.kernel_size**2
+def weight_shapes(config: TrainingConfig) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of the network's trainable weights: each layer's kernel and biases."""
+    window = (config.kernel_size, config.kernel_size)
     flat = feature_map_sizes(config)["pool2"] ** 2 * config.filters
-    return (
-        (window + 1) * config.filters
-        + (window * config.filters + 1) * config.filters
-        + (flat + 1) * config.hidden_units
-        + (config.hidden_units + 1) * len(CLASS_NAMES)
+    kernels: tuple[tuple[int, ...], ...] = (
+        (*window, 1, config.filters),
+        (*window, config.filters, config.filters),
+        (flat, config.hidden_units),
+        (config.hidden_units, len(CLASS_NAMES)),
     )
+    return tuple(shape for kernel in kernels for shape in (kernel, kernel[-1:]))
+
+
+def model_parameters(config: TrainingConfig) -> int:
+    """Count the trainable weights of the network."""
+    return sum(map(math.prod, weight_shapes(config)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,5 +399,13 @@ class SplitConfig:
 
         It is rounded down, as validation rounds its share up.
         """
-        seen = self.limit or SEEN_IMAGES[self.protocol]
-        return seen - math.ceil(seen * VALIDATION_SHARE)
+        return self._seen - self.validation_images
+
+    @property
+    def validation_images(self) -> int:
+        """Return the number of validation images."""
+        return math.ceil(self._seen * VALIDATION_SHARE)
+
+    @property
+    def _seen(self) -> int:
+        return self.limit or SEEN_IMAGES[self.protocol]

@@ -38,12 +38,12 @@ def open_untrusted(path: Path, most: int | None = None) -> BinaryIO:
     raise OSError(errno.EFBIG, why, str(path))
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex; raise `OSError` if it cannot be read."""
-    digest = hashlib.sha256()
-    with open_untrusted(path) as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+def sha256(file: BinaryIO) -> str:
+    """Return the SHA-256, in hex, of a file from where it is read next."""
+    digest, start = hashlib.sha256(), file.tell()
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    file.seek(start)
     return digest.hexdigest()
 
 
@@ -56,10 +56,11 @@ def require_stored(file: BinaryIO) -> None:
     Raises:
         zipfile.BadZipFile: it is such an archive, or none.
     """
+    start = file.tell()
     size = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
-    file.seek(0)
+    file.seek(start)
     if unpacked > size:
         raise zipfile.BadZipFile(f"It has {size:,} bytes, and would unpack to {unpacked:,}.")
 

@@ -1,5 +1,13 @@
+import copy
 import dataclasses
+import hashlib
+import io
+import json
+import logging
 import os
+import tracemalloc
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +17,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fmnist_tracking.config import TrainingConfig, weight_shapes
+from fmnist_tracking.results import EpochMetrics
 from fmnist_tracking.training import checkpoints
 from fmnist_tracking.training.checkpoints import Checkpoint
 from records import epoch
 
 PRINT = "f" * 64
+IMAGES = 3
+CONFIG = TrainingConfig(filters=2, strides=2, hidden_units=2, epochs=3)
+WEIGHTS = tuple(
+    np.full(shape, 0.1 * number, np.float32) for number, shape in enumerate(weight_shapes(CONFIG))
+)
 CHECKPOINT = Checkpoint(
     fingerprint=PRINT,
     epochs=(epoch(1, 0.1), dataclasses.replace(epoch(2, 0.30000000000000004), ended_at=2**41)),
     fit_seconds=1 / 3,
-    variables=(
-        # More than ten, so that their order is not that of their names.
-        *(np.full((n, 2), n, np.float32) for n in range(11)),
-        np.array([1, 2**32 - 1], np.uint32),
-        np.array(7, np.int64),
-    ),
-    best_weights=(np.array([[np.float32(0.1)], [np.nan]]), np.zeros((0,), np.float32)),
+    variables=(*WEIGHTS, *(m * w for w in WEIGHTS for m in (-1, 1e-30)), np.array(7, np.int64)),
+    best_weights=tuple(np.where(w > 0.3, np.float32("nan"), w) for w in WEIGHTS),
     best_predicted=np.array([9, 0, 3], np.uint8),
 )
+
+
+def load(folder: Path, fingerprint: str = PRINT) -> Checkpoint | None:
+    return checkpoints.load(folder, fingerprint, CONFIG, IMAGES)
 
 
 def assert_same(first: Checkpoint | None, second: Checkpoint) -> None:
@@ -51,24 +65,24 @@ def the_file(folder: Path) -> Path:
 
 def test_a_checkpoint_is_read_back_as_it_was(tmp_path: Path) -> None:
     folder = tmp_path / "not" / "there"
-    assert checkpoints.load(folder, PRINT) is None
+    assert load(folder) is None
     checkpoints.save(CHECKPOINT, folder)
-    assert_same(checkpoints.load(folder, PRINT), CHECKPOINT)
+    assert_same(load(folder), CHECKPOINT)
 
 
 def test_the_last_one_is_replaced(tmp_path: Path) -> None:
     checkpoints.save(CHECKPOINT, tmp_path)
     later = dataclasses.replace(
-        CHECKPOINT, epochs=(*CHECKPOINT.epochs, epoch(3, 0.5)), variables=CHECKPOINT.variables[:2]
+        CHECKPOINT, epochs=(*CHECKPOINT.epochs, epoch(3, 0.5)), fit_seconds=0.5
     )
     checkpoints.save(later, tmp_path)
-    assert_same(checkpoints.load(tmp_path, PRINT), later)
+    assert_same(load(tmp_path), later)
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_another_training_s_checkpoint_does_not_count(tmp_path: Path) -> None:
     checkpoints.save(CHECKPOINT, tmp_path)
-    assert checkpoints.load(tmp_path, "0" * 64) is None
+    assert load(tmp_path, "0" * 64) is None
 
 
 @settings(max_examples=100, deadline=None)
@@ -81,26 +95,147 @@ def test_a_truncated_file_does_not_count(
     file = the_file(folder)
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
-    assert checkpoints.load(folder, PRINT) is None
+    assert load(folder) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04", bytes(1000)])
-def test_any_other_file_does_not_count(tmp_path: Path, content: bytes) -> None:
+def archived(content: Callable[[dict[str, Any]], object], **options: Any) -> Callable[[Path], None]:
+    """Change the arrays of a checkpoint's file, and give it the digest of what it holds then."""
+
+    def change(file: Path) -> None:
+        with np.load(io.BytesIO(file.read_bytes()[65:])) as arrays:
+            found: dict[str, Any] = {name: arrays[name] for name in arrays.files}
+        content(found)
+        archive = io.BytesIO()
+        options.get("save", np.savez)(archive, **found)
+        seal(file, archive.getvalue())
+
+    return change
+
+
+def seal(file: Path, archive: bytes) -> None:
+    file.write_bytes(f"{hashlib.sha256(archive).hexdigest()}\n".encode() + archive)
+
+
+def about(**facts: Any) -> Callable[[dict[str, Any]], object]:
+    def change(arrays: dict[str, Any]) -> None:
+        arrays["about"] = np.array(json.dumps(json.loads(str(arrays["about"])) | facts))
+
+    return change
+
+
+def epochs(*some: EpochMetrics, **changes: Any) -> Callable[[dict[str, Any]], object]:
+    return about(epochs=[dataclasses.asdict(one) | changes for one in some])
+
+
+def array(name: str, value: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda arrays: arrays.update({name: value})
+
+
+def one_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def shape_of_a_terabyte(file: Path) -> None:
+    content = file.read_bytes()[65:]
+    shape = b"'shape': (3,), }"  # of what the images are taken for
+    assert content.count(shape) == 1
+    huge = b"'shape': (%d,), }" % 10**12
+    seal(file, content.replace(shape + b" " * (len(huge) - len(shape)), huge))
+
+
+def sharing_entries(file: Path) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("about.npy", bytes(20_000))
+        for number in range(400):
+            entry = copy.copy(packed.filelist[0])
+            entry.filename = f"variable{number}.npy"
+            packed.filelist.append(entry)
+    seal(file, archive.getvalue())
+
+
+def instead(make: Callable[[Path], object]) -> Callable[[Path], object]:
+    def replace(file: Path) -> None:
+        file.unlink()
+        make(file)
+
+    return replace
+
+
+LYING: dict[str, Callable[[Path], object]] = {
+    "empty": lambda file: file.write_bytes(b""),
+    "no archive": lambda file: file.write_bytes(b"no archive"),
+    "sealed, no archive": lambda file: seal(file, b"no archive"),
+    "sealed, an array": lambda file: seal(file, b"\x93NUMPY\x01\x00"),
+    "zeros": lambda file: file.write_bytes(bytes(1000)),
+    "a terabyte": lambda file: os.truncate(file, 10**12),
+    "a pipe": instead(os.mkfifo),
+    "a folder": instead(Path.mkdir),
+    "a device": instead(lambda file: file.symlink_to("/dev/zero")),
+    "one bit": one_bit,
+    "another digest": lambda file: file.write_bytes(b"0" * 64 + file.read_bytes()[64:]),
+    "another training": archived(about(fingerprint="0" * 64)),
+    "too many epochs": archived(epochs(*(epoch(n, 0.5) for n in range(1, 5)))),
+    "no epoch": archived(epochs()),
+    "another epoch": archived(epochs(epoch(2, 0.5))),
+    "words for figures": archived(epochs(epoch(1, 0.5), loss="low")),
+    "figures of another kind": archived(epochs(epoch(1, 0.5), usage=[1])),
+    "no time": archived(about(fit_seconds=0)),
+    "a time in words": archived(about(fit_seconds="long")),
+    "another shape": archived(array("variable2", np.zeros((2, 2), np.float32))),
+    "another type": archived(array("best0", WEIGHTS[0].astype(np.float64))),
+    "one array too many": archived(array("variable25", WEIGHTS[0])),
+    "one array too few": archived(lambda arrays: arrays.pop("variable24")),
+    "other predictions": archived(array("predicted", np.zeros(4, np.uint8))),
+    "a class that is none": archived(array("predicted", np.full(3, 10, np.uint8))),
+    "compressed": archived(
+        array("variable0", np.zeros(10**7, np.float32)), save=np.savez_compressed
+    ),
+    "a shape of a terabyte": shape_of_a_terabyte,
+    "entries that share their bytes": sharing_entries,
+}
+
+
+@pytest.mark.parametrize("lie", LYING.values(), ids=LYING)
+def test_a_checkpoint_that_lies_does_not_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lie: Callable[[Path], object]
+) -> None:
     checkpoints.save(CHECKPOINT, tmp_path)
-    the_file(tmp_path).write_bytes(content)
-    assert checkpoints.load(tmp_path, PRINT) is None
+    file = the_file(tmp_path)
+    archived(lambda _: None)(file)
+    assert_same(load(tmp_path), CHECKPOINT)
+    lie(file)
+    tracemalloc.start()
+    try:
+        with caplog.at_level(logging.WARNING, "fmnist_tracking"):
+            assert load(tmp_path) is None
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+    (said,) = caplog.messages
+    assert said.startswith(f"The checkpoint in {tmp_path} is not used: ")
+    assert "\n" not in said
+
+
+def test_what_others_could_read_or_change_is_made_private(tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    folder.mkdir()
+    folder.chmod(0o777)
+    mask = os.umask(0)
+    try:
+        checkpoints.save(CHECKPOINT, folder)
+    finally:
+        os.umask(mask)
+    assert [p.stat().st_mode & 0o777 for p in (folder, the_file(folder))] == [0o700, 0o600]
 
 
 def test_pickled_objects_are_not_read(tmp_path: Path) -> None:
     checkpoints.save(CHECKPOINT, tmp_path)
-    file = the_file(tmp_path)
-    with np.load(file) as arrays:
-        content: dict[str, Any] = {name: arrays[name] for name in arrays.files}
-    np.savez(file, **content)
-    assert_same(checkpoints.load(tmp_path, PRINT), CHECKPOINT)
-    content["variable0"] = np.array([Sneaky(tmp_path / "opened")])
-    np.savez(file, **content)
-    assert checkpoints.load(tmp_path, PRINT) is None
+    hostile = np.array([Sneaky(tmp_path / "opened")])
+    archived(array("variable0", hostile))(the_file(tmp_path))
+    assert load(tmp_path) is None
     assert not (tmp_path / "opened").exists()
 
 
@@ -127,7 +262,7 @@ def test_an_error_while_writing_leaves_the_last_one(
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(dataclasses.replace(CHECKPOINT, fit_seconds=9), tmp_path)
     monkeypatch.undo()
-    assert_same(checkpoints.load(tmp_path, PRINT), CHECKPOINT)
+    assert_same(load(tmp_path), CHECKPOINT)
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -138,13 +273,13 @@ def test_nothing_is_there_under_its_name_before_all_of_it_is_on_the_disk(
     real = os.fsync
 
     def fsync(number: int) -> None:
-        seen.append(checkpoints.load(tmp_path, PRINT) is None)
+        seen.append(load(tmp_path) is None)
         real(number)
 
     monkeypatch.setattr(os, "fsync", fsync)
     checkpoints.save(CHECKPOINT, tmp_path)
     assert seen == [True]
-    assert checkpoints.load(tmp_path, PRINT) is not None
+    assert load(tmp_path) is not None
 
 
 def test_removing_leaves_nothing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from fmnist_tracking.data import DataSplit
 from fmnist_tracking.networks.coursework import predict, with_weights
 from fmnist_tracking.results import EpochMetrics, TrainingResult
 from fmnist_tracking.training import checkpoints
+from fmnist_tracking.training.checkpoints import Checkpoint
 from fmnist_tracking.training.loop import CheckpointPlace, Weights, train
 
 # At this learning rate the score goes up and down.
@@ -182,6 +183,11 @@ def test_patience_counts_the_epochs_before_the_cut(
     assert len(result.epochs) == 1 + 3
 
 
+def loaded(place: CheckpointPlace, split: DataSplit, config: TrainingConfig) -> Checkpoint | None:
+    images = len(split.validation_labels)
+    return checkpoints.load(place.folder, place.fingerprint, config, images)
+
+
 def test_a_checkpoint_of_another_training_is_ignored(
     split: DataSplit, place: CheckpointPlace
 ) -> None:
@@ -192,7 +198,7 @@ def test_a_checkpoint_of_another_training_is_ignored(
     result, _ = train(SMALL, split, trained.append, place=other, on_start=spared.append)
     assert spared == [()]
     assert tuple(trained) == result.epochs
-    assert checkpoints.load(place.folder, place.fingerprint) is None  # replaced by the other's
+    assert loaded(place, split, SMALL) is None  # replaced by the other's
 
 
 def test_an_epoch_is_told_when_its_checkpoint_is_written(
@@ -201,7 +207,7 @@ def test_an_epoch_is_told_when_its_checkpoint_is_written(
     saved: list[int] = []
 
     def on_epoch(metrics: EpochMetrics) -> None:
-        checkpoint = checkpoints.load(place.folder, place.fingerprint)
+        checkpoint = loaded(place, split, SMALL)
         assert checkpoint is not None
         assert checkpoint.epochs[-1] == metrics
         saved.append(len(checkpoint.epochs))

@@ -139,7 +139,7 @@ def dry_run(
     known = _Known()
     if not tracking.is_yet_to_be_made(tracking_uri):
         known = _look(keys, split, threads, fresh, experiment, tracking_uri)
-    planned = plan_trials(good, keys.today, space.varying, known.state, known.folder)
+    planned = plan_trials(good, keys.today, space.varying, split, known.state, known.folder)
     memory, trials = machine.memory(), iter(planned)
     points = [
         config

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmnist_tracking.config import TrainingConfig
+from fmnist_tracking.config import SplitConfig, TrainingConfig
 from fmnist_tracking.results import TrialResult
 from fmnist_tracking.training import checkpoints
 
@@ -44,6 +44,7 @@ def plan_trials(
     points: Sequence[TrainingConfig],
     fingerprints: Sequence[str],
     axes: tuple[str, ...],
+    split: SplitConfig,
     state: "ResumeState",
     folder: Path,
 ) -> tuple[PlannedTrial, ...]:
@@ -52,7 +53,9 @@ def plan_trials(
     for config, fingerprint in zip(points, fingerprints, strict=True):
         checkpoint_dir = folder / fingerprint[:_FOLDER_CHARACTERS]
         finished = state.finished.get(fingerprint)
-        saved = None if finished else checkpoints.load(checkpoint_dir, fingerprint)
+        saved = None
+        if finished is None:
+            saved = checkpoints.load(checkpoint_dir, fingerprint, config, split.validation_images)
         unfinished = state.open.get(fingerprint)
         # A run whose epochs would have to be trained again stays as it is: in it, they would be
         # logged twice.

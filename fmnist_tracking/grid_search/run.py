@@ -210,7 +210,7 @@ def train(
         (point,) = keys.today
         with locked_folder(checkpoint_folder(store, experiment_id, point), fresh=fresh) as folder:
             state = ResumeState() if fresh else tracking.find_training(store, experiment_id, keys)
-            (trial,) = plan_trials([config], [point], (), state, folder)
+            (trial,) = plan_trials([config], [point], (), split, state, folder)
             if trial.finished is not None and resources.adopted is None:
                 tracking.log_asked(store, trial.finished.run_id)
                 echo(f"The run {trial.finished.run_id[:8]} has trained this before; it is reused.")

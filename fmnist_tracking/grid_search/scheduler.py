@@ -164,7 +164,12 @@ class TrialScheduler:
         try:
             ended: Trained | Failed = future.result()
         except WorkerDied as death:
-            saved = checkpoints.load(trial.checkpoint_dir, trial.fingerprint)
+            saved = checkpoints.load(
+                trial.checkpoint_dir,
+                trial.fingerprint,
+                trial.config,
+                self._resources.split.validation_images,
+            )
             # With a full disk there is no checkpoint of what it got through.
             after = max(len(saved.epochs) if saved else 0, running.reached)
             if after > running.died_after:

@@ -51,7 +51,7 @@ def plan_search(
         state = tracking.find_resume_state(
             store, experiment_id, searches, keys, fresh=fresh, reopen=resumes
         )
-        trials = plan_trials(points, keys.today, space.varying, state, folder)
+        trials = plan_trials(points, keys.today, space.varying, resources.split, state, folder)
         yield SearchPlan(grid=grid, folder=folder, state=state, trials=trials)
 
 

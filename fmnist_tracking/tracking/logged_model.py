@@ -18,7 +18,7 @@ from mlflow.types.schema import Schema, TensorSpec
 from numpy.typing import NDArray
 
 from fmnist_tracking.errors import TrackingError, setting
-from fmnist_tracking.files import sha256
+from fmnist_tracking.files import open_untrusted, sha256
 from fmnist_tracking.networks.portable import make_portable
 from fmnist_tracking.redact import without_user
 from fmnist_tracking.tracking import schema
@@ -87,9 +87,11 @@ def log_model(
         )
         file = folder / schema.KERAS_FILE
         make_portable(file)
+        with open_untrusted(file) as content:
+            digest = sha256(content)
         size = file.stat().st_size
         # Among the parameters, which nobody can change or remove, as they can a tag.
-        facts = {**params, schema.MODEL_SHA256: sha256(file)}
+        facts = {**params, schema.MODEL_SHA256: digest}
         logged = client.create_logged_model(
             experiment_id,
             name=schema.MODEL,
@@ -180,7 +182,10 @@ def _require_as_logged(trial: TrackedRun, model: LoggedModel, path: Path) -> Non
             "its file is still the same cannot be checked.",
             trial.run_id[:8],
         )
-    elif (found := sha256(path)) != logged:
+        return
+    with open_untrusted(path) as file:
+        found = sha256(file)
+    if found != logged:
         raise TrackingError(
             f"The model file of trial {trial.run_id[:8]} cannot be used; it is not the one that "
             f"was logged: its SHA-256 is {found[:12]}…, expected {logged[:12]}…. Put the right "

@@ -1,29 +1,48 @@
 """Checkpoints: the state of a training after an epoch, in a file, to resume it from."""
 
 import dataclasses
+import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
+from fmnist_tracking.config import CLASS_NAMES, TrainingConfig, model_parameters, weight_shapes
+from fmnist_tracking.errors import first_line
+from fmnist_tracking.files import (
+    PRIVATE_FILE,
+    open_untrusted,
+    private_folder,
+    require_stored,
+    sha256,
+    write_file,
+)
 from fmnist_tracking.results import EpochMetrics
 from fmnist_tracking.runtime import STATE_VARIABLE
 
-_FILE = "checkpoint.npz"
+_FILE = "checkpoint"
+_MOMENTS = 2  # of each weight, Adam's
+_LINE = 65  # bytes: a digest in hex, and the end of its line
+# More than a checkpoint holds beside its numbers: once, and for each epoch.
+_ABOUT_BYTES, _EPOCH_BYTES = 100_000, 10_000
 # What reading a damaged file may raise.
 _DAMAGED = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(zipfile.BadZipFile, zlib.error, MemoryError),
 )
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +69,8 @@ def state_dir() -> Path:
 def save(checkpoint: Checkpoint, folder: Path) -> None:
     """Replace the folder's checkpoint, completely or not at all.
 
+    The file begins with the SHA-256 of the rest, a NumPy archive.
+
     Raises:
         OSError: the checkpoint cannot be written; the previous one is still there.
     """
@@ -64,39 +85,82 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     arrays["predicted"] = checkpoint.best_predicted
     content = io.BytesIO()
     np.savez(content, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
-    folder.mkdir(parents=True, exist_ok=True)
-    new = folder / f"{_FILE}.{os.getpid()}.new"
-    try:
-        with new.open("wb") as file, content.getbuffer() as written:
-            file.write(written)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(folder / _FILE)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
+    private_folder(folder)
+    with content.getbuffer() as written:
+        digest = f"{hashlib.sha256(written).hexdigest()}\n".encode()
+        write_file(folder / _FILE, digest, written, mode=PRIVATE_FILE)
 
 
-def load(folder: Path, fingerprint: str) -> Checkpoint | None:
+def load(
+    folder: Path, fingerprint: str, config: TrainingConfig, validation_images: int
+) -> Checkpoint | None:
     """Load the folder's checkpoint; return None if it is missing, damaged or another training's."""
+    most = _most_bytes(config, validation_images)
     try:
-        with (
-            (folder / _FILE).open("rb") as file,
-            np.load(file, allow_pickle=False) as arrays,
-        ):
-            about = json.loads(str(arrays["about"]))
-            checkpoint = Checkpoint(
-                fingerprint=about["fingerprint"],
-                epochs=tuple(EpochMetrics(**epoch) for epoch in about["epochs"]),
-                fit_seconds=about["fit_seconds"],
-                compiled=about["compiled"],
-                variables=_numbered(arrays, "variable"),
-                best_weights=_numbered(arrays, "best"),
-                best_predicted=arrays["predicted"],
-            )
-    except _DAMAGED:
+        with open_untrusted(folder / _FILE, most) as file:
+            digest = file.readline(_LINE).decode().rstrip("\n")
+            if sha256(file) != digest:
+                raise ValueError("it has changed since it was written")
+            checkpoint = _read(file)
+            _require_fits(checkpoint, fingerprint, config, validation_images)
+            return checkpoint
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return checkpoint if checkpoint.fingerprint == fingerprint else None
+    except _DAMAGED as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        _log.warning("The checkpoint in %s is not used: %s.", folder, why)
+        return None
+
+
+def _read(file: BinaryIO) -> Checkpoint:
+    require_stored(file)
+    with np.load(file, allow_pickle=False) as arrays:
+        about = json.loads(str(arrays["about"]))
+        return Checkpoint(
+            fingerprint=about["fingerprint"],
+            epochs=tuple(EpochMetrics(**epoch) for epoch in about["epochs"]),
+            fit_seconds=about["fit_seconds"],
+            compiled=about["compiled"],
+            variables=_numbered(arrays, "variable"),
+            best_weights=_numbered(arrays, "best"),
+            best_predicted=arrays["predicted"],
+        )
+
+
+def _most_bytes(config: TrainingConfig, validation_images: int) -> int:
+    """Return the size in bytes that a checkpoint cannot exceed."""
+    weights = (1 + _MOMENTS + 1) * 4 * model_parameters(config)  # trained, their moments, the best
+    return weights + validation_images + _ABOUT_BYTES + _EPOCH_BYTES * config.epochs
+
+
+def _require_fits(
+    checkpoint: Checkpoint, fingerprint: str, config: TrainingConfig, validation_images: int
+) -> None:
+    """Raise `ValueError` if a checkpoint cannot be one of this training."""
+    weights = [(shape, "float32") for shape in weight_shapes(config)]
+    moments = [weight for weight in weights for _ in range(_MOMENTS)]
+    wrong = {
+        "fingerprint": checkpoint.fingerprint != fingerprint,
+        "number of epochs": not 1 <= len(checkpoint.epochs) <= config.epochs
+        or [epoch.epoch for epoch in checkpoint.epochs] != [*range(1, len(checkpoint.epochs) + 1)],
+        "figures": not all(map(_is_numeric, checkpoint.epochs)) or not checkpoint.fit_seconds > 0,
+        "variables": _kinds(checkpoint.variables) != [*weights, *moments, ((), "int64")],
+        "best weights": _kinds(checkpoint.best_weights) != weights,
+        "predictions": _kinds([checkpoint.best_predicted]) != [((validation_images,), "uint8")]
+        or checkpoint.best_predicted.max() >= len(CLASS_NAMES),
+    }
+    for what, is_wrong in wrong.items():
+        if is_wrong:
+            raise ValueError(f"its {what} cannot be those of this training")
+
+
+def _is_numeric(epoch: EpochMetrics) -> bool:
+    values = (*epoch.metrics().values(), epoch.ended_at)
+    return all(isinstance(value, int | float) for value in values)
+
+
+def _kinds(arrays: Iterable[NDArray[np.generic]]) -> list[tuple[tuple[int, ...], str]]:
+    return [(array.shape, array.dtype.name) for array in arrays]
 
 
 def _numbered(arrays: "np.lib.npyio.NpzFile", name: str) -> tuple[NDArray[Any], ...]:

@@ -75,7 +75,10 @@ def train(
         The result, and the weights of the best epoch; see `results.best_epoch`.
     """
     images, labels = _tensor(data.train_images), _tensor(data.train_labels)
-    saved = checkpoints.load(place.folder, place.fingerprint) if place else None
+    saved = None
+    if place is not None:
+        count = len(data.validation_labels)
+        saved = checkpoints.load(place.folder, place.fingerprint, config, count)
     prepared = _prepare(config, images, labels, saved.compiled if saved else None)
     step, model = prepared.step, prepared.model
     validate = _validator(prepared, data)
