@@ -16,6 +16,7 @@ from fmnist_tracking.config import CLASS_NAMES, require_path
 from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.data import class_names
 from fmnist_tracking.errors import OutputError, PictureError
+from fmnist_tracking.files import write_file
 from fmnist_tracking.inference import About, about, fetched_model, model_process
 from fmnist_tracking.output_folder import writable
 from fmnist_tracking.preprocess_image import Note, Prepared, png, prepare
@@ -220,7 +221,7 @@ def _keep(prepared: Prepared, folder: Path, path: Path, taken: set[str]) -> Path
     file = next(c for c in candidates if os.path.realpath(c) not in taken)
     taken.add(os.path.realpath(file))
     try:
-        file.write_bytes(png(prepared.pixels))
+        write_file(file, png(prepared.pixels))
     except OSError as error:
         raise OutputError(f"Cannot write {file}: {error.strerror}.") from None
     return file

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fmnist_tracking.errors import OutputError, SearchError
+from fmnist_tracking.grid_search import lock
 from fmnist_tracking.grid_search.lock import locked_folder
 
 
@@ -57,5 +58,69 @@ def test_a_file_system_without_locks_is_not_taken_for_a_search_that_runs(
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(OutputError, match=r"\(Not a directory\)"), locked_folder(file / "search"):
+    with pytest.raises(OutputError, match=r"\(File exists\)"), locked_folder(file / "search"):
+        pass
+
+
+def rights(path: Path) -> int:
+    return path.stat().st_mode & 0o7777
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_folder_and_its_lock_are_for_their_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    state = tmp_path / "state"
+    if not named:
+        monkeypatch.delenv("FMNIST_STATE_DIR")
+    mask = os.umask(0)
+    try:
+        with locked_folder(state / "search") as folder:
+            assert [rights(p) for p in (state, folder, folder / "held_by")] == [0o700, 0o700, 0o600]
+        folder.mkdir()
+        (folder / "held_by").touch()  # as an earlier release left them
+        for path, mode in ((state, 0o1777), (folder, 0o777), (folder / "held_by", 0o666)):
+            path.chmod(mode)
+        with locked_folder(folder):
+            assert rights(state) == (0o1777 if named else 0o700)
+            assert [rights(p) for p in (folder, folder / "held_by")] == [0o700, 0o600]
+    finally:
+        os.umask(mask)
+
+
+def test_a_lock_that_others_could_open_holds_up_nobody(tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    folder.mkdir()
+    (folder / "held_by").touch()
+    (folder / "held_by").chmod(0o644)
+    with (folder / "held_by").open() as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        with (
+            locked_folder(folder),
+            pytest.raises(SearchError, match=f"running already: process {os.getpid()} on "),
+            locked_folder(folder),
+        ):
+            pass
+
+
+def test_a_lock_is_no_link(tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    folder.mkdir()
+    (tmp_path / "precious").write_text("mine")
+    (folder / "held_by").symlink_to(tmp_path / "precious")
+    with pytest.raises(OutputError, match="cannot be written"), locked_folder(folder):
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_that_another_user_has_taken_is_left_to_them(tmp_path: Path) -> None:
+    wanted = tmp_path / "0123456789abcdef"
+    assert lock._own(wanted) == wanted
+    wanted.mkdir()
+    assert lock._own(wanted) == wanted
+    (tmp_path / f"{wanted.name}-2").symlink_to(wanted)
+    os.chown(wanted, 65534, 65534)
+    assert lock._own(wanted) == tmp_path / f"{wanted.name}-3"
+    with pytest.raises(OutputError, match="belongs to another user"), locked_folder(wanted):
         pass

@@ -4,12 +4,15 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from fmnist_tracking.errors import OutputError, SearchError
+from fmnist_tracking.files import PRIVATE_FILE, is_own_folder, private_folder
 from fmnist_tracking.runtime import STATE_VARIABLE
 from fmnist_tracking.tracking import Store
 from fmnist_tracking.training import checkpoints
@@ -23,7 +26,61 @@ _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 def checkpoint_folder(store: Store, experiment_id: str, fingerprint: str) -> Path:
     """Return the folder of a search or training: the same for the same command."""
     identity = "\n".join((store.identity(experiment_id), experiment_id, fingerprint))
-    return state_dir() / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return _own(state_dir() / hashlib.sha256(identity.encode()).hexdigest()[:16])
+
+
+def _own(folder: Path) -> Path:
+    """Return the first folder of that name, or with a number, that no other user has taken."""
+    for number in itertools.count(2):
+        try:
+            if is_own_folder(folder):
+                break
+        except OSError:  # it can be made, or why not is told when it is
+            break
+        folder = folder.with_name(f"{folder.name.partition('-')[0]}-{number}")
+    return folder
+
+
+def _open(path: Path) -> TextIO:
+    """Open the lock's file, which is not a link, for its owner alone."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, PRIVATE_FILE), "r+", errors="replace")
+
+
+def _locked(path: Path) -> tuple[TextIO, bool]:
+    """Open the lock's file, and say whether this process has locked it.
+
+    One that an earlier release made can be held by another user, who has no part in the search; it
+    is replaced. A search of this user that still runs is found by its run's lease in the store.
+
+    Raises:
+        OSError: it cannot be opened, or not be locked.
+    """
+    lock = _open(path)
+    try:
+        is_private = os.fstat(lock.fileno()).st_mode & 0o777 == PRIVATE_FILE
+        if _lock(lock):
+            os.fchmod(lock.fileno(), PRIVATE_FILE)
+            return lock, True
+        if is_private:
+            return lock, False
+        path.unlink(missing_ok=True)
+    except OSError:
+        lock.close()
+        raise
+    lock.close()
+    lock = _open(path)
+    return lock, _lock(lock)
+
+
+def _lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        raise
+    return True
 
 
 @contextlib.contextmanager
@@ -38,28 +95,28 @@ def locked_folder(folder: Path, *, fresh: bool = False) -> Iterator[Path]:
         SearchError: another process holds it.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("a+", errors="replace")
+        private_folder(folder.parent, STATE_VARIABLE)
+        private_folder(folder)
+        _open(folder / _LOCK).close()
     except OSError as error:
         raise OutputError(
             f"The folder {folder}, for checkpoints, cannot be written ({error.strerror}). Name "
             f"another with {STATE_VARIABLE}."
         ) from None
+    try:
+        lock, is_ours = _locked(folder / _LOCK)
+    except OSError as error:
+        raise OutputError(
+            f"The folder {folder}, for checkpoints, cannot be locked ({error.strerror}), "
+            "which keeps two processes from doing the same search at once. Name a folder "
+            f"on another file system with {STATE_VARIABLE}."
+        ) from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _HELD:
-                raise OutputError(
-                    f"The folder {folder}, for checkpoints, cannot be locked ({error.strerror}), "
-                    "which keeps two processes from doing the same search at once. Name a folder "
-                    f"on another file system with {STATE_VARIABLE}."
-                ) from None
-            lock.seek(0)
+        if not is_ours:
             raise SearchError(
                 f"This very search is running already: {lock.read() or 'another process'} holds "
                 "it. Wait for it to end, or stop that process and give this command again."
-            ) from None
+            )
         with contextlib.suppress(OSError):  # a full disk: then the name is not told
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")

@@ -13,6 +13,7 @@ from fmnist_tracking import tracking
 from fmnist_tracking.config import DEFAULT_SAMPLE_SEED, require_choice, require_path, require_whole
 from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.errors import OutputError
+from fmnist_tracking.files import write_file
 from fmnist_tracking.inference import About, about, fetched_model, model_process
 from fmnist_tracking.inspection import InspectionTask, ModelInspection
 from fmnist_tracking.leaderboard import rank
@@ -298,7 +299,7 @@ def _write(folder: Path, texts: dict[str, str], pictures: Sequence[Picture]) -> 
     contents |= {picture.file: picture.png for picture in pictures}
     try:
         for name, content in contents.items():
-            (folder / name).write_bytes(content)
+            write_file(folder / name, content)
     except OSError as error:
         raise OutputError(f"Cannot write {folder / name}: {error.strerror}.") from None
     return tuple(folder / name for name in contents)
