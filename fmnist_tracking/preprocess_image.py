@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from fmnist_tracking.config import IMAGE_SIZE
 from fmnist_tracking.errors import PictureError, first_line
+from fmnist_tracking.files import open_untrusted
 from fmnist_tracking.redact import LONGEST_LINE, printable
 
 # As a share of the range from black to white: a smaller difference still counts as background.
@@ -37,6 +38,10 @@ _BRANDS = {
 }
 # Pillow passes these to another program, Ghostscript.
 _NOT_OPENED = ("EPS",)
+# Some decoders read a whole file at once; a photograph of 50 megapixels has 150 MB uncompressed.
+_MOST_BYTES = 200_000_000
+# So many take less than a gigabyte; half as many do where each takes more: wide numbers, opacity.
+_MOST_PIXELS = 50_000_000
 _BITS_8, _BITS_16 = 255, 65_535
 
 
@@ -85,7 +90,7 @@ def prepare(path: Path) -> Prepared:
             raise PictureError(f"{shown} is a folder. Name the pictures in it: {shown}/*.png")
         if path.exists() and not path.is_file():
             raise PictureError(f"{shown} is no file. Expected a picture.")
-        file = path.open("rb")
+        file = open_untrusted(path, _MOST_BYTES)
     except FileNotFoundError:
         raise PictureError(f"There is no file {shown}.") from None
     except OSError as error:
@@ -100,6 +105,7 @@ def prepare(path: Path) -> Prepared:
                 importlib.import_module("pillow_heif").register_heif_opener()
             formats = [name for name in Image.ID if name not in _NOT_OPENED]
             with Image.open(file, formats=formats) as image:
+                _require_not_too_large(image)
                 image.load()
                 return prepare_image(image)
     except UnidentifiedImageError:
@@ -110,10 +116,7 @@ def prepare(path: Path) -> Prepared:
             "GIF or BMP. Save it as one of those."
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise PictureError(
-            f"{shown} is too large: it has more than {Image.MAX_IMAGE_PIXELS:,} pixels. Make it "
-            "smaller first."
-        ) from None
+        raise PictureError(f"{shown} {_too_large(_MOST_PIXELS)}") from None
     except PictureError as error:
         raise PictureError(f"{shown} {error}") from None
     except Exception as error:  # a decoder may raise anything when a file is damaged
@@ -164,6 +167,17 @@ def prepare_image(image: Image.Image) -> Prepared:
     return Prepared(
         pixels=pixels[..., np.newaxis], size=image.size, steps=tuple(steps), notes=notes
     )
+
+
+def _require_not_too_large(image: Image.Image) -> None:
+    is_wide = image.mode.startswith(("I", "F")) or image.has_transparency_data
+    most = _MOST_PIXELS // 2 if is_wide else _MOST_PIXELS
+    if image.width * image.height > most:
+        raise PictureError(_too_large(most))
+
+
+def _too_large(most: int) -> str:
+    return f"is too large: it has more than {most:,} pixels. Make it smaller first."
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
@@ -258,7 +272,7 @@ def _on_a_background(
 
 def _to_8_bits(values: NDArray[np.generic], top: float | None) -> NDArray[np.uint8]:
     """Scale wider numbers to 0..255; without a known maximum `top`, guess it from their range."""
-    wide = np.nan_to_num(values.astype(np.float64))
+    wide = np.nan_to_num(values.astype(np.float64), copy=False)
     low, high = wide.min(), wide.max()
     tops = (1, _BITS_8, _BITS_16) if values.dtype.kind == "f" else (_BITS_8, _BITS_16)
     if top is None and low >= 0:

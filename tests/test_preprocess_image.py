@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from fmnist_tracking.preprocess_image import (
     prepare,
     prepare_image,
 )
+from processes import memory_taken
 
 WHITE, BLACK = 255, 0
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16")
@@ -292,8 +294,9 @@ def huge(tmp_path: Path, side: int) -> Path:
             "is no picture of a format that can be read",
         ),
         (lambda folder: written(folder, encoded("JPEG")[:300]), "is damaged or cut short"),
-        (lambda folder: huge(folder, 10_000), "is too large: it has more than 89,478,485 pixels"),
-        (lambda folder: huge(folder, 40_000), "is too large: it has more than 89,478,485 pixels"),
+        (lambda folder: huge(folder, 8_000), "is too large: it has more than 50,000,000 pixels"),
+        (lambda folder: huge(folder, 40_000), "is too large: it has more than 50,000,000 pixels"),
+        (lambda folder: sparse(folder), "it has 1,000,000,000,000 bytes, expected 200,000,000"),
         (lambda folder: saved(folder, Image.new("L", (50, 50), 77)), "shows nothing"),
         (lambda folder: saved(folder, Image.new("L", (28, 28), 77)), "shows nothing"),
         (
@@ -314,6 +317,29 @@ def written(folder: Path, content: bytes) -> Path:
     path = folder / "file"
     path.write_bytes(content)
     return path
+
+
+def sparse(folder: Path) -> Path:
+    path = written(folder, encoded("WEBP"))
+    os.truncate(path, 10**12)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "side"), [("RGB", 7_000), ("RGBA", 5_000), ("I;16", 5_000)])
+def test_the_largest_picture_takes_less_than_a_gigabyte(
+    tmp_path: Path, mode: str, side: int
+) -> None:
+    colour = 50_000 if mode == "I;16" else (200, 100, 50, 255)[: len(mode)]
+    picture = Image.new(mode, (side, side))
+    picture.paste(colour, (9, 9, side // 2, side // 2))
+    path = saved(tmp_path, picture)
+    said, megabytes = memory_taken(
+        "from pathlib import Path\nfrom fmnist_tracking.preprocess_image import prepare",
+        f"prepare(Path({str(path)!r}))",
+    )
+    assert said == ""
+    assert megabytes < 1000
 
 
 def saved(folder: Path, image: Image.Image) -> Path:
