@@ -355,6 +355,10 @@ def damaged_models() -> dict[str, Callable[[Path], None]]:
     def pickled(path: Path) -> None:
         path.write_bytes(pickle.dumps(Hostile()))
 
+    def compressed(path: Path) -> None:
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("more", bytes(10**8))
+
     def text(path: Path) -> None:
         path.write_text("hello")
 
@@ -368,6 +372,7 @@ def damaged_models() -> dict[str, Callable[[Path], None]]:
         "altered": one_byte_less,
         "text": text,
         "pickle": pickled,
+        "compressed": compressed,
         "another zip": lambda path: zipfile.ZipFile(path, "w").close(),
         "code": lambda path: rewritten(
             path,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fmnist_tracking import runtime
 from fmnist_tracking.config import CLASS_NAMES, IMAGE_SIZE, POOL_SIZE, TrainingConfig
 from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.files import open_untrusted, require_stored
 
 INPUT_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 1)
 FIRST_CONVOLUTION = "conv1"
@@ -81,6 +82,8 @@ def load_model(path: Path) -> keras.Model:
     """
     if not zipfile.is_zipfile(path):
         raise ValueError("It is no .keras file, or was cut short.")
+    with open_untrusted(path) as file:
+        require_stored(file)
     model = keras.models.load_model(path, compile=False, safe_mode=True)
     takes, gives = model.input_shape, model.output_shape
     if takes != (None, *INPUT_SHAPE) or gives != (None, len(CLASS_NAMES)):
