@@ -27,7 +27,7 @@ TINY = (
     *("--hidden-units", "8", "--json"),
 )
 # Another machine, as far as anybody can tell: its processes have numbers of their own.
-ELSEWHERE = ("unshare", "--pid", "--fork", "--mount-proc")
+ELSEWHERE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 SKEW = "import os, time\nreal = time.time\ntime.time = lambda: real() + float(os.environ['SKEW'])\n"
 
 
@@ -100,4 +100,18 @@ def test_a_machine_whose_clock_is_wrong_keeps_its_search(
     # On a fast machine it has ended before its next heartbeat, 20 seconds later.
     assert "is running already" in asked or asked.count("is trained already") == POINTS
     finish(running, place)
+    assert_as_undisturbed(place, undisturbed)
+
+
+def test_a_container_that_was_killed_is_gone_on_with_at_once_in_another(
+    tmp_path: Path, cache: Path, undisturbed: Outcome
+) -> None:
+    place = Place(tmp_path, cache)
+    running = place.start(within=ELSEWHERE)
+    place.wait_until_said("epoch 2/", 1, running)
+    running.kill()
+    running.wait()
+    assert finish(place.start(within=ELSEWHERE), place)["finished"] == POINTS
+    assert "watching for up to" not in place.said()
+    assert "goes on after epoch" in place.said()
     assert_as_undisturbed(place, undisturbed)

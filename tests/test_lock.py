@@ -35,8 +35,9 @@ def test_a_folder_that_another_process_holds_is_refused(tmp_path: Path) -> None:
         pass
     done.set()
     other.join(60)
-    with locked_folder(folder):
+    with locked_folder(folder) as again:
         assert folder.is_dir()
+        assert again.before is None  # it ended well, and took the file with it
     assert not folder.exists()
 
 
@@ -75,7 +76,8 @@ def test_the_folder_and_its_lock_are_for_their_owner_alone(
         monkeypatch.delenv("FMNIST_STATE_DIR")
     mask = os.umask(0)
     try:
-        with locked_folder(state / "search") as folder:
+        with locked_folder(state / "search") as held:
+            folder = held.path
             assert [rights(p) for p in (state, folder, folder / "held_by")] == [0o700, 0o700, 0o600]
         folder.mkdir()
         (folder / "held_by").touch()  # as an earlier release left them

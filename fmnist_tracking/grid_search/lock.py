@@ -6,15 +6,15 @@ import fcntl
 import hashlib
 import itertools
 import os
-import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from fmnist_tracking.errors import OutputError, SearchError
 from fmnist_tracking.files import PRIVATE_FILE, is_own_folder, private_folder
 from fmnist_tracking.runtime import STATE_VARIABLE
-from fmnist_tracking.tracking import Store
+from fmnist_tracking.tracking import Lease, Store, schema
 from fmnist_tracking.training import checkpoints
 from fmnist_tracking.training.checkpoints import state_dir
 
@@ -83,8 +83,16 @@ def _lock(file: TextIO) -> bool:
     return True
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeldFolder:
+    """A folder that this process holds, and the process that held it before, if one is known."""
+
+    path: Path
+    before: Lease | None
+
+
 @contextlib.contextmanager
-def locked_folder(folder: Path, *, fresh: bool = False) -> Iterator[Path]:
+def locked_folder(folder: Path, *, fresh: bool = False) -> Iterator[HeldFolder]:
     """Hold the folder for the checkpoints of a search or training, while no one else uses it.
 
     The system lets go of it when this process ends, in whatever way. Left without an error,
@@ -112,20 +120,22 @@ def locked_folder(folder: Path, *, fresh: bool = False) -> Iterator[Path]:
             f"on another file system with {STATE_VARIABLE}."
         ) from None
     with lock:
+        holder = Lease.read({schema.LEASE: lock.read()})
         if not is_ours:
             raise SearchError(
-                f"This very search is running already: {lock.read() or 'another process'} holds "
+                f"This very search is running already: {holder or 'another process'} holds "
                 "it. Wait for it to end, or stop that process and give this command again."
             )
         with contextlib.suppress(OSError):  # a full disk: then the name is not told
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.seek(0)
+            lock.truncate()
+            lock.write(Lease.of_this_process().text())
             lock.flush()
         if fresh:
             for entry in folder.iterdir():
                 if entry.is_dir():
                     checkpoints.remove(entry)
-        yield folder
+        yield HeldFolder(path=folder, before=holder)
         with contextlib.suppress(OSError):
             if [entry.name for entry in folder.iterdir()] == [_LOCK]:
                 (folder / _LOCK).unlink()

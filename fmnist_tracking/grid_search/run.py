@@ -208,8 +208,10 @@ def train(
         store, experiment_id = resources.store, resources.experiment_id
         keys = fingerprint.of_grid([config], split, resources.dataset.digest)
         (point,) = keys.today
-        with locked_folder(checkpoint_folder(store, experiment_id, point), fresh=fresh) as folder:
-            state = ResumeState() if fresh else tracking.find_training(store, experiment_id, keys)
+        with locked_folder(checkpoint_folder(store, experiment_id, point), fresh=fresh) as held:
+            folder, state = held.path, ResumeState()
+            if not fresh:
+                state = tracking.find_training(store, experiment_id, keys, held.before)
             (trial,) = plan_trials([config], [point], (), split, state, folder)
             if trial.finished is not None and resources.adopted is None:
                 tracking.log_asked(store, trial.finished.run_id)

@@ -39,20 +39,20 @@ def plan_search(
     store, experiment_id = resources.store, resources.experiment_id
     keys = fingerprint.of_grid(points, resources.split, resources.dataset.digest)
     grid = keys.grids[0]
-    with locked_folder(checkpoint_folder(store, experiment_id, grid), fresh=fresh) as folder:
+    with locked_folder(checkpoint_folder(store, experiment_id, grid), fresh=fresh) as held:
         searches = tracking.find_searches(store, experiment_id, keys.grids)
         if searches:
-            tracking.require_not_live(store, searches[0])
+            tracking.require_not_live(store, searches[0], held.before)
         resumes = resources.adopted is None and not fresh
         before = _finished_before(store, searches[0], points) if resumes and searches else None
         if before is not None:
-            yield SearchPlan(grid=grid, folder=folder, before=before)
+            yield SearchPlan(grid=grid, folder=held.path, before=before)
             return
         state = tracking.find_resume_state(
             store, experiment_id, searches, keys, fresh=fresh, reopen=resumes
         )
-        trials = plan_trials(points, keys.today, space.varying, resources.split, state, folder)
-        yield SearchPlan(grid=grid, folder=folder, state=state, trials=trials)
+        trials = plan_trials(points, keys.today, space.varying, resources.split, state, held.path)
+        yield SearchPlan(grid=grid, folder=held.path, state=state, trials=trials)
 
 
 def _finished_before(

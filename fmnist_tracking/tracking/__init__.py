@@ -9,7 +9,7 @@ from fmnist_tracking.tracking.experiments import (
     experiment_in_use,
 )
 from fmnist_tracking.tracking.find import best_trial, find_run, latest_search, list_runs
-from fmnist_tracking.tracking.leases import BEAT_SECONDS
+from fmnist_tracking.tracking.leases import BEAT_SECONDS, Lease
 from fmnist_tracking.tracking.log import (
     fail_trial,
     finish_search,
@@ -72,6 +72,7 @@ __all__ = [
     "BEAT_SECONDS",
     "BackgroundWriter",
     "DatasetInfo",
+    "Lease",
     "Provenance",
     "ResumeState",
     "SearchInfo",

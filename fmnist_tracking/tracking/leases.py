@@ -58,7 +58,7 @@ class Lease:
             host=socket.gethostname(),
             machine=_machine(),
             pid=os.getpid(),
-            started=_own_start(),
+            started=psutil.Process().create_time(),
             ticks=_ticks(os.getpid()),
             beat=time.time(),
         )
@@ -100,6 +100,18 @@ class Lease:
         # Earlier versions put the name of the machine first, which may be changed.
         return self.machine in (_machine(), f"{socket.gethostname()} {_machine()}")
 
+    def let_go(self, before: "Lease | None") -> bool:
+        """Return whether its process has left the folder of its search, as it held it `before`.
+
+        That is believed of a process of this machine's kernel, in whatever container: the locks of
+        two machines on a shared disk need not know of each other.
+        """
+        return (
+            before is not None
+            and before.holder == self.holder
+            and self.machine.split()[:1] == _machine().split()[:1]
+        )
+
     def is_mine(self) -> bool:
         """Return whether this process holds the lease."""
         return self.pid == os.getpid() and self.is_here() and self._is_running()
@@ -129,11 +141,6 @@ class Lease:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {printable(self.host)}"
-
-
-@lru_cache(maxsize=1)
-def _own_start() -> float:
-    return psutil.Process().create_time()
 
 
 def _ticks(pid: int) -> int | None:

@@ -178,11 +178,13 @@ def find_training(
     store: Store,
     experiment_id: str,
     keys: GridKeys,
+    before: Lease | None = None,
 ) -> ResumeState:
     """Find an earlier run of a single training.
 
     It is a finished run of that point (a search's trial or a single training) or an interrupted
-    single training, whichever is newer. `keys` are those of a grid of that point alone.
+    single training, whichever is newer. `keys` are those of a grid of that point alone;
+    another process held its folder `before`.
     """
     for key, point in keys.points.items():
         runs = iterate_runs(store, [experiment_id], f"tags.`{schema.POINT}` = '{key}'")
@@ -191,7 +193,7 @@ def find_training(
             if trial.status == FINISHED:
                 return ResumeState(finished={point: trial})
             if schema.PARENT not in run.data.tags:
-                require_not_live(store, as_tracked(run))
+                require_not_live(store, as_tracked(run), before)
                 return ResumeState(open={point: _open_trial(run)})
     return ResumeState()
 
@@ -253,13 +255,14 @@ def logged_steps(store: Store, run_id: str) -> set[int]:
     return set.intersection(*steps)
 
 
-def require_not_live(store: Store, run: TrackedRun) -> None:
+def require_not_live(store: Store, run: TrackedRun, before: Lease | None = None) -> None:
     """Raise `SearchError` for a run that another process is working on; say which, and where.
 
-    If that process is on another machine, its run is watched for a while first.
+    If that process is on another machine, its run is watched for a while first, unless it is the
+    one that held the search's folder `before`, which is this process's now.
     """
     lease = _holder(run.raw)
-    if lease is None or lease.is_mine():
+    if lease is None or lease.is_mine() or lease.let_go(before):
         return
     if not lease.is_here():
         _watch(store, {run.experiment_id}, {run.run_id}, f"The run {run.run_id[:8]} is open, held")
