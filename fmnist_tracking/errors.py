@@ -59,7 +59,7 @@ def first_line(error: BaseException) -> str:
 def named(error: BaseException) -> str:
     """Return the type of an error, and the first line of its message if it has one; printable."""
     kind, line = type(error).__name__, first_line(error)
-    return printable(kind if line == kind else f"{kind}: {line}")
+    return printable(kind if line == kind else f"{kind}: {line}", LONGEST_LINE)
 
 
 def shortened(text: str, most: int = _LONGEST_TEXT) -> str:

@@ -26,7 +26,7 @@ COMMANDS = {i.callback.__name__: i.callback for i in app.registered_commands if 
 # `mlflow run` decides the first two itself, standard output is for a person there, and MLproject
 # has no parameters that are given without a value.
 NOT_IN_MLPROJECT = {
-    *("experiment", "tracking_uri", "upgrade_store"),
+    *("experiment", "tracking_uri", "upgrade_store", "trust_artifact_location"),
     *("as_json", "dry_run", "fresh"),
 }
 

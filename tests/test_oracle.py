@@ -87,7 +87,7 @@ def test_every_point_once_in_any_order_of_finishing(
     world = World(random.Random(seed), failing, finished)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "wait", world.wait)
-        explore(space, world.run, slots, endless())
+        explore(space, world.run, lambda: slots, endless())
     handed_out = {tuple(point[axis] for axis in space.axes) for point in world.points}
     assert len(handed_out) == len(world.points) == math.prod(map(len, axes.values()))
     assert handed_out == {
@@ -106,7 +106,7 @@ def test_points_come_in_the_grid_s_order() -> None:
         points.append(dict(values))
         return ended(TrialScore(val_accuracy=0.5, best_epoch=1))
 
-    explore(SPACE, run, 1, endless())
+    explore(SPACE, run, lambda: 1, endless())
     expected = [
         {"filters": p.filters, "strides": p.strides, "kernel_size": p.kernel_size}
         for p in SPACE.points(TrainingConfig())
@@ -128,7 +128,7 @@ def test_four_workers_are_kept_busy() -> None:
         return TrialScore(val_accuracy=0.5, best_epoch=1)
 
     with ThreadPoolExecutor(8) as threads:
-        explore(space, lambda _: threads.submit(work), 4, endless())
+        explore(space, lambda _: threads.submit(work), lambda: 4, endless())
     assert not four_at_once.broken
     assert most == 4
 
@@ -140,7 +140,7 @@ def test_an_error_of_the_driver_in_a_trial_ends_the_search() -> None:
         return future
 
     with pytest.raises(ConnectionError, match="no driver"):
-        explore(SPACE, run, 1, endless())
+        explore(SPACE, run, lambda: 1, endless())
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["failed before", "fails while it waits"])
@@ -166,7 +166,7 @@ def test_a_store_that_fails_for_good_ends_the_search(before: bool) -> None:
         stop.set_exception(error)
     try:
         with pytest.raises(TrackingError, match="the store is gone"):
-            explore(SPACE, run, 2, stop)
+            explore(SPACE, run, lambda: 2, stop)
     finally:
         for timer in timers:
             timer.cancel()
@@ -176,7 +176,9 @@ def test_a_store_that_fails_for_good_ends_the_search(before: bool) -> None:
 def test_warnings_that_are_errors_do_not_stop_the_search() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        explore(SPACE, lambda _: ended(TrialScore(val_accuracy=0.5, best_epoch=1)), 1, endless())
+        explore(
+            SPACE, lambda _: ended(TrialScore(val_accuracy=0.5, best_epoch=1)), lambda: 1, endless()
+        )
         with pytest.raises(DeprecationWarning):
             warnings.warn("of the program", DeprecationWarning, stacklevel=1)
 
@@ -188,7 +190,7 @@ def test_many_failures_in_a_row_do_not_stop_the_search() -> None:
         tried.append(values)
         return ended(FAILED)
 
-    explore(SPACE, run, 1, endless())
+    explore(SPACE, run, lambda: 1, endless())
     assert len(tried) == len(SPACE)
 
 
@@ -217,7 +219,7 @@ def test_keras_tuner_is_told_that_a_trial_which_diverged_failed(
             TrialScore(val_accuracy=0.9 if diverged else 0.5, best_epoch=1, diverged=diverged)
         )
 
-    explore(space, run, 1, endless())
+    explore(space, run, lambda: 1, endless())
     found = {t.hyperparameters.values["learning_rate"]: t for t in oracles[0].trials.values()}
     assert (found[0.001].status, found[0.001].score) == ("COMPLETED", 0.5)
     assert (found[1.0].status, found[1.0].score) == ("FAILED", None)

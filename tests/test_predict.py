@@ -62,7 +62,9 @@ class Kept:
     def __init__(self, folder: Path) -> None:
         self.uri = f"sqlite:///{folder}/mlflow.db"
         with tracking.open_store(self.uri, access="create") as store:
-            self._experiment = store.client.create_experiment("kept", str(folder / "artifacts"))
+            self._experiment = store.client.create_experiment(
+                "kept", str(folder / "mlruns" / "kept")
+            )
 
     def keep(self, model: Any, config: TrainingConfig, sha256: str) -> str:
         data = DatasetInfo(sha256=sha256, name="some data", source="somewhere")

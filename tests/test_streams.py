@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fmnist_tracking.config import DEFAULT_EXPERIMENT
 from fmnist_tracking.tracking import Store
 from processes import PROGRAM, shell
 
@@ -33,7 +34,7 @@ def test_a_reader_that_goes_away_is_no_error(store: Store) -> None:
         "fmnist.data_sha256": "d" * 64,
     }
     for _ in range(3):
-        store.client.create_run("0", tags=tags)
+        store.client.create_run(store.experiment_id(DEFAULT_EXPERIMENT), tags=tags)
     done = shell(f"{PROGRAM} runs | true; echo ${{PIPESTATUS[0]}}")
     assert (done.stdout, done.stderr) == ("0\n", "")
 
@@ -141,7 +142,7 @@ def test_no_variable_makes_a_pipe_a_terminal(variable: str, store: Store) -> Non
         "fmnist.protocol": "canonical",
         "fmnist.data_sha256": "d" * 64,
     }
-    store.client.create_run("0", tags=tags)
+    store.client.create_run(store.experiment_id(DEFAULT_EXPERIMENT), tags=tags)
     done = shell(f"{PROGRAM} runs", COLUMNS="20", **{variable: "1"})
     assert done.returncode == 0
     assert "\x1b" not in done.stdout

@@ -29,6 +29,12 @@ def checkpoint_folder(store: Store, experiment_id: str, fingerprint: str) -> Pat
     return _own(state_dir() / hashlib.sha256(identity.encode()).hexdigest()[:16])
 
 
+def points_folder(store: Store, experiment_id: str) -> Path:
+    """Return the folder for the points of an experiment that are being trained."""
+    identity = "\n".join((store.identity(experiment_id), experiment_id, "points"))
+    return _own(state_dir() / hashlib.sha256(identity.encode()).hexdigest()[:16])
+
+
 def _own(folder: Path) -> Path:
     """Return the first folder of that name, or with a number, that no other user has taken."""
     for number in itertools.count(2):
@@ -41,7 +47,7 @@ def _own(folder: Path) -> Path:
     return folder
 
 
-def _open(path: Path) -> TextIO:
+def open_lock(path: Path) -> TextIO:
     """Open the lock's file, which is not a link, for its owner alone."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, PRIVATE_FILE), "r+", errors="replace")
@@ -56,10 +62,10 @@ def _locked(path: Path) -> tuple[TextIO, bool]:
     Raises:
         OSError: it cannot be opened, or not be locked.
     """
-    lock = _open(path)
+    lock = open_lock(path)
     try:
         is_private = os.fstat(lock.fileno()).st_mode & 0o777 == PRIVATE_FILE
-        if _lock(lock):
+        if lock_file(lock):
             os.fchmod(lock.fileno(), PRIVATE_FILE)
             return lock, True
         if is_private:
@@ -69,11 +75,12 @@ def _locked(path: Path) -> tuple[TextIO, bool]:
         lock.close()
         raise
     lock.close()
-    lock = _open(path)
-    return lock, _lock(lock)
+    lock = open_lock(path)
+    return lock, lock_file(lock)
 
 
-def _lock(file: TextIO) -> bool:
+def lock_file(file: TextIO) -> bool:
+    """Lock a file for this process; return False if another process has locked it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -105,7 +112,7 @@ def locked_folder(folder: Path, *, fresh: bool = False) -> Iterator[HeldFolder]:
     try:
         private_folder(folder.parent, STATE_VARIABLE)
         private_folder(folder)
-        _open(folder / _LOCK).close()
+        open_lock(folder / _LOCK).close()
     except OSError as error:
         raise OutputError(
             f"The folder {folder}, for checkpoints, cannot be written ({error.strerror}). Name "

@@ -71,14 +71,16 @@ def _keras_tuner_warnings_ignored() -> Iterator[None]:
         yield
 
 
-def explore(space: SearchSpace, run_trial: RunTrial, slots: int, stop: "Future[None]") -> None:
+def explore(
+    space: SearchSpace, run_trial: RunTrial, slots: Callable[[], int], stop: "Future[None]"
+) -> None:
     """Ask for every point of a grid, have each run, and tell how it came out.
 
     Args:
         space: the grid.
         run_trial: starts the trial of a point, given its values by axis; the future ends
             with how the trial came out.
-        slots: how many trials may run at once.
+        slots: returns how many trials may run at once.
         stop: ends the search when it ends with an exception, whatever is running.
 
     Raises:
@@ -87,7 +89,7 @@ def explore(space: SearchSpace, run_trial: RunTrial, slots: int, stop: "Future[N
     oracle = GridOracle(space)
     running: dict[Future[TrialScore], Trial] = {}
     while True:
-        while len(running) < slots:
+        while len(running) < slots():
             with _keras_tuner_warnings_ignored():
                 trial = oracle.create_trial(f"slot-{len(oracle.trials) + 1}")
             if trial.status != TrialStatus.RUNNING:

@@ -12,7 +12,9 @@ from fmnist_tracking.config import SplitConfig, require_path, require_text
 from fmnist_tracking.console import Echo
 from fmnist_tracking.data import Dataset, load_dataset
 from fmnist_tracking.errors import SearchError
+from fmnist_tracking.grid_search.claims import PointClaims
 from fmnist_tracking.grid_search.images import Images, cache_images
+from fmnist_tracking.grid_search.lock import points_folder
 from fmnist_tracking.redact import to_be_kept
 from fmnist_tracking.tracking import DatasetInfo, Provenance, Store
 from fmnist_tracking.warm_up import warm_up
@@ -37,6 +39,7 @@ class Resources:
     adopted: str | None  # the run that `mlflow run` made for this command
     workers: tuple[Worker, ...]
     threads: int  # of each worker's arithmetic
+    claims: PointClaims
 
     @cached_property
     def images(self) -> Images:
@@ -90,10 +93,15 @@ def open_resources(
         source = to_be_kept(dataset.source)
         data_info = DatasetInfo(sha256=dataset.digest, name=dataset.name, source=source)
         echo(f"Data: {data_info.description}, protocol {split.protocol}")
-        with tracking.open_store(tracking_uri, access="create", upgrade=upgrade_store) as store:
+        with (
+            tracking.open_store(tracking_uri, access="create", upgrade=upgrade_store) as store,
+            contextlib.ExitStack() as stack,
+        ):
             adopted = tracking.adoptable_run(store, command)
             experiment_id = tracking.choose_experiment(store, experiment, adopted)
             _close_orphans(store, experiment_id, echo)
+            claims = PointClaims(points_folder(store, experiment_id))
+            stack.callback(claims.close)
             yield Resources(
                 dataset=dataset,
                 data_info=data_info,
@@ -104,6 +112,7 @@ def open_resources(
                 adopted=adopted,
                 workers=local_workers(workers, threads),
                 threads=threads,
+                claims=claims,
             )
             with contextlib.suppress(Exception):  # the search has ended well
                 _close_orphans(store, experiment_id, echo)  # those watched since its beginning

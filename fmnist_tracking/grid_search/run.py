@@ -32,7 +32,7 @@ from fmnist_tracking.grid_search.memory import (
     require_room_at_once,
     workers_for,
 )
-from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials
+from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials, trial_name
 from fmnist_tracking.grid_search.progress import Progress
 from fmnist_tracking.grid_search.recording import Recording
 from fmnist_tracking.grid_search.resources import Resources, open_resources
@@ -154,10 +154,18 @@ def search(
                     echo=progress.echo,
                     parent=recording.run_id,
                     timeout=trial_timeout,
+                    is_shared=not fresh,
                 ) as scheduler,
                 progress,
             ):
-                _explore(space, base, plan.trials, scheduler.submit, slots, recording)
+                _explore(
+                    space,
+                    base,
+                    plan.trials,
+                    scheduler.submit,
+                    lambda: slots + scheduler.waiting,
+                    recording,
+                )
                 # The store is asked what it has: nobody's memory of it counts.
                 result = recording.do_last(lambda: _read_complete(recording))
                 found = Search(result, resources.store.address)
@@ -211,6 +219,7 @@ def train(
         with locked_folder(checkpoint_folder(store, experiment_id, point), fresh=fresh) as held:
             folder, state = held.path, ResumeState()
             if not fresh:
+                resources.claims.wait(point, trial_name(config), echo)
                 state = tracking.find_training(store, experiment_id, keys, held.before)
             (trial,) = plan_trials([config], [point], (), split, state, folder)
             if trial.finished is not None and resources.adopted is None:
@@ -235,6 +244,7 @@ def train(
                         echo=progress.echo,
                         parent=None,
                         timeout=trial_timeout,
+                        is_shared=False,  # its one point is claimed already
                     ) as scheduler,
                     progress,
                 ):
@@ -310,7 +320,7 @@ def _explore(
     base: TrainingConfig,
     trials: Iterable[PlannedTrial],
     submit: "Callable[[PlannedTrial], Future[TrialScore]]",
-    slots: int,
+    slots: Callable[[], int],
     recording: Recording,
 ) -> None:
     """Have every point tried, in the order in which KerasTuner's oracle asks for them."""

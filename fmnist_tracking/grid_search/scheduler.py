@@ -1,6 +1,8 @@
 """Trials in worker processes: started, retried when a worker dies, and logged."""
 
+import dataclasses
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
@@ -11,6 +13,7 @@ from typing import Any
 from fmnist_tracking import clock, tracking
 from fmnist_tracking.console import Echo
 from fmnist_tracking.errors import FmnistTrackingError
+from fmnist_tracking.grid_search.claims import LOOK_SECONDS, waiting_line
 from fmnist_tracking.grid_search.messages import (
     EpochEnded,
     Event,
@@ -48,7 +51,8 @@ class TrialScheduler:
     it as a context manager: left by an exception, it ends the workers at once.
 
     Each event is shown, with the number of the worker that it comes from. The parent is the
-    search's run, None for a training of its own.
+    search's run, None for a training of its own. Points are shared with other searches unless all
+    are to be trained anew.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class TrialScheduler:
         echo: Echo,
         parent: str | None,
         timeout: int | None = None,
+        is_shared: bool = True,
     ) -> None:
         self._resources = resources
         self._recording = recording
@@ -67,7 +72,11 @@ class TrialScheduler:
         self._echo = echo
         self._parent = parent
         self._timeout = timeout
+        self._claims = resources.claims if is_shared else None
         self._running: dict[int, _RunningTrial] = {}
+        self._waiting: list[_RunningTrial] = []
+        self._reused: list[str] = []
+        self._is_over = threading.Event()
         self._is_stopping = False
         self._pool = WorkerPool(resources.workers, self._on_report, self._on_silence)
 
@@ -77,13 +86,48 @@ class TrialScheduler:
 
     def __exit__(self, kind: type[BaseException] | None, *others: object) -> None:
         self._is_stopping = kind is not None
+        self._is_over.set()
         self._pool.__exit__(kind, *others)
 
     def submit(self, trial: PlannedTrial) -> "Future[TrialScore]":
-        """Run a trial, from its checkpoint if it has one, unless it has finished already."""
+        """Run a trial, from its checkpoint if it has one, unless it has finished already.
+
+        One that another search of this machine is at is waited for.
+        """
+        running = _RunningTrial(trial)
         if trial.finished is not None:
-            return self._reused(trial.number, trial.finished)
-        running = self._running[trial.number] = _RunningTrial(trial, self._logger(trial))
+            self._reuse(running, trial.finished)
+        elif not self._begin(running):
+            self._echo(waiting_line(trial.name))
+            self._waiting.append(running)
+            if len(self._waiting) == 1:
+                threading.Thread(target=self._look_after, daemon=True).start()
+        return running.score
+
+    @property
+    def waiting(self) -> int:
+        """Return how many trials wait for what another search makes of them."""
+        return len(self._waiting)
+
+    def _begin(self, running: "_RunningTrial") -> bool:
+        """Begin a trial, or reuse what another search has made of it; False if one is at it."""
+        trial = running.trial
+        if self._claims is not None:
+            if not self._claims.claim(trial.fingerprint):
+                return False
+            found = self._found(trial) if self._claims.others_have_released() else None
+            if found is not None:
+                self._claims.release(trial.fingerprint)
+                self._reuse(running, dataclasses.replace(found, reused=True))
+                reused = list(self._reused)
+                self._recording.writer.submit(
+                    lambda _: tracking.log_reused(
+                        self._recording.store, self._recording.run_id, reused
+                    )
+                )
+                return True
+        running.logger = self._logger(trial)
+        self._running[trial.number] = running
         if trial.epochs_done:
             running.logger.log_interruption(
                 _line(
@@ -92,16 +136,36 @@ class TrialScheduler:
                 )
             )
         self._attempt(running)
-        return running.score
+        return True
 
-    def _reused(self, number: int, trial: TrialResult) -> "Future[TrialScore]":
+    def _found(self, trial: PlannedTrial) -> TrialResult | None:
+        """Return the trial that has finished since this search was planned, if there is one."""
+        try:
+            return tracking.find_finished(
+                self._recording.store,
+                self._recording.experiment_id,
+                trial.fingerprint,
+                trial.config,
+            )
+        except Exception:  # the store does not answer: training does not wait for it
+            _log.debug("The store cannot be asked for a point", exc_info=True)
+            return None
+
+    def _look_after(self) -> None:
+        """Begin the trials that wait as soon as the search that is at them lets go of them."""
+        while self._waiting and not self._is_over.wait(LOOK_SECONDS):
+            for running in list(self._waiting):
+                if self._begin(running):
+                    self._waiting.remove(running)
+
+    def _reuse(self, running: "_RunningTrial", trial: TrialResult) -> None:
         score = TrialScore(
             val_accuracy=trial.val_accuracy, best_epoch=trial.best_epoch, diverged=trial.diverged
         )
-        self._tell(TrialReused(number=number, run_id=trial.run_id, score=score))
-        ended: Future[TrialScore] = Future()
-        ended.set_result(score)
-        return ended
+        if trial.reused:
+            self._reused.append(trial.run_id)
+        self._tell(TrialReused(number=running.trial.number, run_id=trial.run_id, score=score))
+        running.score.set_result(score)
 
     def _logger(self, trial: PlannedTrial) -> TrialLogger:
         resources = self._resources
@@ -201,6 +265,9 @@ class TrialScheduler:
                 number=trial.number, score=score, diverged_in=diverged_in, seconds=ended.seconds
             )
         self._tell(event)
+        if self._claims is not None:  # once its result is written
+            claims, point = self._claims, trial.fingerprint
+            self._recording.writer.submit(lambda _: claims.release(point))
         running.score.set_result(event.score)
 
     def _tell(self, event: Event, worker: int = 0) -> None:
@@ -215,7 +282,7 @@ class _RunningTrial:
     """A trial that was submitted and has not ended."""
 
     trial: PlannedTrial
-    logger: TrialLogger
+    logger: TrialLogger = field(init=False)  # once it has begun
     score: "Future[TrialScore]" = field(default_factory=Future)
     reached: int = 0  # the last epoch that its worker reported
     heard: float = 0.0  # when its worker was given it, or last reported

@@ -14,8 +14,8 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from fmnist_tracking.config import TRUST_ARTIFACT_LOCATION
-from fmnist_tracking.errors import TrackingError, shown
-from fmnist_tracking.redact import without_user
+from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.redact import printable
 from fmnist_tracking.tracking import locations
 from fmnist_tracking.tracking.store import Store
 
@@ -84,7 +84,7 @@ def require_trusted(store: Store, location: str) -> None:
 
 def _refused(store: Store, location: str, why: str) -> TrackingError:
     return TrackingError(
-        f"The store {store.public_uri} names {shown(without_user(location))} for these files, "
+        f"The store {store.public_uri} names {printable(location)!r} for these files, "
         f"which is {why}. Nothing is read or written there. If you know that place and mean it, "
         f"give --trust-artifact-location, or set {TRUST_ARTIFACT_LOCATION}=1 in a program."
     )

@@ -11,7 +11,7 @@ from functools import partial
 from mlflow.entities import Run
 
 from fmnist_tracking import fingerprint
-from fmnist_tracking.config import SplitConfig
+from fmnist_tracking.config import SplitConfig, TrainingConfig
 from fmnist_tracking.errors import SearchError
 from fmnist_tracking.fingerprint import GridKeys
 from fmnist_tracking.results import FINISHED, RUNNING, TrialResult
@@ -196,6 +196,15 @@ def find_training(
                 require_not_live(store, as_tracked(run), before)
                 return ResumeState(open={point: _open_trial(run)})
     return ResumeState()
+
+
+def find_finished(
+    store: Store, experiment_id: str, fingerprint: str, config: TrainingConfig
+) -> TrialResult | None:
+    """Find the newest finished trial of a point, None if there is none."""
+    runs = _finished_runs(store, experiment_id, {fingerprint})
+    found = readable(store, runs, trial_result)
+    return next((trial for trial in found if trial.config == config), None)
 
 
 def _finished_runs(store: Store, experiment_id: str, points: set[str]) -> Iterator[Run]:
