@@ -3,10 +3,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PEERS := .venv-peers/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Every file that is installed has the SHA-256 that hashes.txt says.
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --build-constraint hashes.txt
 # A process for each core and one more, as many tests wait for the processes that they start; what a
 # module sets up is set up once (`tests/conftest.py`).
 AT_ONCE := -n $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.10 --no-header --no-annotate --quiet
 TRACK := $(BIN)/fmnist-track
 
 # An environment does not survive that its folder is moved.
@@ -16,7 +18,7 @@ $(shell rm -rf .venv .venv-lowest .venv-peers)
 endif
 endif
 
-.PHONY: help quick full test test-fast test-lowest test-release lint format docs benchmarks ui server constraints clean
+.PHONY: help quick full test test-fast test-lowest test-release lint format docs benchmarks ui server constraints audit clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -69,10 +71,18 @@ server:  ## A tracking server with passwords, on PostgreSQL, in containers; see 
 	docker compose --file server/compose.yaml up
 
 constraints: .venv/installed-dev  ## Pin the newest versions that fit together
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra benchmarks --extra docs --universal \
-		--python-version 3.10 --upgrade --no-header --no-annotate --quiet --output-file .venv/pins
-	{ head -1 constraints.txt; cat .venv/pins; } > .venv/constraints
-	mv .venv/constraints constraints.txt
+	$(COMPILE) pyproject.toml --extra dev --extra benchmarks --extra docs --upgrade \
+		--output-file .venv/pins
+	{ head -1 constraints.txt; cat .venv/pins; } > .venv/new && mv .venv/new constraints.txt
+	$(COMPILE) pyproject.toml --extra dev --extra benchmarks --extra docs --generate-hashes \
+		--constraint constraints.txt --output-file .venv/pins
+	{ head -2 hashes.txt; cat .venv/pins; } > .venv/new && mv .venv/new hashes.txt
+	printf 'uv\nvirtualenv\n' | $(COMPILE) - --generate-hashes --constraint constraints.txt \
+		--output-file .venv/pins
+	{ head -1 bootstrap.txt; cat .venv/pins; } > .venv/new && mv .venv/new bootstrap.txt
+
+audit: $(BIN)/uv  ## Ask whether a vulnerability is known in one of the pinned versions
+	$(BIN)/uv tool run pip-audit --requirement hashes.txt --require-hashes --disable-pip
 
 clean:  ## Remove the environment, the site and the tools' caches; runs and reports stay
 	rm -rf .venv .venv-keras .venv-lowest .venv-peers .bootstrap build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -80,24 +90,20 @@ clean:  ## Remove the environment, the site and the tools' caches; runs and repo
 # Where python3 comes without venv (Debian splits it off), virtualenv does the same.
 $(BIN)/python $(PEERS)/python:
 	$(PYTHON) -m venv $(@:/bin/python=) || { rm -rf $(@:/bin/python=); \
-	$(PYTHON) -m pip install --quiet --target .bootstrap virtualenv && \
+	$(PYTHON) -m pip install --quiet --target .bootstrap --require-hashes \
+		--requirement bootstrap.txt && \
 	PYTHONPATH=.bootstrap $(PYTHON) -m virtualenv --quiet $(@:/bin/python=); }
 	echo "$(CURDIR)" > $(@:/bin/python=)/place
 
-.venv/installed: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+$(BIN)/uv: $(BIN)/python bootstrap.txt
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes \
+		--requirement bootstrap.txt
 	touch $@
 
-.venv/installed-dev: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@ .venv/installed
-
-.venv/installed-docs: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[docs]'
-	touch $@ .venv/installed
-
-.venv/installed-benchmarks: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[benchmarks]'
+EXTRA = $(addprefix --extra ,$(patsubst .venv/installed-%,%,$(filter-out .venv/installed,$@)))
+.venv/installed $(addprefix .venv/installed-,dev docs benchmarks): $(BIN)/uv pyproject.toml hashes.txt
+	$(INSTALL) --constraint hashes.txt --requirement pyproject.toml $(EXTRA)
+	$(INSTALL) --no-deps --editable .
 	touch $@ .venv/installed
 
 .venv-lowest/installed: pyproject.toml | .venv/installed-dev

@@ -193,3 +193,23 @@ def test_no_test_module_imports_another() -> None:
         # Those too that a script in a string imports.
         imported = set(re.findall(r"\b(?:from|import) (\w+)", path.read_text()))
         assert imported & modules == set(), path.name
+
+
+def test_the_files_with_hashes_have_the_pinned_versions() -> None:
+    def pins(name: str) -> set[str]:
+        lines = (ROOT / name).read_text().splitlines()
+        return {line.rstrip(" \\") for line in lines if "==" in line and not line.startswith("#")}
+
+    pinned = pins("constraints.txt")
+    assert pins("hashes.txt") == pinned
+    assert {line for line in pins("bootstrap.txt") if line.startswith("uv==")} <= pinned
+    for name in ("hashes.txt", "bootstrap.txt"):
+        text = (ROOT / name).read_text()
+        entries = re.findall(r"^[^#\s]", text, re.MULTILINE)
+        assert len(entries) == len(re.findall(r"^\S+==.* \\\n +--hash=sha256:", text, re.MULTILINE))
+
+
+def test_what_continuous_integration_runs_is_pinned_by_commit() -> None:
+    for workflow in (ROOT / ".github" / "workflows").iterdir():
+        for used in re.findall(r"uses: (\S+)", workflow.read_text()):
+            assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", used), used
