@@ -371,3 +371,18 @@ def test_a_server_that_is_too_old_says_so_before_anything_else() -> None:
         thread.join()
         server.server_close()
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
+def test_a_store_that_was_cut_short_says_how_to_save_what_can_be(
+    store: Store, tmp_path: Path, called: Run, kept: float
+) -> None:
+    file = tmp_path / "mlflow.db"
+    os.truncate(file, int(file.stat().st_size * kept))
+    for words in (("runs",), ("search", *SMALL), ("doctor",)):
+        done = called(*words)
+        assert done.returncode == 1
+        said = done.stdout + done.stderr
+        assert "Traceback" not in said
+        (line,) = (line for line in said.splitlines() if "is malformed" in line)
+        assert "`sqlite3 mlflow.db .recover | sqlite3 recovered.db`" in line

@@ -108,6 +108,8 @@ def tracking_error(uri: str, error: BaseException) -> TrackingError:
             f"{setting('tracking_uri')}, or choose another experiment with "
             f"{setting('experiment')}."
         )
+    if "is malformed" in text:
+        return damaged(without_user(uri), "database disk image is malformed")
     if is_locked(error):
         return TrackingError(
             f"The MLflow store {without_user(uri)} is locked by another process "
@@ -121,6 +123,18 @@ def tracking_error(uri: str, error: BaseException) -> TrackingError:
             "goes on where this one stopped."
         )
     return TrackingError(f"MLflow failed at {without_user(uri)}: {_first_line(error)}")
+
+
+def damaged(store: str, said: str) -> TrackingError:
+    """Return a `TrackingError` for a damaged SQLite database, which says how to save the rest."""
+    return TrackingError(
+        f"The MLflow store {store} is damaged: SQLite says {said!r}. Stop what uses it, and put a "
+        "backup in its place; or save what can be: `sqlite3 mlflow.db .recover | sqlite3 "
+        "recovered.db` (with the sqlite3 of sqlite.org; some systems' lacks .recover), then, after "
+        "a look with "
+        f"{setting('tracking_uri')}, `cat recovered.db > mlflow.db`, which keeps the checkpoints "
+        "of unfinished trials in use. The files of runs are beside it and as they were."
+    )
 
 
 def missing_package(what: str, error: ModuleNotFoundError) -> TrackingError:
