@@ -22,7 +22,7 @@ from fmnist_tracking.files import open_untrusted, sha256
 from fmnist_tracking.networks.portable import make_portable
 from fmnist_tracking.redact import without_user
 from fmnist_tracking.tracking import schema
-from fmnist_tracking.tracking.artifacts import files_at
+from fmnist_tracking.tracking.artifacts import fetch_file, files_at
 from fmnist_tracking.tracking.records import TrackedRun, require_finished
 from fmnist_tracking.tracking.store import Store
 
@@ -161,9 +161,8 @@ def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
             than was logged.
     """
     model = trial_model(store, trial)
-    files = files_at(store, model.artifact_location)
     try:
-        path = files.download_artifacts(schema.KERAS_FILE, str(folder))  # type: ignore[no-untyped-call]
+        path = fetch_file(store, model.artifact_location, schema.KERAS_FILE, folder)
     except (MlflowException, OSError) as error:
         require_files(store, trial, model)
         why = " ".join(without_user(str(error)).split())
