@@ -77,6 +77,7 @@ class TrialScheduler:
         self._waiting: list[_RunningTrial] = []
         self._reused: list[str] = []
         self._is_over = threading.Event()
+        self._watcher = threading.Thread(target=self._look_after, daemon=True)
         self._is_stopping = False
         self._pool = WorkerPool(resources.workers, self._on_report, self._on_silence)
 
@@ -100,8 +101,8 @@ class TrialScheduler:
         elif not self._begin(running):
             self._echo(waiting_line(trial.name))
             self._waiting.append(running)
-            if len(self._waiting) == 1:
-                threading.Thread(target=self._look_after, daemon=True).start()
+            if not self._watcher.is_alive():
+                self._watcher.start()
         return running.score
 
     @property
@@ -153,10 +154,14 @@ class TrialScheduler:
 
     def _look_after(self) -> None:
         """Begin the trials that wait as soon as the search that is at them lets go of them."""
-        while self._waiting and not self._is_over.wait(LOOK_SECONDS):
+        while not self._is_over.wait(LOOK_SECONDS):
             for running in list(self._waiting):
-                if self._begin(running):
+                try:
+                    if self._begin(running):
+                        self._waiting.remove(running)
+                except BaseException as error:  # else the search would wait for ever
                     self._waiting.remove(running)
+                    running.score.set_exception(error)
 
     def _reuse(self, running: "_RunningTrial", trial: TrialResult) -> None:
         score = TrialScore(
@@ -277,7 +282,7 @@ class TrialScheduler:
             _log.debug("Progress cannot be shown", exc_info=True)
 
 
-@dataclass
+@dataclass(eq=False)
 class _RunningTrial:
     """A trial that was submitted and has not ended."""
 
