@@ -7,6 +7,7 @@ is in one place: `searches.assert_as_undisturbed`.
 import contextlib
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -311,3 +312,16 @@ def test_two_searches_share_an_experiment(tmp_path: Path, cache: Path) -> None:
                 assert logged_steps(store, run.info.run_id) == set(range(1, EPOCHS + 1))
     for place in places:
         assert "MLflow failed" not in place.said()
+
+
+def test_files_that_are_removed_meanwhile_are_told_at_the_end(tmp_path: Path, cache: Path) -> None:
+    place = Place(tmp_path, cache)
+    running = place.start()
+    place.wait_until_said("ended: validation accuracy", 1, running)
+    wait_for(lambda: any((tmp_path / "mlruns").rglob("history.json")), seconds=60)
+    shutil.rmtree(tmp_path / "mlruns", ignore_errors=True)
+    result = finish(running, place)
+    assert result["finished"] == POINTS
+    (line,) = (line for line in place.said().splitlines() if " are gone" in line)
+    assert "finished trials are gone, among them their models: " in line
+    assert "delete those runs, and give the same command" in line

@@ -48,6 +48,9 @@ Found = TypeVar("Found", Search, Trial)
 # TensorFlow, KerasTuner and matplotlib, which a search with nothing left to train does without, are
 # imported inside the functions, once the process that workers are forked from has been started.
 
+# Of trials whose files are gone, so many are named.
+_NAMED = 5
+
 
 def search(
     grid: Grid | None = None,
@@ -168,6 +171,7 @@ def search(
                 )
                 # The store is asked what it has: nobody's memory of it counts.
                 result = recording.do_last(lambda: _read_complete(recording))
+                _tell_missing_files(resources.store, result, progress.echo)
                 found = Search(result, resources.store.address)
                 picture = found.grid_png()
                 recording.do_last(lambda: tracking.finish_search(recording.store, result, picture))
@@ -358,6 +362,19 @@ def _read_complete(recording: Recording) -> SearchResult:
             f"{len(result.trials)} of them. Run the same search again."
         )
     return result
+
+
+def _tell_missing_files(store: Store, result: SearchResult, echo: Echo) -> None:
+    """Say whose files somebody has removed meanwhile."""
+    names = {trial.run_id: trial.name for trial in result.finished}
+    gone = tracking.without_files(store, names)
+    if gone:
+        shown = ", ".join(names[run_id] for run_id in gone[:_NAMED])
+        echo(
+            f"The files of {len(gone)} finished trials are gone, among them their models: {shown}"
+            f"{', …' if len(gone) > _NAMED else ''}. Their figures are in the store. To have the "
+            "files again, delete those runs, and give the same command."
+        )
 
 
 def _judged(found: Found, on_failure: OnFailure) -> Found:

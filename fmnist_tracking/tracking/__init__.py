@@ -1,6 +1,7 @@
 """MLflow: the only package that opens stores, writes runs and reads them."""
 
 from fmnist_tracking.tracking.artifact_location import relocate, try_artifacts
+from fmnist_tracking.tracking.artifacts import without_files
 from fmnist_tracking.tracking.background_writer import BackgroundWriter
 from fmnist_tracking.tracking.experiments import (
     adoptable_run,
@@ -130,4 +131,5 @@ __all__ = [
     "tracking_uri",
     "try_artifacts",
     "unless_read_only",
+    "without_files",
 ]

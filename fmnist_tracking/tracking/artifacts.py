@@ -7,7 +7,7 @@ could name any folder of this machine, or another server, which would be given t
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -41,6 +41,14 @@ def files_of_run(store: Store, run_id: str) -> ArtifactRepository:
     if run_id not in store.artifact_uris:
         store.artifact_uris[run_id] = str(store.client.get_run(run_id).info.artifact_uri)
     return files_at(store, store.artifact_uris[run_id])
+
+
+def without_files(store: Store, run_ids: Iterable[str]) -> list[str]:
+    """Return those of the runs, written by this process, whose files on this machine are gone."""
+    folders = {
+        run_id: locations.local_path(store.artifact_uris.get(run_id, "")) for run_id in run_ids
+    }
+    return [run_id for run_id, folder in folders.items() if folder and not folder.exists()]
 
 
 def log_files(store: Store, run_id: str, files: Mapping[str, bytes | str]) -> None:

@@ -27,7 +27,6 @@ Access = Literal["read", "write", "create"]
 _LOCKED_SECONDS = 20
 # Bytes: SQLite's 512, less 8 for what it appends to the names of its own files.
 _LONGEST_PATH = 504
-_MAGIC = b"SQLite format 3\0"
 # SQLite's message for a file, opened read-only, whose writer was killed halfway.
 _HALF_WRITTEN = "readonly database"
 
@@ -104,18 +103,12 @@ def look(path: Path) -> tuple[set[str], str | None]:
             "permissions of the file and its folder."
         ) from None
     except sqlite3.DatabaseError as error:
-        if _is_sqlite(path):
+        if "malformed" in str(error):
             raise damaged(str(path), str(error)) from None
         raise TrackingError(
             f"{path} cannot be read as a SQLite database ({error}). Name another file with "
             f"{setting('tracking_uri')}."
         ) from None
-
-
-def _is_sqlite(path: Path) -> bool:
-    """Return whether a file begins as SQLite's do, https://www.sqlite.org/fileformat.html."""
-    with path.open("rb") as file:
-        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def _read(path: Path, mode: str) -> tuple[set[str], str | None]:
