@@ -325,3 +325,20 @@ def test_files_that_are_removed_meanwhile_are_told_at_the_end(tmp_path: Path, ca
     (line,) = (line for line in place.said().splitlines() if " are gone" in line)
     assert "finished trials are gone, among them their models: " in line
     assert "delete those runs, and give the same command" in line
+
+
+def test_a_store_whose_file_is_taken_away_and_put_back(
+    tmp_path: Path, cache: Path, undisturbed: Outcome
+) -> None:
+    place = Place(tmp_path, cache)
+    running = place.start()
+    place.wait_until_said("epoch 2/", 1, running)
+    (tmp_path / "mlflow.db").rename(tmp_path / "taken away")
+    assert running.wait(timeout=120) == 1
+    said = place.said()
+    (line,) = (line for line in said.splitlines() if line.startswith("Error: "))
+    assert f"The MLflow store {tmp_path}/mlflow.db is not there any more" in line
+    assert "Traceback" not in said
+    (tmp_path / "taken away").replace(tmp_path / "mlflow.db")
+    finish(place.start(), place)
+    assert_as_undisturbed(place, undisturbed)

@@ -51,6 +51,8 @@ class PointClaims:
                 if os.fstat(file.fileno()).st_nlink:
                     return True
                 self._held.pop(fingerprint).close()
+            except FileNotFoundError:  # another process has just removed the folder
+                pass
             except OSError:
                 return True
         return self.claim(fingerprint)
@@ -63,7 +65,10 @@ class PointClaims:
                 time.sleep(LOOK_SECONDS)
 
     def others_have_released(self) -> bool:
-        """Return whether another process has ended the training of a point since this was made."""
+        """Return whether another process has ended the training of a point since this was made.
+
+        It may have been none, if another process has removed the folder.
+        """
         return self._all_released() != self._released
 
     def _all_released(self) -> int:
@@ -85,9 +90,13 @@ class PointClaims:
                 file.close()
 
     def close(self) -> None:
-        """Let others have every point."""
+        """Let others have every point; remove the folder if nobody else has one."""
         for fingerprint in list(self._held):
             self.release(fingerprint)
+        with contextlib.suppress(OSError):
+            if [entry.name for entry in self._folder.iterdir()] == [_RELEASED]:
+                (self._folder / _RELEASED).unlink()
+                self._folder.rmdir()
 
 
 def waiting_line(name: str) -> str:

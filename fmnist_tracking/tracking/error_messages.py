@@ -17,6 +17,7 @@ from sqlalchemy.exc import TimeoutError as TimeoutError_
 
 from fmnist_tracking.errors import FmnistTrackingError, TrackingError, first_line, setting
 from fmnist_tracking.redact import without_user
+from fmnist_tracking.tracking import locations
 
 _TRY_AGAIN = {408, 409, 429}
 _LASTING = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
@@ -110,6 +111,13 @@ def tracking_error(uri: str, error: BaseException) -> TrackingError:
         )
     if "is malformed" in text:
         return damaged(without_user(uri), "database disk image is malformed")
+    file = locations.sqlite_file(uri) if uri.startswith("sqlite") else None
+    if file is not None and ("no such table" in text or _is_moved(file, text)):
+        return TrackingError(
+            f"The MLflow store {file} is not there any more: its file was moved, removed or "
+            "replaced while it was in use. Put it back, and give the same command: it goes on "
+            "where this one stopped, and writes what was kept."
+        )
     if is_locked(error):
         return TrackingError(
             f"The MLflow store {without_user(uri)} is locked by another process "
@@ -123,6 +131,11 @@ def tracking_error(uri: str, error: BaseException) -> TrackingError:
             "goes on where this one stopped."
         )
     return TrackingError(f"MLflow failed at {without_user(uri)}: {_first_line(error)}")
+
+
+def _is_moved(file: Path, text: str) -> bool:
+    """Return whether SQLite's message is about a file that it has open and that has no name."""
+    return "readonly database" in text and not file.exists()
 
 
 def damaged(store: str, said: str) -> TrackingError:
