@@ -1,6 +1,7 @@
 """Whatever stands in names, tags and files' names, none of it steers a terminal."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pty
@@ -9,7 +10,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from conftest import SMALL, TINY
-from fmnist_tracking.tracking import open_store
+from fmnist_tracking.tracking import Lease, open_store
 from runs import finish_quickly, start_trial
 
 LONG = "x" * 5000
@@ -78,10 +78,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as rows, rows:
         _rename(rows, single)
         found = rows.execute("SELECT run_uuid FROM tags WHERE value = 'search'").fetchone()[0]
-    for store_file, last in (("held.db", time.time() + 9e8), ("silent.db", 1.0)):
+    for store_file, alive in (("held.db", True), ("silent.db", False)):
         shutil.copyfile(folder / "mlflow.db", folder / store_file)
         with contextlib.closing(sqlite3.connect(folder / store_file)) as rows, rows:
-            _hold(rows, last)
+            _hold(rows, alive)
     (folder / "pictures").mkdir()
     for name in PICTURES:
         picture = Image.new("L", (40, 40), 255)
@@ -105,11 +105,12 @@ def _rename(rows: sqlite3.Connection, single: list[str]) -> None:
     rows.execute("UPDATE experiments SET name = ? WHERE name = 'fashion-mnist'", (ALL,))
 
 
-def _hold(rows: sqlite3.Connection, last: float) -> None:
-    """Have a machine of such a name hold all runs, whose last sign of life was then."""
-    lease = {"host": ALL, "machine": "another", "pid": 1, "started": 1.0, "beat": last}
+def _hold(rows: sqlite3.Connection, alive: bool) -> None:
+    """Have a process hold all runs, which is there or not, and whose machine has such a name."""
+    lease = dataclasses.replace(Lease.of_this_process(), host=ALL)
+    lease = lease if alive else dataclasses.replace(lease, ticks=0)
     rows.execute("UPDATE runs SET status = 'RUNNING'")
-    rows.execute("UPDATE tags SET value = ? WHERE key = 'fmnist.lease'", (json.dumps(lease),))
+    rows.execute("UPDATE tags SET value = ? WHERE key = 'fmnist.lease'", (lease.text(),))
 
 
 def _environment(cache: Path, **variables: str) -> dict[str, str]:
