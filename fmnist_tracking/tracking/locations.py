@@ -197,7 +197,7 @@ def artifact_root(uri: str) -> Path | None:
         return path.parent / _FILES
     if uri.startswith(("http://", "https://")):
         return None
-    return local_path(uri) or working_folder() / _FILES
+    return local_path(uri) or working_folder() / (_FILES if "://" in uri else uri)
 
 
 def local_path(address: str) -> Path | None:
