@@ -104,10 +104,12 @@ def private_folder(folder: Path, named_by: str | None = None) -> None:
 
 
 def is_own_folder(folder: Path) -> bool:
-    """Return whether it is a folder of this user, not a link to one.
+    """Return whether it is a folder of this user, or this user's link to one.
 
     Raises:
         OSError: there is none, or it cannot be looked at.
     """
     status = folder.lstat()
+    if stat.S_ISLNK(status.st_mode) and status.st_uid == os.geteuid():
+        status = folder.stat()
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()

@@ -57,7 +57,11 @@ def spare_threads() -> int:
 
 def _threads_of(user: int) -> int:
     processes = psutil.process_iter(["uids", "num_threads"])
-    return sum(p.info["num_threads"] or 1 for p in processes if p.info["uids"].real == user)
+    return sum(
+        p.info["num_threads"] or 1
+        for p in processes
+        if p.info["uids"] and p.info["uids"].real == user
+    )
 
 
 def oom_kills() -> int:

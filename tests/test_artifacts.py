@@ -1,6 +1,7 @@
 """The files of runs are read and written where the opened store may have them, nowhere else."""
 
 import contextlib
+import dataclasses
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,9 @@ OUTSIDE: dict[str, Place] = {
     "relative": lambda folder: "elsewhere",
     "nothing": lambda folder: "",
     "no URL": lambda folder: "file://[",
+    "a plain path, encoded": lambda folder: f"{folder}/mlruns/%2e%2e/elsewhere",
+    "another run": lambda folder: "runs:/0123456789abcdef0123456789abcdef/x",
+    "a registered model": lambda folder: "models:/fashion-mnist/1",
 }
 
 
@@ -41,9 +45,15 @@ def test_a_place_outside_the_root_is_refused(store: Store, tmp_path: Path, what:
 
 
 @pytest.mark.parametrize(
-    "place", ["http://example.org/x", "https://127.0.0.1:1/x", "mlflow-artifacts://example.org/x"]
-)
-def test_another_server_is_not_given_the_password(store: Store, place: str) -> None:
+    "place",
+    ["http://example.org/x", "https://127.0.0.1:1/x", "mlflow-artifacts://example.org/x",
+     "http://mine.org/x", "https://mine.org:444/x", "https://mine.org@example.org/x"],
+)  # fmt: skip
+@pytest.mark.parametrize("uri", [None, "https://mine.org"])
+def test_another_server_is_not_given_the_password(
+    store: Store, place: str, uri: str | None
+) -> None:
+    store = dataclasses.replace(store, uri=uri or store.uri)
     with pytest.raises(TrackingError, match="which would be given your password"):
         files_at(store, place)
 

@@ -50,8 +50,8 @@ def test_a_point_is_claimed_by_one_process_until_it_lets_go_or_dies(
         done.set()
     other.join(60)
     assert claims.claim(POINT)
-    # One that died has ended nothing.
-    assert claims.others_have_released() is not killed
+    # Of one that died, nobody knows: it may have ended the training before.
+    assert claims.others_have_released()
     claims.close()
     assert not folder.exists()
     again = PointClaims(folder)

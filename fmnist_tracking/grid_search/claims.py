@@ -31,6 +31,7 @@ class PointClaims:
         self._held: dict[str, TextIO] = {}
         self._lock = threading.Lock()
         self._released = self._all_released()
+        self._is_closed = self._others = False
 
     def claim(self, fingerprint: str) -> bool:
         """Claim a point; return whether this process has it, now or since before.
@@ -38,24 +39,28 @@ class PointClaims:
         Where files cannot be locked it has, as there is nobody to be told of.
         """
         with self._lock:
-            if fingerprint in self._held:
-                return True
+            if self._is_closed or fingerprint in self._held:
+                return not self._is_closed
+            path = self._folder / fingerprint
+            # Whoever left it, or has it still, may have ended the training.
+            self._others |= path.exists()
             try:
                 private_folder(self._folder)
-                file = open_lock(self._folder / fingerprint)
-                if not lock_file(file):
-                    file.close()
-                    return False
-                self._held[fingerprint] = file
-                # Its holder may have removed the file before it let go of it.
-                if os.fstat(file.fileno()).st_nlink:
-                    return True
-                self._held.pop(fingerprint).close()
+                file = open_lock(path)
             except FileNotFoundError:  # another process has just removed the folder
-                pass
+                return False
             except OSError:
                 return True
-        return self.claim(fingerprint)
+            try:
+                if lock_file(file) and os.fstat(file.fileno()).st_nlink:
+                    self._held[fingerprint] = file
+                    return True
+            except OSError:
+                file.close()
+                return True
+            # Another process has it, or has removed the file before it let go of it.
+            file.close()
+            return False
 
     def wait(self, fingerprint: str, name: str, echo: Echo) -> None:
         """Claim a point, as soon as no other process has it."""
@@ -65,11 +70,8 @@ class PointClaims:
                 time.sleep(LOOK_SECONDS)
 
     def others_have_released(self) -> bool:
-        """Return whether another process has ended the training of a point since this was made.
-
-        It may have been none, if another process has removed the folder.
-        """
-        return self._all_released() != self._released
+        """Return whether others may have ended the training of a point since this was made."""
+        return self._others or self._all_released() != self._released
 
     def _all_released(self) -> int:
         try:
@@ -91,6 +93,7 @@ class PointClaims:
 
     def close(self) -> None:
         """Let others have every point; remove the folder if nobody else has one."""
+        self._is_closed = True
         for fingerprint in list(self._held):
             self.release(fingerprint)
         with contextlib.suppress(OSError):

@@ -52,8 +52,8 @@ class Recording:
         if not self.writer.close(_CLOSING_SECONDS):
             self._echo(
                 "The store did not answer in time, so that runs stay RUNNING there; the same "
-                "command, or `fmnist-track runs --repair`, puts that right. What it does not "
-                f"have yet is kept in {self._folder}."
+                "command, or `fmnist-track runs --repair` in that experiment, puts that right. "
+                f"What it does not have yet is kept in {self._folder}."
             )
 
     def do_last(self, operation: Callable[[], T]) -> T:

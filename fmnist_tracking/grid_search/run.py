@@ -158,6 +158,7 @@ def search(
                     parent=recording.run_id,
                     timeout=trial_timeout,
                     is_shared=not fresh,
+                    reused=_reused(plan),
                 ) as scheduler,
                 progress,
             ):
@@ -311,12 +312,15 @@ def _start_search(
     for other in state.searches:
         if other != run_id:
             tracking.move_trials(store, own, other, run_id)
-    reused = [trial.run_id for trial in state.finished.values() if trial.reused]
-    tracking.log_reused(store, run_id, reused)
+    tracking.log_reused(store, run_id, _reused(plan))
     for trial in plan.trials:
         if trial.finished is not None:  # cut off between its last step and this
             checkpoints.remove(trial.checkpoint_dir)
     return run_id
+
+
+def _reused(plan: SearchPlan) -> list[str]:
+    return [trial.run_id for trial in plan.state.finished.values() if trial.reused]
 
 
 def _explore(

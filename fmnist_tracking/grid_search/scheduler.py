@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,6 +38,7 @@ from fmnist_tracking.workers import NoWorker, Silence, TimedOut, WorkerDied, Wor
 RUN_TRIAL = "fmnist_tracking.grid_search.worker:run_trial"
 # Images kept with each logged model as its input example.
 _EXAMPLES = 2
+_JOIN_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class TrialScheduler:
 
     Each event is shown, with the number of the worker that it comes from. The parent is the
     search's run, None for a training of its own. Points are shared with other searches unless all
-    are to be trained anew.
+    are to be trained anew; `reused` are the runs of others that are recorded as reused already.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class TrialScheduler:
         parent: str | None,
         timeout: int | None = None,
         is_shared: bool = True,
+        reused: Sequence[str] = (),
     ) -> None:
         self._resources = resources
         self._recording = recording
@@ -75,7 +77,7 @@ class TrialScheduler:
         self._claims = resources.claims if is_shared else None
         self._running: dict[int, _RunningTrial] = {}
         self._waiting: list[_RunningTrial] = []
-        self._reused: list[str] = []
+        self._reused = list(reused)
         self._is_over = threading.Event()
         self._watcher = threading.Thread(target=self._look_after, daemon=True)
         self._is_stopping = False
@@ -88,6 +90,8 @@ class TrialScheduler:
     def __exit__(self, kind: type[BaseException] | None, *others: object) -> None:
         self._is_stopping = kind is not None
         self._is_over.set()
+        if self._watcher.is_alive():
+            self._watcher.join(_JOIN_SECONDS)
         self._pool.__exit__(kind, *others)
 
     def submit(self, trial: PlannedTrial) -> "Future[TrialScore]":
@@ -114,18 +118,18 @@ class TrialScheduler:
         """Begin a trial, or reuse what another search has made of it; False if one is at it."""
         trial = running.trial
         if self._claims is not None:
-            if not self._claims.claim(trial.fingerprint):
+            if self._is_over.is_set() or not self._claims.claim(trial.fingerprint):
                 return False
-            found = self._found(trial) if self._claims.others_have_released() else None
+            try:
+                found = self._found(trial) if self._claims.others_have_released() else None
+            except Exception as error:
+                if not tracking.is_passing(error):
+                    raise
+                self._claims.release(trial.fingerprint)
+                return False  # asked again, when the store answers
             if found is not None:
                 self._claims.release(trial.fingerprint)
-                self._reuse(running, dataclasses.replace(found, reused=True))
-                reused = list(self._reused)
-                self._recording.writer.submit(
-                    lambda _: tracking.log_reused(
-                        self._recording.store, self._recording.run_id, reused
-                    )
-                )
+                self._take_over(running, found)
                 return True
         running.logger = self._logger(trial)
         self._running[trial.number] = running
@@ -139,18 +143,21 @@ class TrialScheduler:
         self._attempt(running)
         return True
 
+    def _take_over(self, running: "_RunningTrial", found: TrialResult) -> None:
+        """Reuse what another search has made of a point since this one was planned."""
+        recording = self._recording
+        checkpoints.remove(running.trial.checkpoint_dir)
+        self._reused.append(found.run_id)
+        recording.writer.submit(
+            lambda _: tracking.log_reused(recording.store, recording.run_id, list(self._reused))
+        )
+        self._reuse(running, dataclasses.replace(found, reused=True))
+
     def _found(self, trial: PlannedTrial) -> TrialResult | None:
         """Return the trial that has finished since this search was planned, if there is one."""
-        try:
-            return tracking.find_finished(
-                self._recording.store,
-                self._recording.experiment_id,
-                trial.fingerprint,
-                trial.config,
-            )
-        except Exception:  # the store does not answer: training does not wait for it
-            _log.debug("The store cannot be asked for a point", exc_info=True)
-            return None
+        return tracking.find_finished(
+            self._recording.store, self._recording.experiment_id, trial.fingerprint, trial.config
+        )
 
     def _look_after(self) -> None:
         """Begin the trials that wait as soon as the search that is at them lets go of them."""
@@ -167,8 +174,6 @@ class TrialScheduler:
         score = TrialScore(
             val_accuracy=trial.val_accuracy, best_epoch=trial.best_epoch, diverged=trial.diverged
         )
-        if trial.reused:
-            self._reused.append(trial.run_id)
         self._tell(TrialReused(number=running.trial.number, run_id=trial.run_id, score=score))
         running.score.set_result(score)
 
@@ -190,7 +195,7 @@ class TrialScheduler:
 
     def _attempt(self, running: "_RunningTrial") -> None:
         task = TrialTask(trial=running.trial, images=self._resources.images)
-        running.heard = clock.now()
+        running.heard = None
         future = self._pool.submit(RUN_TRIAL, task)
         future.add_done_callback(partial(self._on_end, running))
 
@@ -207,6 +212,8 @@ class TrialScheduler:
 
     def _on_silence(self, args: tuple[Any, ...], silence: Silence) -> TimedOut | None:
         running = self._running[args[0].trial.number]
+        if running.heard is None:  # its worker has taken it from the queue a second ago
+            running.heard = clock.now() - 1.0
         seconds = clock.now() - running.heard
         if self._timeout is not None and seconds >= self._timeout:
             return TimedOut(f"it had ended no epoch for {self._timeout} seconds")
@@ -290,7 +297,7 @@ class _RunningTrial:
     logger: TrialLogger = field(init=False)  # once it has begun
     score: "Future[TrialScore]" = field(default_factory=Future)
     reached: int = 0  # the last epoch that its worker reported
-    heard: float = 0.0  # when its worker was given it, or last reported
+    heard: float | None = None  # when its worker took it, or last reported
     died_after: int = -1  # the epoch after which its worker died
 
 

@@ -3,6 +3,7 @@
 from fmnist_tracking.tracking.artifact_location import relocate, try_artifacts
 from fmnist_tracking.tracking.artifacts import without_files
 from fmnist_tracking.tracking.background_writer import BackgroundWriter
+from fmnist_tracking.tracking.error_messages import is_passing
 from fmnist_tracking.tracking.experiments import (
     adoptable_run,
     choose_experiment,
@@ -100,6 +101,7 @@ __all__ = [
     "find_trial",
     "finish_search",
     "finish_trial",
+    "is_passing",
     "is_yet_to_be_made",
     "latest_search",
     "leaderboard_csv",

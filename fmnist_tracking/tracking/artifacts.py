@@ -9,18 +9,21 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from fmnist_tracking.config import TRUST_ARTIFACT_LOCATION
 from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.files import open_untrusted
 from fmnist_tracking.redact import printable
 from fmnist_tracking.tracking import locations
 from fmnist_tracking.tracking.store import Store
 
 _SERVED = ("http", "https", "mlflow-artifacts")
+# The last two lead to where another run, or a version of a model, has its files.
+_NOWHERE = ("", "file", "runs", "models")
 
 
 def files_at(store: Store, location: str) -> ArtifactRepository:
@@ -28,12 +31,10 @@ def files_at(store: Store, location: str) -> ArtifactRepository:
 
     Raises:
         TrackingError: the location is on this machine, but outside the artifact root of the store,
-            or on another server.
+            or on another web server, or leads to another run.
     """
-    if location not in store.repositories:
-        require_trusted(store, location)
-        store.repositories[location] = get_artifact_repository(location, tracking_uri=store.uri)
-    return store.repositories[location]
+    require_trusted(store, location)
+    return get_artifact_repository(location, tracking_uri=store.uri)
 
 
 def files_of_run(store: Store, run_id: str) -> ArtifactRepository:
@@ -74,7 +75,10 @@ def fetch_file(store: Store, location: str, name: str, folder: Path) -> Path:
     if source is None:
         return Path(files_at(store, location).download_artifacts(name, str(folder)))  # type: ignore[no-untyped-call]
     # MLflow would start threads for each run whose files are read.
-    return Path(shutil.copyfile(source / name, folder / Path(name).name))
+    copy = folder / Path(name).name
+    with open_untrusted(source / name) as file, copy.open("wb") as written:
+        shutil.copyfileobj(file, written)
+    return copy
 
 
 def require_trusted(store: Store, location: str) -> None:
@@ -83,21 +87,30 @@ def require_trusted(store: Store, location: str) -> None:
         return
     folder = locations.local_path(location)
     try:
-        scheme = urlsplit(location).scheme
+        parts = urlsplit(location)
     except ValueError:
-        scheme = ""
-    if folder is None and scheme in ("", "file"):
+        parts = urlsplit("")
+    if folder is None and parts.scheme in _NOWHERE:
         raise _refused(store, location, "no place that this program can use")
-    root = locations.artifact_root(store.uri)
     if folder is not None:
-        # A link inside the root was put there by whoever owns it.
-        if root is not None and root in Path(os.path.normpath(folder)).parents:
-            return
+        _require_inside(store, location, folder)
+    own = urlsplit(store.uri)
+    # Without a host, it is the store's server.
+    is_own = parts.netloc.lower() in ("", own.netloc.lower()) and (
+        parts.scheme in ("mlflow-artifacts", own.scheme)
+    )
+    if parts.scheme in _SERVED and not is_own:
+        raise _refused(store, location, "on another server, which would be given your password")
+
+
+def _require_inside(store: Store, location: str, folder: Path) -> None:
+    root = locations.artifact_root(store.uri)
+    # A link inside the root was put there by whoever owns it. MLflow decodes plain paths, too.
+    spelled = {folder, Path(unquote(location))} if location.startswith("/") else {folder}
+    places = [Path(os.path.normpath(one)) for one in spelled]
+    if root is None or not all(root in place.parents for place in places):
         inside = "a store on a server has none here" if root is None else f"it is {root}"
         raise _refused(store, location, f"outside the artifact root of that store ({inside})")
-    host = urlsplit(location).netloc
-    if scheme in _SERVED and host and host != urlsplit(store.uri).netloc:
-        raise _refused(store, location, "on another server, which would be given your password")
 
 
 def _refused(store: Store, location: str, why: str) -> TrackingError:

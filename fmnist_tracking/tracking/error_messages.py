@@ -274,11 +274,6 @@ def is_locked(error: BaseException) -> bool:
     return bool(_LOCKED.search(str(error)))
 
 
-def is_unauthorized(error: BaseException) -> bool:
-    """Return whether an error says that a server does not take the user's password."""
-    return _status(error) == 401
-
-
 def is_refused(error: BaseException) -> bool:
     """Return whether an error says that this user may read a store, but not write to it."""
     if isinstance(error, OSError):

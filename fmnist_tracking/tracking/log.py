@@ -16,7 +16,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from numpy.typing import NDArray
 
 from fmnist_tracking.config import FASHION_MNIST, FIELDS
-from fmnist_tracking.errors import shortened
+from fmnist_tracking.errors import TrackingError, shortened
 from fmnist_tracking.leaderboard import best, effects, leaderboard
 from fmnist_tracking.redact import printable, to_be_kept
 from fmnist_tracking.results import (
@@ -167,7 +167,7 @@ def fail_trial(
     store.client.log_batch(run_id, tags=tags)
     store.client.set_terminated(run_id, "FAILED")
     # Last, and allowed to fail: the error may come from the artifact storage itself.
-    with contextlib.suppress(OSError, MlflowException):
+    with contextlib.suppress(OSError, MlflowException, TrackingError):
         log_files(store, run_id, {schema.TRACEBACK_FILE: to_be_kept(trace)})
 
 

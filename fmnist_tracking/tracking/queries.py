@@ -21,7 +21,7 @@ from sqlalchemy.pool import NullPool
 from fmnist_tracking.errors import first_line
 from fmnist_tracking.results import FINISHED, RUNNING
 from fmnist_tracking.tracking import schema
-from fmnist_tracking.tracking.error_messages import is_passing, is_unauthorized
+from fmnist_tracking.tracking.error_messages import is_refused
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.store import Store
 
@@ -176,11 +176,10 @@ def find_any(store: Store, run_id: str) -> Run | None:
     try:
         return store.client.get_run(run_id)
     except MlflowException as error:
-        if is_absent(error):
-            return None
-        if is_passing(error) or is_unauthorized(error):
+        if _UNREADABLE in str(error):
+            store.left_out[run_id] = f"MLflow cannot read it: {first_line(error)}"
+        elif not is_absent(error):
             raise
-        store.left_out[run_id] = f"MLflow cannot read it: {first_line(error)}"
         return None
 
 
@@ -206,7 +205,12 @@ def liveness(store: Store) -> Callable[[Run], bool]:
             return lease.is_live()
         key = (parent, lease.holder)
         if key not in live:
-            holder = find_active(store, parent)
+            try:
+                holder = find_active(store, parent)
+            except MlflowException as error:  # it may be in an experiment that others keep closed
+                if not is_refused(error):
+                    raise
+                holder = None
             is_open = holder is not None and holder.info.status == RUNNING
             held = Lease.read(holder.data.tags) if holder is not None and is_open else None
             live[key] = held is not None and held.holder == lease.holder and held.is_live()

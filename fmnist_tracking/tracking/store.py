@@ -16,7 +16,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
-from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
@@ -93,7 +92,6 @@ class Store:
         away: folders that it names for the files of its runs, and that are missing.
         left_out: runs that could not be read: the reason by run id.
         artifact_uris: where the files of runs are, by run id, as `artifacts` has asked for them.
-        repositories: access to the places that `artifacts` has found right.
     """
 
     uri: str
@@ -103,7 +101,6 @@ class Store:
     away: frozenset[Path] = frozenset()
     left_out: dict[str, str] = field(default_factory=dict)
     artifact_uris: dict[str, str] = field(default_factory=dict, repr=False)
-    repositories: dict[str, ArtifactRepository] = field(default_factory=dict, repr=False)
 
     @property
     def public_uri(self) -> str:

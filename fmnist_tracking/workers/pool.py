@@ -198,8 +198,15 @@ class WorkerPool:
                 return end.value
             if not isinstance(report, Silence):
                 self._pass_on(number, report)
-            elif (ended := self._on_silence(args, report)) is not None:
+            elif (ended := self._ending(worker, args, report)) is not None:
                 running.throw(ended)
+
+    def _ending(self, worker: Worker, args: tuple[Any, ...], silence: Silence) -> TimedOut | None:
+        try:
+            return self._on_silence(args, silence)
+        except BaseException:
+            worker.kill()  # else what it sends would be taken for the next task's
+            raise
 
     def _pass_on(self, number: int, report: Any) -> None:
         on_report = self._on_report
