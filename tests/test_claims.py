@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fmnist_tracking.grid_search.claims import PointClaims
@@ -116,7 +117,10 @@ def test_a_point_of_two_searches_is_trained_once(tmp_path: Path, cache: Path) ->
 def test_a_point_whose_search_dies_is_trained_by_the_other(tmp_path: Path, cache: Path) -> None:
     first = start(tmp_path, cache, "first", "8,12")
     wait_for(lambda: "epoch 1/" in (tmp_path / "first.log").read_text(), seconds=120)
-    os.killpg(first.pid, signal.SIGSTOP)  # on a fast machine it had ended before the other began
+    # On a fast machine it would end before the other begins. (Its driver may be writing to the
+    # store, which would be locked.)
+    for process in psutil.Process(first.pid).children(recursive=True):
+        process.suspend()
     other = start(tmp_path, cache, "other", "8,16")
     log = tmp_path / "other.log"
     wait_for(lambda: "is being trained by another search" in log.read_text(), seconds=120)

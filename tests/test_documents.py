@@ -15,6 +15,7 @@ from typer.models import OptionInfo
 
 from fmnist_tracking.cli.commands import app
 from fmnist_tracking.config import FIELDS
+from fmnist_tracking.tracking.experiments import PROJECT_PARAMETERS
 
 ROOT = Path(__file__).parent.parent
 PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
@@ -213,3 +214,9 @@ def test_what_continuous_integration_runs_is_pinned_by_commit() -> None:
     for workflow in (ROOT / ".github" / "workflows").iterdir():
         for used in re.findall(r"uses: (\S+)", workflow.read_text()):
             assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", used), used
+
+
+def test_a_run_that_mlflow_run_made_has_parameters_of_the_project_alone() -> None:
+    assert {
+        name for entry in ENTRIES.values() for name in entry["parameters"]
+    } <= PROJECT_PARAMETERS
