@@ -71,11 +71,13 @@ def read_file(store: Store, location: str, name: str) -> bytes:
 def fetch_file(store: Store, location: str, name: str, folder: Path) -> Path:
     """Copy a file at a location into a folder, and return its path; raise what `files_at` does."""
     require_trusted(store, location)
+    folder.mkdir(parents=True, exist_ok=True)
     source = locations.local_path(location)
     if source is None:
         return Path(files_at(store, location).download_artifacts(name, str(folder)))  # type: ignore[no-untyped-call]
     # MLflow would start threads for each run whose files are read.
-    copy = folder / Path(name).name
+    copy = folder / name
+    copy.parent.mkdir(parents=True, exist_ok=True)
     with open_untrusted(source / name) as file, copy.open("wb") as written:
         shutil.copyfileobj(file, written)
     return copy
