@@ -140,8 +140,15 @@ def test_whatever_others_write_no_answer_about_our_search_changes(
     listed = called("runs", "--json")
     assert before <= {run["run_id"] for run in json.loads(listed.stdout)}
     assert "Left out, because this version cannot read" in caplog.text
-    for command in (("best",), ("predict", "boot.png", "--run-id", "best"), ("doctor",), (*SEARCH, "--dry-run"), SEARCH,
-                    ("runs", "--repair"), ("best", "--run-id", "best-of-all")):  # fmt: skip
+    for command in (
+        *(("best",), ("predict", "boot.png", "--run-id", "best"), ("doctor",)),
+        *(
+            (*SEARCH, "--dry-run"),
+            SEARCH,
+            ("runs", "--repair"),
+            ("best", "--run-id", "best-of-all"),
+        ),
+    ):
         done = called(*command)
         assert "Traceback" not in done.stderr, (command, done.stderr)
         assert done.returncode in (0, 1), (command, done.stderr)
