@@ -92,7 +92,7 @@ def recorded(home: Path) -> list[str]:
 def test_nothing_that_is_handed_on_names_the_home_folder(home: Path, cache: Path) -> None:
     program = ("-m", "fmnist_tracking")
     run(home, cache, *program, "search", *TINY, "--data-dir", str(home / "data"))
-    store = f"sqlite:///{home}/work/mlflow.db"
+    store = f"sqlite:///{home / 'work' / 'mlflow.db'}"
     words = ("--run-id", "latest", "--data-dir", str(home / "data"), "--tracking-uri", store)
     run(home, cache, *program, "report", *words)
     texts = recorded(home)

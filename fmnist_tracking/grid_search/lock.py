@@ -31,8 +31,7 @@ def checkpoint_folder(store: Store, experiment_id: str, fingerprint: str) -> Pat
 
 def points_folder(store: Store, experiment_id: str) -> Path:
     """Return the folder for the points of an experiment that are being trained."""
-    identity = "\n".join((store.identity(experiment_id), experiment_id, "points"))
-    return _own(state_dir() / hashlib.sha256(identity.encode()).hexdigest()[:16])
+    return checkpoint_folder(store, experiment_id, "points")
 
 
 def _own(folder: Path) -> Path:
