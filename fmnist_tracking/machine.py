@@ -38,6 +38,13 @@ def memory() -> int:
     return min([psutil.virtual_memory().total, *limits])
 
 
+def memory_left() -> int:
+    """Return how many bytes of memory are left to this machine, or its container."""
+    groups = zip(_limits("memory.max"), _limits("memory.current"), strict=False)
+    left = [int(most) - int(now) for most, now in groups if most.isdigit()]
+    return min([psutil.virtual_memory().available, *left])
+
+
 def spare_files() -> int:
     """Return how many more files this process may open."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -3,6 +3,7 @@ import fcntl
 import multiprocessing
 import os
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -78,30 +79,47 @@ def test_the_folder_and_its_lock_are_for_their_owner_alone(
     try:
         with locked_folder(state / "search") as held:
             folder = held.path
-            assert [rights(p) for p in (state, folder, folder / "held_by")] == [0o700, 0o700, 0o600]
+            assert [rights(p) for p in (state, folder, folder / "lock")] == [0o700, 0o700, 0o600]
         folder.mkdir()
-        (folder / "held_by").touch()  # as an earlier release left them
-        for path, mode in ((state, 0o1777), (folder, 0o777), (folder / "held_by", 0o666)):
+        for path, mode in ((state, 0o1777), (folder, 0o777)):  # as an earlier release left them
             path.chmod(mode)
         with locked_folder(folder):
             assert rights(state) == (0o1777 if named else 0o700)
-            assert [rights(p) for p in (folder, folder / "held_by")] == [0o700, 0o600]
+            assert [rights(path) for path in (folder, folder / "lock")] == [0o700, 0o600]
     finally:
         os.umask(mask)
 
 
-def test_a_lock_that_others_could_open_holds_up_nobody(tmp_path: Path) -> None:
+def test_the_lock_of_an_earlier_release_that_others_could_open_holds_up_nobody(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "search"
     folder.mkdir()
     (folder / "held_by").touch()
-    (folder / "held_by").chmod(0o644)
     with (folder / "held_by").open() as theirs:
         fcntl.flock(theirs, fcntl.LOCK_EX)
-        with (
-            locked_folder(folder),
-            pytest.raises(SearchError, match=f"running already: process {os.getpid()} on "),
-            locked_folder(folder),
-        ):
+        with locked_folder(folder):
+            pass
+    assert not folder.exists()
+
+
+def test_a_lock_that_its_holder_has_just_removed_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, opened = tmp_path / "search", []
+    lock_file = lock.lock_file
+
+    def removed_meanwhile(file: TextIO) -> bool:
+        opened.append(os.fstat(file.fileno()).st_ino)
+        if len(opened) == 1:  # as by a process that ends between the opening and the locking
+            (folder / "lock").unlink()
+            folder.rmdir()
+        return lock_file(file)
+
+    monkeypatch.setattr(lock, "lock_file", removed_meanwhile)
+    with locked_folder(folder):
+        assert (folder / "lock").stat().st_ino == opened[1]
+        with pytest.raises(SearchError, match="running already"), locked_folder(folder):
             pass
 
 
@@ -109,7 +127,7 @@ def test_a_lock_is_no_link(tmp_path: Path) -> None:
     folder = tmp_path / "search"
     folder.mkdir()
     (tmp_path / "precious").write_text("mine")
-    (folder / "held_by").symlink_to(tmp_path / "precious")
+    (folder / "lock").symlink_to(tmp_path / "precious")
     with pytest.raises(OutputError, match="cannot be written"), locked_folder(folder):
         pass
     assert (tmp_path / "precious").read_text() == "mine"

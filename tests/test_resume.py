@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import psutil
 import pytest
@@ -243,6 +244,32 @@ def test_a_search_that_went_on_in_another_run_is_left_behind(store: Store, exper
     assert found(what) == {0: (done, False)}
     assert what.open[PRINTS[1]].run_id == open_trial
     assert len(tracking.read_search(store, tracking.find_run(store, new)).trials) == 2
+
+
+def test_what_would_be_written_elsewhere_is_not_gone_on_with(
+    store: Store, experiment: str, tmp_path: Path
+) -> None:
+    def send_elsewhere(*run_ids: str) -> None:
+        with contextlib.closing(sqlite3.connect("mlflow.db")) as rows, rows:
+            for run_id in run_ids:
+                place = (str(tmp_path / "elsewhere"), run_id)
+                rows.execute("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", place)
+
+    search = start_search(store, experiment)
+    done = finished_trial(store, experiment, 0, search)
+    cut_off = cut_off_trial(store, experiment, 1, search)
+    cut_off_trial(store, experiment, 2, search)
+    alone = cut_off_trial(store, experiment, 3, None)
+    send_elsewhere(done, cut_off, alone)
+    what = standing(store, experiment)
+    assert found(what) == {0: (done, False)}
+    assert what.open.keys() == {PRINTS[2]}
+    wanted = keys({PRINTS[3]: POINTS[3]})
+    assert tracking.find_training(store, experiment, wanted) == ResumeState()
+    assert "outside the artifact root" in store.left_out[cut_off]
+    assert store.left_out.keys() == {cut_off, alone}
+    send_elsewhere(search)
+    assert standing(store, experiment).search is None
 
 
 def test_a_training_of_its_own_is_found(store: Store, experiment: str) -> None:

@@ -1,8 +1,10 @@
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, wait
@@ -14,13 +16,14 @@ import pytest
 
 from fmnist_tracking import machine
 from fmnist_tracking.workers import (
+    LocalWorker,
     NoWorker,
     Silence,
     TaskFailed,
     TimedOut,
     WorkerDied,
     WorkerPool,
-    process,
+    fork_server,
 )
 from processes import is_alive, wait_for
 from tasks import (
@@ -49,7 +52,7 @@ from tasks import (
 def test_results_and_reports_come_back_from_another_process(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "_start_method", lambda: method)
+    monkeypatch.setattr(fork_server, "_start_method", lambda: method)
     reports = Reports()
     with pool_of(1, reports) as pool:
         futures = [pool.submit(report_twice, number) for number in range(3)]
@@ -158,7 +161,7 @@ def test_a_silent_worker_is_told_of_and_can_be_ended() -> None:
         told.append((args, silence))
         return TimedOut("too long") if silence.is_stopped else None
 
-    workers = [process.LocalWorker(prepare_nothing)]
+    workers = [LocalWorker(prepare_nothing)]
     with WorkerPool(workers, reports, on_silence) as pool:
         task = pool.submit(sleep_long)
         worker = reports.first()
@@ -375,6 +378,31 @@ def test_want_of_memory_is_told_only_where_the_system_has_counted_it(
     assert str(caught.value).endswith(seen or "Killed")
 
 
+@pytest.mark.parametrize("left", [1e8, 1e10])
+def test_that_memory_was_short_is_told_as_it_was_seen(
+    monkeypatch: pytest.MonkeyPatch, left: float
+) -> None:
+    monkeypatch.setattr(machine, "memory_left", lambda: int(left))
+    monkeypatch.setattr(machine, "memory", lambda: int(2e10))
+    reports = Reports()
+    with pool_of(1, reports) as pool:
+        dying = pool.submit(sleep_long)
+        os.kill(reports.first(), signal.SIGKILL)
+        with pytest.raises(WorkerDied) as caught:
+            dying.result(timeout=60)
+    taken = r"; \d s before, it took \d\.\d GB of memory, and 0\.1 GB of 20\.0 GB were left"
+    expected = r"killed by SIGKILL, Killed" + (taken if left == 1e8 else "")
+    assert re.fullmatch(expected, str(caught.value))
+
+
+def test_a_task_that_cannot_be_sent_is_its_own_error_and_the_process_stays() -> None:
+    with pool_of(1, Reports()) as pool:
+        before = pool.submit(own_pid).result(timeout=60)
+        with pytest.raises(TypeError, match="pickle"):
+            pool.submit(own_pid, threading.Lock()).result(timeout=60)
+        assert pool.submit(own_pid).result(timeout=60) == before
+
+
 def test_why_no_process_can_be_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def start() -> None:
         os.open("/proc/self/no such file", os.O_RDONLY)
@@ -382,13 +410,13 @@ def test_why_no_process_can_be_started_is_told(monkeypatch: pytest.MonkeyPatch) 
     with pool_of(1, Reports()) as pool:
         with pytest.raises(WorkerDied, match="exit status 7"):
             pool.submit(exit_with_status, 7).result(timeout=60)
-        monkeypatch.setattr(process, "_ensure_fork_server", start)
+        monkeypatch.setattr(fork_server, "_ensure_fork_server", start)
         with pytest.raises(NoWorker, match=r"^FileNotFoundError: \[Errno 2\] No such file"):
             pool.submit(own_pid).result(timeout=60)
 
 
 def test_why_a_process_cannot_work_is_told(capfd: pytest.CaptureFixture[str]) -> None:
-    with WorkerPool([process.LocalWorker(cannot_be_prepared)], Reports()) as pool:
+    with WorkerPool([LocalWorker(cannot_be_prepared)], Reports()) as pool:
         for _ in range(2):
             with pytest.raises(NoWorker, match=r"^RuntimeError: can't start new thread$"):
                 pool.submit(own_pid).result(timeout=60)

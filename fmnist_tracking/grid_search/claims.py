@@ -93,7 +93,8 @@ class PointClaims:
 
     def close(self) -> None:
         """Let others have every point; remove the folder if nobody else has one."""
-        self._is_closed = True
+        with self._lock:
+            self._is_closed = True
         for fingerprint in list(self._held):
             self.release(fingerprint)
         with contextlib.suppress(OSError):

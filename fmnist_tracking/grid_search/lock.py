@@ -18,7 +18,9 @@ from fmnist_tracking.tracking import Lease, Store, schema
 from fmnist_tracking.training import checkpoints
 from fmnist_tracking.training.checkpoints import state_dir
 
-_LOCK = "held_by"
+_LOCK = "lock"
+# The lock of earlier releases, which other users could open, and keep.
+_LOCK_BEFORE = "held_by"
 # What flock says of a file that another process has locked.
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
@@ -52,32 +54,6 @@ def open_lock(path: Path) -> TextIO:
     return os.fdopen(os.open(path, flags, PRIVATE_FILE), "r+", errors="replace")
 
 
-def _locked(path: Path) -> tuple[TextIO, bool]:
-    """Open the lock's file, and say whether this process has locked it.
-
-    One that an earlier release made can be held by another user, who has no part in the search; it
-    is replaced. A search of this user that still runs is found by its run's lease in the store.
-
-    Raises:
-        OSError: it cannot be opened, or not be locked.
-    """
-    lock = open_lock(path)
-    try:
-        is_private = os.fstat(lock.fileno()).st_mode & 0o777 == PRIVATE_FILE
-        if lock_file(lock):
-            os.fchmod(lock.fileno(), PRIVATE_FILE)
-            return lock, True
-        if is_private:
-            return lock, False
-        path.unlink(missing_ok=True)
-    except OSError:
-        lock.close()
-        raise
-    lock.close()
-    lock = open_lock(path)
-    return lock, lock_file(lock)
-
-
 def lock_file(file: TextIO) -> bool:
     """Lock a file for this process; return False if another process has locked it."""
     try:
@@ -87,6 +63,42 @@ def lock_file(file: TextIO) -> bool:
             return False
         raise
     return True
+
+
+def _locked(folder: Path) -> tuple[TextIO, bool]:
+    """Make a folder, open its lock, and say whether this process has locked it.
+
+    Raises:
+        OutputError: the folder cannot be made, or its lock not be opened or locked.
+    """
+    while True:
+        lock = _opened(folder)
+        try:
+            is_ours = lock_file(lock)
+        except OSError as error:
+            lock.close()
+            raise OutputError(
+                f"The folder {folder}, for checkpoints, cannot be locked ({error.strerror}), "
+                "which keeps two processes from doing the same search at once. Name a folder "
+                f"on another file system with {STATE_VARIABLE}."
+            ) from None
+        if os.fstat(lock.fileno()).st_nlink:
+            return lock, is_ours
+        lock.close()  # whoever held it has ended meanwhile, and removed it
+
+
+def _opened(folder: Path, *, again: bool = True) -> TextIO:
+    try:
+        private_folder(folder.parent, STATE_VARIABLE)
+        private_folder(folder)
+        return open_lock(folder / _LOCK)
+    except OSError as error:
+        if again and isinstance(error, FileNotFoundError):  # removed between two of these lines
+            return _opened(folder, again=False)
+        raise OutputError(
+            f"The folder {folder}, for checkpoints, cannot be written ({error.strerror}). Name "
+            f"another with {STATE_VARIABLE}."
+        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,23 +120,7 @@ def locked_folder(folder: Path, *, fresh: bool = False) -> Iterator[HeldFolder]:
         OutputError: it cannot be made, or not be locked.
         SearchError: another process holds it.
     """
-    try:
-        private_folder(folder.parent, STATE_VARIABLE)
-        private_folder(folder)
-        open_lock(folder / _LOCK).close()
-    except OSError as error:
-        raise OutputError(
-            f"The folder {folder}, for checkpoints, cannot be written ({error.strerror}). Name "
-            f"another with {STATE_VARIABLE}."
-        ) from None
-    try:
-        lock, is_ours = _locked(folder / _LOCK)
-    except OSError as error:
-        raise OutputError(
-            f"The folder {folder}, for checkpoints, cannot be locked ({error.strerror}), "
-            "which keeps two processes from doing the same search at once. Name a folder "
-            f"on another file system with {STATE_VARIABLE}."
-        ) from None
+    lock, is_ours = _locked(folder)
     with lock:
         holder = Lease.read({schema.LEASE: lock.read()})
         if not is_ours:
@@ -143,6 +139,7 @@ def locked_folder(folder: Path, *, fresh: bool = False) -> Iterator[HeldFolder]:
                     checkpoints.remove(entry)
         yield HeldFolder(path=folder, before=holder)
         with contextlib.suppress(OSError):
+            (folder / _LOCK_BEFORE).unlink(missing_ok=True)
             if [entry.name for entry in folder.iterdir()] == [_LOCK]:
                 (folder / _LOCK).unlink()
                 folder.rmdir()

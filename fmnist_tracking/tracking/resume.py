@@ -12,10 +12,11 @@ from mlflow.entities import Run
 
 from fmnist_tracking import fingerprint
 from fmnist_tracking.config import SplitConfig, TrainingConfig
-from fmnist_tracking.errors import SearchError
+from fmnist_tracking.errors import SearchError, TrackingError
 from fmnist_tracking.fingerprint import GridKeys
 from fmnist_tracking.results import FINISHED, RUNNING, TrialResult
 from fmnist_tracking.tracking import leases, schema
+from fmnist_tracking.tracking.artifacts import require_trusted
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.queries import (
     IS_FINISHED,
@@ -87,8 +88,21 @@ def find_searches(store: Store, experiment_id: str, grids: Iterable[str]) -> lis
         *iterate_runs(store, [experiment_id], f"tags.`{schema.GRID}` = '{today}'"),
         *_by_older_keys(store, experiment_id, schema.GRID, set(older)),
     ]
-    found = readable(store, runs, partial(as_readable, store))
+    found = readable(store, runs, partial(_as_resumable, store))
     return sorted(found, key=_last_asked, reverse=True)
+
+
+def _as_resumable(store: Store, run: Run) -> TrackedRun:
+    _require_writable(store, run)
+    return as_readable(store, run)
+
+
+def _require_writable(store: Store, run: Run) -> None:
+    """Raise `UnreadableRun` for a run whose files would be written where the store may not say."""
+    try:
+        require_trusted(store, str(run.info.artifact_uri))
+    except TrackingError as error:
+        raise UnreadableRun(run, f"it cannot be gone on with: {error}") from None
 
 
 def _last_asked(search: TrackedRun) -> tuple[str, int]:
@@ -125,7 +139,7 @@ def find_resume_state(
         and schema.CONTINUED_BY not in run.raw.data.tags
     ]
     search = unfinished[0] if unfinished and unfinished[0] is searches[0] else None
-    points, read = keys.points, _reader(keys)
+    points, read = keys.points, _reader(store, keys)
     # A search that was started with --fresh counts only its own trials.
     only_own = search is not None and schema.FRESH in search.raw.data.tags
     own = [run.run_id for run in unfinished[: 1 if only_own else None]] if search else []
@@ -156,14 +170,19 @@ def find_resume_state(
     )
 
 
-def _reader(keys: GridKeys) -> Callable[[Run], tuple[Run, TrialResult]]:
-    """Return a function that reads a trial, and refuses one whose fingerprint is another's."""
+def _reader(store: Store, keys: GridKeys) -> Callable[[Run], tuple[Run, TrialResult]]:
+    """Return a function that reads a trial to be reused or gone on with, and refuses others.
+
+    Its fingerprint must be that of its configuration.
+    """
 
     def read(run: Run) -> tuple[Run, TrialResult]:
         trial = trial_result(run)
         point = keys.points.get(run.data.tags.get(schema.POINT, ""), "")
         if trial.config != keys.configs.get(point, trial.config):
             raise UnreadableRun(run, f"its tag {schema.POINT} is that of another configuration")
+        if trial.status != FINISHED:
+            _require_writable(store, run)
         return run, trial
 
     return read
@@ -189,7 +208,7 @@ def find_training(
     for key, point in keys.points.items():
         runs = iterate_runs(store, [experiment_id], f"tags.`{schema.POINT}` = '{key}'")
         # The newest first: a run begun after the last finished one is resumed.
-        for run, trial in readable(store, runs, _reader(keys)):
+        for run, trial in readable(store, runs, _reader(store, keys)):
             if trial.status == FINISHED:
                 return ResumeState(finished={point: trial})
             if schema.PARENT not in run.data.tags:

@@ -1,5 +1,10 @@
 """Workers that run functions and report while they do; they know no TensorFlow and no MLflow."""
 
+from fmnist_tracking.workers.fork_server import (
+    end_helpers,
+    leave_others_alone,
+    start_helpers,
+)
 from fmnist_tracking.workers.pool import (
     NoWorker,
     OnReport,
@@ -10,12 +15,7 @@ from fmnist_tracking.workers.pool import (
     WorkerDied,
     WorkerPool,
 )
-from fmnist_tracking.workers.process import (
-    LocalWorker,
-    end_helpers,
-    leave_others_alone,
-    start_helpers,
-)
+from fmnist_tracking.workers.process import LocalWorker
 
 __all__ = [
     "LocalWorker",
