@@ -1,11 +1,8 @@
 """Lines and tables for a person: on standard error, or in the output of a notebook's cell."""
 
 import contextlib
-import logging
 import sys
-import traceback
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, TextIO, TypeAlias, cast
 
 from rich.console import Console
@@ -26,31 +23,6 @@ class PlainConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Convert a text that is to be printed, on its own or in a table."""
         return super().render_str(printable(text, LONGEST_LINE), **options)
-
-
-class PlainFormatter(logging.Formatter):
-    """Formats a log record as one line, and a traceback after it as lines of its own."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # logging's name
-        """Format the line."""
-        return printable(super().formatMessage(record), LONGEST_LINE)
-
-    def formatException(self, ei: Any) -> str:
-        """Format the traceback."""
-        return _each_printable(super().formatException(ei))
-
-
-def show_defect(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Print the traceback of an error that nobody has caught; Python's `sys.excepthook`."""
-    lines = "".join(traceback.format_exception(kind, error, trace))
-    with contextlib.suppress(OSError, ValueError):
-        print(_each_printable(lines), file=sys.stderr)
-
-
-def _each_printable(lines: str) -> str:
-    return "\n".join(printable(line, LONGEST_LINE) for line in lines.splitlines())
 
 
 class _Stderr(PlainConsole):

@@ -38,6 +38,7 @@ from typing import Any
 
 from fmnist_tracking import machine
 from fmnist_tracking.errors import ConfigError, OutputError
+from fmnist_tracking.logs import log_plainly
 
 DEFAULTS = {
     # Off by default on processors without AVX-512, where it makes the gradients of the convolutions
@@ -220,6 +221,7 @@ def prepare_process(threads: int, worker: int, modules: Sequence[str]) -> None:
     The modules are imported now, so that the first task starts at once.
     """
     own_process()
+    log_plainly()
     gc.disable()  # during the imports nothing becomes garbage
     import_tensorflow().get_logger().setLevel("ERROR")
     load_tensorflow(threads, worker)

@@ -1,10 +1,12 @@
 """Tasks for worker processes, which import them from here; and pools that do them."""
 
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import wait
 from pathlib import Path
@@ -27,6 +29,11 @@ def sleep_long(report: Callable[[Any], None]) -> None:
 
 def print_something(report: Callable[[Any], None]) -> None:
     print("from a library")
+
+
+def warn_and_log(text: str, report: Callable[[Any], None]) -> None:
+    warnings.warn(text, stacklevel=1)
+    logging.getLogger("a.library").warning(text)
 
 
 def what_is_loaded(report: Callable[[Any], None]) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from conftest import SMALL, Call
-from fmnist_tracking.console import PlainFormatter, lines_to, show_defect
+from fmnist_tracking.console import lines_to
 from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.logs import PlainFormatter, show_defect
 from fmnist_tracking.redact import (
     LONGEST_NAME,
     bare,

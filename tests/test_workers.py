@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from fmnist_tracking import machine
+from fmnist_tracking import machine, runtime
 from fmnist_tracking.workers import (
     LocalWorker,
     NoWorker,
@@ -45,6 +46,7 @@ from tasks import (
     return_a_lock,
     sleep_long,
     wait_for_file,
+    warn_and_log,
 )
 
 
@@ -421,6 +423,17 @@ def test_why_a_process_cannot_work_is_told(capfd: pytest.CaptureFixture[str]) ->
             with pytest.raises(NoWorker, match=r"^RuntimeError: can't start new thread$"):
                 pool.submit(own_pid).result(timeout=60)
     assert capfd.readouterr().err == ""
+
+
+def test_what_a_worker_warns_of_and_logs_steers_no_terminal(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    worker = LocalWorker(partial(runtime.prepare_process, 1, 0, []))
+    with WorkerPool([worker], Reports()) as pool:
+        pool.submit(warn_and_log, "a\x1b[2J\nError: forged").result(timeout=120)
+    warned, logged = capfd.readouterr().err.splitlines()
+    assert warned.endswith(r"UserWarning: a\x1b[2J\nError: forged")
+    assert logged == r"a\x1b[2J\nError: forged"
 
 
 def test_a_result_that_cannot_be_sent_is_an_error_of_its_task() -> None:

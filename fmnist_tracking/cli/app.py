@@ -21,8 +21,8 @@ from fmnist_tracking.cli.options import TRUST_OPTION, UNDER_MLFLOW_RUN
 from fmnist_tracking.cli.output import echo, shell_line
 from fmnist_tracking.cli.typed import Command, Group
 from fmnist_tracking.config import TRUST_ARTIFACT_LOCATION
-from fmnist_tracking.console import PlainFormatter, show_defect
 from fmnist_tracking.errors import FmnistTrackingError, Terminated
+from fmnist_tracking.logs import log_plainly, show_defect
 from fmnist_tracking.redact import to_be_typed, without_user
 
 PROGRAM = "fmnist-track"
@@ -166,9 +166,7 @@ def main() -> None:
     streams.prepare()
     runtime.own_process()
     sys.excepthook = show_defect
-    handler = logging.StreamHandler()
-    handler.setFormatter(PlainFormatter())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    log_plainly()
     logging.getLogger("fmnist_tracking").setLevel(logging.INFO)
     # It tells of each line of a matplotlibrc that it cannot read; none of them counts here.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
