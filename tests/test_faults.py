@@ -327,6 +327,26 @@ def test_files_that_are_removed_meanwhile_are_told_at_the_end(tmp_path: Path, ca
     assert "delete those runs, and give the same command" in line
 
 
+def test_what_was_changed_behind_a_search_s_back_changes_no_figure(
+    tmp_path: Path, undisturbed: Outcome
+) -> None:
+    place = Place(tmp_path / "search", tmp_path / "own cache")
+    running = place.start()
+    place.wait_until_said("epoch 2/", 2, running)
+    running.kill()
+    running.wait()
+    lying = [*Path(place.state).rglob("checkpoint"), *place.cache.rglob("*_labels")]
+    assert len(lying) == 4
+    for file in lying:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2 :] = reversed(content[len(content) // 2 :])
+        file.write_bytes(content)
+    finish(place.start(), place)
+    assert place.said().count("is not used: ") == 2
+    assert place.said().count("is damaged and is made anew") == 1
+    assert_as_undisturbed(place, undisturbed)
+
+
 def test_a_store_whose_file_is_taken_away_and_put_back(
     tmp_path: Path, cache: Path, undisturbed: Outcome
 ) -> None:

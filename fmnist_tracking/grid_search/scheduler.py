@@ -140,6 +140,8 @@ class TrialScheduler:
                     f"{self._resources.threads} threads"
                 )
             )
+        else:  # what there is cannot be used, as was said when the search was planned
+            checkpoints.remove(trial.checkpoint_dir)
         self._attempt(running)
         return True
 
