@@ -48,7 +48,7 @@ def sha256(file: BinaryIO) -> str:
 
 
 def require_stored(file: BinaryIO) -> None:
-    """Refuse a zip archive that unpacks to more than it holds.
+    """Refuse a zip archive that unpacks to more than it holds, or outside its folder.
 
     Those of this project are not compressed. So one that is could only be made to fill the memory,
     and so could one whose entries share their bytes.
@@ -60,7 +60,14 @@ def require_stored(file: BinaryIO) -> None:
     size = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
+        outside = [
+            name
+            for name in archive.namelist()
+            if ".." in Path("/", name).parts[1:] or Path(name).is_absolute()
+        ]
     file.seek(start)
+    if outside:
+        raise zipfile.BadZipFile(f"It would be unpacked to {outside[0]!r}.")
     if unpacked > size:
         raise zipfile.BadZipFile(f"It has {size:,} bytes, and would unpack to {unpacked:,}.")
 

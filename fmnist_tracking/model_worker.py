@@ -1,14 +1,19 @@
 """What the worker process of a model does: load the model, and have it classify images."""
 
-from collections.abc import Callable
+import contextlib
+import resource
+import sys
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
+from fmnist_tracking import runtime
 from fmnist_tracking.data import load_dataset, split_dataset, test_set
 from fmnist_tracking.errors import DataError, TrackingError, first_line, setting
 from fmnist_tracking.inspection import InspectionTask, ModelInspection
@@ -17,6 +22,9 @@ from fmnist_tracking.networks import coursework
 
 _SAMPLES = 16
 _LONGEST_REASON = 200
+# A file may ask for layers of any size. To load one takes some times its own size, and what
+# TensorFlow takes for its first computation.
+_LOADING_BYTES, _TIMES = 10**9, 8
 
 
 def inspect_model(task: InspectionTask, report: Callable[[Any], None]) -> ModelInspection:
@@ -102,7 +110,30 @@ def load_model(path: Path, run_id: str) -> keras.Model:
         raise _unusable(run_id, error) from None
 
 
-_load = lru_cache(maxsize=1)(load_model)
+@contextlib.contextmanager
+def _memory_limited(more: int) -> Iterator[None]:
+    """Let this worker take so many bytes of memory more, while it reads what may be anybody's."""
+    if runtime.has_gpu():  # whose driver takes memory as it pleases
+        yield
+        return
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    used = psutil.Process().memory_info().data
+    most = limits[0] if limits[0] != resource.RLIM_INFINITY else sys.maxsize
+    resource.setrlimit(resource.RLIMIT_DATA, (min(most, used + more), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+@lru_cache(maxsize=1)
+def _load(path: Path, run_id: str) -> keras.Model:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise _unusable(run_id, error) from None
+    with _memory_limited(_LOADING_BYTES + _TIMES * size):
+        return load_model(path, run_id)
 
 
 def _unusable(run_id: str, error: Exception) -> TrackingError:

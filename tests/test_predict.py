@@ -39,6 +39,7 @@ from fmnist_tracking.runs import load_trial
 from fmnist_tracking.tracking import DatasetInfo, schema
 from fmnist_tracking.tracking.logged_model import find_models, log_model
 from fmnist_tracking.training.loop import train
+from processes import memory_taken
 from records import training
 from runs import TRIAL
 
@@ -361,8 +362,18 @@ def damaged_models() -> dict[str, Callable[[Path], None]]:
         with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
             file.writestr("more", bytes(10**8))
 
+    def outside(path: Path) -> None:
+        with zipfile.ZipFile(path, "a") as file:
+            file.writestr("../executed", b"")
+
     def text(path: Path) -> None:
         path.write_text("hello")
+
+    def gigabytes(config: dict[str, Any]) -> dict[str, Any]:
+        hidden, last = [one for one in config["config"]["layers"] if one["class_name"] == "Dense"]
+        hidden["config"]["units"] = 10**7
+        last["build_config"]["input_shape"] = [None, 10**7]
+        return config
 
     def touch(x: Any) -> Any:
         Path("executed").touch()
@@ -375,6 +386,7 @@ def damaged_models() -> dict[str, Callable[[Path], None]]:
         "text": text,
         "pickle": pickled,
         "compressed": compressed,
+        "outside": outside,
         "another zip": lambda path: zipfile.ZipFile(path, "w").close(),
         "code": lambda path: rewritten(
             path,
@@ -386,6 +398,8 @@ def damaged_models() -> dict[str, Callable[[Path], None]]:
             },
         ),
         "list": lambda path: rewritten(path, lambda config: []),
+        "a million layers": lambda path: rewritten(path, lambda config: [{}] * 10**6),
+        "gigabytes": lambda path: rewritten(path, gigabytes),
         "lambda": saved(
             keras.Input((28, 28, 1)),
             keras.layers.Lambda(lambda x: touch(x)),
@@ -420,6 +434,21 @@ def test_a_model_file_that_cannot_be_used_is_told_in_a_line_and_runs_nothing(
         assert "\n" not in str(told.value), kind
         assert len(str(told.value)) < 400, kind
         assert not Path("executed").exists(), kind
+
+
+@pytest.mark.slow
+def test_a_model_file_that_asks_for_gigabytes_does_not_get_them(tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    build_model(SMALL).save(path)
+    damaged_models()["gigabytes"](path)
+    said, megabytes = memory_taken(
+        "from pathlib import Path\nfrom fmnist_tracking import model_worker, runtime\n"
+        "runtime.prepare_process(1, 0, [])",
+        f"model_worker._load(Path({str(path)!r}), 'abcdef0123')",
+    )
+    assert said.startswith("TrackingError ")
+    assert "OOM" in said
+    assert megabytes < 1000
 
 
 def model_file(kept: Kept, run_id: str) -> Path:

@@ -18,6 +18,8 @@ INPUT_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 1)
 FIRST_CONVOLUTION = "conv1"
 # Batch size of `predict`; a larger one only costs memory.
 _AT_ONCE = 1000
+# A network of ten layers takes 6 KB; Keras would build all that a larger one names.
+_LARGEST_CONFIG = 1_000_000
 
 
 def build_model(config: TrainingConfig) -> keras.Model:
@@ -84,6 +86,12 @@ def load_model(path: Path) -> keras.Model:
         raise ValueError("It is no .keras file, or was cut short.")
     with open_untrusted(path) as file:
         require_stored(file)
+        with zipfile.ZipFile(file) as archive:
+            config = archive.getinfo("config.json").file_size
+    if config > _LARGEST_CONFIG:
+        raise ValueError(
+            f"Its configuration has {config:,} bytes; expected {_LARGEST_CONFIG:,} at most."
+        )
     model = keras.models.load_model(path, compile=False, safe_mode=True)
     takes, gives = model.input_shape, model.output_shape
     if takes != (None, *INPUT_SHAPE) or gives != (None, len(CLASS_NAMES)):
