@@ -44,7 +44,10 @@ def find_files(folder: Path) -> dict[str, Path]:
         try:
             existing = [path for path in (plain, zipped) if path.is_file()]
         except OSError as error:
-            raise DataError(f"Cannot read the data folder {folder}: {error.strerror}.") from None
+            raise DataError(
+                f"Cannot read the data folder {folder}: {error.strerror}. Make it readable, or "
+                f"name another folder with the data with {setting('data_dir')}."
+            ) from None
         if existing:
             found[part] = existing[0]
         else:
