@@ -48,6 +48,9 @@ class Check:
         """Return what was seen, for people."""
         return printable(for_programs(self.message), LONGEST_LINE)
 
+    def __str__(self) -> str:
+        return f"{self.name}: {'' if self.ok else 'NOT IN ORDER: '}{self.seen}"
+
 
 def check_installation(
     *,

@@ -372,7 +372,7 @@ def test_under_mlflow_run_a_default_is_not_asked_for(
     assert call(*arguments, "--epochs", "25")[0] == 2
     monkeypatch.setattr(options, "UNDER_MLFLOW_RUN", True)
     status, _, err = call(*arguments, "--epochs", "25.0")
-    assert (status, err.split(".")[0]) == (1, "Error: There is no data folder nowhere")
+    assert (status, err.split(",")[0]) == (1, "Error: There is no data folder nowhere")
     status, _, err = call(*arguments, "--epochs", "5.0")
     assert (status, err) == (2, "Error: Expected either --epochs or an axis epochs, got both.\n")
     status, _, err = call("search", "--epochs", "2.5")

@@ -15,6 +15,7 @@ from conftest import Run
 from fmnist_tracking import tracking
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import Store, locations, open_store, tracking_uri
+from fmnist_tracking.tracking.artifacts import read_file
 from fmnist_tracking.tracking.leases import Lease
 
 NAMES = ("plain", "my project", "é", "a&b", "a?b", "a#b", "a%20b", "c%b", "a+b", "é my #1 project")
@@ -104,7 +105,9 @@ def test_a_store_that_was_moved_is_recognised_and_put_right(
         ):
             pass
     with open_store(files=False) as store:
-        assert store.client.get_run(run_id).info.run_id == run_id
+        run = store.client.get_run(run_id)
+        with pytest.raises(TrackingError, match=words):  # not that the place is a strange one
+            read_file(store, run.info.artifact_uri, "a.txt")
         assert tracking.relocate(store) > 0
     with open_store() as store:
         assert store.moved_from == frozenset()
@@ -253,6 +256,9 @@ def test_copies_of_a_store_are_told_apart_on_whatever_disk(
         ("sqlite:mlflow.db", "Example: sqlite:///{here}/mlflow.db"),
         ("sqlite://", "Example: sqlite:///{here}/mlflow.db"),
         ("sqlite:///:memory:", "Example: sqlite:///{here}/mlflow.db"),
+        ("./mlruns", "Did you mean sqlite:///{here}/mlflow.db?"),
+        ("./some/folder", "Did you mean sqlite:///{here}/some/folder/mlflow.db?"),
+        ("file:///some/folder", "Did you mean sqlite:////some/folder/mlflow.db?"),
     ],
 )
 @pytest.mark.parametrize("by", ["option", "environment"])
@@ -380,7 +386,8 @@ def test_no_store_is_made_where_its_files_have_no_place(
         assert read(store, fill(store)) == "kept"
 
 
-def test_no_folder_is_made_by_looking(tmp_path: Path) -> None:
+def test_no_folder_is_made_by_looking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     for uri in (
         "./mlruns",
         f"file://{tmp_path}/mlruns",

@@ -107,9 +107,10 @@ def load_dataset(data_dir: str | Path | None = None) -> Dataset:
     named = None if given is None else require_path("data_dir", given)
     if named is not None:
         if not named.is_dir():
+            by = DATA_DIR_VARIABLE if data_dir is None else setting("data_dir")
             raise DataError(
-                f"There is no data folder {named}. Expected a folder with the four IDX files; "
-                f"leave {setting('data_dir')} out to use or fetch Fashion-MNIST."
+                f"There is no data folder {named}, which {by} names. Expected a folder with the "
+                "four IDX files; without one, Fashion-MNIST is used or fetched."
             )
         return _load_folder(named.resolve(), require_fashion_mnist=False)
     if download.PACKAGE_FOLDER.is_dir():

@@ -53,6 +53,7 @@ def fetch(folder: Path, verify: Callable[[Path], None], mirrors: Iterable[str] =
                 verify(Path(scratch))
             except Exception as error:  # pooch passes on any error of its HTTP library
                 failures.append(f"{name}: {_reason(error)}")
+                _log.info("That failed: %s", failures[-1])
                 continue
             for path in Path(scratch).iterdir():
                 shutil.move(path, folder / path.name)

@@ -164,7 +164,7 @@ def dry_run(
             else _measure(estimator, to_train, dataset, split, data_dir, threads)
         )
         waiting = (estimator.seconds(config, epochs) for config, epochs in to_train)
-        seconds = time_left((), waiting, slots)
+        seconds = time_left((), waiting, min(slots, max(machine.cores(), machine.gpus())))
     return DryRun(
         points=tuple(points),
         workers=slots,

@@ -245,7 +245,7 @@ def _subtitle(subject: _Subject, search: SearchResult | None) -> str:
 
 def _data(subject: _Subject) -> str:
     name = "Fashion-MNIST" if subject.seen.is_fashion_mnist else "not Fashion-MNIST"
-    return f"Data: {name}, SHA-256 {subject.trial.data_sha256[:12]}…"
+    return f"Data: {name}, SHA-256 {subject.trial.data_sha256[:12]} (its beginning)"
 
 
 def _facts(subject: _Subject, evaluation: Evaluation) -> dict[str, str]:

@@ -106,6 +106,8 @@ def require_trusted(store: Store, location: str) -> None:
 
 
 def _require_inside(store: Store, location: str, folder: Path) -> None:
+    if any(old in folder.parents for old in store.moved_from):
+        raise TrackingError(store.moved_line())
     root = locations.artifact_root(store.uri)
     # A link inside the root was put there by whoever owns it. MLflow decodes plain paths, too.
     spelled = {folder, Path(unquote(location))} if location.startswith("/") else {folder}

@@ -27,6 +27,8 @@ _IS_DECODED = make_url(f"{_SQLITE}%20").database == " "
 _ANY_SQLITE = re.compile(r"^sqlite(\+\w+)?:", re.IGNORECASE)
 _DEFAULT_FILE = "mlflow.db"
 _FILES = "mlruns"
+# MLflow's variable: with it, a folder of files can be a store, as in its earlier versions.
+_ALLOW_FILES = "MLFLOW_ALLOW_FILE_STORE"
 # The limit of common file systems, in bytes.
 _LONGEST_NAME = 255
 _HOST = re.compile(r"(localhost|[\w-]+(\.[\w-]+)*):\d+(/.*)?")
@@ -136,6 +138,17 @@ def resolve(uri: str) -> str:
     elif re.fullmatch(r"https?:/?[^/].*", uri):
         scheme, _, rest = uri.partition(":")
         meant = f"{scheme}://{rest.lstrip('/')}"
+    elif not os.environ.get(_ALLOW_FILES) and (
+        uri.startswith(("file:", ".", "/")) or os.path.exists(uri)
+    ):
+        place = Path(uri.removeprefix("file://").removeprefix("file:"))
+        folder = place.parent if place.name == _FILES or place.is_file() else place
+        folder = (working_folder() / folder).resolve()
+        raise TrackingError(
+            f"Expected the address of an MLflow store, got {without_user(uri)!r}, which names "
+            f"files: MLflow keeps runs in a database now, unless {_ALLOW_FILES} is true. Did you "
+            f"mean {sqlite_uri(folder / _DEFAULT_FILE)}?"
+        )
     if meant is not None:
         raise TrackingError(
             f"Expected the address of an MLflow store, got {without_user(uri)!r}. "

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ _LARGEST_WHOLE = 2**53
 # Raised for a text that is not JSON, is nested too deeply, or holds another kind of value.
 _NO_JSON = (ValueError, TypeError, RecursionError)
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 class UnreadableRun(TrackingError):
@@ -219,9 +222,14 @@ def reused_runs(store: Store, run: TrackedRun) -> Iterator[Run]:
     try:
         ids = [str(one) for one in _read_json(store, run.raw, schema.REUSED_FILE)]
     except (*_NO_JSON, TrackingError, MlflowException, OSError) as error:
-        store.left_out[run.run_id] = (
-            f"its file {schema.REUSED_FILE} is missing ({first_line(error)})"
-        )
+        if not store.moved_from:  # else that was told, with what to do
+            _log.warning(
+                "The trials that the search %s has reused are not counted: its file %s cannot be "
+                "read (%s).",
+                run.run_id[:8],
+                schema.REUSED_FILE,
+                first_line(error),
+            )
         return
     yield from runs_by_id(store, run.experiment_id, ids, IS_FINISHED)
 
