@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
@@ -69,13 +70,23 @@ def _drawable(title: str) -> str:
     return "".join(c if font.get_char_index(ord(c)) else _NO_GLYPH for c in printable(title))
 
 
+def _title(figure: Figure, text: str, fontsize: float = 12, **place: Any) -> None:
+    """Give a figure a title, in points of `fontsize` or as many as its width has room for."""
+    room = 72 * figure.get_figwidth() - 2 * fontsize  # 72 points an inch
+    widest = max(
+        TextPath((0, 0), line, size=fontsize).get_extents().width
+        for line in text.splitlines() or [""]
+    )
+    figure.suptitle(text, fontsize=fontsize * min(1.0, room / max(widest, 1.0)), **place)
+
+
 @_in_own_style
 def learning_curves(result: TrainingResult, title: str) -> Figure:
     """Draw loss and accuracy of training and validation by epoch, and mark the best epoch."""
     figure = Figure(figsize=(10, 4.2))
     # Every trial has this figure, and an automatic layout doubles the time to draw it.
     figure.subplots_adjust(left=0.07, right=0.98, bottom=0.12, top=0.84, wspace=0.22)
-    figure.suptitle(_drawable(title))
+    _title(figure, _drawable(title))
     epochs = [e.epoch for e in result.epochs]
     for axes, name, label in zip(
         figure.subplots(1, 2), ("loss", "accuracy"), ("loss (nats)", "accuracy"), strict=True
@@ -115,14 +126,14 @@ def grid(effects: Sequence[Effect], title: str) -> Figure:
     """
     if not effects:
         figure = Figure(figsize=(7, 2), layout="constrained")
-        figure.suptitle(_drawable(title))
+        _title(figure, _drawable(title))
         text = "Each axis of this grid has a single value: nothing to compare."
         figure.text(0.5, 0.4, text, ha="center")
         return figure
     columns = min(4, len(effects))
     rows = math.ceil(len(effects) / columns)
     figure = Figure(figsize=(3.4 * columns + 1.2, 3.9 * rows + 0.4), layout="constrained")
-    figure.suptitle(_drawable(title))
+    _title(figure, _drawable(title))
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for index, effect in enumerate(effects):
         axes = panels.flat[index]
@@ -179,7 +190,7 @@ def _effect_panel(axes: Axes, effect: Effect) -> None:
 def sample(image: NDArray[np.uint8], label: str, predicted: str, title: str) -> Figure:
     """Draw one raw image, uint8 (28, 28, 1), enlarged, with its true and its predicted class."""
     figure = Figure(figsize=(5.2, 4.9), layout="constrained")
-    figure.suptitle(_drawable(title), fontsize=10)
+    _title(figure, _drawable(title), fontsize=10)
     axes = figure.subplots()
     drawn = axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
     axes.set_title(f"true class: {label}\npredicted: {predicted}", fontsize=11)
@@ -200,7 +211,7 @@ def activations(maps: NDArray[np.float32], title: str) -> Figure:
     width, height = max(across, room) + _SCALE_WIDTH, (panel + 0.15) * rows + 0.7
     left = (width - _SCALE_WIDTH - across) / 2
     figure = Figure(figsize=(width, height))
-    figure.suptitle(_drawable(title), y=1 - 0.12 / height, va="top")
+    _title(figure, _drawable(title), y=1 - 0.12 / height, va="top")
     panels = _panels(figure, rows, columns, (left + 0.1, 0.1, left + across, height - 0.6), 0.2)
     top = float(maps.max()) or 1.0
     for number, axes in enumerate(panels.flat):
@@ -276,7 +287,7 @@ def predictions(
     predicted = probabilities.argmax(axis=1)
     right = int(np.sum(predicted == labels))
     text = f"{_drawable(title)}\n{right} of these {len(images)} {part} images classified rightly"
-    figure.suptitle(text, y=1 - 0.12 / height, va="top")
+    _title(figure, text, y=1 - 0.12 / height, va="top")
     panels = _panels(figure, rows, columns, (0.1, 0.1, width - 0.1, height - 1.1), 0.25)
     for number, axes in enumerate(panels.flat):
         axes.set(xticks=[], yticks=[])
@@ -302,7 +313,7 @@ def confusion_matrix(evaluation: Evaluation, title: str) -> Figure:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = [scores.name for scores in evaluation.classes]
     figure = Figure(figsize=(8.6, 7.6), layout="constrained")
-    figure.suptitle(_drawable(title))
+    _title(figure, _drawable(title))
     axes = figure.subplots()
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
