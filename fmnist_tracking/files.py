@@ -47,7 +47,7 @@ def sha256(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def require_stored(file: BinaryIO) -> None:
+def require_harmless_zip(file: BinaryIO) -> None:
     """Refuse a zip archive that unpacks to more than it holds, or outside its folder.
 
     Those of this project are not compressed. So one that is could only be made to fill the memory,
@@ -60,14 +60,11 @@ def require_stored(file: BinaryIO) -> None:
     size = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
-        outside = [
-            name
-            for name in archive.namelist()
-            if ".." in Path("/", name).parts[1:] or Path(name).is_absolute()
-        ]
+        names = [Path(name) for name in archive.namelist()]
     file.seek(start)
-    if outside:
-        raise zipfile.BadZipFile(f"It would be unpacked to {outside[0]!r}.")
+    for name in names:
+        if name.is_absolute() or ".." in name.parts:
+            raise zipfile.BadZipFile(f"It would be unpacked to {str(name)!r}.")
     if unpacked > size:
         raise zipfile.BadZipFile(f"It has {size:,} bytes, and would unpack to {unpacked:,}.")
 
@@ -101,7 +98,13 @@ def private_folder(folder: Path, named_by: str | None = None) -> None:
     Raises:
         OSError: it cannot be made, or belongs to another user.
     """
-    folder.mkdir(_PRIVATE_FOLDER, parents=True, exist_ok=True)
+    while True:
+        try:
+            folder.mkdir(_PRIVATE_FOLDER, parents=True, exist_ok=True)
+            break
+        except FileExistsError:
+            if os.path.lexists(folder):  # else another process has removed it meanwhile
+                raise
     if named_by is not None and os.environ.get(named_by):
         return
     if not is_own_folder(folder):

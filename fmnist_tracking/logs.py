@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+import threading
 import traceback
 import warnings
 from types import TracebackType
@@ -12,7 +13,12 @@ from fmnist_tracking.redact import LONGEST_LINE, printable
 
 
 def log_plainly() -> None:
-    """Print what this program's own process logs and warns of as lines that steer no terminal."""
+    """Print what this program's own process logs, warns of and fails with as plain lines.
+
+    They steer no terminal, and hold no secrets.
+    """
+    sys.excepthook = show_defect
+    threading.excepthook = _show_defect_of_thread
     handler = logging.StreamHandler()
     handler.setFormatter(PlainFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -39,6 +45,11 @@ def show_defect(
     lines = "".join(traceback.format_exception(kind, error, trace))
     with contextlib.suppress(OSError, ValueError):
         print(_each_printable(lines), file=sys.stderr)
+
+
+def _show_defect_of_thread(caught: threading.ExceptHookArgs) -> None:
+    if caught.exc_value is not None and not isinstance(caught.exc_value, SystemExit):
+        show_defect(caught.exc_type, caught.exc_value, caught.exc_traceback)
 
 
 def _each_printable(lines: str) -> str:

@@ -39,9 +39,16 @@ def memory() -> int:
 
 
 def memory_left() -> int:
-    """Return how many bytes of memory are left to this machine, or its container."""
-    groups = zip(_limits("memory.max"), _limits("memory.current"), strict=False)
-    left = [int(most) - int(now) for most, now in groups if most.isdigit()]
+    """Return how many bytes of memory are left to this machine, or its container.
+
+    What files take in the cache is left, as the system gives it back.
+    """
+    groups = zip(*(_limits(f"memory.{name}") for name in ("max", "current", "stat")), strict=False)
+    left = [
+        int(most) - int(now) + _count(stat, "inactive_file")
+        for most, now, stat in groups
+        if most.isdigit()
+    ]
     return min([psutil.virtual_memory().available, *left])
 
 

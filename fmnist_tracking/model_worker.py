@@ -113,7 +113,8 @@ def load_model(path: Path, run_id: str) -> keras.Model:
 @contextlib.contextmanager
 def _memory_limited(more: int) -> Iterator[None]:
     """Let this worker take so many bytes of memory more, while it reads what may be anybody's."""
-    if runtime.has_gpu():  # whose driver takes memory as it pleases
+    # A GPU's driver takes memory as it pleases; other systems have no such limit.
+    if sys.platform != "linux" or runtime.has_gpu():
         yield
         return
     limits = resource.getrlimit(resource.RLIMIT_DATA)

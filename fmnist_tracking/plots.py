@@ -29,6 +29,7 @@ _NO_GLYPH = "□"
 _DPI = 110
 # Widths in inches: of a title with a run's name and the shape of its maps, and of a colour scale.
 _TITLE_WIDTH, _SCALE_WIDTH = 7.6, 1.2
+_SMALLEST_TITLE = 7.0  # points
 
 
 P = ParamSpec("P")
@@ -71,13 +72,21 @@ def _drawable(title: str) -> str:
 
 
 def _title(figure: Figure, text: str, fontsize: float = 12, **place: Any) -> None:
-    """Give a figure a title, in points of `fontsize` or as many as its width has room for."""
+    """Give a figure a title of `fontsize` points, or smaller if it would be wider than the figure.
+
+    One that could not be read then is shortened.
+    """
     room = 72 * figure.get_figwidth() - 2 * fontsize  # 72 points an inch
-    widest = max(
-        TextPath((0, 0), line, size=fontsize).get_extents().width
-        for line in text.splitlines() or [""]
-    )
-    figure.suptitle(text, fontsize=fontsize * min(1.0, room / max(widest, 1.0)), **place)
+    while (size := fontsize * min(1.0, room / _width(text, fontsize))) < _SMALLEST_TITLE:
+        first, *others = text.splitlines()
+        text = "\n".join([f"{first[: len(first) * 9 // 10 - 1]}…", *others])
+    figure.suptitle(text, fontsize=size, **place)
+
+
+def _width(text: str, fontsize: float) -> float:
+    """Return the width of a text in points."""
+    lines = [line for line in text.splitlines() if line.strip()] or ["-"]
+    return max(TextPath((0, 0), line, size=fontsize).get_extents().width for line in lines)
 
 
 @_in_own_style

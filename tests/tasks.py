@@ -22,6 +22,15 @@ def report_twice(number: int, report: Callable[[Any], None]) -> tuple[int, int]:
     return number, os.getpid()
 
 
+def take_and_report(megabytes: int, report: Callable[[Any], None]) -> None:
+    """Take memory, and report twice, with a second between."""
+    taken = bytearray(os.urandom(1024)) * (1024 * megabytes)
+    for _ in range(2):
+        report(os.getpid())
+        time.sleep(1.2)
+    time.sleep(600 + len(taken[:0]))
+
+
 def sleep_long(report: Callable[[Any], None]) -> None:
     report(os.getpid())
     time.sleep(600)
@@ -96,6 +105,17 @@ def exit_and_leave_a_child(status: int, report: Callable[[Any], None]) -> None:
         time.sleep(600)
     report(child)
     os._exit(status)
+
+
+def fork_and_go_on(seconds: float, report: Callable[[Any], None]) -> str:
+    """Go on in two processes, of which one is a copy that is late."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(seconds)
+        report("from the copy")
+        return "of the copy"
+    report(child)
+    return "of the task"
 
 
 def kill_itself(number: int, report: Callable[[Any], None]) -> None:

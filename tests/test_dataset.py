@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import http.server
+import logging
 import os
 import shutil
 import threading
@@ -181,8 +182,12 @@ def test_fetched_from_a_mirror_and_kept(mirror: str, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("no_local_copy")
 def test_a_mirror_with_other_files_is_passed_over(
-    mirror: str, other_data: Path, monkeypatch: pytest.MonkeyPatch
+    mirror: str,
+    other_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.INFO, "fmnist_tracking")
     for file in other_data.iterdir():
         file.with_name(file.name + ".gz").write_bytes(gzip.compress(file.read_bytes(), 1))
     handler = partial(_Quiet, directory=str(other_data))
@@ -193,6 +198,7 @@ def test_a_mirror_with_other_files_is_passed_over(
         monkeypatch.setattr(download, "fetch", fetch_from)
         assert load_dataset().is_fashion_mnist
         server.shutdown()
+    assert f"That failed: {wrong}" in caplog.text
 
 
 @pytest.mark.usefixtures("no_local_copy")

@@ -34,6 +34,15 @@ def test_what_a_container_is_limited_to_counts(groups: Path) -> None:
     assert machine.memory() > 1_000_000_000
 
 
+def test_what_files_take_in_the_cache_of_a_container_is_left_to_it(groups: Path) -> None:
+    (groups / "memory.max").write_text("2000000\n")
+    (groups / "memory.current").write_text("1900000\n")
+    (groups / "memory.stat").write_text("anon 1\ninactive_file 700000\nactive_file 9\n")
+    assert machine.memory_left() == 800_000
+    (groups / "memory.max").write_text("max\n")
+    assert machine.memory_left() > 1_000_000
+
+
 def test_a_container_has_so_many_threads_left(
     groups: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

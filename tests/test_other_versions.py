@@ -258,6 +258,18 @@ def test_a_list_of_reused_trials_that_names_no_runs_stops_nobody(store: Store, l
         assert {trial.run_id for trial in read.finished} == set(trials)
 
 
+def test_a_list_of_reused_trials_that_is_gone_is_told(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    search, _ = good_search(store)
+    store.client.set_tag(search, schema.REUSED, "1")
+    with open_store() as opened:
+        (summary,) = tracking.list_runs(opened)
+    assert summary.finished == 4
+    (line,) = caplog.messages
+    assert line.startswith(f"The trials that the search {search[:8]} has reused are not counted")
+
+
 def test_what_the_release_before_trained_is_found_again(store: Store) -> None:
     config = SPACE.points(SMALL)[0]
     grid_keys = fingerprint.of_grid([config], SMALL_SPLIT, FACTS.sha256)

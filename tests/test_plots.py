@@ -204,3 +204,15 @@ def test_sample_names_truth_and_guess(split: DataSplit) -> None:
     np.testing.assert_array_equal(
         figure.axes[0].images[0].get_array(), split.train_images[0][..., 0]
     )
+
+
+@pytest.mark.parametrize("length", [0, 10, 80, 500])
+def test_a_title_is_as_large_as_there_is_room_for_and_can_be_read(length: int) -> None:
+    figure = plots.learning_curves(training(0.5), "W" * length)
+    figure.draw_without_rendering()
+    (drawn,) = figure.texts
+    box, size = drawn.get_window_extent(), float(drawn.get_fontsize())
+    assert size >= 7
+    assert figure.bbox.x0 <= box.x0
+    assert box.x1 <= figure.bbox.x1
+    assert (size < 12) == (length > 50)

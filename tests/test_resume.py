@@ -266,7 +266,7 @@ def test_what_would_be_written_elsewhere_is_not_gone_on_with(
     assert what.open.keys() == {PRINTS[2]}
     wanted = keys({PRINTS[3]: POINTS[3]})
     assert tracking.find_training(store, experiment, wanted) == ResumeState()
-    assert "outside the artifact root" in store.left_out[cut_off]
+    assert "see --trust-artifact-location" in store.left_out[cut_off]
     assert store.left_out.keys() == {cut_off, alone}
     send_elsewhere(search)
     assert standing(store, experiment).search is None

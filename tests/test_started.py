@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import struct
 import subprocess
 import termios
@@ -17,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fmnist_tracking.data import Dataset
 from processes import PROGRAM, is_alive, processes_of, shell, wait_for
 
 SEARCH = (
@@ -34,7 +36,8 @@ class Terminal:
         self.pid, self._file = pty.fork()
         if self.pid == 0:
             os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
-        self.shown = ""
+        self.shown = self.all_shown = ""
+        self._is_open = True
 
     def type(self, text: str) -> None:
         os.write(self._file, text.encode())
@@ -46,7 +49,9 @@ class Terminal:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if select.select([self._file], [], [], 0.05)[0]:
-                self.shown += os.read(self._file, 65536).decode(errors="replace")
+                text = os.read(self._file, 65536).decode(errors="replace")
+                self.shown += text
+                self.all_shown += text
 
     def wait_until_shown(self, pattern: str) -> "re.Match[str]":
         def is_shown() -> bool:
@@ -60,8 +65,10 @@ class Terminal:
         return found
 
     def close(self) -> None:
-        os.close(self._file)
-        os.waitpid(self.pid, 0)
+        if self._is_open:
+            self._is_open = False
+            os.close(self._file)
+            os.waitpid(self.pid, 0)
 
 
 @pytest.fixture
@@ -86,6 +93,7 @@ def test_ctrl_z_stops_all_and_fg_goes_on_with_it(terminal: Terminal) -> None:
     terminal.type("\x1a")
     terminal.wait_until_shown("Stopped")
     workers = [p for p in driver.children(recursive=True) if "multiprocessing" in str(p.cmdline())]
+    assert len(workers) >= 3  # and the process that they are forked from
     assert driver.status() == psutil.STATUS_STOPPED
     time.sleep(2)
     used = [sum(process.cpu_times()[:2]) for process in (driver, *workers)]
@@ -98,34 +106,35 @@ def test_ctrl_z_stops_all_and_fg_goes_on_with_it(terminal: Terminal) -> None:
 
 def test_a_terminal_that_changes_its_size(terminal: Terminal) -> None:
     terminal.resize(80, 24)
-    terminal.type(f"{SEARCH}; echo status=$?\n")
+    terminal.type(f"{LONGER}; echo status=$?\n")
     terminal.wait_until_shown(r"Search [0-9a-f]{32}")
     for columns, rows in ((20, 5), (1, 1), (300, 90), (0, 0), (40, 10)) * 2:
         terminal.resize(columns, rows)
         terminal.read(0.3)
     terminal.wait_until_shown("status=0")
-    assert "Traceback" not in terminal.shown
+    assert "Traceback" not in terminal.all_shown
     assert finished() == 2
 
 
-def test_under_nohup_the_end_of_a_terminal_ends_nothing(tmp_path: Path) -> None:
-    terminal = Terminal()
-    terminal.type(f"cd {tmp_path}; nohup {SEARCH} > log 2>&1 &\n")
+def test_under_nohup_the_end_of_a_terminal_ends_nothing(terminal: Terminal, tmp_path: Path) -> None:
+    terminal.type(f"nohup {SEARCH} > log 2>&1 &\n")
     log = tmp_path / "log"
     wait_for(lambda: log.exists() and "Search " in log.read_text())
     (driver,) = (p for p in psutil.Process(terminal.pid).children() if "search" in p.cmdline())
     terminal.close()
-    assert driver.is_running()
     wait_for(lambda: not is_alive(driver.pid), 180)
     assert finished() == 2, log.read_text()
 
 
 @pytest.mark.parametrize("where", ["cron", "systemd"])
-def test_without_a_terminal_and_with_hardly_any_variable(tmp_path: Path, where: str) -> None:
+def test_without_a_terminal_and_with_hardly_any_variable(
+    tmp_path: Path, dataset: Dataset, where: str
+) -> None:
     variables = {
-        "cron": f"HOME={tmp_path} LOGNAME=root PATH=/usr/bin:/bin SHELL=/bin/sh",
+        "cron": f"HOME={tmp_path} LOGNAME=root PATH=/usr/bin:/bin SHELL=/bin/sh "
+        f"FMNIST_DATA_DIR={shlex.quote(dataset.source)}",
         "systemd": f"INVOCATION_ID=0123 PATH=/usr/bin FMNIST_STATE_DIR={tmp_path}/state "
-        f"FMNIST_CACHE_DIR={tmp_path}/cache",
+        f"FMNIST_CACHE_DIR={tmp_path}/cache FMNIST_DATA_DIR={shlex.quote(dataset.source)}",
     }[where]
     done = shell(f"setsid env -i {variables} {SEARCH} < /dev/null")
     assert done.returncode == 0, done.stderr

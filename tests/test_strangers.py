@@ -139,7 +139,7 @@ def test_whatever_others_write_no_answer_about_our_search_changes(
     assert crowd.by_id() == ids
     listed = called("runs", "--json")
     assert before <= {run["run_id"] for run in json.loads(listed.stdout)}
-    assert "Left out, because this version cannot read" in caplog.text
+    assert "Left out, as this version cannot read or resume" in caplog.text
     for command in (
         *(("best",), ("predict", "boot.png", "--run-id", "best"), ("doctor",)),
         *(

@@ -36,6 +36,7 @@ from tasks import (
     exit_with_status,
     fail,
     fail_with,
+    fork_and_go_on,
     kill_itself,
     own_pid,
     pool_of,
@@ -45,6 +46,7 @@ from tasks import (
     report_what_only_it_can_read,
     return_a_lock,
     sleep_long,
+    take_and_report,
     wait_for_file,
     warn_and_log,
 )
@@ -182,6 +184,18 @@ def test_a_worker_that_dies_is_noticed_though_its_own_child_lives() -> None:
         with pytest.raises(WorkerDied, match="exit status 4"):
             pool.submit(exit_and_leave_a_child, 4).result(timeout=60)
         os.kill(reports.first(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_a_copy_that_a_task_makes_of_its_process_reports_nothing(seconds: float) -> None:
+    reports = Reports()
+    with pool_of(1, reports) as pool:
+        assert pool.submit(fork_and_go_on, seconds).result(timeout=60) == "of the task"
+        for number in range(8):
+            assert pool.submit(report_twice, number).result(timeout=60)[0] == number
+            time.sleep(0.2)
+        wait_for(lambda: not is_alive(reports.all[0][1]))
+    assert "from the copy" not in [report for _, report in reports.all]
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGRTMIN + 1])
@@ -367,6 +381,7 @@ def test_want_of_memory_is_told_only_where_the_system_has_counted_it(
     (tmp_path / "vmstat").write_text("oom_kill 3\n")
     monkeypatch.setattr(machine, "_SYSTEM", tmp_path / "vmstat")
     monkeypatch.setattr(machine, "_CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(machine, "memory_left", machine.memory)
     reports = Reports()
     with pool_of(1, reports) as pool:
         dying = pool.submit(sleep_long)
@@ -388,11 +403,13 @@ def test_that_memory_was_short_is_told_as_it_was_seen(
     monkeypatch.setattr(machine, "memory", lambda: int(2e10))
     reports = Reports()
     with pool_of(1, reports) as pool:
-        dying = pool.submit(sleep_long)
+        dying = pool.submit(take_and_report, 300)
+        wait_for(lambda: len(reports.all) == 2)
+        time.sleep(1.5)  # so that it would be looked at again
         os.kill(reports.first(), signal.SIGKILL)
         with pytest.raises(WorkerDied) as caught:
             dying.result(timeout=60)
-    taken = r"; \d s before, it took \d\.\d GB of memory, and 0\.1 GB of 20\.0 GB were left"
+    taken = r"; \d s before, it took 0\.[3-9] GB of memory, and 0\.1 GB of 20\.0 GB were left"
     expected = r"killed by SIGKILL, Killed" + (taken if left == 1e8 else "")
     assert re.fullmatch(expected, str(caught.value))
 

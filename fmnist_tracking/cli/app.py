@@ -22,7 +22,7 @@ from fmnist_tracking.cli.output import echo, shell_line
 from fmnist_tracking.cli.typed import Command, Group
 from fmnist_tracking.config import TRUST_ARTIFACT_LOCATION
 from fmnist_tracking.errors import FmnistTrackingError, Terminated
-from fmnist_tracking.logs import log_plainly, show_defect
+from fmnist_tracking.logs import log_plainly
 from fmnist_tracking.redact import to_be_typed, without_user
 
 PROGRAM = "fmnist-track"
@@ -165,7 +165,6 @@ def main() -> None:
     """Run the command line; exit with 0, 1 (an error), 2 (wrong usage), 130 or 143 (stopped)."""
     streams.prepare()
     runtime.own_process()
-    sys.excepthook = show_defect
     log_plainly()
     logging.getLogger("fmnist_tracking").setLevel(logging.INFO)
     # It tells of each line of a matplotlibrc that it cannot read; none of them counts here.

@@ -16,7 +16,7 @@ from fmnist_tracking.config import FIELDS, SEARCH_FLAGS, SearchSpace, Value, fla
 from fmnist_tracking.errors import ConfigError, TrialsFailed
 from fmnist_tracking.redact import to_be_typed
 from fmnist_tracking.warm_up import warm_up
-from fmnist_tracking.workers import end_helpers
+from fmnist_tracking.workers import end_fork_server
 
 
 @command(example="fmnist-track search --limit 12000 --epochs 5", resumable=True)
@@ -105,7 +105,7 @@ def search(
     except TrialsFailed as error:
         print_trials(error.result, as_json=as_json)
         raise
-    end_helpers()  # which may still import, if there was nothing to train
+    end_fork_server()  # which may still import, if there was nothing to train
     if all(trial.result.reused for trial in result.trials):
         echo(f"{flag('fresh')} trains all anew.")
     print_trials(result, as_json=as_json)
@@ -146,7 +146,7 @@ def train(
     except TrialsFailed as error:
         print_trial(error.result, as_json=as_json)
         raise
-    end_helpers()
+    end_fork_server()
     if result.result.reused:
         echo(f"{flag('fresh')} trains it anew.")
     print_trial(result, as_json=as_json)

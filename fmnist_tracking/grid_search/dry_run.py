@@ -164,7 +164,9 @@ def dry_run(
             else _measure(estimator, to_train, dataset, split, data_dir, threads)
         )
         waiting = (estimator.seconds(config, epochs) for config, epochs in to_train)
-        seconds = time_left((), waiting, min(slots, max(machine.cores(), machine.gpus())))
+        # More workers than cores or GPUs train no faster.
+        at_once = min(slots, max(machine.cores(), machine.gpus()))
+        seconds = time_left((), waiting, at_once)
     return DryRun(
         points=tuple(points),
         workers=slots,

@@ -9,10 +9,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from fmnist_tracking.errors import OutputError, SearchError
-from fmnist_tracking.files import PRIVATE_FILE, is_own_folder, private_folder
+from fmnist_tracking.files import PRIVATE_FILE, is_own_folder, open_untrusted, private_folder
 from fmnist_tracking.runtime import STATE_VARIABLE
 from fmnist_tracking.tracking import Lease, Store, schema
 from fmnist_tracking.training import checkpoints
@@ -21,6 +21,9 @@ from fmnist_tracking.training.checkpoints import state_dir
 _LOCK = "lock"
 # The lock of earlier releases, which other users could open, and keep.
 _LOCK_BEFORE = "held_by"
+# How often a folder is made that other processes may be removing.
+_ATTEMPTS = 20
+_LONGEST_LEASE = 10_000  # bytes
 # What flock says of a file that another process has locked.
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
@@ -54,7 +57,7 @@ def open_lock(path: Path) -> TextIO:
     return os.fdopen(os.open(path, flags, PRIVATE_FILE), "r+", errors="replace")
 
 
-def lock_file(file: TextIO) -> bool:
+def lock_file(file: TextIO | BinaryIO) -> bool:
     """Lock a file for this process; return False if another process has locked it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,8 +74,20 @@ def _locked(folder: Path) -> tuple[TextIO, bool]:
     Raises:
         OutputError: the folder cannot be made, or its lock not be opened or locked.
     """
+    attempts = _ATTEMPTS
     while True:
-        lock = _opened(folder)
+        try:
+            private_folder(folder.parent, STATE_VARIABLE)
+            private_folder(folder)
+            lock = open_lock(folder / _LOCK)
+        except OSError as error:
+            attempts -= 1
+            if attempts and isinstance(error, FileNotFoundError):
+                continue  # another process removes it between two of these lines
+            raise OutputError(
+                f"The folder {folder}, for checkpoints, cannot be written ({error.strerror}). "
+                f"Name another with {STATE_VARIABLE}."
+            ) from None
         try:
             is_ours = lock_file(lock)
         except OSError as error:
@@ -87,18 +102,18 @@ def _locked(folder: Path) -> tuple[TextIO, bool]:
         lock.close()  # whoever held it has ended meanwhile, and removed it
 
 
-def _opened(folder: Path, *, again: bool = True) -> TextIO:
+def _holder_before(folder: Path) -> tuple[Lease | None, bool]:
+    """Return who held the lock of an earlier release, if there is one, and whether it is held.
+
+    That another user holds it does not count.
+    """
     try:
-        private_folder(folder.parent, STATE_VARIABLE)
-        private_folder(folder)
-        return open_lock(folder / _LOCK)
-    except OSError as error:
-        if again and isinstance(error, FileNotFoundError):  # removed between two of these lines
-            return _opened(folder, again=False)
-        raise OutputError(
-            f"The folder {folder}, for checkpoints, cannot be written ({error.strerror}). Name "
-            f"another with {STATE_VARIABLE}."
-        ) from None
+        with open_untrusted(folder / _LOCK_BEFORE) as old:
+            lease = Lease.read({schema.LEASE: old.read(_LONGEST_LEASE).decode(errors="replace")})
+            is_held = lease is not None and lease.is_here() and lease.is_live()
+            return lease, is_held and not lock_file(old)
+    except OSError:
+        return None, False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,17 +137,16 @@ def locked_folder(folder: Path, *, fresh: bool = False) -> Iterator[HeldFolder]:
     """
     lock, is_ours = _locked(folder)
     with lock:
-        holder = Lease.read({schema.LEASE: lock.read()})
-        if not is_ours:
+        before, is_held = _holder_before(folder)
+        holder = Lease.read({schema.LEASE: lock.read(_LONGEST_LEASE)}) or before
+        if is_held or not is_ours:
             raise SearchError(
                 f"This very search is running already: {holder or 'another process'} holds "
                 "it. Wait for it to end, or stop that process and give this command again."
             )
         with contextlib.suppress(OSError):  # a full disk: then the name is not told
-            lock.seek(0)
-            lock.truncate()
-            lock.write(Lease.of_this_process().text())
-            lock.flush()
+            os.truncate(lock.fileno(), 0)
+            os.pwrite(lock.fileno(), Lease.of_this_process().text().encode(), 0)
         if fresh:
             for entry in folder.iterdir():
                 if entry.is_dir():

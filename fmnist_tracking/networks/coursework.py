@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fmnist_tracking import runtime
 from fmnist_tracking.config import CLASS_NAMES, IMAGE_SIZE, POOL_SIZE, TrainingConfig
 from fmnist_tracking.errors import ConfigError
-from fmnist_tracking.files import open_untrusted, require_stored
+from fmnist_tracking.files import open_untrusted, require_harmless_zip
 
 INPUT_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 1)
 FIRST_CONVOLUTION = "conv1"
@@ -85,7 +85,7 @@ def load_model(path: Path) -> keras.Model:
     if not zipfile.is_zipfile(path):
         raise ValueError("It is no .keras file, or was cut short.")
     with open_untrusted(path) as file:
-        require_stored(file)
+        require_harmless_zip(file)
         with zipfile.ZipFile(file) as archive:
             config = archive.getinfo("config.json").file_size
     if config > _LARGEST_CONFIG:

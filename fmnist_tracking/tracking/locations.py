@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from mlflow import is_tracking_uri_set
+from mlflow.environment_variables import MLFLOW_ALLOW_FILE_STORE
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -27,8 +28,6 @@ _IS_DECODED = make_url(f"{_SQLITE}%20").database == " "
 _ANY_SQLITE = re.compile(r"^sqlite(\+\w+)?:", re.IGNORECASE)
 _DEFAULT_FILE = "mlflow.db"
 _FILES = "mlruns"
-# MLflow's variable: with it, a folder of files can be a store, as in its earlier versions.
-_ALLOW_FILES = "MLFLOW_ALLOW_FILE_STORE"
 # The limit of common file systems, in bytes.
 _LONGEST_NAME = 255
 _HOST = re.compile(r"(localhost|[\w-]+(\.[\w-]+)*):\d+(/.*)?")
@@ -138,23 +137,28 @@ def resolve(uri: str) -> str:
     elif re.fullmatch(r"https?:/?[^/].*", uri):
         scheme, _, rest = uri.partition(":")
         meant = f"{scheme}://{rest.lstrip('/')}"
-    elif not os.environ.get(_ALLOW_FILES) and (
-        uri.startswith(("file:", ".", "/")) or os.path.exists(uri)
-    ):
-        place = Path(uri.removeprefix("file://").removeprefix("file:"))
-        folder = place.parent if place.name == _FILES or place.is_file() else place
-        folder = (working_folder() / folder).resolve()
-        raise TrackingError(
-            f"Expected the address of an MLflow store, got {without_user(uri)!r}, which names "
-            f"files: MLflow keeps runs in a database now, unless {_ALLOW_FILES} is true. Did you "
-            f"mean {sqlite_uri(folder / _DEFAULT_FILE)}?"
-        )
+    elif uri.startswith(("file:", ".", "/")) or os.path.isfile(uri) or uri == _FILES:
+        _refuse_files(uri)
     if meant is not None:
         raise TrackingError(
             f"Expected the address of an MLflow store, got {without_user(uri)!r}. "
             f"Did you mean {without_user(meant)}?"
         )
     return uri
+
+
+def _refuse_files(uri: str) -> None:
+    """Raise `TrackingError` for a store of files, which MLflow refuses unless it is told not to."""
+    if MLFLOW_ALLOW_FILE_STORE.get():  # type: ignore[no-untyped-call]
+        return
+    place = local_path(uri) or Path(uri.removeprefix("file:"))
+    folder = place.parent if place.name == _FILES or place.is_file() else place
+    meant = sqlite_uri((working_folder() / folder).resolve() / _DEFAULT_FILE)
+    raise TrackingError(
+        f"Expected the address of an MLflow store, got {without_user(uri)!r}, which names files: "
+        f"MLflow keeps runs in a database, unless {MLFLOW_ALLOW_FILE_STORE.name} is true. Did you "
+        f"mean {meant}?"
+    )
 
 
 @contextlib.contextmanager

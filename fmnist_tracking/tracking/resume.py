@@ -14,6 +14,7 @@ from fmnist_tracking import fingerprint
 from fmnist_tracking.config import SplitConfig, TrainingConfig
 from fmnist_tracking.errors import SearchError, TrackingError
 from fmnist_tracking.fingerprint import GridKeys
+from fmnist_tracking.redact import printable
 from fmnist_tracking.results import FINISHED, RUNNING, TrialResult
 from fmnist_tracking.tracking import leases, schema
 from fmnist_tracking.tracking.artifacts import require_trusted
@@ -80,7 +81,8 @@ class ResumeState:
 def find_searches(store: Store, experiment_id: str, grids: Iterable[str]) -> list[TrackedRun]:
     """Find the runs of one search in an experiment, the one whose command was given last first.
 
-    A run whose grid cannot be read is skipped: its trials count as those of another search.
+    A run whose grid cannot be read is skipped: its trials count as those of another search. So is
+    one that has not finished, and whose files may not be written where they are.
     `grids` has the search's fingerprint, then those that earlier versions gave it.
     """
     today, *older = dict.fromkeys(grids)
@@ -93,16 +95,20 @@ def find_searches(store: Store, experiment_id: str, grids: Iterable[str]) -> lis
 
 
 def _as_resumable(store: Store, run: Run) -> TrackedRun:
-    _require_writable(store, run)
+    if run.info.status != FINISHED:
+        _require_writable(store, run)
     return as_readable(store, run)
 
 
 def _require_writable(store: Store, run: Run) -> None:
-    """Raise `UnreadableRun` for a run whose files would be written where the store may not say."""
+    """Raise `UnreadableRun` for a run whose files lie where a store may not send them."""
     try:
         require_trusted(store, str(run.info.artifact_uri))
-    except TrackingError as error:
-        raise UnreadableRun(run, f"it cannot be gone on with: {error}") from None
+    except TrackingError:
+        place = printable(str(run.info.artifact_uri))
+        raise UnreadableRun(
+            run, f"it is not resumed, as its files lie in {place}; see --trust-artifact-location"
+        ) from None
 
 
 def _last_asked(search: TrackedRun) -> tuple[str, int]:
@@ -171,7 +177,7 @@ def find_resume_state(
 
 
 def _reader(store: Store, keys: GridKeys) -> Callable[[Run], tuple[Run, TrialResult]]:
-    """Return a function that reads a trial to be reused or gone on with, and refuses others.
+    """Return a function that reads a trial to be reused or resumed, and refuses others.
 
     Its fingerprint must be that of its configuration.
     """

@@ -315,7 +315,7 @@ def _tell_left_out(store: Store) -> None:
     named = [f"{run_id[:8]} ({why})" for run_id, why in store.left_out.items()]
     more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
     _log.warning(
-        "Left out, because this version cannot read %s: %s%s.",
+        "Left out, as this version cannot read or resume %s: %s%s.",
         "a run" if len(named) == 1 else f"{len(named)} runs",
         "; ".join(named[:_NAMED]),
         more,

@@ -24,7 +24,7 @@ from fmnist_tracking.files import (
     PRIVATE_FILE,
     open_untrusted,
     private_folder,
-    require_stored,
+    require_harmless_zip,
     sha256,
     write_file,
 )
@@ -113,7 +113,7 @@ def load(
 
 
 def _read(file: BinaryIO) -> Checkpoint:
-    require_stored(file)
+    require_harmless_zip(file)
     with np.load(file, allow_pickle=False) as arrays:
         about = json.loads(str(arrays["about"]))
         return Checkpoint(
@@ -143,7 +143,7 @@ def _require_fits(
         "fingerprint": checkpoint.fingerprint != fingerprint,
         "number of epochs": not 1 <= len(checkpoint.epochs) <= config.epochs
         or [epoch.epoch for epoch in checkpoint.epochs] != [*range(1, len(checkpoint.epochs) + 1)],
-        "figures": not all(map(_is_numeric, checkpoint.epochs)) or not checkpoint.fit_seconds > 0,
+        "figures": not all(map(_can_be, checkpoint.epochs)) or not 0 < checkpoint.fit_seconds < 1e9,
         "variables": _kinds(checkpoint.variables) != [*weights, *moments, ((), "int64")],
         "best weights": _kinds(checkpoint.best_weights) != weights,
         "predictions": _kinds([checkpoint.best_predicted]) != [((validation_images,), "uint8")]
@@ -154,9 +154,15 @@ def _require_fits(
             raise ValueError(f"its {what} cannot be those of this training")
 
 
-def _is_numeric(epoch: EpochMetrics) -> bool:
+def _can_be(epoch: EpochMetrics) -> bool:
+    """Return whether figures can be those of an epoch; the losses of one that diverged are NaN."""
     values = (*epoch.metrics().values(), epoch.ended_at)
-    return all(isinstance(value, int | float) for value in values)
+    return (
+        all(isinstance(value, int | float) for value in values)
+        and all(0 <= value <= 1 for value in (epoch.accuracy, epoch.val_accuracy))
+        and 0 <= epoch.epoch_seconds < 1e9
+        and 0 <= epoch.ended_at < 2**53
+    )
 
 
 def _kinds(arrays: Iterable[NDArray[np.generic]]) -> list[tuple[tuple[int, ...], str]]:

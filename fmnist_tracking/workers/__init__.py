@@ -1,7 +1,7 @@
 """Workers that run functions and report while they do; they know no TensorFlow and no MLflow."""
 
 from fmnist_tracking.workers.fork_server import (
-    end_helpers,
+    end_fork_server,
     leave_others_alone,
     start_helpers,
 )
@@ -27,7 +27,7 @@ __all__ = [
     "Worker",
     "WorkerDied",
     "WorkerPool",
-    "end_helpers",
+    "end_fork_server",
     "leave_others_alone",
     "start_helpers",
 ]

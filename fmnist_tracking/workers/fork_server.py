@@ -1,7 +1,7 @@
 """The process that workers are forked from, and Python's tracker of shared resources.
 
-Python starts both, once for a program. Here it is seen to that they are out of reach of the signals
-that are for the driver, and that the program's own processes know nothing of workers.
+Python starts both, once for a program. This module keeps them out of reach of the signals that are
+for the driver, and keeps the program's own processes from knowing of workers.
 """
 
 import contextlib
@@ -40,6 +40,7 @@ _LONGEST_TEMPORARY_FOLDER = 107 - len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 _BEFORE = "FMNIST_ENVIRONMENT_BEFORE"
 # One process is started at a time: the environment and the mask of signals are changed meanwhile.
 _starting = threading.Lock()
+_preload: list[str] = []  # the modules that the fork server imports
 
 
 def start_helpers(preload: Sequence[str]) -> None:
@@ -52,8 +53,9 @@ def start_helpers(preload: Sequence[str]) -> None:
     Raises:
         ConfigError: workers cannot be started from here; see `main_guard`.
     """
+    global _preload
     require_startable()
-    get_context("forkserver").set_forkserver_preload(list(preload))
+    _preload = list(preload)
     with starting():
         pass
 
@@ -119,7 +121,7 @@ def _ensure_fork_server() -> None:
 
     Python starts it as `python -c`, which would look in the working folder first.
     """
-    server = running()
+    server = find_fork_server()
     if server is not None and status_of(server.pid) == psutil.STATUS_STOPPED:
         end_process(server.pid)  # a start would wait for it
         os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
@@ -128,6 +130,7 @@ def _ensure_fork_server() -> None:
     path = [os.path.abspath(folder) for folder in sys.path]
     changes = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(path)}
     before = {name: os.environ.get(name) for name in changes}
+    get_context("forkserver").set_forkserver_preload(_preload)
     try:
         with _environment({**changes, _BEFORE: json.dumps(before)}):
             forkserver.ensure_running()
@@ -179,18 +182,19 @@ def leave_others_alone() -> None:
     util.register_after_fork(leave_others_alone, restore)
 
 
-def end_helpers(*, only_if_stopped: bool = False) -> None:
+def end_fork_server(*, only_if_stopped: bool = False) -> None:
     """End the process that workers are forked from at once, whatever it imports."""
-    server = running()
+    global _preload
+    server = find_fork_server()
     if server is None:
         return
+    if not only_if_stopped:
+        _preload = []  # a start that is under way may begin another one: that is ready at once
     if not only_if_stopped or status_of(server.pid) == psutil.STATUS_STOPPED:
-        # A start that is under way may begin another one: that is ready at once, then.
-        get_context("forkserver").set_forkserver_preload([])
         end_process(server.pid)
 
 
-def running() -> psutil.Process | None:
+def find_fork_server() -> psutil.Process | None:
     """Return the process that workers are forked from, if there is one."""
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):  # it has ended meanwhile

@@ -101,6 +101,7 @@ class LocalWorker:
 
     def _received(self, channel: Connection) -> Generator[Silence, None, Any]:
         """Return what the process sends next; yield a `Silence` for each second without it."""
+        self._look_at_memory()
         while not channel.poll(_SILENCE_SECONDS):
             status = status_of(self._process.pid)
             # A process that it has started may have its end of the channel.
@@ -109,7 +110,6 @@ class LocalWorker:
             stopped = status == psutil.STATUS_STOPPED
             yield Silence(process=self._process.pid, is_stopped=stopped)
             self._look_at_memory()
-        self._look_at_memory()
         return channel.recv()
 
     def kill(self) -> None:
@@ -121,7 +121,7 @@ class LocalWorker:
                 end_process(self._process.pid)
         # One that is not started yet waits, perhaps, for the fork server, which imports for
         # seconds; and a fork server that is stopped tells nobody that its children have ended.
-        fork_server.end_helpers(only_if_stopped=started)
+        fork_server.end_fork_server(only_if_stopped=started)
 
     def _started(self) -> tuple[Any, Connection]:
         with fork_server.starting() as context:
@@ -148,10 +148,10 @@ class LocalWorker:
         self._process.join(_JOIN_SECONDS)
         if self._process.is_alive():  # it lost touch with this process, and is of no use
             end_process(self._process.pid)
-            fork_server.end_helpers(only_if_stopped=True)
+            fork_server.end_fork_server(only_if_stopped=True)
             self._process.join(_JOIN_SECONDS)
         code = self._process.exitcode
-        if code == _UNKNOWN and fork_server.running() is None:
+        if code == _UNKNOWN and fork_server.find_fork_server() is None:
             return "the process that it was forked from, which would know how, is gone"
         if code is None or code >= 0:
             return f"exit status {code}"
@@ -169,7 +169,7 @@ class LocalWorker:
     def _look_at_memory(self) -> None:
         """Note, once a second, how much memory the process takes, and how much is left."""
         if self._memory is None or clock.now() - self._memory.at >= _SILENCE_SECONDS:
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error, OSError, ValueError):
                 taken = psutil.Process(self._process.pid).memory_info().rss
                 self._memory = _Memory(taken=taken, left=machine.memory_left(), at=clock.now())
 
@@ -183,7 +183,7 @@ class _Memory:
     at: float  # when it was looked at
 
     def if_short(self) -> str:
-        """Return a line's end that says how little was left, or nothing if it was enough."""
+        """Return how little memory was left, as the end of a message; "" if it was enough."""
         if self.left > _LITTLE * machine.memory():
             return ""
         return (

@@ -50,13 +50,20 @@ def serve(channel: Connection, prepare: Callable[[], None], environment: dict[st
 
 
 def _send_outcome(channel: Connection, function: Function, args: tuple[Any, ...]) -> None:
+    process = os.getpid()
+
+    def send(content: memoryview) -> None:
+        if os.getpid() != process:  # a copy that the task has made of this process, by os.fork
+            os._exit(1)
+        channel.send_bytes(content)
+
     try:
         called = pkgutil.resolve_name(function) if isinstance(function, str) else function
-        result = called(*args, lambda content: channel.send((REPORT, content)))
+        result = called(*args, lambda content: send(ForkingPickler.dumps((REPORT, content))))
         content = _pickled(RESULT, result)
     except BaseException as error:
         content = _pickled_error(error)
-    channel.send_bytes(content)
+    send(content)
 
 
 def _pickled(kind: str, content: Any) -> memoryview:
