@@ -146,9 +146,8 @@ def prepare_image(image: Image.Image) -> Prepared:
     """
     steps: list[str] = []
     notes: tuple[Note, ...]
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        steps.append(f"the first of {frames} frames")
+    if getattr(image, "is_animated", False):
+        steps.append("the first of its frames")
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         steps.append("turned upright")
         image = ImageOps.exif_transpose(image)

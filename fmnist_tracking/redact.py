@@ -9,20 +9,33 @@ from urllib.parse import quote, unquote, unquote_plus, urlsplit
 LONGEST_NAME, LONGEST_LINE = 500, 10_000
 # Where there are both a colon and an @, all up to the last @ is taken for name and password: a
 # password that was not percent-encoded may contain any of @ / ? #. A number after the colon is a
-# server's port, though.
+# server's port, though, unless a server follows the @. All lengths are bounded, or a long text
+# would take a time that grows with its square.
 _USERINFO = re.compile(
-    r"(?P<scheme>(?<![a-z0-9+.-])(?:(?P<web>https?)|(?!https?:)[a-z][a-z0-9+.-]*)://)"
-    r"(?P<secret>[^/\s@:]*:(?(web)(?!\d{1,5}/))\S*|[^/\s]+)@",
+    r"(?P<scheme>(?<![a-z0-9+.-])(?:(?P<web>https?)|(?!https?:)[a-z][a-z0-9+.-]{0,40})://)"
+    r"(?P<secret>[^/\s@:]{0,500}:(?(web)(?!\d{1,5}/[^\s@]{0,500}@[\w-]{0,99}(?:[/?#\s]|$)))\S{0,500}"
+    r"|[^/\s]{1,500})@",
     re.IGNORECASE,
 )
-# The same without a scheme, where a word begins.
-_NAKED = re.compile(r"(?<![^\s'\"=(,])(?P<secret>[^\s'\"/:@=(,\\]+:(?![/\\])[^\s'\"]+)@(?=[^\s@])")
-# In the query of an address, or in the words that a database's driver takes.
-_PARAMETER = re.compile(r"(?<![^\s?&;'\"(,])(?P<name>[\w.-]+)=(?P<secret>[^&\s'\"]+)")
+# The same without a scheme, or with one that is mistyped, where a word begins.
+_NAKED = re.compile(
+    r"(?<![^\s'\"=(,])(?P<scheme>[a-z][a-z0-9+.-]{0,40}(?::/(?!/)|//)|//|[a-z]:\\)?"
+    r"(?P<secret>[^\s'\"/:@=(,\\]{1,500}:(?![/\\])[^\s'\"]{1,500})@(?=[^\s@])",
+    re.IGNORECASE,
+)
+# In the query of an address, in the words that a database's driver takes, or in JSON.
+_PARAMETER = re.compile(
+    r"(?<![^\s?&;#'\"(,{])(?P<name>[\w.%-]{1,99})(?P<mark>=['\"]?|['\"]\s?:\s?['\"])"
+    r"(?P<secret>[^&\s'\"]+)"
+)
+# In the head of a request.
+_AUTHORIZATION = re.compile(
+    r"(authorization['\"]?\s?[:=]\s?['\"]?(?:\w{1,20}\s)?)[\w.~+/=-]+", re.IGNORECASE
+)
 _USER = re.compile("user|username", re.IGNORECASE)
 _SECRET = re.compile(
     ".*(password|passwd|pwd|passphrase|secret|token|credential|signature|api_?key|access_?key"
-    "|account_?key|odbc_connect).*|pass|sig",
+    "|account_?key|odbc_connect).*|pass|sig|auth",
     re.IGNORECASE,
 )
 # Variables whose values are secret. PWD is the working folder.
@@ -39,7 +52,8 @@ _secrets: set[str] = set()
 def remember(address: str) -> None:
     """Have the secrets of an address, and those of the environment, shown nowhere from now on."""
     found = {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
-    for text in (address, *(value for value in os.environ.values() if "://" in value)):
+    addresses = (value for value in os.environ.values() if "://" in value or "@" in value)
+    for text in (address, *addresses):
         for pattern in (_USERINFO, _NAKED):
             found |= {match["secret"].partition(":")[2] for match in pattern.finditer(text)}
         found |= {
@@ -64,13 +78,22 @@ def without_user(text: str) -> str:
 
 
 def _without_credentials(text: str) -> str:
-    text = _NAKED.sub("***@", _USERINFO.sub(r"\g<scheme>***@", text))
-    return _PARAMETER.sub(_parameter_hidden, text)
+    if "@" in text:
+        text = _NAKED.sub(r"\g<scheme>***@", _USERINFO.sub(r"\g<scheme>***@", text))
+    return _AUTHORIZATION.sub(r"\1***", _PARAMETER.sub(_parameter_hidden, text))
 
 
 def _parameter_hidden(match: re.Match[str]) -> str:
-    name = match["name"]
-    return f"{name}=***" if _SECRET.fullmatch(name) or _USER.fullmatch(name) else match[0]
+    name, value = unquote(match["name"]), match["secret"]
+    is_user = _USER.fullmatch(name) and match["mark"] == "="
+    if is_user or _SECRET.fullmatch(name) or _holds_secret(unquote(value)):
+        value = "***"
+    return match["name"] + match["mark"] + value
+
+
+def _holds_secret(value: str) -> bool:
+    """Return whether a parameter's value is itself words for a driver, with a secret in them."""
+    return any(map(_SECRET.fullmatch, re.findall(r"(\w+)\s?=", value)))
 
 
 def without_home(text: str) -> str:

@@ -32,6 +32,7 @@ import math
 import os
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -272,6 +273,16 @@ def _native_stderr_held_back() -> Iterator[None]:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+
+
+def require_dates() -> None:
+    """Raise `ConfigError` if the clock gives a time that no ZIP file has, as models are."""
+    year = time.localtime().tm_year
+    if not 1980 <= year < 2107:
+        raise ConfigError(
+            f"Expected the system's clock to give a year from 1980 to 2106, as the files of models "
+            f"can hold, got {year}. Set the clock, and give this command again."
+        )
 
 
 def store_patience() -> float:

@@ -74,11 +74,12 @@ def _some(keys: Any, values: Any) -> Any:
 _columns = st.fixed_dictionaries(
     {},
     optional={
-        "name": st.none() | st.sampled_from(HOSTILE),
+        "name": st.none() | st.sampled_from([*HOSTILE, b"\xff\x00"]),
         "user_id": st.none() | st.sampled_from(HOSTILE),
         "start_time": st.none() | st.sampled_from(EDGES),
         "end_time": st.none() | st.sampled_from(EDGES),
-        "status": st.sampled_from(["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]),
+        "status": st.none()
+        | st.sampled_from(["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]),
         "artifact_uri": st.sampled_from(PLACES),
     },
 )
@@ -96,9 +97,7 @@ strangers = st.builds(
     metrics=_some(METRICS, st.floats() | st.sampled_from([0.0, 0.99, 1.0, 2.0**60])),
     files=_some(FILES, json_texts),
     columns=_columns,
-    deleted=st.booleans() & st.booleans()
-    if False
-    else st.sampled_from([False, False, False, True]),
+    deleted=st.sampled_from([False, False, False, True]),
 )
 
 

@@ -188,7 +188,7 @@ def test_a_photograph_is_turned_as_its_exif_says(orientation: int, tmp_path: Pat
 def test_the_first_of_several_frames(tmp_path: Path) -> None:
     thing().save(tmp_path / "a.gif", save_all=True, append_images=[thing(background=BLACK)])
     prepared = prepare(tmp_path / "a.gif")
-    assert prepared.steps[0] == "the first of 2 frames"
+    assert prepared.steps[0] == "the first of its frames"
     np.testing.assert_array_equal(prepared.pixels[..., 0], EXPECTED)
 
 

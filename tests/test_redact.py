@@ -1,5 +1,6 @@
 import logging
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -37,6 +38,15 @@ SECRETIVE = [
     "http://u:hush hush@127.0.0.1:1",
     "http://127.0.0.1:1/?access_token=hush-hush&x=1",
     "https://127.0.0.1:1/?x=1&X-Amz-Signature=hush&client_secret=hush",
+    "http://u:123/hush-hush@127.0.0.1:1",
+    "http:/u:hush-hush@127.0.0.1:1",
+    "//u:hush-hush@127.0.0.1:1",
+    "http//u:hush-hush@127.0.0.1:1",
+    "C:\\u:hush-hush@host",
+    "postgresql://127.0.0.1:1/db?user=u&pass%77ord=hush-hush",
+    "postgresql://127.0.0.1:1/db?options=-c%20x.password%3Dhush-hush",
+    "http://127.0.0.1:1/?auth=hush-hush",
+    "http://127.0.0.1:1/#access_token=hush-hush",
 ]
 
 
@@ -56,6 +66,13 @@ SECRETIVE = [
         ("host=h user=ann password=hush x=1", "host=h user=*** password=*** x=1"),
         ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
         ("an address ann@host", "an address ann@host"),
+        ("http://host:5000/a@b/c?d", "http://host:5000/a@b/c?d"),
+        ("connect(password='hush', x=1)", "connect(password='***', x=1)"),
+        ('{"user": "ann", "api_key": "hush"}', '{"user": "ann", "api_key": "***"}'),
+        ("DRIVER=x;PWD=hush;", "DRIVER=***"),
+        ("Authorization: Bearer hush.hush", "Authorization: Bearer ***"),
+        ("{'Authorization': 'Basic aHVzaA=='}", "{'Authorization': 'Basic ***'}"),
+        ("the token = 3 and a key: value", "the token = 3 and a key: value"),
     ],
 )
 def test_nobody_s_name_and_password_are_left(text: str, shown: str) -> None:
@@ -94,6 +111,24 @@ def test_secrets_of_the_environment_are_shown_nowhere(
     monkeypatch.setenv(variable, "hush/hush+42")
     remember("")
     assert printable("got hush/hush+42, hush%2Fhush%2B42") == "got ***, ***"
+
+
+def test_a_proxy_s_password_without_a_scheme_is_a_secret_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "ann:hush-42@proxy:8080")
+    remember("")
+    assert printable("with hush-42") == "with ***"
+
+
+@pytest.mark.parametrize("text", ["(a:", "=a:", "a://", "a@", "a=", "'a':'", "authorization:"])
+def test_the_time_for_a_long_text_does_not_grow_with_its_square(text: str) -> None:
+    def seconds(times: int) -> float:
+        begin = time.process_time()
+        without_user(text * times + "@")
+        return time.process_time() - begin
+
+    assert seconds(20_000) < 30 * max(seconds(2_000), 0.01)
 
 
 def test_a_short_password_is_a_word_of_its_own() -> None:

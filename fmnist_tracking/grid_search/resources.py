@@ -83,6 +83,7 @@ def open_resources(
     try:
         runtime.require_tensorflow_backend()
         runtime.store_patience()
+        runtime.require_dates()
         runtime.asked_to_compile()
         threads = runtime.threads_of(workers)
         if experiment is not None:

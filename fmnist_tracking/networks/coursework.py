@@ -1,5 +1,6 @@
 """The network: a small CNN built from a `TrainingConfig`, and its first activation maps."""
 
+import math
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,11 @@ from fmnist_tracking.files import open_untrusted, require_harmless_zip
 
 INPUT_SHAPE = (IMAGE_SIZE, IMAGE_SIZE, 1)
 FIRST_CONVOLUTION = "conv1"
-# Batch size of `predict`; a larger one only costs memory.
-_AT_ONCE = 1000
+# Batch size of `predict`; a larger one only costs memory. Of a wide network, fewer images, so that
+# no layer gives more values, of 4 bytes, than this.
+_AT_ONCE, _VALUES_AT_ONCE = 1000, 50_000_000
+# Of a layer, for one image.
+_LARGEST_MAP = 50_000_000
 # A network of ten layers takes 6 KB; Keras would build all that a larger one names.
 _LARGEST_CONFIG = 1_000_000
 
@@ -99,7 +103,17 @@ def load_model(path: Path) -> keras.Model:
             f"It takes {takes} and gives {gives}; expected {(None, *INPUT_SHAPE)} and "
             f"{(None, len(CLASS_NAMES))}."
         )
+    largest = _largest_map(model)
+    if largest > _LARGEST_MAP:
+        raise ValueError(
+            f"A layer gives {largest:,} values for an image; expected {_LARGEST_MAP:,} at most."
+        )
     return model
+
+
+def _largest_map(model: keras.Model) -> int:
+    """Return how many values the layer with the most gives for one image."""
+    return max(int(math.prod(layer.output.shape[1:])) for layer in model.layers)
 
 
 def predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -115,7 +129,7 @@ def predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32
     # Keras's own `predict` traces the model first, which takes longer than classifying a few
     # images.
     number = runtime.shards()
-    size = max(1, _AT_ONCE // number)
+    size = max(1, min(_AT_ONCE, _VALUES_AT_ONCE // _largest_map(model)) // number)
     with ThreadPoolExecutor(number) as threads:
         starts = range(0, len(images), size)
         parts = list(threads.map(lambda at: _call(model, images[at : at + size]), starts))

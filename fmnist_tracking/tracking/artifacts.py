@@ -22,6 +22,8 @@ from fmnist_tracking.tracking import locations
 from fmnist_tracking.tracking.store import Store
 
 _SERVED = ("http", "https", "mlflow-artifacts")
+# In bytes: the summary of a search of 100,000 points has 40 million.
+_LARGEST_RECORD = 200_000_000
 # The last two lead to where another run, or a version of a model, has its files.
 _NOWHERE = ("", "file", "runs", "models")
 
@@ -63,13 +65,25 @@ def log_files(store: Store, run_id: str, files: Mapping[str, bytes | str]) -> No
 
 
 def read_file(store: Store, location: str, name: str) -> bytes:
-    """Read a file at a location; raise what `files_at` does."""
+    """Read a file at a location.
+
+    Raises:
+        OSError: it is too large to be one of a run's records, or cannot be read.
+        TrackingError: see `files_at`.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        return fetch_file(store, location, name, Path(scratch)).read_bytes()
+        copy = fetch_file(store, location, name, Path(scratch), _LARGEST_RECORD)
+        with open_untrusted(copy, _LARGEST_RECORD) as file:
+            return file.read()
 
 
-def fetch_file(store: Store, location: str, name: str, folder: Path) -> Path:
-    """Copy a file at a location into a folder, and return its path; raise what `files_at` does."""
+def fetch_file(
+    store: Store, location: str, name: str, folder: Path, most: int | None = None
+) -> Path:
+    """Copy a file at a location into a folder, and return its path; raise what `files_at` does.
+
+    One of this machine that has more than `most` bytes is refused, by an `OSError`.
+    """
     require_trusted(store, location)
     folder.mkdir(parents=True, exist_ok=True)
     source = locations.local_path(location)
@@ -78,7 +92,7 @@ def fetch_file(store: Store, location: str, name: str, folder: Path) -> Path:
     # MLflow would start threads for each run whose files are read.
     copy = folder / name
     copy.parent.mkdir(parents=True, exist_ok=True)
-    with open_untrusted(source / name) as file, copy.open("wb") as written:
+    with open_untrusted(source / name, most) as file, copy.open("wb") as written:
         shutil.copyfileobj(file, written)
     return copy
 

@@ -28,9 +28,13 @@ from fmnist_tracking.tracking.store import Store
 # MLflow's upper limit for a page of some queries.
 PAGE = 1000
 _IDS_AT_ONCE = 200
-# What MLflow says of a run without a user or a start time, and which runs have both.
+# What MLflow says of a run without a user, a start time or a status, and which runs have all.
 _UNREADABLE = "cannot be None"
-_IS_READABLE = f"attributes.user_id LIKE '%' AND attributes.start_time >= {-(2**63)}"
+_NEEDED = {"user_id": "user", "start_time": "start time", "status": "status"}
+_IS_READABLE = (
+    f"attributes.user_id LIKE '%' AND attributes.start_time >= {-(2**63)} "
+    "AND attributes.status LIKE '%'"
+)
 # Filters and orders in MLflow's syntax.
 IS_FINISHED = f"attributes.status = '{FINISHED}'"
 NEWEST_FIRST = ("attributes.start_time DESC",)
@@ -88,14 +92,14 @@ def _unreadable(store: Store, experiments: Sequence[str]) -> dict[str, str]:
     if get_uri_scheme(store.uri) not in DATABASE_ENGINES:  # type: ignore[no-untyped-call]
         return {"unknown": f"MLflow cannot read it: {_UNREADABLE}"}
     rows = text(
-        "SELECT run_uuid, user_id, start_time FROM runs WHERE experiment_id IN :experiments "
-        "AND (user_id IS NULL OR start_time IS NULL)"
+        f"SELECT run_uuid, {', '.join(_NEEDED)} FROM runs WHERE experiment_id IN :experiments "
+        f"AND ({' OR '.join(f'{column} IS NULL' for column in _NEEDED)})"
     ).bindparams(bindparam("experiments", list(map(int, experiments)), expanding=True))
-    engine = create_engine(store.uri, poolclass=NullPool)
+    engine, columns = create_engine(store.uri, poolclass=NullPool), list(_NEEDED)
     with engine.connect() as connection:
         return {
-            run_id: f"it has no {'user' if user is None else 'start time'}"
-            for run_id, user, _ in connection.execute(rows)
+            run_id: f"it has no {_NEEDED[columns[values.index(None)]]}"
+            for run_id, *values in connection.execute(rows)
         }
 
 

@@ -287,6 +287,8 @@ def as_tracked(run: Run) -> TrackedRun:
         )
     if role not in (schema.SEARCH, schema.TRIAL, schema.TRAIN):
         raise UnreadableRun(run, f"its tag {schema.ROLE} is {role!r}, which is not known here")
+    if not isinstance(run.info.run_name or "", str):  # SQLite keeps whatever it is given
+        raise UnreadableRun(run, "its name is no text")
     if schema.DATA_SHA256 not in tags:
         raise UnreadableRun(run, f"its tag {schema.DATA_SHA256} is missing")
     try:

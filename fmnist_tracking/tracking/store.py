@@ -247,7 +247,7 @@ def open_store(
             with locations.without_stray_folder(uri):
                 client = MlflowClient(uri)
                 experiments = client.search_experiments(view_type=ViewType.ALL, max_results=_MANY)
-            addresses = [experiment.artifact_location for experiment in experiments]
+            addresses = [experiment.artifact_location or "" for experiment in experiments]
             moved_from, away = locations.elsewhere(locations.sqlite_file(uri), addresses)
             store = Store(uri=uri, client=client, address=address, moved_from=moved_from, away=away)
         except ModuleNotFoundError as error:
