@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,17 @@ def test_a_changed_address_of_a_run_is_not_followed(store: Store, tmp_path: Path
         result = tracking.read_search(opened, tracking.find_run(opened, search))
         assert len(result.trials) == 1
     assert (secret / "report" / "index.html").read_text() == "theirs"
+
+
+def test_a_record_that_is_too_large_to_be_one_is_not_read(store: Store) -> None:
+    search = start_search(store)
+    run = store.client.get_run(search)
+    log_files(store, search, {"search.json": "{}"})
+    file = Path(run.info.artifact_uri.removeprefix("file://"), "search.json")
+    os.truncate(file, 10**12)
+    with pytest.raises(OSError, match="it has 1,000,000,000,000 bytes"):
+        read_file(store, run.info.artifact_uri, "search.json")
+    assert tracking.list_runs(store)  # which makes up for it
 
 
 @pytest.mark.slow

@@ -246,4 +246,4 @@ def test_a_grid_whose_search_cannot_be_read_is_searched_again(
     assert {t["run_id"] for t in again["trials"]} == trials  # type: ignore[attr-defined]
     said = command("search", *SMALL).stderr
     assert "nothing is left to train" in said
-    assert f"cannot read a run: {str(first['run_id'])[:8]} (its grid" in said
+    assert f"cannot read or resume a run: {str(first['run_id'])[:8]} (its grid" in said

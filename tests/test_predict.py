@@ -25,6 +25,7 @@ from fmnist_tracking.errors import OutputError, TrackingError
 from fmnist_tracking.inference import about, fetched_model
 from fmnist_tracking.inspection import Images, InspectionTask
 from fmnist_tracking.model_worker import classify, inspect_model
+from fmnist_tracking.networks import coursework
 from fmnist_tracking.networks.coursework import build_model, with_weights
 from fmnist_tracking.networks.coursework import predict as probabilities_of
 from fmnist_tracking.prediction import (
@@ -400,6 +401,12 @@ def damaged_models() -> dict[str, Callable[[Path], None]]:
         "list": lambda path: rewritten(path, lambda config: []),
         "a million layers": lambda path: rewritten(path, lambda config: [{}] * 10**6),
         "gigabytes": lambda path: rewritten(path, gigabytes),
+        "a huge map": saved(
+            keras.Input((28, 28, 1)),
+            keras.layers.ZeroPadding2D(10_000),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(10),
+        ),
         "lambda": saved(
             keras.Input((28, 28, 1)),
             keras.layers.Lambda(lambda x: touch(x)),
@@ -434,6 +441,24 @@ def test_a_model_file_that_cannot_be_used_is_told_in_a_line_and_runs_nothing(
         assert "\n" not in str(told.value), kind
         assert len(str(told.value)) < 400, kind
         assert not Path("executed").exists(), kind
+
+
+def test_a_network_with_wide_layers_is_given_fewer_images_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, images = build_model(SMALL), np.zeros((7, 28, 28, 1), np.uint8)
+    expected = probabilities_of(model, images)
+    given: list[int] = []
+    call = coursework._call
+
+    def counted(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        given.append(len(images))
+        return call(model, images)
+
+    monkeypatch.setattr(coursework, "_call", counted)
+    monkeypatch.setattr(coursework, "_VALUES_AT_ONCE", 2 * 28 * 28)
+    np.testing.assert_allclose(probabilities_of(model, images), expected, rtol=1e-6)
+    assert max(given) <= 2
 
 
 @pytest.mark.slow

@@ -185,6 +185,23 @@ def test_a_photograph_is_turned_as_its_exif_says(orientation: int, tmp_path: Pat
     assert ("turned upright" in prepared.steps) == (orientation > 1)
 
 
+def test_a_picture_of_a_hundred_thousand_frames_is_soon_read(tmp_path: Path) -> None:
+    """A TIFF whose frames all have the same pixels; to count them would take minutes."""
+    count, at = 100_000, 8 + 64
+    tags = ((256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (273, 8), (278, 8), (279, 64))
+    size = 2 + 12 * len(tags) + 4
+    pixels = bytes(range(0, 256, 4))
+    frames = b"".join(
+        struct.pack("<H", len(tags))
+        + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+        + struct.pack("<I", at + size * (number + 1) if number + 1 < count else 0)
+        for number in range(count)
+    )
+    path = tmp_path / "many.tif"
+    path.write_bytes(struct.pack("<2sHI", b"II", 42, at) + pixels + frames)
+    assert prepare(path).steps[0] == "the first of its frames"
+
+
 def test_the_first_of_several_frames(tmp_path: Path) -> None:
     thing().save(tmp_path / "a.gif", save_all=True, append_images=[thing(background=BLACK)])
     prepared = prepare(tmp_path / "a.gif")

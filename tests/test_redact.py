@@ -1,6 +1,5 @@
 import logging
 import sys
-import time
 import traceback
 from pathlib import Path
 
@@ -122,13 +121,9 @@ def test_a_proxy_s_password_without_a_scheme_is_a_secret_too(
 
 
 @pytest.mark.parametrize("text", ["(a:", "=a:", "a://", "a@", "a=", "'a':'", "authorization:"])
-def test_the_time_for_a_long_text_does_not_grow_with_its_square(text: str) -> None:
-    def seconds(times: int) -> float:
-        begin = time.process_time()
-        without_user(text * times + "@")
-        return time.process_time() - begin
-
-    assert seconds(20_000) < 30 * max(seconds(2_000), 0.01)
+def test_a_very_long_text_is_looked_through(text: str) -> None:
+    """It would take an hour if the time grew with the square of the length."""
+    assert without_user(text * 300_000 + "@").endswith("@")
 
 
 def test_a_short_password_is_a_word_of_its_own() -> None:

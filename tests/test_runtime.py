@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +184,13 @@ except errors.OutputError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("No usable temporary directory found in [")
     assert done.stdout.endswith("]. Set TMPDIR to a folder that can be written.\n")
+
+
+@pytest.mark.parametrize("year", [1970, 1979, 2107, 2150])
+def test_a_clock_that_no_file_of_a_model_can_hold_is_told(
+    monkeypatch: pytest.MonkeyPatch, year: int
+) -> None:
+    runtime.require_dates()
+    monkeypatch.setattr(time, "localtime", lambda: time.struct_time((year, *[1] * 8)))
+    with pytest.raises(ConfigError, match=f"got {year}. Set the clock"):
+        runtime.require_dates()

@@ -47,6 +47,7 @@ _STAYS = re.compile(
     "|SignatureDoesNotMatch|mlflow-artifacts URI was supplied|Could not find a registered artifact"
     "|CERTIFICATE_VERIFY_FAILED"
 )
+_BROKEN = re.compile("database disk image is malformed|file is not a database")
 _LOCKED = re.compile("database (table )?is locked")
 # MLflow's words for an answer that is not one of its own errors, but a gateway's, for instance.
 _ANSWERED = re.compile(r"failed with error code (5\d\d|408|409|429)|not in a valid JSON format")
@@ -109,10 +110,11 @@ def tracking_error(uri: str, error: BaseException) -> TrackingError:
             f"{setting('tracking_uri')}, or choose another experiment with "
             f"{setting('experiment')}."
         )
-    if "is malformed" in text:
-        return damaged(without_user(uri), "database disk image is malformed")
+    broken = _BROKEN.search(text)
+    if broken is not None:
+        return damaged(without_user(uri), broken[0])
     file = locations.sqlite_file(uri) if uri.startswith("sqlite") else None
-    if file is not None and ("no such table" in text or _is_moved(file, text)):
+    if file is not None and _is_moved(file, text):
         return TrackingError(
             f"The MLflow store {file} is not there any more: its file was moved, removed or "
             "replaced while it was in use. Put it back, and give the same command: it goes on "
@@ -134,7 +136,9 @@ def tracking_error(uri: str, error: BaseException) -> TrackingError:
 
 
 def _is_moved(file: Path, text: str) -> bool:
-    """Return whether SQLite's message is about a file that it has open and that has no name."""
+    """Return whether SQLite's message is about a file that is not there, or an empty one."""
+    if "no such table" in text:
+        return not file.exists() or file.stat().st_size == 0
     return "readonly database" in text and not file.exists()
 
 
@@ -182,6 +186,12 @@ def opening_error(uri: str, error: BaseException) -> TrackingError:
     known, text = tracking_error(uri, error), str(error)
     if isinstance(error, RestException) or is_locked(error):
         return known
+    if "disk is full" in text or "disk I/O error" in text:
+        return TrackingError(
+            f"The MLflow store {without_user(uri)} cannot be written ({_first_line(error)}). Make "
+            "room on its disk, or name another store with "
+            f"{setting('tracking_uri')} or MLFLOW_TRACKING_URI."
+        )
     unreachable = _UNREACHABLE.search(text)
     if unreachable or isinstance(error, OperationalError):
         why = unreachable[0] if unreachable else _first_line(error)

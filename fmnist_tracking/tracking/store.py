@@ -50,6 +50,7 @@ _opening = threading.Lock()
 # The oldest that the tests have passed with.
 _OLDEST_SERVER = (3, 1)
 _ANSWER_SECONDS = 10
+_LONGEST_VERSION = 100  # bytes
 _VERSION = re.compile(r"(\d+)\.(\d+)[\w.]*$")
 _MANY = 1000
 # At most this many skipped runs are named.
@@ -374,8 +375,12 @@ def _require_server(uri: str) -> None:
         "GET",
         timeout=_ANSWER_SECONDS,
         max_retries=0,
+        stream=True,  # or the whole of an answer without end would be waited for
     )
-    found = _VERSION.match(answer.text.strip()) if answer.status_code == 200 else None
+    with answer:
+        text = answer.raw.read(_LONGEST_VERSION, decode_content=True)
+    is_version = answer.status_code == 200
+    found = _VERSION.match(text.decode(errors="replace").strip()) if is_version else None
     if found is None:  # perhaps a gateway's answer: MLflow's next request will show it
         return
     if (int(found[1]), int(found[2])) < _OLDEST_SERVER:
