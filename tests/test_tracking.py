@@ -749,7 +749,7 @@ def test_split_is_read_back(store: Store) -> None:
         ("http://127.0.0.1:9", "cannot be reached"),
         ("postgresql://me:secret@127.0.0.1:9/db", r"postgresql://\*\*\*@127.0.0.1:9/db cannot"),
         ("sqlite:////no/such/folder/mlflow.db", "cannot be created"),
-        ("./mlruns", "MLflow failed"),
+        ("./mlruns", "Did you mean sqlite:///"),
     ],
 )
 def test_unreachable_stores(uri: str, words: str) -> None:
