@@ -50,7 +50,7 @@ def first_line(error: BaseException) -> str:
     """
     try:
         text = str(error)
-    except Exception as another:  # whoever wrote the error's class
+    except (Exception, SystemExit) as another:  # whoever wrote the error's class
         return f"its message cannot be made ({type(another).__name__})"
     lines = (line.strip() for line in text.splitlines())
     return shortened(next(filter(None, lines), type(error).__name__), _LONGEST_LINE)

@@ -8,6 +8,11 @@ class WithoutText(Exception):
         raise RuntimeError
 
 
+class Exiting(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(7)
+
+
 @pytest.mark.parametrize(
     ("message", "line"),
     [
@@ -28,6 +33,7 @@ def test_the_first_line_of_an_error_is_what_it_says_first(message: str, line: st
         (ValueError("of a value\nand more"), "ValueError: of a value"),
         (SystemExit(), "SystemExit"),
         (WithoutText(), "WithoutText: its message cannot be made (RuntimeError)"),
+        (Exiting(), "Exiting: its message cannot be made (SystemExit)"),
         (OSError("\x1b[2J \udcff \0"), "OSError: \\x1b[2J \\udcff \\x00"),
     ],
 )

@@ -1,5 +1,6 @@
 """What people delete, rename or remove for good: each command treats it as what it is."""
 
+import dataclasses
 import json
 import os
 import sqlite3
@@ -15,6 +16,7 @@ import fmnist_tracking as ft
 from conftest import Run
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.tracking import open_store
+from fmnist_tracking.tracking.leases import Lease
 
 pytestmark = pytest.mark.slow
 
@@ -106,9 +108,7 @@ def test_the_trials_of_a_search_that_is_gone_are_used_again(
         tags={
             "fmnist.role": "trial",
             "mlflow.parentRunId": str(first["run_id"]),
-            "fmnist.lease": json.dumps(
-                {"host": "h", "machine": "another", "pid": 1, "started": 1.0, "beat": 1.0}
-            ),
+            "fmnist.lease": dataclasses.replace(Lease.of_this_process(), pid=2**30).text(),
         },
     ).info.run_id
     if for_good:
