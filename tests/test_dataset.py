@@ -59,6 +59,20 @@ def test_missing_folder(tmp_path: Path) -> None:
         load_dataset(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("place", [".", "raw", "FashionMNIST/raw"])
+@pytest.mark.parametrize("name", ["{}-idx{}-ubyte", "{}.idx{}-ubyte.gz"])
+def test_a_folder_as_other_programs_keep_it(real_copy: Path, place: str, name: str) -> None:
+    inside = real_copy / place
+    inside.mkdir(parents=True, exist_ok=True)
+    for path in [*real_copy.glob("*.gz")]:
+        part, _, rest = path.name.partition("-idx")
+        other = inside / name.format(part, rest[0])
+        content = path.read_bytes()
+        path.unlink()
+        other.write_bytes(content if other.suffix == ".gz" else gzip.decompress(content))
+    assert load_dataset(real_copy).is_fashion_mnist
+
+
 def test_folder_with_three_files(real_copy: Path) -> None:
     (real_copy / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(DataError, match=r"lacks t10k-labels-idx1-ubyte\.gz\. Expected four files"):
@@ -164,6 +178,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 def no_local_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(download, "PACKAGE_FOLDER", tmp_path / "no-package")
     monkeypatch.setenv("FMNIST_CACHE_DIR", str(tmp_path / "empty-cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # with Keras's cache
 
 
 @pytest.mark.usefixtures("no_local_copy")
@@ -178,6 +193,23 @@ def test_fetched_from_a_mirror_and_kept(mirror: str, monkeypatch: pytest.MonkeyP
     folder = Path(first.source)  # for whoever may read the cache, not for this user alone
     for path in (folder, *folder.iterdir()):
         assert path.stat().st_mode & 0o044 == folder.parent.stat().st_mode & 0o044
+
+
+@pytest.mark.usefixtures("no_local_copy")
+def test_what_keras_has_fetched_is_used_if_it_is_whole(
+    real_copy: Path, mirror: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fmnist_tracking")
+    theirs = Path.home() / ".keras" / "datasets" / "fashion-mnist"
+    theirs.parent.mkdir(parents=True)
+    real_copy.rename(theirs)
+    assert load_dataset().source == str(theirs)
+    assert not Path(os.environ["FMNIST_CACHE_DIR"]).exists()
+    (theirs / "t10k-labels-idx1-ubyte.gz").unlink()  # as while Keras fetches them
+    monkeypatch.setattr(download, "fetch", partial(download.fetch, mirrors=(mirror,)))
+    assert load_dataset().source != str(theirs)
+    assert "Keras's copy is not used: " in caplog.text
+    assert len(list(theirs.iterdir())) == 3
 
 
 @pytest.mark.usefixtures("no_local_copy")

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,8 @@ from fmnist_tracking.redact import printable
 from fmnist_tracking.runtime import CACHE_VARIABLE
 
 DATA_DIR_VARIABLE = "FMNIST_DATA_DIR"
+# Where `keras.datasets.fashion_mnist.load_data` keeps them.
+_KERAS_CACHE = "~/.keras/datasets/fashion-mnist"
 PARTIAL = "partial-"  # begins the name of a folder that is not filled yet
 # SHA-256 of Fashion-MNIST's decompressed files.
 FASHION_MNIST_SHA256 = {
@@ -28,6 +31,9 @@ FASHION_MNIST_SHA256 = {
     "t10k-images": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -94,8 +100,8 @@ def load_dataset(data_dir: str | Path | None = None) -> Dataset:
     """Find the data set, or download it; verify and load it.
 
     The places are, in order: `data_dir`, the folder in FMNIST_DATA_DIR, the system package's
-    folder, the user's cache. If there is none, it is downloaded to that cache. Only a folder that
-    the user named may hold another data set than Fashion-MNIST.
+    folder, the user's cache, Keras's cache. If there is none, it is downloaded to the user's cache.
+    Only a folder that the user named may hold another data set than Fashion-MNIST.
 
     Args:
         data_dir: a folder with the four IDX files; None for the other places.
@@ -117,6 +123,12 @@ def load_dataset(data_dir: str | Path | None = None) -> Dataset:
         return _load_folder(download.PACKAGE_FOLDER, require_fashion_mnist=True)
     downloads = cache_dir() / "fashion-mnist"
     if not downloads.is_dir():
+        keras_cache = Path(os.path.expanduser(_KERAS_CACHE))
+        if keras_cache.is_dir():
+            try:
+                return _load_folder(keras_cache, require_fashion_mnist=True)
+            except DataError as error:  # it is another program's, which may be filling it
+                _log.info("Keras's copy is not used: %s", error)
         _fetch_into(downloads)
     return _load_folder(downloads, require_fashion_mnist=True)
 

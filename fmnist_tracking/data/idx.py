@@ -22,6 +22,7 @@ FILES: dict[str, tuple[int, ...]] = {
 }
 _UNSIGNED_BYTE = 0x08
 _CLASSES = 10
+_PLACES = ("", "raw", "FashionMNIST/raw")
 # By so many bytes at most is a compressed file larger than what it holds.
 _OVERHEAD = 2**20
 
@@ -32,17 +33,24 @@ def file_name(part: str) -> str:
 
 
 def find_files(folder: Path) -> dict[str, Path]:
-    """Find the four IDX files in a folder, each with or without .gz.
+    """Find the four IDX files in a folder, each with or without .gz, and with a dash or a dot.
+
+    They may be in the folder `raw`, or `FashionMNIST/raw`, in it, where torchvision keeps them.
 
     Raises:
         DataError: files are missing, and the message names them; or the folder cannot be read.
     """
     found, missing = {}, []
     for part in FILES:
-        plain = folder / file_name(part)
-        zipped = plain.with_name(plain.name + ".gz")
+        plain = file_name(part)
+        names = [one + end for one in (plain, plain.replace("-idx", ".idx")) for end in ("", ".gz")]
         try:
-            existing = [path for path in (plain, zipped) if path.is_file()]
+            existing = [
+                folder / place / name
+                for place in _PLACES
+                for name in names
+                if (folder / place / name).is_file()
+            ]
         except OSError as error:
             raise DataError(
                 f"Cannot read the data folder {folder}: {error.strerror}. Make it readable, or "
@@ -51,7 +59,7 @@ def find_files(folder: Path) -> dict[str, Path]:
         if existing:
             found[part] = existing[0]
         else:
-            missing.append(zipped.name)
+            missing.append(f"{plain}.gz")
     if missing:
         raise DataError(
             f"The data folder {folder} lacks {' and '.join(missing)}. Expected four files: "
