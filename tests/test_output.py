@@ -78,6 +78,22 @@ def test_output_that_is_no_terminal_has_every_column(monkeypatch: pytest.MonkeyP
     assert heading.rstrip().endswith("seconds")
 
 
+def test_what_points_with_several_seeds_are_ranked_by_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = searched({"filters": (12, 36), "seed": (0, 1)})
+    scores = (0.7, 0.6, 0.66, 0.62)
+    trials = tuple(
+        dataclasses.replace(one, status="FINISHED", error=None, val_accuracy=score)
+        for one, score in zip(found.trials, scores, strict=True)
+    )
+    heading, *rows = printed(monkeypatch, dataclasses.replace(found, trials=trials), 10_000)
+    at = heading.index("point's mean")
+    assert [row[at : at + 6] for row in rows[:4]] == ["0.6500", "0.6500", "0.6400", "0.6400"]
+    heading, *_ = printed(monkeypatch, searched(COURSEWORK_GRID), 10_000)
+    assert "point's mean" not in heading
+
+
 def test_a_failed_trial_says_why_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for width in (60, 10_000):
         lines = printed(monkeypatch, searched(COURSEWORK_GRID), width)

@@ -57,6 +57,12 @@ def print_trials(search: "Search", *, as_json: bool) -> None:
         axis: [f"{getattr(trial.config, axis):.15g}" for trial in trials]
         for axis in result.space.varying
     }
+    # What points are ranked by, where they have several seeds.
+    means = (
+        {"point's mean": [share(place.mean) for place in places]}
+        if any(place.mean not in (None, place.trial.val_accuracy) for place in places)
+        else {}
+    )
     columns = {
         "rank": [str(place.rank or "") for place in places],
         "trial": [printable(trial.name) for trial in trials],
@@ -64,16 +70,23 @@ def print_trials(search: "Search", *, as_json: bool) -> None:
         **axes,
         "status": [trial.outcome for trial in trials],
         "val. acc.": [share(trial.val_accuracy) for trial in trials],
+        **means,
         "best epoch": [str(trial.best_epoch or "") for trial in trials],
         "seconds": [
             "" if trial.train_seconds is None else f"{trial.train_seconds:.1f}" for trial in trials
         ],
     }
     # The name of a trial tells its axes too.
-    dispensable = ["seconds", "best epoch", "status", "run id"]
-    _print_fitting(
-        columns, [tuple(axes), *dispensable], wrapped=("val. acc.", "best epoch"), folded="trial"
-    )
+    dispensable: list[str | tuple[str, ...]] = [
+        tuple(axes),
+        "seconds",
+        "best epoch",
+        "status",
+        "run id",
+        *means,
+    ]
+    wrapped = ("val. acc.", "point's mean", "best epoch")
+    _print_fitting(columns, dispensable, wrapped=wrapped, folded="trial")
     for trial in trials:
         if trial.error:
             out.print(
