@@ -53,7 +53,7 @@ class DryRunPoint:
     Attributes:
         name: for people.
         state: `finished`, `continues`, `new` or `refused`.
-        run_id: of the finished run.
+        run_id: of the finished run, or of the one that is resumed.
         epochs_done: epochs that need not be trained again.
         epochs: epochs in all.
         reason: why it is refused.
@@ -204,6 +204,7 @@ def _point(trial: PlannedTrial, too_large: str | None) -> DryRunPoint:
     return DryRunPoint(
         name=trial.name,
         state=CONTINUES if trial.epochs_done else NEW,
+        run_id=trial.run_id,
         epochs_done=trial.epochs_done,
         epochs=epochs,
     )
