@@ -1,5 +1,6 @@
 """Searches at once whose grids overlap: each point is trained once, by one of them."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -91,6 +92,20 @@ def trained(folder: Path) -> Counter[str]:
         runs = store.client.search_runs([experiment], f"tags.`{schema.ROLE}` = 'trial'")
         assert "RUNNING" not in {run.info.status for run in runs}
         return Counter(run.data.params["filters"] for run in runs if run.info.status == "FINISHED")
+
+
+def test_a_full_disk_keeps_no_point(small_disk: Path) -> None:
+    folder = small_disk / "points"
+    claims, others = PointClaims(folder), PointClaims(folder)
+    assert claims.claim(POINT)
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    claims.release(POINT)
+    assert not (folder / POINT).exists()
+    assert others.others_have_released()
+    claims.close()
+    assert not folder.exists()
 
 
 @pytest.mark.slow

@@ -84,9 +84,12 @@ class PointClaims:
         with self._lock:
             file = self._held.pop(fingerprint, None)
             if file is not None:
-                with contextlib.suppress(OSError):  # a full disk
-                    with (self._folder / _RELEASED).open("ab") as released:
-                        released.write(b".")
+                with contextlib.suppress(OSError):
+                    with (self._folder / _RELEASED).open("ab", buffering=0) as released:
+                        try:
+                            released.write(b".")
+                        except OSError:  # a full disk; a hole takes no room
+                            released.truncate(released.tell() + 1)
                     self._released += 1
                     (self._folder / fingerprint).unlink(missing_ok=True)
                 file.close()
