@@ -5,9 +5,9 @@ BIN := .venv/bin
 PEERS := .venv-peers/bin
 # Every file that is installed has the SHA-256 that hashes.txt says.
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --build-constraint hashes.txt
-# A process for each core and two more, as many tests wait for the processes that they start; what a
+# A process for each core and one more, as many tests wait for the processes that they start; what a
 # module sets up is set up once (`tests/conftest.py`).
-AT_ONCE := -n $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
+AT_ONCE := -n $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 COMPILE := $(BIN)/uv pip compile --universal --python-version 3.10 --no-header --no-annotate --quiet
 TRACK := $(BIN)/fmnist-track
 
