@@ -445,6 +445,8 @@ def test_why_a_process_cannot_work_is_told(capfd: pytest.CaptureFixture[str]) ->
 def test_what_a_worker_warns_of_and_logs_steers_no_terminal(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    fork_server.end_fork_server()  # one of an earlier test has that test's standard error
+    wait_for(lambda: fork_server.find_fork_server() is None)
     worker = LocalWorker(partial(runtime.prepare_process, 1, 0, []))
     with WorkerPool([worker], Reports()) as pool:
         pool.submit(warn_and_log, "a\x1b[2J\nError: forged").result(timeout=120)
