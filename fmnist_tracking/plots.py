@@ -79,6 +79,8 @@ def _title(figure: Figure, text: str, fontsize: float = 12, **place: Any) -> Non
     room = 72 * figure.get_figwidth() - 2 * fontsize  # 72 points an inch
     while (size := fontsize * min(1.0, room / _width(text, fontsize))) < _SMALLEST_TITLE:
         first, *others = text.splitlines()
+        if len(first) < 2:  # another line is the wide one
+            break
         text = "\n".join([f"{first[: len(first) * 9 // 10 - 1]}…", *others])
     figure.suptitle(text, fontsize=size, **place)
 

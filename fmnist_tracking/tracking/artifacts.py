@@ -22,7 +22,7 @@ from fmnist_tracking.tracking import locations
 from fmnist_tracking.tracking.store import Store
 
 _SERVED = ("http", "https", "mlflow-artifacts")
-# In bytes: the summary of a search of 100,000 points has 40 million.
+# In bytes: a search's summary has 640 or so for each trial, if none failed.
 _LARGEST_RECORD = 200_000_000
 # The last two lead to where another run, or a version of a model, has its files.
 _NOWHERE = ("", "file", "runs", "models")
