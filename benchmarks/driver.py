@@ -14,11 +14,12 @@ import uuid
 
 import fmnist_tracking as ft
 from benchmarks import stubs
-from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.config import SplitConfig, TrainingConfig
 from fmnist_tracking.results import SearchResult
+from fmnist_tracking.search_space import SearchSpace
 
 WORKERS = 4
-BASE = TrainingConfig(epochs=1)
+BASE = TrainingConfig.of(epochs=1)
 SPLIT = SplitConfig(limit=600)
 
 
@@ -110,7 +111,7 @@ def _pretend_finished(space: SearchSpace, like: str) -> str:
             "fmnist.point": point,
             "mlflow.parentRunId": run_id,
             "seed": str(config.seed),
-            "hidden_units": str(config.hidden_units),
+            "hidden_units": str(config["hidden_units"]),
         }
         child = uuid.uuid4().hex
         for table in ("runs", "tags", "params", "latest_metrics"):

@@ -127,24 +127,27 @@ def our_step(
     import tensorflow as tf
 
     from fmnist_tracking.config import TrainingConfig
-    from fmnist_tracking.networks.coursework import build_model
-    from fmnist_tracking.training.coursework_step import TrainingStep
+    from fmnist_tracking.networks.build import build_model
+    from fmnist_tracking.training.coursework_step import CourseworkSettings, CourseworkStep
 
-    config = TrainingConfig(
+    config = TrainingConfig.of(
         filters=filters,
         kernel_size=kernel,
         strides=strides,
         hidden_units=HIDDEN_UNITS,
         batch_size=BATCH_SIZE,
     )
-    weights = [weight.value for weight in build_model(config).trainable_variables]
-    step = TrainingStep(weights, config, runtime.shards())
+    model = build_model(config)
+    weights = [weight.value for weight in model.trainable_variables]
+    settings = CourseworkSettings.of(model)
+    assert settings is not None
+    step = CourseworkStep(weights, settings, BATCH_SIZE, shards=runtime.shards())
     tensors = tf.constant(images), tf.constant(labels)
     orders = np.random.default_rng(0)
 
     def epoch() -> None:
         order = orders.permutation(len(labels))
-        step.run_epoch(*tensors, order, seed=0, epoch=1, learning_rate=config.learning_rate)
+        step.run_epoch(*tensors, order, epoch=1)
 
     return epoch
 

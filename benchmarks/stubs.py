@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_tracking.config import CLASS_NAMES, TrainingConfig, feature_map_sizes
+from fmnist_tracking.config import CLASS_NAMES, TrainingConfig
 from fmnist_tracking.grid_search.messages import EpochEnded, Trained, TrialStarted, TrialTask
 from fmnist_tracking.metrics import score
+from fmnist_tracking.network import weight_shapes
 from fmnist_tracking.results import EpochMetrics, TrainingResult
 
 # How long an epoch takes.
@@ -79,17 +80,7 @@ def _wait(task: TrialTask, report: Callable[[Any], None], seconds: float) -> Tra
 
 
 def _weights(config: TrainingConfig) -> tuple[Any, ...]:
-    side, window = feature_map_sizes(config)["pool2"], config.kernel_size
-    shapes: list[tuple[int, ...]] = [
-        (window, window, 1, config.filters),
-        (config.filters,),
-        (window, window, config.filters, config.filters),
-        (config.filters,),
-        (side * side * config.filters, config.hidden_units),
-        (config.hidden_units,),
-        (config.hidden_units, len(CLASS_NAMES)),
-        (len(CLASS_NAMES),),
-    ]
+    shapes = weight_shapes(config.values, config.network)
     # Drawn, so that a file of them is no smaller than one of trained weights.
     draw = np.random.default_rng(config.seed)
     return tuple(draw.standard_normal(shape, np.float32) for shape in shapes)

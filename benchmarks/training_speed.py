@@ -10,7 +10,7 @@ it, and as many at once as there are cores, each on one, as `search` does it; th
 The limit is what the processor would train if all of it were one large product of matrices: the
 GFLOP/s of such a product, measured in each turn, the most of the run, by the additions and
 multiplications of a training step, three times those of the forward pass
-(`config.flops_per_image`).
+(twice `NetworkSize.multiply_adds`).
 
 Prints tables in Markdown; what is going on goes to standard error.
 """
@@ -88,7 +88,7 @@ def turn(
 
 def table(measured: Mapping[tuple[int, int, int], list[dict[str, float]]]) -> str:
     """Return the median images a second of each way, the limit, and the ratios of the same turn."""
-    from fmnist_tracking.config import TrainingConfig, flops_per_image
+    from fmnist_tracking.config import TrainingConfig, size_of
 
     taken = next(iter(measured.values()))[0]
     ways = [way for way in (KERAS, KERAS_PLAIN, TORCH, ONE, ALL) if way in taken]
@@ -104,9 +104,9 @@ def table(measured: Mapping[tuple[int, int, int], list[dict[str, float]]]) -> st
     most = max(one[PRODUCT] for turns in measured.values() for one in turns)
     for point, turns in measured.items():
         filters, kernel_size, strides = point
-        config = TrainingConfig(filters=filters, kernel_size=kernel_size, strides=strides)
+        config = TrainingConfig.of(filters=filters, kernel_size=kernel_size, strides=strides)
         for one in turns:
-            one[LIMIT] = most * 1e9 / (3 * flops_per_image(config))
+            one[LIMIT] = most * 1e9 / (3 * 2 * size_of(config).multiply_adds)
         name = f"f{filters} k{kernel_size} s{strides}"
         columns = [statistics.median(one[way] for one in turns) for way in (*ways, LIMIT)]
         lines.append(f"| {name} | {' | '.join(f'{column:,.0f}' for column in columns)} |")

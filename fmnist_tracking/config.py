@@ -3,20 +3,27 @@
 import contextlib
 import dataclasses
 import difflib
-import itertools
 import math
 import numbers
 import os
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 from fmnist_tracking.errors import ConfigError, setting, shown
+from fmnist_tracking.network import (
+    COURSEWORK,
+    IMAGE_SIZE,
+    Network,
+    NetworkSize,
+    Value,
+    coursework_size,
+)
 
-Value: TypeAlias = int | float
+__all__ = ["IMAGE_SIZE", "Value"]
 Protocol: TypeAlias = Literal["canonical", "coursework"]
 
 CLASS_NAMES = (
@@ -31,8 +38,6 @@ CLASS_NAMES = (
     "Bag",
     "Ankle boot",
 )
-IMAGE_SIZE = 28
-POOL_SIZE = 2
 # Set to 1 to use files wherever a store says that they are.
 TRUST_ARTIFACT_LOCATION = "FMNIST_TRUST_ARTIFACT_LOCATION"
 DEFAULT_EXPERIMENT = "fashion-mnist"
@@ -49,52 +54,116 @@ MOST_POINTS = 100_000
 SMALLEST_LIMIT = 60
 
 
-def _whole(minimum: int, about: str, below: int | None = None) -> dict[str, Any]:
-    return {"minimum": minimum, "below": below, "about": about}
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A number that a person can choose: its default, the values it can have, and what it is."""
+
+    default: int | float
+    about: str
+    minimum: float = -math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether it is a whole number."""
+        return isinstance(self.default, int)
+
+
+# Of the coursework's network.
+HYPERPARAMETERS = {
+    "filters": Setting(default=48, minimum=1, about="filters of each convolution"),
+    "kernel_size": Setting(
+        default=3, minimum=1, about="side of the convolution kernels, in pixels"
+    ),
+    "strides": Setting(default=1, minimum=1, about="step of the convolutions, in pixels"),
+    "hidden_units": Setting(default=64, minimum=1, about="units of the dense hidden layer"),
+    "dropout": Setting(default=0.3, minimum=0.0, below=1.0, about="share of activations dropped"),
+    "learning_rate": Setting(default=0.001, above=0.0, about="Adam's learning rate"),
+}
+# Of the training, whatever the network.
+TRAINING_SETTINGS = {
+    "batch_size": Setting(default=32, minimum=1, about="images in a training step"),
+    "epochs": Setting(default=25, minimum=1, below=10**6, about="passes over the training images"),
+    "seed": Setting(
+        default=0, minimum=0, below=2**32, about="seed of the weights, dropout and shuffling"
+    ),
+    "patience": Setting(
+        default=0,
+        minimum=0,
+        about="epochs without improvement before stopping; 0 never stops early",
+    ),
+}
+FIELDS = {**HYPERPARAMETERS, **TRAINING_SETTINGS}
+Pairs: TypeAlias = tuple[tuple[str, Value], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """One point of a grid: every setting that changes the trained numbers.
+    """One point of a grid with its seed: every setting that changes the trained numbers.
+
+    Attributes:
+        network: what is trained.
+        hyperparameters: of the network, by name, in the order in which it asks for them; those that
+            are not active are left out.
+        size: of the network with these hyperparameters; None if it is not known, for networks other
+            than the coursework's.
 
     Raises:
-        ConfigError: a value is out of range, or a feature map of the network would vanish. The
-            message names the field or the layer.
+        ConfigError: a value is out of range, or a feature map of the coursework's network would
+            vanish. The message names the field or the layer.
     """
 
-    filters: int = field(default=48, metadata=_whole(1, "filters of each convolution"))
-    kernel_size: int = field(
-        default=3, metadata=_whole(1, "side of the convolution kernels, in pixels")
-    )
-    strides: int = field(default=1, metadata=_whole(1, "step of the convolutions, in pixels"))
-    hidden_units: int = field(default=64, metadata=_whole(1, "units of the dense hidden layer"))
-    dropout: float = field(
-        default=0.3,
-        metadata={"minimum": 0.0, "below": 1.0, "about": "share of activations dropped"},
-    )
-    learning_rate: float = field(
-        default=0.001,
-        metadata={"above": 0.0, "about": "Adam's learning rate"},
-    )
-    batch_size: int = field(default=32, metadata=_whole(1, "images in a training step"))
-    epochs: int = field(
-        default=25, metadata=_whole(1, "passes over the training images", below=10**6)
-    )
-    seed: int = field(
-        default=0, metadata=_whole(0, "seed of the weights, dropout and shuffling", below=2**32)
-    )
-    patience: int = field(
-        default=0,
-        metadata=_whole(0, "epochs without improvement before stopping; 0 never stops early"),
-    )
+    network: Network = COURSEWORK
+    hyperparameters: Pairs = tuple((name, own.default) for name, own in HYPERPARAMETERS.items())
+    batch_size: int = TRAINING_SETTINGS["batch_size"].default  # type: ignore[assignment]
+    epochs: int = TRAINING_SETTINGS["epochs"].default  # type: ignore[assignment]
+    seed: int = TRAINING_SETTINGS["seed"].default  # type: ignore[assignment]
+    patience: int = TRAINING_SETTINGS["patience"].default  # type: ignore[assignment]
+    size: NetworkSize | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in FIELDS:
+        for name in TRAINING_SETTINGS:
             object.__setattr__(self, name, check_value(name, getattr(self, name)))
-        feature_map_sizes(self)
+        if self.network.is_coursework:
+            pairs = tuple((name, check_value(name, value)) for name, value in self.hyperparameters)
+            size = coursework_size(dict(pairs), self.network)
+            object.__setattr__(self, "hyperparameters", pairs)
+            object.__setattr__(self, "size", size)
+
+    @classmethod
+    def of(cls, network: Network = COURSEWORK, /, **values: Value) -> "TrainingConfig":
+        """Return a configuration with these hyperparameters and settings of the training, by name.
+
+        The coursework's network takes its defaults for what is not given.
+        """
+        settings: dict[str, Any] = {n: v for n, v in values.items() if n in TRAINING_SETTINGS}
+        given = {name: value for name, value in values.items() if name not in settings}
+        if network.is_coursework:
+            for name in given:
+                require_setting(name)
+            given = {name: given.get(name, own.default) for name, own in HYPERPARAMETERS.items()}
+        return cls(network=network, hyperparameters=tuple(given.items()), **settings)
+
+    @cached_property
+    def values(self) -> dict[str, Value]:
+        """Return all values by name: of the hyperparameters, and of the training's settings."""
+        settings = {name: getattr(self, name) for name in TRAINING_SETTINGS}
+        return {**dict(self.hyperparameters), **settings}
+
+    def __getitem__(self, name: str) -> Value:
+        return self.values[name]
+
+    def replace(self, **values: Value) -> "TrainingConfig":
+        """Return a copy with other values; its size stays, unless it is the coursework's."""
+        settings: dict[str, Any] = {n: v for n, v in values.items() if n in TRAINING_SETTINGS}
+        given = {name: value for name, value in values.items() if name not in settings}
+        for name in given if self.network.is_coursework else ():
+            require_setting(name)
+        pairs = tuple({**dict(self.hyperparameters), **given}.items())
+        return dataclasses.replace(self, hyperparameters=pairs, **settings)
 
 
-FIELDS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(TrainingConfig)}
 # The grid of the coursework: 3 filter counts x 2 strides x 2 kernel sizes x 1 hidden layer.
 COURSEWORK_GRID: dict[str, tuple[Value, ...]] = {
     "filters": (12, 36, 48),
@@ -121,20 +190,20 @@ SEARCH_FLAGS = {**{name: flag(name) for name in COURSEWORK_GRID}, "kernel_size":
 
 
 def describe_range(name: str) -> str:
-    """Describe the values that a field takes, such as "whole numbers of at least 1"."""
-    limits = FIELDS[name].metadata
-    noun = "whole numbers" if FIELDS[name].type is int else "numbers"
+    """Describe the values that a setting takes, such as "whole numbers of at least 1"."""
+    own = FIELDS[name]
+    noun = "whole numbers" if own.is_whole else "numbers"
     parts = []
-    if "minimum" in limits:
-        parts.append(f"of at least {limits['minimum']:g}")
-    if "above" in limits:
-        parts.append(f"above {limits['above']:g}")
-    if limits.get("below") is not None:
-        parts.append(f"below {limits['below']}")
+    if own.minimum > -math.inf:
+        parts.append(f"of at least {own.minimum:g}")
+    if own.above > -math.inf:
+        parts.append(f"above {own.above:g}")
+    if own.below < math.inf:
+        parts.append(f"below {own.below:.15g}")
     return f"{noun} {' and '.join(parts)}"
 
 
-def _require_setting(name: object) -> None:
+def require_setting(name: object) -> None:
     if name not in FIELDS:
         near = did_you_mean(name, FIELDS) if isinstance(name, str) else ""
         raise ConfigError(
@@ -142,23 +211,22 @@ def _require_setting(name: object) -> None:
         )
 
 
-def check_value(name: str, value: object) -> Value:
-    """Check one value of a `TrainingConfig` field and convert it to the field's type.
+def check_value(name: str, value: object) -> int | float:
+    """Check one value of a setting in `FIELDS`, and convert it to the setting's type.
 
     Raises:
-        ConfigError: `name` is not a field, or `value` is of the wrong type or out of range.
+        ConfigError: `name` is no setting, or `value` is of the wrong type or out of range.
     """
-    _require_setting(name)
-    whole = FIELDS[name].type is int
-    limits = FIELDS[name].metadata
+    require_setting(name)
+    own = FIELDS[name]
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError, ValueError):  # too large, or no number at all
-            exact: Value = int(cast(Value, value)) if whole else float(value)
+            exact: int | float = int(cast(int, value)) if own.is_whole else float(value)
             if (
                 math.isfinite(exact)
-                and not (whole and exact != value)
-                and limits.get("minimum", -math.inf) <= exact < (limits.get("below") or math.inf)
-                and exact > limits.get("above", -math.inf)
+                and not (own.is_whole and exact != value)
+                and own.minimum <= exact < own.below
+                and exact > own.above
             ):
                 return exact + 0  # else -0.0 would be another point than 0.0
     expected = singular(describe_range(name))
@@ -233,131 +301,14 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     return f" Did you mean {bare[near[0]]}?" if near else ""
 
 
-def feature_map_sizes(config: TrainingConfig) -> dict[str, int]:
-    """Compute the side, in pixels, of the square feature map after each convolution and pooling.
-
-    A convolution without padding gives floor((n - kernel_size) / strides) + 1 pixels, see V.
-    Dumoulin and F. Visin, "A guide to convolution arithmetic for deep learning" (2016),
-    relationship 6; pooling halves that, rounding down.
-
-    Raises:
-        ConfigError: a layer would have no pixel left. The message names the layer.
-    """
-    sizes: dict[str, int] = {}
-    size = IMAGE_SIZE
-    for block in (1, 2):
-        for layer, window, step in (
-            (f"conv{block}", config.kernel_size, config.strides),
-            (f"pool{block}", POOL_SIZE, POOL_SIZE),
-        ):
-            if size < window:
-                kind = "convolution" if layer.startswith("conv") else "pooling"
-                raise ConfigError(
-                    f"kernel_size={config.kernel_size} with strides={config.strides} leaves "
-                    f"nothing for layer {layer}: its {window}x{window} {kind} window does not fit "
-                    f"the {size}x{size} feature map it is given. Choose a smaller kernel_size or "
-                    "smaller strides."
-                )
-            size = (size - window) // step + 1
-            sizes[layer] = size
-    return sizes
+def format_value(value: Value) -> str:
+    """Return a value as people read it, and as it can be typed: 0.1, adam, True."""
+    return str(value) if isinstance(value, str | bool) else f"{value:.15g}"
 
 
-def multiply_adds(config: TrainingConfig) -> int:
-    """Count the multiplications, each with an addition, to classify one image.
-
-    For each convolution and dense layer, it is the number of output values times the inputs of
-    each.
-    """
-    sizes = feature_map_sizes(config)
-    window = config.kernel_size**2
-    first = sizes["conv1"] ** 2 * config.filters * window
-    second = sizes["conv2"] ** 2 * config.filters * window * config.filters
-    flat = sizes["pool2"] ** 2 * config.filters
-    return first + second + (flat + len(CLASS_NAMES)) * config.hidden_units
-
-
-def flops_per_image(config: TrainingConfig) -> int:
-    """Count the additions and multiplications to classify one image; see `multiply_adds`."""
-    return 2 * multiply_adds(config)
-
-
-def weight_shapes(config: TrainingConfig) -> tuple[tuple[int, ...], ...]:
-    """Return the shapes of the network's trainable weights: each layer's kernel and biases."""
-    window = (config.kernel_size, config.kernel_size)
-    flat = feature_map_sizes(config)["pool2"] ** 2 * config.filters
-    kernels: tuple[tuple[int, ...], ...] = (
-        (*window, 1, config.filters),
-        (*window, config.filters, config.filters),
-        (flat, config.hidden_units),
-        (config.hidden_units, len(CLASS_NAMES)),
-    )
-    return tuple(shape for kernel in kernels for shape in (kernel, kernel[-1:]))
-
-
-def model_parameters(config: TrainingConfig) -> int:
-    """Count the trainable weights of the network."""
-    return sum(map(math.prod, weight_shapes(config)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchSpace:
-    """A finite grid: for each axis, which is a field of `TrainingConfig`, the values in order.
-
-    Attributes:
-        axes: the values by the field's name; by default those of the coursework.
-
-    Raises:
-        ConfigError: there is no axis, an unknown one, one without values, or a repeated value; or
-            the grid is larger than what can be explored.
-    """
-
-    axes: Mapping[str, tuple[Value, ...]] = field(default_factory=lambda: dict(COURSEWORK_GRID))
-
-    def __post_init__(self) -> None:
-        if not self.axes:
-            raise ConfigError("Expected a grid with at least one axis, got none.")
-        points = math.prod(len(values) for values in self.axes.values())
-        if points > MOST_POINTS:
-            raise ConfigError(f"Expected a grid of at most {MOST_POINTS:,} points, got more.")
-        checked = {}
-        for name, values in self.axes.items():
-            _require_setting(name)
-            if not values:
-                raise ConfigError(f"Expected at least one value for the axis {name}, got none.")
-            checked[name] = tuple(check_value(name, value) for value in values)
-            (value, times), *_ = Counter(checked[name]).most_common(1)
-            if times > 1:
-                raise ConfigError(
-                    f"Expected the values of {name} to differ, got {value:g} more than once."
-                )
-        object.__setattr__(self, "axes", checked)
-
-    def __len__(self) -> int:
-        return math.prod(len(values) for values in self.axes.values())
-
-    @property
-    def varying(self) -> tuple[str, ...]:
-        """Return the axes with more than one value."""
-        return tuple(axis for axis, values in self.axes.items() if len(values) > 1)
-
-    def points(self, base: TrainingConfig) -> tuple[TrainingConfig, ...]:
-        """Return every configuration of the grid, the last axis changing fastest.
-
-        Args:
-            base: has the value of each field that is not an axis.
-
-        Raises:
-            ConfigError: a point of the grid cannot be built; the message names the layer.
-        """
-        return tuple(
-            dataclasses.replace(base, **dict(zip(self.axes, values, strict=True)))  # type: ignore[arg-type]
-            for values in itertools.product(*self.axes.values())
-        )
-
-    def with_axes(self, axes: Mapping[str, Iterable[Value]]) -> "SearchSpace":
-        """Return this grid with axes added or replaced."""
-        return SearchSpace(axes={**self.axes, **{k: tuple(v) for k, v in axes.items()}})
+def size_of(config: TrainingConfig) -> NetworkSize:
+    """Return the size of a configuration's network; of one that is not known, nothing."""
+    return config.size or NetworkSize(parameters=0, multiply_adds=0, outputs=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,8 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from fmnist_tracking.config import SplitConfig, TrainingConfig, feature_map_sizes
+from fmnist_tracking.config import SplitConfig, TrainingConfig
+from fmnist_tracking.network import feature_map_sizes
 
 # Cached: a look-up takes half a millisecond, and each point of a grid needs all of them.
 version = cache(metadata.version)
@@ -26,6 +27,8 @@ NETWORK = "coursework"
 NETWORKS = {NETWORK: 1}
 # Raise it when the same network, data and configuration give other weights or scores.
 TRAINING = 1
+# The same for the step that trains any other network.
+GENERAL_TRAINING = "general 1"
 # Raise it when the same data is split differently.
 SPLIT = 1
 
@@ -45,11 +48,17 @@ def of_point(config: TrainingConfig, split: SplitConfig, data_digest: str) -> st
     The processor and the number of threads are not in it, because they only change the order of
     sums, and so the last digits. `data_digest` is `Dataset.digest`.
     """
+    network: list[Any]
+    if config.network.is_coursework:
+        network = [NETWORK, NETWORKS[NETWORK], _map_sizes(config)]
+    else:
+        shape = [*config.network.image_shape, config.network.classes]
+        network = [config.network.function, config.network.source, shape]
     content = {
-        "network": [NETWORK, NETWORKS[NETWORK], feature_map_sizes(config)],
-        "training": TRAINING,
+        "network": network,
+        "training": TRAINING if config.network.is_coursework else GENERAL_TRAINING,
         "libraries": _libraries(),
-        "config": typed_values(config),
+        "config": _typed(config.values),
         "split": [SPLIT, typed_values(split)],
         "data": data_digest,
     }
@@ -115,6 +124,16 @@ def typed_values(config: Any) -> dict[str, list[object]]:
     }
 
 
+def _typed(values: Mapping[str, Any]) -> dict[str, list[object]]:
+    return {name: [type(value).__name__, value] for name, value in values.items()}
+
+
+def _map_sizes(config: TrainingConfig) -> dict[str, object]:
+    """Return the sides of the coursework's feature maps, one number for a square."""
+    sizes = feature_map_sizes(config.values, config.network.image_shape)
+    return {layer: h if h == w else [h, w] for layer, (h, w) in sizes.items()}
+
+
 def _libraries() -> dict[str, str]:
     """Return a name for each library's arithmetic: releases that compute the same share one."""
     found = {}
@@ -155,18 +174,20 @@ def older_keys(config: TrainingConfig, split: SplitConfig, data_digest: str) -> 
     They are valid only for the first versions of network, training and split. So there are none
     once one of those is raised, nor for a configuration that the earlier releases did not have.
     """
-    settings = typed_values(config)
-    # With POOL_SIZE 2, floor((28 - k) / s) + 1 pixels are halved; see `config.feature_map_sizes`.
-    pooled = ((28 - config.kernel_size) // config.strides + 1) // 2
+    if not config.network.is_coursework:
+        return ()
+    settings = _typed(config.values)
+    # With POOL_SIZE 2, floor((28 - k) / s) + 1 pixels are halved; see `network.feature_map_sizes`.
+    pooled = ((28 - int(config["kernel_size"])) // int(config["strides"]) + 1) // 2
     is_first = (NETWORKS[NETWORK], TRAINING, SPLIT) == (1, 1, 1)
     if not is_first or set(settings) != set(_OLD_CONFIG):
         return ()
-    if feature_map_sizes(config)["pool1"] != pooled:
+    if _map_sizes(config)["pool1"] != pooled:
         return ()
     names = ("tensorflow", "keras", "numpy", "scikit-learn")
     tensorflow_here, *others = map(version, names)
     facts: Mapping[str, Any] = {
-        "config": {name: value for name, (_, value) in settings.items()},
+        "config": dict(config.values),
         "split": {name: value for name, (_, value) in typed_values(split).items()},
         "data": data_digest,
         "code": _OLD_CODE,

@@ -15,6 +15,7 @@ from typing import Any
 from fmnist_tracking import runtime, tracking
 from fmnist_tracking.config import SEEN_IMAGES, Protocol, SplitConfig
 from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.inspection import StoredModel
 from fmnist_tracking.redact import printable
 from fmnist_tracking.tracking import Store, TrackedRun
 from fmnist_tracking.warm_up import warm_up
@@ -53,14 +54,16 @@ def model_process() -> Iterator[Ask]:
 
 
 @contextlib.contextmanager
-def fetched_model(store: Store, trial: TrackedRun) -> Iterator[Path]:
-    """Fetch a trial's `.keras` file from the store, for as long as the block lasts.
+def fetched_model(store: Store, trial: TrackedRun) -> Iterator[StoredModel]:
+    """Fetch a trial's model from the store, for as long as the block lasts.
 
     Raises:
         TrackingError: the trial has no model.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        yield tracking.download_model(store, trial, Path(scratch))
+        file = tracking.download_model(store, trial, Path(scratch))
+        network = tracking.read_trial(trial).config.network
+        yield StoredModel(file=file, run_id=trial.run_id, network=network)
 
 
 @dataclass(frozen=True, kw_only=True)

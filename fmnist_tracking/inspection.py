@@ -8,7 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_tracking.config import SplitConfig
+from fmnist_tracking.network import Network
 from fmnist_tracking.results import Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredModel:
+    """A trial's model: its `.keras` file, the trial's run, and which network it must be."""
+
+    file: Path
+    run_id: str
+    network: Network
+
 
 # The test images are for a report alone.
 Images = Literal["validation", "test"]
@@ -19,8 +30,7 @@ class InspectionTask:
     """What to look at: a trial's model, and images that it was not trained on.
 
     Attributes:
-        model: its `.keras` file.
-        run_id: of the trial, for messages.
+        model: the trial's.
         split: how its data was split.
         data_dir: where the data is, None for the usual places.
         data_sha256: `Dataset.digest` of the data it was trained on.
@@ -29,8 +39,7 @@ class InspectionTask:
             sealed ones and scores all of them.
     """
 
-    model: Path
-    run_id: str
+    model: StoredModel
     split: SplitConfig
     data_dir: Path | None
     data_sha256: str
@@ -44,13 +53,13 @@ class ModelInspection:
 
     Attributes:
         is_fashion_mnist: whether the data is that.
-        class_names: ten names, in label order.
+        class_names: in label order.
         part: which images the samples are of.
         available: how many images that part has.
         chosen: the samples' places among them, shape (k,).
-        images: the samples, uint8, shape (k, 28, 28, 1).
+        images: the samples, uint8, shape (k, height, width, channels).
         labels: their true classes, uint8, shape (k,).
-        probabilities: what the model gives for them, float32, shape (k, 10).
+        probabilities: what the model gives for them, float32, shape (k, classes).
         maps: what its first convolution makes of the first sample, float32, shape
             (filters, height, width).
         evaluation: of all test images, None if they stayed sealed.

@@ -1,13 +1,13 @@
 """The ranking of a grid's trials, and the effect of each hyperparameter."""
 
-import dataclasses
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fmnist_tracking.config import SearchSpace, TrainingConfig, Value
+from fmnist_tracking.config import TrainingConfig, Value
 from fmnist_tracking.results import TrialResult
+from fmnist_tracking.search_space import SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ def rank(trials: Iterable[TrialResult]) -> tuple[RankedTrial, ...]:
     """
     groups: dict[TrainingConfig, list[TrialResult]] = defaultdict(list)
     for trial in trials:
-        groups[dataclasses.replace(trial.config, seed=0)].append(trial)
+        groups[trial.config.replace(seed=0)].append(trial)
     points = sorted(
         ((_scores(group), group) for group in groups.values()),
         key=lambda point: (_share_diverged(point[1]), -statistics.fmean(point[0])),
@@ -129,9 +129,9 @@ def effects(space: SearchSpace, trials: Sequence[TrialResult]) -> tuple[Effect, 
     """
     ranked = rank(trials)
     scores: dict[TrainingConfig, float | None] = {
-        dataclasses.replace(r.trial.config, seed=0): r.mean for r in ranked
+        r.trial.config.replace(seed=0): r.mean for r in ranked
     }
-    diverged = {dataclasses.replace(r.trial.config, seed=0) for r in ranked if r.trial.diverged}
+    diverged = {r.trial.config.replace(seed=0) for r in ranked if r.trial.diverged}
     scores.update(dict.fromkeys(diverged))
     first = ranked[0] if ranked and not ranked[0].trial.diverged else None
     found = []
@@ -141,20 +141,22 @@ def effects(space: SearchSpace, trials: Sequence[TrialResult]) -> tuple[Effect, 
         values = space.axes[axis]
         lines: dict[TrainingConfig, list[float | None]] = {}
         for config, score in scores.items():
-            others = dataclasses.replace(config, **{axis: values[0]})  # type: ignore[arg-type]
+            if axis not in config.values:  # of a condition that does not hold
+                continue
+            others = config.replace(**{axis: values[0]})
             line = lines.setdefault(others, [None] * len(values))
-            line[values.index(getattr(config, axis))] = score
+            line[values.index(config[axis])] = score
         columns = list(zip(*lines.values(), strict=True)) or [()] * len(values)
         found.append(
             Effect(
                 axis=axis,
                 values=values,
-                best=(values.index(getattr(first.trial.config, axis)), first.mean)
-                if first
+                best=(values.index(first.trial.config[axis]), first.mean)
+                if first and axis in first.trial.config.values
                 else None,
                 means=tuple(_mean(column) for column in columns),
                 diverged=tuple(
-                    sum(getattr(config, axis) == value for config in diverged) for value in values
+                    sum(config.values.get(axis) == value for config in diverged) for value in values
                 ),
                 lines=tuple(map(tuple, lines.values())),
             )

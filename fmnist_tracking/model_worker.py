@@ -5,7 +5,6 @@ import resource
 import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 from fmnist_tracking import runtime
 from fmnist_tracking.data import load_dataset, split_dataset, test_set
 from fmnist_tracking.errors import DataError, TrackingError, first_line, setting
-from fmnist_tracking.inspection import InspectionTask, ModelInspection
+from fmnist_tracking.inspection import InspectionTask, ModelInspection, StoredModel
 from fmnist_tracking.metrics import evaluate
-from fmnist_tracking.networks import coursework
+from fmnist_tracking.networks import models
 
 _SAMPLES = 16
 _LONGEST_REASON = 200
@@ -34,18 +33,18 @@ def inspect_model(task: InspectionTask, report: Callable[[Any], None]) -> ModelI
         DataError: the data is not what the model was trained on, or cannot be had.
         TrackingError: the model cannot be used, or gives no numbers.
     """
-    model = _load(task.model, task.run_id)
+    model = _load(task.model)
     dataset = load_dataset(task.data_dir)
     if dataset.digest != task.data_sha256:
         raise DataError(
-            f"The run {task.run_id[:8]} was trained on other data than {dataset.source} holds "
-            f"(SHA-256 {task.data_sha256[:12]}… against {dataset.digest[:12]}…). Name the right "
-            f"folder with {setting('data_dir')}."
+            f"The run {task.model.run_id[:8]} was trained on other data than {dataset.source} "
+            f"holds (SHA-256 {task.data_sha256[:12]}… against {dataset.digest[:12]}…). Name the "
+            f"right folder with {setting('data_dir')}."
         )
     if task.images == "test":
         test = test_set(dataset, task.split)
         images, labels = test.images, test.labels
-        everything = classify(task.model, task.run_id, images, report)
+        everything = classify(task.model, images, report)
         evaluation = evaluate(labels, everything, dataset.class_names)
     else:
         split = split_dataset(dataset, task.split)
@@ -54,9 +53,9 @@ def inspect_model(task: InspectionTask, report: Callable[[Any], None]) -> ModelI
     count = len(labels)
     chosen = np.random.default_rng(task.seed).choice(count, min(_SAMPLES, count), replace=False)
     try:
-        maps = coursework.first_layer_activations(model, images[chosen[0]])
+        maps = models.first_layer_activations(model, images[chosen[0]])
     except Exception as error:  # of a network that this project did not build
-        raise _unusable(task.run_id, error) from None
+        raise _unusable(task.model.run_id, error) from None
     return ModelInspection(
         is_fashion_mnist=dataset.is_fashion_mnist,
         class_names=dataset.class_names,
@@ -67,47 +66,46 @@ def inspect_model(task: InspectionTask, report: Callable[[Any], None]) -> ModelI
         labels=labels[chosen],
         probabilities=everything[chosen]
         if evaluation
-        else classify(task.model, task.run_id, images[chosen], report),
+        else classify(task.model, images[chosen], report),
         maps=maps,
         evaluation=evaluation,
     )
 
 
 def classify(
-    model: Path, run_id: str, images: NDArray[np.uint8], _: Callable[[Any], None]
+    model: StoredModel, images: NDArray[np.uint8], _: Callable[[Any], None]
 ) -> NDArray[np.float32]:
     """Return the class probabilities of raw images.
 
     Args:
-        model: a `.keras` file.
-        run_id: of its trial, for messages.
-        images: uint8, shape (n, 28, 28, 1), 0..255.
+        model: of a trial.
+        images: uint8, shape (n, height, width, channels), 0..255.
 
     Returns:
-        float32, shape (n, 10).
+        float32, shape (n, classes).
 
     Raises:
         TrackingError: the model cannot be used, or gives no numbers.
     """
-    probabilities = coursework.predict(_load(model, run_id), images)
+    probabilities = models.predict(_load(model), images)
     if not np.isfinite(probabilities).all():
         raise TrackingError(
-            f"The model of trial {run_id[:8]} gives no numbers (NaN): its training diverged. "
+            f"The model of trial {model.run_id[:8]} gives no numbers (NaN): its training diverged. "
             "Choose another trial, and train with a smaller learning rate."
         )
     return probabilities
 
 
-def load_model(path: Path, run_id: str) -> keras.Model:
+def load_model(model: StoredModel) -> keras.Model:
     """Load a trial's `.keras` file in Keras's safe mode.
 
     Raises:
         TrackingError: it cannot be used; the message names the trial.
     """
     try:
-        return coursework.load_model(path)
+        return models.load_model(model.file, model.network)
     except Exception as error:  # Keras raises many kinds of what is damaged or not its own
-        raise _unusable(run_id, error) from None
+        raise _unusable(model.run_id, error) from None
 
 
 @contextlib.contextmanager
@@ -128,13 +126,13 @@ def _memory_limited(more: int) -> Iterator[None]:
 
 
 @lru_cache(maxsize=1)
-def _load(path: Path, run_id: str) -> keras.Model:
+def _load(model: StoredModel) -> keras.Model:
     try:
-        size = path.stat().st_size
+        size = model.file.stat().st_size
     except OSError as error:
-        raise _unusable(run_id, error) from None
+        raise _unusable(model.run_id, error) from None
     with _memory_limited(_LOADING_BYTES + _TIMES * size):
-        return load_model(path, run_id)
+        return load_model(model)
 
 
 def _unusable(run_id: str, error: Exception) -> TrackingError:

@@ -16,6 +16,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from fmnist_tracking.config import format_value
 from fmnist_tracking.leaderboard import Effect, effects
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import Evaluation, SearchResult, TrainingResult
@@ -188,7 +189,7 @@ def _effect_panel(axes: Axes, effect: Effect) -> None:
     if effect.best is not None:
         star, score = effect.best
         axes.plot(star, score, "*", color=RED, ms=15, label=f"best point, {score:.2%}", zorder=5)
-    axes.set_xticks(places, [f"{value:g}" for value in effect.values])
+    axes.set_xticks(places, [_drawable(format_value(value)) for value in effect.values])
     axes.set_xlabel(effect.axis)
     # Limits by the values, not the scores: a value may have no score.
     axes.set_xlim(-0.18 * (len(places) - 1), 1.18 * (len(places) - 1))

@@ -148,7 +148,7 @@ def predict(
             if usable:
                 both = np.stack([side for one in usable for side in (one, one[:, ::-1])])
                 with fetched_model(store, trial) as model:
-                    answers = ask("classify", model, trial.run_id, both)()
+                    answers = ask("classify", model, both)()
         probabilities = iter(answers)
     names = class_names(trial.data_sha256)
     taken = {os.path.realpath(path) for path in paths}

@@ -14,7 +14,7 @@ gc.disable()  # none of what is imported is garbage; a worker enables it again
 runtime.import_tensorflow().get_logger().setLevel("ERROR")
 
 from fmnist_tracking import data, metrics  # noqa: E402, F401
-from fmnist_tracking.networks import coursework  # noqa: E402, F401
+from fmnist_tracking.networks import build, models  # noqa: E402, F401
 from fmnist_tracking.training import loop  # noqa: E402, F401
 
 # Not looked at again, what the workers share stays shared.

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
-from fmnist_tracking.config import SearchSpace, TrainingConfig, Value, flops_per_image
+from fmnist_tracking.config import TrainingConfig, Value, size_of
 from fmnist_tracking.errors import ConfigError, shown
+from fmnist_tracking.network import COURSEWORK, Network, NetworkSize
+from fmnist_tracking.search_space import SearchSpace
 
 FINISHED, RUNNING = "FINISHED", "RUNNING"
 # Shown for a trial that has finished without a usable model.
@@ -116,6 +118,26 @@ class Evaluation:
         )
 
 
+# In the place of another while a record is made a dictionary.
+COURSEWORK_CONFIG = TrainingConfig()
+
+
+def _config_to_json(config: TrainingConfig, key: str) -> dict[str, Any]:
+    """Return a configuration's values, and its network unless that is the coursework's."""
+    network = {} if config.network == COURSEWORK else {"network": config.network.to_json()}
+    size = {} if config.network.is_coursework else {"size": dataclasses.asdict(size_of(config))}
+    return {key: dict(config.values), **network, **size}
+
+
+def _config_from_json(fields: dict[str, Any], key: str) -> TrainingConfig:
+    """Take what `_config_to_json` has returned out of a record's fields, and read it."""
+    content = fields.pop("network", None)
+    network = COURSEWORK if content is None else Network.from_json(content)
+    config = TrainingConfig.of(network, **fields.pop(key))
+    size = fields.pop("size", None)
+    return dataclasses.replace(config, size=NetworkSize(**size)) if size else config
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatasetPart:
     """The images that a trial was given, for training or for validation.
@@ -177,7 +199,7 @@ class TrainingResult:
         `flops_per_image` counts the additions and multiplications of the forward pass of one image;
         `train_flops` counts those of all training steps, each as three forward passes.
         """
-        flops = flops_per_image(self.config)
+        flops = 2 * size_of(self.config).multiply_adds
         return {
             "best_val_accuracy": self.best.val_accuracy,
             "best_epoch": self.best.epoch,
@@ -202,15 +224,17 @@ class TrainingResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that `json` can write and `from_json` can read."""
-        return dataclasses.asdict(self)
+        content = dataclasses.asdict(dataclasses.replace(self, config=COURSEWORK_CONFIG))
+        return {**content, **_config_to_json(self.config, "config")}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "TrainingResult":
         """Return the record that `to_json` was called on."""
+        fields = dict(content)
         return cls(
             **{
-                **content,
-                "config": TrainingConfig(**content["config"]),
+                "config": _config_from_json(fields, "config"),
+                **fields,
                 "epochs": tuple(EpochMetrics(**epoch) for epoch in content["epochs"]),
                 "validation": Evaluation.from_json(content["validation"]),
             }
@@ -276,15 +300,15 @@ class TrialResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the trial as `search --json` prints it."""
-        content = dataclasses.asdict(self)
-        content["params"] = content.pop("config")
-        return content
+        content = dataclasses.asdict(dataclasses.replace(self, config=COURSEWORK_CONFIG))
+        del content["config"]
+        return {**content, **_config_to_json(self.config, "params")}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "TrialResult":
         """Return the record that `to_json` was called on."""
         fields = dict(content)
-        return cls(config=TrainingConfig(**fields.pop("params")), **fields)
+        return cls(config=_config_from_json(fields, "params"), **fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +345,7 @@ class SearchResult:
             "best": best
             and {
                 "run_id": best.run_id,
-                "params": dataclasses.asdict(best.config),
+                "params": best.config.values,
                 "val_accuracy": best.val_accuracy,
             },
             "trials": [t.to_json() for t in self.trials],

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ class Trial:
     @property
     def params(self) -> dict[str, Value]:
         """Return every setting of the training by name."""
-        return asdict(self.result.config)
+        return dict(self.result.config.values)
 
     @property
     def val_accuracy(self) -> float | None:
@@ -101,8 +101,8 @@ class Trial:
         """Load its network, with the weights of the best epoch.
 
         Returns:
-            A Keras model, uncompiled: raw pixels, uint8 of shape (n, 28, 28, 1), to class
-            probabilities, float32 of shape (n, 10).
+            A Keras model, uncompiled: raw pixels, uint8 of shape (n, height, width, channels),
+            to class probabilities, float32 of shape (n, classes).
 
         Raises:
             TrackingError: the trial did not finish, or its model cannot be loaded.
@@ -112,8 +112,8 @@ class Trial:
 
         with tracking.open_store(self.tracking_uri) as store:
             trial = tracking.find_run(store, self.run_id)
-            with fetched_model(store, trial) as file:
-                return model_worker.load_model(file, self.run_id)
+            with fetched_model(store, trial) as model:
+                return model_worker.load_model(model)
 
     def __repr__(self) -> str:
         return f"<{self}>"
@@ -200,7 +200,7 @@ class Search:
                 {
                     "rank": row.rank,
                     "name": row.trial.name,
-                    **{axis: getattr(row.trial.config, axis) for axis in varying},
+                    **{axis: row.trial.config.values.get(axis) for axis in varying},
                     "val_accuracy": row.trial.val_accuracy,
                     "best_epoch": row.trial.best_epoch,
                     "train_seconds": row.trial.train_seconds,
@@ -208,7 +208,7 @@ class Search:
                     "status": row.trial.outcome,
                     "reused": row.trial.reused,
                     "error": row.trial.error,
-                    **asdict(row.trial.config),
+                    **row.trial.config.values,
                     "run_id": row.trial.run_id,
                 }
                 for row in rows

@@ -37,7 +37,7 @@ runtime.own_process()
 # But what they start finds modules as it does when a person starts it.
 del os.environ["PYTHONSAFEPATH"]
 
-SMALL = TrainingConfig(filters=4, strides=2, hidden_units=8, epochs=2)
+SMALL = TrainingConfig.of(filters=4, strides=2, hidden_units=8, epochs=2)
 SMALL_SPLIT = SplitConfig(limit=600)
 # The smallest training, as options.
 TINY = (

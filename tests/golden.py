@@ -3,7 +3,6 @@
 After a version was raised: `python tests/golden.py > tests/golden.json`
 """
 
-import dataclasses
 import hashlib
 import json
 import sys
@@ -20,15 +19,15 @@ import keras  # noqa: E402
 from fmnist_tracking import fingerprint  # noqa: E402
 from fmnist_tracking.config import SplitConfig, TrainingConfig  # noqa: E402
 from fmnist_tracking.data import DataSplit, load_dataset, split_dataset  # noqa: E402
-from fmnist_tracking.networks.coursework import build_model  # noqa: E402
+from fmnist_tracking.networks.build import build_model  # noqa: E402
 from fmnist_tracking.training import loop  # noqa: E402
 
-TINY = TrainingConfig(
+TINY = TrainingConfig.of(
     filters=2, hidden_units=6, batch_size=16, learning_rate=0.01, epochs=1, seed=16
 )
 # Of a number to where rounding to two digits turns.
 MARGIN = 1e-5
-SHAPES = (TrainingConfig(), TrainingConfig(filters=36, kernel_size=4, hidden_units=7))
+SHAPES = (TrainingConfig.of(), TrainingConfig.of(filters=36, kernel_size=4, hidden_units=7))
 SPLITS = (SplitConfig(limit=600), SplitConfig(limit=600, seed=3, protocol="coursework"))
 
 
@@ -81,7 +80,7 @@ def _noise() -> DataSplit:
 
 
 def _scores(config: TrainingConfig, data: DataSplit) -> list[Any]:
-    result, _ = loop.train(dataclasses.replace(config, epochs=3), data)
+    result, _ = loop.train(config.replace(epochs=3), data)
     return [np.array([[e.loss, e.accuracy, e.val_loss, e.val_accuracy] for e in result.epochs])]
 
 

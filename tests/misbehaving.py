@@ -65,20 +65,20 @@ FAILURES = {
 def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Failed:
     """Run a trial as a worker does, with a network that may misbehave."""
     from fmnist_tracking.grid_search import worker
-    from fmnist_tracking.training.coursework_step import TrainingStep
+    from fmnist_tracking.training.coursework_step import CourseworkStep
 
-    whole, way = TrainingStep.run_epoch, WAYS.get(task.trial.config.hidden_units)
+    whole, way = CourseworkStep.run_epoch, WAYS.get(int(task.trial.config["hidden_units"]))
 
     def run_epoch(*args: Any, epoch: int, **others: Any) -> Any:
         if way is not None and epoch == 2:
             way()
         return whole(*args, epoch=epoch, **others)
 
-    TrainingStep.run_epoch = run_epoch  # type: ignore[method-assign]
+    CourseworkStep.run_epoch = run_epoch  # type: ignore[method-assign]
     try:
         return worker.run_trial(task, report)
     finally:
-        TrainingStep.run_epoch = whole  # type: ignore[method-assign]
+        CourseworkStep.run_epoch = whole  # type: ignore[method-assign]
 
 
 def main() -> None:

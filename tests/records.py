@@ -43,7 +43,7 @@ def evaluation(accuracy: float) -> Evaluation:
 
 def training(*scores: float) -> TrainingResult:
     return TrainingResult(
-        config=TrainingConfig(epochs=len(scores)),
+        config=TrainingConfig.of(epochs=len(scores)),
         epochs=tuple(epoch(n, s) for n, s in enumerate(scores, start=1)),
         model_parameters=7,
         train_seconds=2.0 * len(scores),
@@ -58,7 +58,7 @@ def trial(run_id: str, val_accuracy: float | None, **changes: object) -> TrialRe
         "run_id": run_id,
         "name": f"trial {run_id}",
         "status": "FAILED" if val_accuracy is None else "FINISHED",
-        "config": TrainingConfig(),
+        "config": TrainingConfig.of(),
         "val_accuracy": val_accuracy,
         "best_epoch": None if val_accuracy is None else 3,
         **changes,

@@ -19,7 +19,7 @@ REPORT_FILES = {
 
 
 def page(evaluation: Evaluation, **changes: object) -> Page:
-    config = TrainingConfig(filters=12)
+    config = TrainingConfig.of(filters=12)
     ranked = rank(
         [trial("aaaaaaaa1", 0.75, config=config, name="f12", model_parameters=1, train_seconds=1)]
     )

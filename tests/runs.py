@@ -5,10 +5,11 @@ from collections.abc import Mapping
 
 from conftest import SMALL, SMALL_SPLIT
 from fmnist_tracking import tracking
-from fmnist_tracking.config import SearchSpace, TrainingConfig
+from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.environment import Code
 from fmnist_tracking.fingerprint import GridKeys
 from fmnist_tracking.results import SearchResult
+from fmnist_tracking.search_space import SearchSpace
 from fmnist_tracking.tracking import DatasetInfo, Provenance, SearchInfo, Store, TrialInfo
 from records import training
 

@@ -16,7 +16,7 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
-from fmnist_tracking.networks.coursework import load_model
+from fmnist_tracking.networks.models import load_model
 from fmnist_tracking.tracking import open_store
 from fmnist_tracking.tracking.resume import EPOCH_METRICS
 

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_tracking.config import TrainingConfig, weight_shapes
+from fmnist_tracking.config import TrainingConfig
+from fmnist_tracking.network import weight_shapes
 from fmnist_tracking.results import EpochMetrics
 from fmnist_tracking.training import checkpoints
 from fmnist_tracking.training.checkpoints import Checkpoint
@@ -25,9 +26,10 @@ from records import epoch
 
 PRINT = "f" * 64
 IMAGES = 3
-CONFIG = TrainingConfig(filters=2, strides=2, hidden_units=2, epochs=3)
+CONFIG = TrainingConfig.of(filters=2, strides=2, hidden_units=2, epochs=3)
 WEIGHTS = tuple(
-    np.full(shape, 0.1 * number, np.float32) for number, shape in enumerate(weight_shapes(CONFIG))
+    np.full(shape, 0.1 * number, np.float32)
+    for number, shape in enumerate(weight_shapes(CONFIG.values, CONFIG.network))
 )
 CHECKPOINT = Checkpoint(
     fingerprint=PRINT,

@@ -40,7 +40,7 @@ from fmnist_tracking.training.loop import train
 split = split_dataset(load_dataset(), SplitConfig(limit=6000))
 def told(epoch):
     print(epoch.epoch, flush=True)
-result, _ = train(TrainingConfig(**json.loads(sys.argv[1])), split, told)
+result, _ = train(TrainingConfig.of(**json.loads(sys.argv[1])), split, told)
 print(json.dumps([result.train_seconds, result.images_per_second, result.train_images,
                   [e.epoch_seconds for e in result.epochs]]))
 """
@@ -84,7 +84,7 @@ def test_the_clock_runs_on_while_a_library_computes() -> None:
 
 
 def test_seconds_in_which_a_training_was_stopped_do_not_count() -> None:
-    config = {"filters": 16, "strides": 1, "hidden_units": SMALL.hidden_units, "epochs": 4}
+    config = {"filters": 16, "strides": 1, "hidden_units": SMALL["hidden_units"], "epochs": 4}
     begun = time.monotonic()
     with run(TRAINING, json.dumps(config)) as process:
         assert process.stdout is not None

@@ -10,37 +10,38 @@ from fmnist_tracking import config
 from fmnist_tracking.config import (
     COURSEWORK_GRID,
     FIELDS,
-    SearchSpace,
     SplitConfig,
     TrainingConfig,
-    feature_map_sizes,
-    multiply_adds,
+    size_of,
 )
 from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.network import feature_map_sizes
+from fmnist_tracking.search_space import SearchSpace
 
 
 def test_coursework_grid_has_3_filter_counts_2_strides_2_kernels() -> None:
-    points = SearchSpace().points(TrainingConfig())
+    points = SearchSpace().points(TrainingConfig.of())
     assert len(SearchSpace()) == len(points) == 3 * 2 * 2
-    assert {p.hidden_units for p in points} == {64}
-    assert points[0] == TrainingConfig(filters=12, strides=1, kernel_size=3)
-    assert points[1] == TrainingConfig(filters=12, strides=1, kernel_size=4)  # last axis fastest
-    assert TrainingConfig().epochs == 25
+    assert {p["hidden_units"] for p in points} == {64}
+    assert points[0] == TrainingConfig.of(filters=12, strides=1, kernel_size=3)
+    assert points[1] == TrainingConfig.of(filters=12, strides=1, kernel_size=4)  # last axis fastest
+    assert TrainingConfig.of().epochs == 25
 
 
 def test_sizes_of_the_best_coursework_point() -> None:
     # 28 -> 26 (3x3 kernel) -> 13 (pooling) -> 11 -> 5
-    assert feature_map_sizes(TrainingConfig()) == {
-        "conv1": 26,
-        "pool1": 13,
-        "conv2": 11,
-        "pool2": 5,
+    best = TrainingConfig.of()
+    assert feature_map_sizes(best.values, best.network.image_shape) == {
+        "conv1": (26, 26),
+        "pool1": (13, 13),
+        "conv2": (11, 11),
+        "pool2": (5, 5),
     }
 
 
 def test_multiply_adds_by_hand() -> None:
     by_hand = 26 * 26 * 48 * 9 + 11 * 11 * 48 * 9 * 48 + 5 * 5 * 48 * 64 + 64 * 10
-    assert multiply_adds(TrainingConfig()) == by_hand
+    assert size_of(TrainingConfig.of()).multiply_adds == by_hand
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_multiply_adds_by_hand() -> None:
 )
 def test_vanishing_feature_map_names_the_layer(values: dict[str, int], layer: str) -> None:
     with pytest.raises(ConfigError, match=f"layer {layer}:"):
-        TrainingConfig(**values)
+        TrainingConfig.of(**values)
 
 
 @pytest.mark.parametrize(
@@ -79,12 +80,12 @@ def test_vanishing_feature_map_names_the_layer(values: dict[str, int], layer: st
 )
 def test_values_out_of_range_are_refused(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"Expected {name} to be .*got {re.escape(repr(value))}"):
-        TrainingConfig(**{name: value})  # type: ignore[arg-type]
+        TrainingConfig.of(**{name: value})  # type: ignore[arg-type]
 
 
 def test_every_field_has_words_and_a_range() -> None:
     for name, field in FIELDS.items():
-        assert field.metadata["about"], name
+        assert field.about, name
         assert re.match(r"(whole )?numbers (of at least|above) ", config.describe_range(name)), name
 
 
@@ -116,7 +117,7 @@ axis_values = st.fixed_dictionaries(
 @given(axis_values)
 def test_a_grid_holds_each_combination_once(axes: dict[str, list[float]]) -> None:
     space = SearchSpace(axes={name: tuple(values) for name, values in axes.items()})
-    points = space.points(TrainingConfig())
+    points = space.points(TrainingConfig.of())
     assert len(points) == len(set(points)) == math.prod(map(len, axes.values()))
 
 
@@ -143,4 +144,4 @@ def test_protocols_differ_in_the_most_images() -> None:
 
 def test_records_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        TrainingConfig().epochs = 3  # type: ignore[misc]
+        TrainingConfig.of().epochs = 3  # type: ignore[misc]

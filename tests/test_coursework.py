@@ -7,33 +7,31 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fmnist_tracking.config import SearchSpace, TrainingConfig, feature_map_sizes
+from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.data import DataSplit
-from fmnist_tracking.networks.coursework import (
-    build_model,
-    first_layer_activations,
-    load_model,
-    predict,
-)
+from fmnist_tracking.network import feature_map_sizes
+from fmnist_tracking.networks.build import build_model, with_weights
+from fmnist_tracking.networks.models import first_layer_activations, load_model, predict
 from fmnist_tracking.networks.portable import make_portable
+from fmnist_tracking.search_space import SearchSpace
 
 
-@pytest.mark.parametrize("config", SearchSpace().points(TrainingConfig()), ids=str)
+@pytest.mark.parametrize("config", SearchSpace().points(TrainingConfig.of()), ids=str)
 def test_layers_have_the_sizes_that_were_checked(config: TrainingConfig) -> None:
     model = build_model(config)
-    sizes = feature_map_sizes(config)
-    for layer, side in sizes.items():
-        assert model.get_layer(layer).output.shape[1:] == (side, side, config.filters)
+    sizes = feature_map_sizes(config.values, config.network.image_shape)
+    for layer, sides in sizes.items():
+        assert model.get_layer(layer).output.shape[1:] == (*sides, config["filters"])
     assert model.output_shape == (None, 10)
 
 
 def test_parameters_of_the_best_coursework_point() -> None:
     by_hand = (9 + 1) * 48 + (9 * 48 + 1) * 48 + (5 * 5 * 48 + 1) * 64 + (64 + 1) * 10
-    assert build_model(TrainingConfig()).count_params() == by_hand
+    assert build_model(TrainingConfig.of()).count_params() == by_hand
 
 
 def test_raw_pixels_in_probabilities_out(split: DataSplit) -> None:
-    model = build_model(TrainingConfig(filters=4))
+    model = build_model(TrainingConfig.of(filters=4))
     assert model.input_shape == (None, 28, 28, 1)
     assert model.inputs[0].dtype == "uint8"
     probabilities = predict(model, split.train_images[:7])
@@ -43,7 +41,7 @@ def test_raw_pixels_in_probabilities_out(split: DataSplit) -> None:
 
 
 def test_48_activation_maps_of_26_by_26(split: DataSplit) -> None:
-    model = build_model(TrainingConfig(filters=48, kernel_size=3, strides=1))
+    model = build_model(TrainingConfig.of(filters=48, kernel_size=3, strides=1))
     image = split.train_images[0]
     maps = first_layer_activations(model, image)
     assert maps.shape == (48, 26, 26)
@@ -56,7 +54,7 @@ def test_48_activation_maps_of_26_by_26(split: DataSplit) -> None:
 
 
 def test_saved_model_loads_safely_and_agrees(tmp_path: Path, split: DataSplit) -> None:
-    model = build_model(TrainingConfig(filters=4))
+    model = build_model(TrainingConfig.of(filters=4))
     model.save(tmp_path / "m.keras")
     loaded = load_model(tmp_path / "m.keras")
     images = split.validation_images[:50]
@@ -82,9 +80,9 @@ def test_a_portable_file_has_only_arguments_that_say_something(
 
     inner = keras.layers.LSTM(3, activation=None, use_bias=False, kernel_initializer="he_normal")
     layers = [keras.Input((28, 28)), keras.layers.Bidirectional(inner), keras.layers.Dense(2)]
-    images = split.validation_images[:5]
+    images, small = split.validation_images[:5], TrainingConfig.of(filters=4)
     for model, inputs in (
-        (build_model(TrainingConfig(filters=4)), images),
+        (with_weights(small, build_model(small).get_weights()), images),
         (keras.Sequential(layers), images[..., 0] / 255),
     ):
         path = tmp_path / "m.keras"

@@ -1,4 +1,3 @@
-import dataclasses
 from collections.abc import Sequence
 
 import keras
@@ -9,16 +8,21 @@ from numpy.typing import NDArray
 
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.data import DataSplit
-from fmnist_tracking.networks.coursework import build_model
-from fmnist_tracking.training.coursework_step import LEVELS, TrainingStep, kept
+from fmnist_tracking.networks.build import build_model
+from fmnist_tracking.training.coursework_step import (
+    LEVELS,
+    CourseworkSettings,
+    CourseworkStep,
+    kept,
+)
 
 # Strides and sizes that leave out pixels at the edges, and numbers of filters that are not round.
 NETWORKS = (
-    TrainingConfig(filters=5, kernel_size=3, strides=1, hidden_units=7, batch_size=16),
-    TrainingConfig(filters=6, kernel_size=4, strides=2, hidden_units=8, batch_size=16),
-    TrainingConfig(filters=4, kernel_size=2, strides=1, hidden_units=9, batch_size=16),
+    TrainingConfig.of(filters=5, kernel_size=3, strides=1, hidden_units=7, batch_size=16),
+    TrainingConfig.of(filters=6, kernel_size=4, strides=2, hidden_units=8, batch_size=16),
+    TrainingConfig.of(filters=4, kernel_size=2, strides=1, hidden_units=9, batch_size=16),
 )
-SEED = 3
+SEED, RATE = 3, 0.002
 
 
 def started(config: TrainingConfig) -> keras.Model:
@@ -26,15 +30,25 @@ def started(config: TrainingConfig) -> keras.Model:
     return build_model(config)
 
 
-def step_for(model: keras.Model, config: TrainingConfig, shards: int = 1) -> TrainingStep:
-    return TrainingStep([w.value for w in model.trainable_variables], config, shards)
+def step_for(
+    model: keras.Model, config: TrainingConfig, shards: int = 1, *, compiled: bool = False
+) -> CourseworkStep:
+    strides, dropout = (dict(config.hyperparameters)[name] for name in ("strides", "dropout"))
+    return CourseworkStep(
+        [w.value for w in model.trainable_variables],
+        CourseworkSettings(strides=int(strides), dropout=float(dropout), learning_rate=RATE),
+        config.batch_size,
+        seed=SEED,
+        shards=shards,
+        compiled=compiled,
+    )
 
 
 def run(
-    step: TrainingStep, data: DataSplit, order: NDArray[np.intp], epoch: int = 1
+    step: CourseworkStep, data: DataSplit, order: NDArray[np.intp], epoch: int = 1
 ) -> tuple[float, int]:
     images, labels = tf.constant(data.train_images), tf.constant(data.train_labels)
-    return step.run_epoch(images, labels, order, seed=SEED, epoch=epoch, learning_rate=0.002)
+    return step.run_epoch(images, labels, order, epoch=epoch)
 
 
 def assert_close(
@@ -51,7 +65,7 @@ def assert_close(
 def test_without_dropout_it_is_what_keras_does(
     split: DataSplit, network: TrainingConfig, shards: int
 ) -> None:
-    config = dataclasses.replace(network, dropout=0.0)
+    config = network.replace(dropout=0.0)
     order = np.random.default_rng(1).permutation(499)  # the last batch is smaller
     keras_model = started(config)
     keras_model.compile(
@@ -89,7 +103,7 @@ def classified(
 def test_with_dropout_it_is_what_keras_does_with_the_same_masks(
     split: DataSplit, network: TrainingConfig, shards: int
 ) -> None:
-    config = dataclasses.replace(network, dropout=0.3)
+    config = network.replace(dropout=0.3)
     order = np.random.default_rng(2).permutation(500)[:122]
     model, reference = started(config), started(config)
     dropped = round(0.3 * LEVELS)
@@ -164,7 +178,7 @@ def test_a_training_begun_anew_is_like_a_first_one(split: DataSplit) -> None:
     step = step_for(model, config)
     first = run(step, split, order), model.get_weights()
     assert step.steps.numpy() == 7
-    step.restart(initial)
+    step.restart(initial, seed=SEED, learning_rate=RATE)
     again = run(step, split, order), model.get_weights()
     assert again[0] == first[0]
     for some, other in zip(again[1], first[1], strict=True):
@@ -175,7 +189,6 @@ def test_compiled_by_xla_it_computes_the_same(split: DataSplit) -> None:
     config, trained = NETWORKS[1], []
     for compiled in (False, True):
         model = started(config)
-        weights = [w.value for w in model.trainable_variables]
-        run(TrainingStep(weights, config, 1, compiled=compiled), split, np.arange(40))
+        run(step_for(model, config, compiled=compiled), split, np.arange(40))
         trained.append(model.get_weights())
     assert_close(trained[1], trained[0])

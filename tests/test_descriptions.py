@@ -3,10 +3,11 @@ import re
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.config import SplitConfig, TrainingConfig
 from fmnist_tracking.leaderboard import effects
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import SearchResult
+from fmnist_tracking.search_space import SearchSpace
 from fmnist_tracking.tracking import descriptions
 from records import training, trial
 
@@ -18,7 +19,7 @@ def search(**changes: object) -> SearchResult:
     trials = tuple(
         trial(f"{n:032x}", score, config=config, name=f"trial_{n}", **changes)
         for n, (config, score) in enumerate(
-            zip(SPACE.points(TrainingConfig()), SCORES, strict=True), start=1
+            zip(SPACE.points(TrainingConfig.of()), SCORES, strict=True), start=1
         )
     )
     return SearchResult(run_id="a" * 32, experiment_id="7", space=SPACE, trials=trials)
@@ -54,7 +55,7 @@ def test_repeats_are_told_as_a_mean() -> None:
     trials = tuple(
         trial(f"{n:032x}", score, config=config)
         for n, (config, score) in enumerate(
-            zip(space.points(TrainingConfig()), (0.9, 0.5, 0.8, 0.8), strict=True)
+            zip(space.points(TrainingConfig.of()), (0.9, 0.5, 0.8, 0.8), strict=True)
         )
     )
     text = ended(SearchResult(run_id="a" * 32, experiment_id="7", space=space, trials=trials))
@@ -67,7 +68,7 @@ def half_diverged(*axes: tuple[str, tuple[int | float, ...]], share: int = 2) ->
     space = SearchSpace(axes={**dict(axes), "seed": (0, 1)})
     trials = tuple(
         trial(f"{n:032x}", 0.5 + n / 100, config=config, diverged=share == 1 or bool(config.seed))
-        for n, config in enumerate(space.points(TrainingConfig()), start=1)
+        for n, config in enumerate(space.points(TrainingConfig.of()), start=1)
     )
     return SearchResult(run_id="a" * 32, experiment_id="7", space=space, trials=trials)
 
@@ -88,8 +89,8 @@ def test_a_grid_each_of_whose_points_has_a_seed_that_diverged_is_described() -> 
 def test_a_setting_of_which_one_value_has_a_score_is_told() -> None:
     space = SearchSpace(axes={"strides": (1, 2), "seed": (0, 1)})
     trials = tuple(
-        trial(f"{n:032x}", 0.7, config=config, diverged=config.strides == 2 and config.seed == 1)
-        for n, config in enumerate(space.points(TrainingConfig()), start=1)
+        trial(f"{n:032x}", 0.7, config=config, diverged=config["strides"] == 2 and config.seed == 1)
+        for n, config in enumerate(space.points(TrainingConfig.of()), start=1)
     )
     text = ended(SearchResult(run_id="a" * 32, experiment_id="7", space=space, trials=trials))
     assert "| `strides` | 1: 0.7000, 2: diverged | 0.0000 |" in text
@@ -109,7 +110,7 @@ def test_an_axis_of_many_values_is_told_in_short() -> None:
     space = SearchSpace(axes={"hidden_units": tuple(range(1, 701))})
     trials = tuple(
         trial(f"{n:032x}", n / 1000, config=config)
-        for n, config in enumerate(space.points(TrainingConfig()), start=1)
+        for n, config in enumerate(space.points(TrainingConfig.of()), start=1)
     )
     text = ended(SearchResult(run_id="a" * 32, experiment_id="7", space=space, trials=trials))
     assert "| 700 values, the best 700: 0.7000 | 0.6990 |" in text

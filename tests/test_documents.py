@@ -165,7 +165,7 @@ def test_the_settings_of_the_documents_are_the_code_s() -> None:
     text = (ROOT / "docs" / "your-own-network.md").read_text()
     table = text.split("## The ten settings")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| [^|]+ \| ([^|]+) \|$", table, re.MULTILINE)
-    expected = [(f.name, f"{f.default:g}", f.metadata["about"]) for f in FIELDS.values()]
+    expected = [(name, f"{own.default:g}", own.about) for name, own in FIELDS.items()]
     assert rows == expected
 
 

@@ -6,7 +6,7 @@ from importlib.metadata import version
 import pytest
 
 from conftest import SMALL, SMALL_SPLIT
-from fmnist_tracking import config, fingerprint
+from fmnist_tracking import fingerprint, network
 from fmnist_tracking.config import FIELDS, SplitConfig, TrainingConfig
 
 POINT = "97dfa7b099a1804a9c227c232be3bb95c6f10de9d19c1533084dc8a5e57ff720"
@@ -14,9 +14,9 @@ POINT = "97dfa7b099a1804a9c227c232be3bb95c6f10de9d19c1533084dc8a5e57ff720"
 
 def test_it_covers_configuration_split_and_data() -> None:
     base = fingerprint.of_point(SMALL, SMALL_SPLIT, "digest")
-    assert base == fingerprint.of_point(dataclasses.replace(SMALL), SMALL_SPLIT, "digest")
+    assert base == fingerprint.of_point(SMALL.replace(), SMALL_SPLIT, "digest")
     others = {
-        fingerprint.of_point(dataclasses.replace(SMALL, dropout=0.2), SMALL_SPLIT, "digest"),
+        fingerprint.of_point(SMALL.replace(dropout=0.2), SMALL_SPLIT, "digest"),
         fingerprint.of_point(SMALL, SplitConfig(limit=660), "digest"),
         fingerprint.of_point(SMALL, dataclasses.replace(SMALL_SPLIT, seed=1), "digest"),
         fingerprint.of_point(
@@ -29,18 +29,19 @@ def test_it_covers_configuration_split_and_data() -> None:
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_setting_changes_it(field: str) -> None:
-    value = getattr(SMALL, field)
+    value = SMALL[field]
+    assert isinstance(value, int | float)
     changed = value / 2 if isinstance(value, float) else (1 if value == 2 else value + 1)
-    other = TrainingConfig(**{**dataclasses.asdict(SMALL), field: changed})
+    other = TrainingConfig.of(**{**SMALL.values, field: changed})
     assert fingerprint.of_point(other, SMALL_SPLIT, "d") != fingerprint.of_point(
         SMALL, SMALL_SPLIT, "d"
     )
 
 
 def test_the_same_value_in_another_spelling_does_not_change_it() -> None:
-    whole = dataclasses.replace(SMALL, dropout=0, filters=4.0)  # type: ignore[arg-type]
+    whole = SMALL.replace(dropout=0, filters=4.0)
     assert fingerprint.of_point(whole, SMALL_SPLIT, "d") == fingerprint.of_point(
-        dataclasses.replace(SMALL, dropout=0.0, filters=4), SMALL_SPLIT, "d"
+        SMALL.replace(dropout=0.0, filters=4), SMALL_SPLIT, "d"
     )
 
 
@@ -72,7 +73,7 @@ def test_a_field_that_was_added_with_its_default_keeps_the_key() -> None:
 
 
 def test_the_key_is_the_one_that_stores_hold() -> None:
-    point = fingerprint.of_point(TrainingConfig(), SplitConfig(), "d")
+    point = fingerprint.of_point(TrainingConfig.of(), SplitConfig(), "d")
     assert point == POINT, (
         "Every result in every store would be trained again. A field that was added needs, in its "
         "metadata, `neutral`: the value that stands for how it was before."
@@ -108,9 +109,9 @@ OLD = "45bfaf47c8f088321da770e193b81917088c9033e3d5bb491682b7411a3d33d3"
 def test_the_key_of_the_version_before_is_known_for_the_same_network_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    point = TrainingConfig(), SplitConfig(), "d"
+    point = TrainingConfig.of(), SplitConfig(), "d"
     assert OLD in fingerprint.older_keys(*point)
-    monkeypatch.setattr(config, "POOL_SIZE", 3)
+    monkeypatch.setattr(network, "POOL_SIZE", 3)
     assert fingerprint.older_keys(*point) == ()
     assert fingerprint.of_point(*point) != POINT
     monkeypatch.undo()
@@ -128,8 +129,8 @@ def test_a_search_s_covers_its_points_and_their_order() -> None:
 def test_it_is_had_without_tensorflow() -> None:
     code = (
         "import sys\n"
-        "from fmnist_tracking import config, fingerprint\n"
-        "print(fingerprint.of_point(config.TrainingConfig(), config.SplitConfig(), 'd'))\n"
+        "from fmnist_tracking import fingerprint, network\n"
+        "print(fingerprint.of_point(config.TrainingConfig.of(), config.SplitConfig(), 'd'))\n"
         "print(sorted(set(sys.modules) & {'tensorflow', 'keras', 'sklearn', 'numpy'}))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

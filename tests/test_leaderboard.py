@@ -5,14 +5,15 @@ import itertools
 import pytest
 
 from fmnist_tracking import tracking
-from fmnist_tracking.config import SearchSpace, TrainingConfig
+from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.leaderboard import best, effects, leaderboard, rank
 from fmnist_tracking.results import SearchResult
+from fmnist_tracking.search_space import SearchSpace
 from records import trial
 
 
 def config(**values: float) -> TrainingConfig:
-    return TrainingConfig(**values)  # type: ignore[arg-type]
+    return TrainingConfig.of(**values)
 
 
 def test_rank_puts_the_best_first() -> None:
@@ -86,7 +87,7 @@ def test_on_a_tie_every_axis_shows_the_same_point() -> None:
     winner = best(trials)
     assert winner is not None
     for effect in effects(space, trials):
-        assert effect.best == (effect.values.index(getattr(winner.config, effect.axis)), 0.5)
+        assert effect.best == (effect.values.index(winner.config[effect.axis]), 0.5)
 
 
 def test_leaderboard_puts_those_without_a_score_last() -> None:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from conftest import SMALL
 from fmnist_tracking.data import Dataset
-from fmnist_tracking.networks.coursework import build_model, predict
+from fmnist_tracking.networks.build import build_model
+from fmnist_tracking.networks.models import predict
 from fmnist_tracking.tracking import Store, schema
 from fmnist_tracking.tracking.logged_model import MODEL_REQUIREMENTS, log_model
 

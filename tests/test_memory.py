@@ -4,13 +4,13 @@ import pytest
 
 from conftest import SMALL, SMALL_SPLIT, TINY, Run
 from fmnist_tracking import machine
-from fmnist_tracking.config import TrainingConfig, model_parameters
+from fmnist_tracking.config import TrainingConfig, size_of
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.grid_search import memory
 from fmnist_tracking.grid_search.memory import require_room, too_large, workers_for
 from fmnist_tracking.grid_search.time_estimate import memory_bytes
 
-WIDE = TrainingConfig(hidden_units=100_000)
+WIDE = TrainingConfig.of(hidden_units=100_000)
 HUGE = ("--filters", "48", "--kernel-size", "3", "--hidden-units", "50000000")
 
 
@@ -22,7 +22,7 @@ def test_a_network_is_refused_only_if_its_size_leaves_no_doubt() -> None:
     assert too_large(WIDE, SMALL_SPLIT, needed(WIDE)) is None
     reason = too_large(WIDE, SMALL_SPLIT, needed(WIDE) - 1)
     assert reason is not None
-    assert f"has {model_parameters(WIDE):,} weights: to train it takes 2.0 GB" in reason
+    assert f"has {size_of(WIDE).parameters:,} weights: to train it takes 2.0 GB" in reason
     assert "\n" not in reason
 
 

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_tracking.config import SearchSpace, TrainingConfig, Value
+from fmnist_tracking.config import TrainingConfig, Value
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.grid_search import oracle as module
 from fmnist_tracking.grid_search.oracle import GridOracle, explore
 from fmnist_tracking.results import TrialScore
+from fmnist_tracking.search_space import SearchSpace
 
 SPACE = SearchSpace(axes={"filters": (12, 36, 48), "strides": (1, 2), "kernel_size": (3, 4)})
 FAILED = TrialScore(error="it failed")
@@ -91,7 +92,7 @@ def test_every_point_once_in_any_order_of_finishing(
     handed_out = {tuple(point[axis] for axis in space.axes) for point in world.points}
     assert len(handed_out) == len(world.points) == math.prod(map(len, axes.values()))
     assert handed_out == {
-        tuple(getattr(p, axis) for axis in space.axes) for p in space.points(TrainingConfig())
+        tuple(p[axis] for axis in space.axes) for p in space.points(TrainingConfig.of())
     }
     assert world.open == []
     # It waits only when no slot is free or no point is left, and never has more than its slots.
@@ -108,8 +109,8 @@ def test_points_come_in_the_grid_s_order() -> None:
 
     explore(SPACE, run, lambda: 1, endless())
     expected = [
-        {"filters": p.filters, "strides": p.strides, "kernel_size": p.kernel_size}
-        for p in SPACE.points(TrainingConfig())
+        {"filters": p["filters"], "strides": p["strides"], "kernel_size": p["kernel_size"]}
+        for p in SPACE.points(TrainingConfig.of())
     ]
     assert points == expected
 

@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 
 from conftest import SMALL, SMALL_SPLIT
 from fmnist_tracking import fingerprint, tracking
-from fmnist_tracking.config import SearchSpace
 from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.search_space import SearchSpace
 from fmnist_tracking.tracking import ResumeState, Store, TrackedRun, open_store, schema
 from fmnist_tracking.tracking.records import UnreadableRun
 from fmnist_tracking.tracking.resume import UnfinishedTrial

@@ -6,11 +6,12 @@ import pytest
 from rich.console import Console
 
 from fmnist_tracking.cli import output
-from fmnist_tracking.config import COURSEWORK_GRID, SearchSpace, TrainingConfig, Value
+from fmnist_tracking.config import COURSEWORK_GRID, TrainingConfig, Value
 from fmnist_tracking.grid_search.dry_run import DryRun, DryRunPoint
 from fmnist_tracking.grid_search.plan import trial_name
 from fmnist_tracking.results import SearchResult
 from fmnist_tracking.runs import Search
+from fmnist_tracking.search_space import SearchSpace
 from records import trial
 
 MANY_AXES: dict[str, tuple[Value, ...]] = {
@@ -30,7 +31,7 @@ def searched(axes: dict[str, tuple[Value, ...]]) -> SearchResult:
         dataclasses.replace(
             trial(f"{number:032x}", 0.8, config=config), name=trial_name(config, space.varying)
         )
-        for number, config in enumerate(space.points(TrainingConfig()))
+        for number, config in enumerate(space.points(TrainingConfig.of()))
     ]
     trials[0] = dataclasses.replace(
         trials[0], status="FAILED", val_accuracy=None, error="OSError: no room\x1b[2J left"

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmnist_tracking.cli.parse import load_space, parse_axis, parse_value, parse_values
-from fmnist_tracking.config import FIELDS, SearchSpace
+from fmnist_tracking.config import FIELDS
 from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.search_space import SearchSpace
 
 
 @pytest.mark.parametrize("text", ["abc", "", "2,x", "1,,2", "0", "1.5"])

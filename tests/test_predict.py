@@ -23,11 +23,12 @@ from fmnist_tracking.config import CLASS_NAMES, SplitConfig, TrainingConfig
 from fmnist_tracking.data import Dataset, split_dataset, test_set
 from fmnist_tracking.errors import OutputError, TrackingError
 from fmnist_tracking.inference import about, fetched_model
-from fmnist_tracking.inspection import Images, InspectionTask
+from fmnist_tracking.inspection import Images, InspectionTask, StoredModel
 from fmnist_tracking.model_worker import classify, inspect_model
-from fmnist_tracking.networks import coursework
-from fmnist_tracking.networks.coursework import build_model, with_weights
-from fmnist_tracking.networks.coursework import predict as probabilities_of
+from fmnist_tracking.network import COURSEWORK
+from fmnist_tracking.networks import models
+from fmnist_tracking.networks.build import build_model, with_weights
+from fmnist_tracking.networks.models import predict as probabilities_of
 from fmnist_tracking.prediction import (
     Classified,
     Guess,
@@ -45,7 +46,7 @@ from records import training
 from runs import TRIAL
 
 PARTS: tuple[Images, ...] = ("validation", "test")
-CONFIG = TrainingConfig(filters=16, hidden_units=32, epochs=4)
+CONFIG = TrainingConfig.of(filters=16, hidden_units=32, epochs=4)
 # What is told of the model of `Kept`.
 ABOUT = {"name": "a trial", "protocol": "canonical", "limit": 600, "training_images": 500,
          "val_accuracy": 0.8, "is_trial_run": True}  # fmt: skip
@@ -437,7 +438,7 @@ def test_a_model_file_that_cannot_be_used_is_told_in_a_line_and_runs_nothing(
         damage(path)
         Path("executed").unlink(missing_ok=True)  # by Keras, to learn what a layer gives
         with pytest.raises(TrackingError, match="cannot be used; it is damaged, or not") as told:
-            classify(path, "abcdef0123", images, lambda _: None)
+            classify(StoredModel(file=path, run_id="abcdef0123", network=COURSEWORK), images, print)
         assert "\n" not in str(told.value), kind
         assert len(str(told.value)) < 400, kind
         assert not Path("executed").exists(), kind
@@ -449,14 +450,14 @@ def test_a_network_with_wide_layers_is_given_fewer_images_at_once(
     model, images = build_model(SMALL), np.zeros((7, 28, 28, 1), np.uint8)
     expected = probabilities_of(model, images)
     given: list[int] = []
-    call = coursework._call
+    call = models._call
 
     def counted(model: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         given.append(len(images))
         return call(model, images)
 
-    monkeypatch.setattr(coursework, "_call", counted)
-    monkeypatch.setattr(coursework, "_VALUES_AT_ONCE", 2 * 28 * 28)
+    monkeypatch.setattr(models, "_call", counted)
+    monkeypatch.setattr(models, "_VALUES_AT_ONCE", 2 * 28 * 28)
     np.testing.assert_allclose(probabilities_of(model, images), expected, rtol=1e-6)
     assert max(given) <= 2
 
@@ -468,8 +469,11 @@ def test_a_model_file_that_asks_for_gigabytes_does_not_get_them(tmp_path: Path) 
     damaged_models()["gigabytes"](path)
     said, megabytes = memory_taken(
         "from pathlib import Path\nfrom fmnist_tracking import model_worker, runtime\n"
+        "from fmnist_tracking.inspection import StoredModel\n"
+        "from fmnist_tracking.network import COURSEWORK\n"
         "runtime.prepare_process(1, 0, [])",
-        f"model_worker._load(Path({str(path)!r}), 'abcdef0123')",
+        f"model_worker._load(StoredModel(file=Path({str(path)!r}), run_id='abcdef0123', "
+        "network=COURSEWORK))",
     )
     assert said.startswith("TrackingError ")
     assert "OOM" in said
@@ -608,12 +612,11 @@ def test_validation_samples_are_of_the_trial_s_validation_images(
     run_id = kept.keep(model, CONFIG, dataset.digest)
     with tracking.open_store(kept.uri) as store:
         trial = tracking.find_run(store, run_id)
-        with fetched_model(store, trial) as path:
+        with fetched_model(store, trial) as stored:
             seen = {
                 part: inspect_model(
                     InspectionTask(
-                        model=path,
-                        run_id=run_id,
+                        model=stored,
                         split=trial.split,
                         data_dir=None,
                         data_sha256=dataset.digest,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fmnist_tracking.config import SearchSpace, TrainingConfig
+from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.console import PlainConsole
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.grid_search.messages import (
@@ -19,10 +19,11 @@ from fmnist_tracking.grid_search.messages import (
 )
 from fmnist_tracking.grid_search.progress import INTERVAL_VARIABLE, Progress
 from fmnist_tracking.results import EpochMetrics, TrialScore
+from fmnist_tracking.search_space import SearchSpace
 from processes import wait_for
 from records import epoch
 
-POINTS = SearchSpace(axes={"filters": (12, 12 + 1)}).points(TrainingConfig(epochs=2))
+POINTS = SearchSpace(axes={"filters": (12, 12 + 1)}).points(TrainingConfig.of(epochs=2))
 NAMES = ("f12", "f13")
 
 
@@ -38,7 +39,7 @@ class Shown:
         self.file = io.StringIO()
         console = PlainConsole(file=self.file, force_terminal=live, width=160)
         self.progress = Progress(
-            (TrainingConfig(epochs=epochs),) * points,
+            (TrainingConfig.of(epochs=epochs),) * points,
             "abcdef"[:points],
             workers,
             console,

@@ -20,7 +20,8 @@ from fmnist_tracking.cli.models import say_how_to_serve
 from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, PromotionError, TrackingError
-from fmnist_tracking.networks.coursework import build_model, predict
+from fmnist_tracking.networks.build import build_model
+from fmnist_tracking.networks.models import predict
 from fmnist_tracking.promotion import promote
 from fmnist_tracking.tracking import DatasetInfo, Store, schema
 from imports import loaded_by

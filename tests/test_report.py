@@ -39,7 +39,7 @@ def test_page_holds_everything_and_asks_nothing_of_the_network(evaluation: Evalu
 
 
 def test_nothing_from_a_run_reaches_the_page_unescaped(evaluation: Evaluation) -> None:
-    config = TrainingConfig(filters=12)
+    config = TrainingConfig.of(filters=12)
     entry = trial("bbbb", 0.5, config=config, name=HOSTILE, model_parameters=1, train_seconds=1.0)
     html = render_html(
         page(

@@ -4,29 +4,31 @@ import math
 
 import pytest
 
-from fmnist_tracking.config import SearchSpace, TrainingConfig, flops_per_image
+from fmnist_tracking.config import TrainingConfig, size_of
 from fmnist_tracking.results import (
     SearchResult,
     TrainingResult,
     TrialResult,
     best_epoch,
 )
+from fmnist_tracking.search_space import SearchSpace
 from records import epoch, training, trial
 
 
 def test_best_epoch_is_the_earliest_of_the_highest() -> None:
     result = training(0.5, 0.8, 0.8, 0.7)
     assert result.best.epoch == 2
+    flops = 2 * size_of(result.config).multiply_adds
     assert result.summary() == {
         "best_val_accuracy": 0.8,
         "best_epoch": 2,
         "train_seconds": 8.0,
         "images_per_second": 100.0,
         "model_parameters": 7,
-        "flops_per_image": flops_per_image(result.config),
-        "train_flops": 3 * flops_per_image(result.config) * 500 * 4,
+        "flops_per_image": flops,
+        "train_flops": 3 * flops * 500 * 4,
     }
-    assert 3 * flops_per_image(result.config) == pytest.approx(17.3e6, rel=0.01)
+    assert 3 * flops == pytest.approx(17.3e6, rel=0.01)
 
 
 def test_validation_scores_by_the_names_they_have_in_mlflow() -> None:
@@ -56,7 +58,7 @@ def test_training_result_survives_json() -> None:
 
 def test_trial_result_survives_json() -> None:
     for result in (
-        trial("a", 0.7, config=TrainingConfig(filters=12, dropout=0.1), train_seconds=1.5),
+        trial("a", 0.7, config=TrainingConfig.of(filters=12, dropout=0.1), train_seconds=1.5),
         trial("b", None, error="it failed", reused=True),
     ):
         assert TrialResult.from_json(json.loads(json.dumps(result.to_json()))) == result

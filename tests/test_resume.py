@@ -13,9 +13,10 @@ import pytest
 
 from conftest import SMALL
 from fmnist_tracking import fingerprint, tracking
-from fmnist_tracking.config import DEFAULT_EXPERIMENT, SearchSpace
+from fmnist_tracking.config import DEFAULT_EXPERIMENT
 from fmnist_tracking.environment import Code
 from fmnist_tracking.errors import SearchError, TrackingError
+from fmnist_tracking.search_space import SearchSpace
 from fmnist_tracking.tracking import ResumeState, Store, leases, resume, schema
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.tracking.resume import UnfinishedTrial

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import subprocess
@@ -58,10 +57,10 @@ def test_on_a_gpu_what_is_faster_is_found_out(
     monkeypatch: pytest.MonkeyPatch, split: DataSplit
 ) -> None:
     tried: list[bool] = []
-    run_epoch = coursework_step.TrainingStep.run_epoch
+    run_epoch = coursework_step.CourseworkStep.run_epoch
 
     def watched(
-        self: coursework_step.TrainingStep, *args: object, **kw: object
+        self: coursework_step.CourseworkStep, *args: object, **kw: object
     ) -> tuple[float, int]:
         tried.append(self.compiled)
         return run_epoch(self, *args, **kw)  # type: ignore[arg-type]
@@ -70,7 +69,7 @@ def test_on_a_gpu_what_is_faster_is_found_out(
         patch.setattr(runtime, "has_gpu", lambda: True)
         assert runtime.jit_compile() is None
         assert runtime.shards() == 1
-        patch.setattr(coursework_step.TrainingStep, "run_epoch", watched)
+        patch.setattr(coursework_step.CourseworkStep, "run_epoch", watched)
         result, weights = train(SMALL, split)
     assert tried[:4] == [False, False, True, True]
     assert set(tried[4:]) == {result.settings["jit_compile"]}
@@ -99,7 +98,7 @@ def test_a_training_goes_on_compiled_as_it_began(
 ) -> None:
     place = CheckpointPlace(folder=tmp_path / "here", fingerprint="f" * 64)
     monkeypatch.setenv(runtime.COMPILE_VARIABLE, "1")
-    train(dataclasses.replace(SMALL, epochs=1), split, place=place)
+    train(SMALL.replace(epochs=1), split, place=place)
     monkeypatch.setenv(runtime.COMPILE_VARIABLE, "0")
     result, _ = train(SMALL, split, place=place)
     assert result.settings["jit_compile"] is True

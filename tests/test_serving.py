@@ -13,7 +13,7 @@ from conftest import Run
 from fmnist_tracking import tracking
 from fmnist_tracking.config import CLASS_NAMES, SplitConfig
 from fmnist_tracking.data import Dataset, test_set
-from fmnist_tracking.networks.coursework import load_model, predict
+from fmnist_tracking.networks.models import load_model, predict
 from servers import free_port, model_server, post, serving
 
 SEARCH = ("search", "--limit", "1200", "--epochs", "2", "--filters", "8", "--strides", "1,2",

@@ -12,7 +12,8 @@ from conftest import SMALL
 from fmnist_tracking.data import DataSplit, shared_split, split_cache
 from fmnist_tracking.data.dataset import PARTIAL, cache_dir
 from fmnist_tracking.data.split_cache import _KEPT
-from fmnist_tracking.training.loop import _tensor, train
+from fmnist_tracking.training.loop import train
+from fmnist_tracking.training.prepare import as_tensor
 
 ARRAYS = ("train_images", "train_labels", "validation_images", "validation_labels")
 
@@ -65,7 +66,7 @@ def test_tensorflow_computes_on_the_mapped_memory_itself(split: DataSplit) -> No
     mapped = shared(split)
     for name in ARRAYS:
         array = getattr(mapped, name)
-        tensor = np.frombuffer(memoryview(_tensor(array)), np.uint8)
+        tensor = np.frombuffer(memoryview(as_tensor(array)), np.uint8)
         assert tensor.ctypes.data == array.ctypes.data
         np.testing.assert_array_equal(tensor, array.ravel())
 

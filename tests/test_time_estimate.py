@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,14 +5,14 @@ from hypothesis import strategies as st
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.grid_search.time_estimate import TimeEstimator, memory_bytes, time_left, work
 
-SMALL, LARGE = TrainingConfig(filters=4), TrainingConfig(filters=64)
+SMALL, LARGE = TrainingConfig.of(filters=4), TrainingConfig.of(filters=64)
 seconds = st.floats(0, 1000)
 
 
 def test_work_grows_with_the_network_and_not_with_the_rest() -> None:
     assert work(LARGE) > work(SMALL)
-    assert work(TrainingConfig(strides=2)) < work(TrainingConfig(strides=1))
-    assert work(dataclasses.replace(SMALL, seed=3, epochs=7, dropout=0.1)) == work(SMALL)
+    assert work(TrainingConfig.of(strides=2)) < work(TrainingConfig.of(strides=1))
+    assert work(SMALL.replace(seed=3, epochs=7, dropout=0.1)) == work(SMALL)
 
 
 def test_nothing_is_known_at_first() -> None:
@@ -98,7 +96,7 @@ def test_time_left_is_no_less_than_an_even_share(
 
 
 def test_memory_is_that_of_weights_and_a_batch() -> None:
-    config = TrainingConfig(filters=2, kernel_size=1, strides=1, hidden_units=3, batch_size=5)
+    config = TrainingConfig.of(filters=2, kernel_size=1, strides=1, hidden_units=3, batch_size=5)
     # 28, 14, 14 and 7 pixels a side; 4 + 6 + 3 * 99 + 10 * 4 weights.
     outputs = 2 * (28**2 + 14**2 + 14**2 + 7**2) + 3
     assert memory_bytes(config, 1000) == 4 * (4 * 347 + 5 * outputs)

@@ -22,11 +22,13 @@ from mlflow.entities import Run as MlflowRun
 from conftest import SMALL
 from fmnist_tracking import plots, tracking
 from fmnist_tracking.cli.output import print_runs
-from fmnist_tracking.config import CLASS_NAMES, FIELDS, SearchSpace, SplitConfig
+from fmnist_tracking.config import CLASS_NAMES, FIELDS, SplitConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, TrackingError
-from fmnist_tracking.networks.coursework import load_model, predict, with_weights
+from fmnist_tracking.networks.build import with_weights
+from fmnist_tracking.networks.models import load_model, predict
 from fmnist_tracking.results import TrainingResult
+from fmnist_tracking.search_space import SearchSpace
 from fmnist_tracking.tracking import Store, schema
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.training.loop import Weights, train
@@ -156,7 +158,7 @@ def test_a_finished_trial_has_all_that_the_contract_names(
     (logged,) = store.client.search_logged_models([run.info.experiment_id])
     assert (logged.name, logged.source_run_id) == ("model", run_id)
     assert logged.status == "READY"
-    assert logged.params["filters"] == str(SMALL.filters)
+    assert logged.params["filters"] == str(SMALL["filters"])
     assert run.outputs is not None
     assert logged.metrics is not None
     assert [(o.model_id, o.step) for o in run.outputs.model_outputs] == [
@@ -375,7 +377,7 @@ def test_what_a_person_wrote_stays(store: Store) -> None:
 def test_a_finished_search_has_its_winner_s_model_and_images(
     store: Store, split: DataSplit, trained: tuple[TrainingResult, Weights]
 ) -> None:
-    parent = start_search(store, space=SearchSpace(axes={"filters": (SMALL.filters,)}))
+    parent = start_search(store, space=SearchSpace(axes={"filters": (SMALL["filters"],)}))
     run_id = start_trial(store, SMALL, parent)
     tracking.log_inputs(store, run_id, FACTS, split.parts())
     finish(store, run_id, trained, split)
@@ -509,7 +511,7 @@ def test_a_training_adopts_the_run_and_its_spelling(
 ) -> None:
     made = made_by_mlflow_run(store, "train", {"learning_rate": "1e-3"})
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
-    config = dataclasses.replace(SMALL, learning_rate=0.001)
+    config = SMALL.replace(learning_rate=0.001)
     adopted = tracking.adoptable_run(store, "train")
     facts = dataclasses.replace(TRIAL, config=config, parent=None, adopted=adopted)
     assert tracking.start_trial(store, made.info.experiment_id, facts) == made.info.run_id
@@ -838,7 +840,7 @@ def test_a_run_of_an_earlier_version_without_a_loss_diverged(store: Store) -> No
 def test_a_search_s_description_tells_what_diverged(store: Store) -> None:
     search = start_search(store, space=SearchSpace(axes={"learning_rate": (0.001, 0.1, 10.0)}))
     for rate, score in ((0.001, 0.6), (0.1, 0.7), (10.0, 0.9)):
-        run_id = start_trial(store, dataclasses.replace(SMALL, learning_rate=rate), search)
+        run_id = start_trial(store, SMALL.replace(learning_rate=rate), search)
         if rate == 10:
             store.client.set_tag(run_id, schema.DIVERGED, "1")
         finish_quickly(store, run_id, score)

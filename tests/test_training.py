@@ -10,14 +10,15 @@ import pytest
 from conftest import SMALL
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.data import DataSplit
-from fmnist_tracking.networks.coursework import predict, with_weights
+from fmnist_tracking.networks.build import with_weights
+from fmnist_tracking.networks.models import predict
 from fmnist_tracking.results import EpochMetrics, TrainingResult
 from fmnist_tracking.training import checkpoints
 from fmnist_tracking.training.checkpoints import Checkpoint
 from fmnist_tracking.training.loop import CheckpointPlace, Weights, train
 
 # At this learning rate the score goes up and down.
-JUMPY = dataclasses.replace(SMALL, filters=16, strides=1, learning_rate=0.05)
+JUMPY = SMALL.replace(filters=16, strides=1, learning_rate=0.05)
 
 
 class CutOff(Exception):
@@ -55,23 +56,23 @@ def test_same_seed_same_numbers_other_seed_others(split: DataSplit) -> None:
     again, weights_again = train(SMALL, split)
     assert figures(first) == figures(again)
     assert_same_weights(weights, weights_again)
-    other, _ = train(dataclasses.replace(SMALL, seed=1), split)
+    other, _ = train(SMALL.replace(seed=1), split)
     assert figures(other) != figures(first)
 
 
 def test_an_epoch_does_not_depend_on_how_many_follow(split: DataSplit) -> None:
     short, _ = train(SMALL, split)
-    long, _ = train(dataclasses.replace(SMALL, epochs=3), split)
+    long, _ = train(SMALL.replace(epochs=3), split)
     assert figures(long)[:2] == figures(short)
 
 
 def test_the_weights_are_the_best_epoch_s(split: DataSplit) -> None:
     # A seed is wanted whose best epoch is not the last, so that the last epoch's weights would
     # be wrong.
-    config = dataclasses.replace(JUMPY, epochs=6)
+    config = JUMPY.replace(epochs=6)
     for seed in range(8):
         seen: list[EpochMetrics] = []
-        result, weights = train(dataclasses.replace(config, seed=seed), split, seen.append)
+        result, weights = train(config.replace(seed=seed), split, seen.append)
         assert result.epochs == tuple(seen)
         assert [e.epoch for e in seen] == [1, 2, 3, 4, 5, 6]
         if seen[-1].val_accuracy < result.best.val_accuracy:
@@ -85,14 +86,14 @@ def test_the_weights_are_the_best_epoch_s(split: DataSplit) -> None:
 
 
 def test_it_learns(split: DataSplit) -> None:
-    result, _ = train(TrainingConfig(filters=16, epochs=6), split)
+    result, _ = train(TrainingConfig.of(filters=16, epochs=6), split)
     assert result.best.val_accuracy > 0.5  # 0.1 by chance
     assert result.epochs[-1].loss < result.epochs[0].loss
 
 
 def test_patience_stops_after_epochs_without_improvement(split: DataSplit) -> None:
     # So small a learning rate changes nothing: the first epoch stays the best.
-    config = dataclasses.replace(SMALL, learning_rate=1e-12, epochs=9, patience=2)
+    config = SMALL.replace(learning_rate=1e-12, epochs=9, patience=2)
     result, _ = train(config, split)
     assert result.best.epoch == 1
     assert len(result.epochs) == 1 + 2
@@ -103,8 +104,8 @@ def test_a_training_that_diverges_ends_with_that_epoch(
     split: DataSplit, place: CheckpointPlace, before: int
 ) -> None:
     if before:  # epochs that go well
-        cut_off_after(before, dataclasses.replace(SMALL, epochs=before), split, place)
-    config = dataclasses.replace(SMALL, learning_rate=1e30, epochs=9)
+        cut_off_after(before, SMALL.replace(epochs=before), split, place)
+    config = SMALL.replace(learning_rate=1e30, epochs=9)
     result, weights = train(config, split, place=place)
     assert result.diverged == len(result.epochs) == before + 1
     assert not math.isfinite(result.epochs[-1].loss)
@@ -116,7 +117,7 @@ def test_a_training_that_diverges_ends_with_that_epoch(
 def test_a_training_that_diverged_is_not_gone_on_with(
     split: DataSplit, place: CheckpointPlace
 ) -> None:
-    config = dataclasses.replace(SMALL, learning_rate=1e30, epochs=4)
+    config = SMALL.replace(learning_rate=1e30, epochs=4)
     cut_off_after(1, config, split, place)  # killed when its last checkpoint was written
     spared: list[Sequence[EpochMetrics]] = []
     trained: list[EpochMetrics] = []
@@ -141,8 +142,8 @@ def place(tmp_path: Path) -> CheckpointPlace:
 def test_a_training_that_was_cut_off_goes_on_to_the_same_numbers(
     split: DataSplit, place: CheckpointPlace, last: int
 ) -> None:
-    config = dataclasses.replace(SMALL, epochs=4)
-    assert config.dropout > 0
+    config = SMALL.replace(epochs=4)
+    assert dict(config.hyperparameters)["dropout"] == 0.3
     whole, weights = train(config, split)
     cut_off_after(last, config, split, place)
     spared: list[Sequence[EpochMetrics]] = []
@@ -162,7 +163,7 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_numbers(
 
 def test_the_best_epoch_may_lie_before_the_cut(split: DataSplit, place: CheckpointPlace) -> None:
     for seed in range(20):
-        config = dataclasses.replace(JUMPY, epochs=4, seed=seed)
+        config = JUMPY.replace(epochs=4, seed=seed)
         whole, weights = train(config, split)
         if whole.best.epoch == 1:
             break
@@ -177,7 +178,7 @@ def test_the_best_epoch_may_lie_before_the_cut(split: DataSplit, place: Checkpoi
 def test_patience_counts_the_epochs_before_the_cut(
     split: DataSplit, place: CheckpointPlace
 ) -> None:
-    config = dataclasses.replace(SMALL, learning_rate=1e-12, epochs=9, patience=3)
+    config = SMALL.replace(learning_rate=1e-12, epochs=9, patience=3)
     cut_off_after(2, config, split, place)
     result, _ = train(config, split, place=place)
     assert len(result.epochs) == 1 + 3
@@ -217,7 +218,7 @@ def test_an_epoch_is_told_when_its_checkpoint_is_written(
 
 
 def test_without_a_place_nothing_is_written(split: DataSplit, tmp_path: Path) -> None:
-    train(dataclasses.replace(SMALL, epochs=1), split)
+    train(SMALL.replace(epochs=1), split)
     assert list(tmp_path.rglob("*")) == []
 
 

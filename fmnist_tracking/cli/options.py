@@ -43,7 +43,7 @@ def axis_option(name: str) -> Any:
         None,
         SEARCH_FLAGS[name],
         metavar=LIST_METAVAR,
-        help=f"Values to try: {FIELDS[name].metadata['about']}. Default: {values}.",
+        help=f"Values to try: {FIELDS[name].about}. Default: {values}.",
         rich_help_panel="Grid",
     )
 
@@ -64,7 +64,7 @@ def field_option(name: str, *, may_be_empty: bool = False) -> Any:
 
     If it may be empty, an empty text, as `mlflow run` may give it, leaves the default.
     """
-    about, default = FIELDS[name].metadata["about"], FIELDS[name].default
+    about, default = FIELDS[name].about, FIELDS[name].default
 
     def parse(text: object) -> Value:
         if text == "" and may_be_empty:
@@ -96,7 +96,7 @@ def with_settings(
             own[0].replace(
                 name=name,
                 default=field_option(name, may_be_empty=may_be_empty),
-                annotation=FIELDS[name].type,
+                annotation=int if FIELDS[name].is_whole else float,
             )
             for name in names
         ]

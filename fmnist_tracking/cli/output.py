@@ -7,7 +7,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 from rich.table import Table
 
+from fmnist_tracking.config import Value, format_value
 from fmnist_tracking.console import PlainConsole, is_terminal, stderr_console
 from fmnist_tracking.errors import for_command_line
 from fmnist_tracking.leaderboard import leaderboard
@@ -54,7 +54,7 @@ def print_trials(search: "Search", *, as_json: bool) -> None:
     places = leaderboard(result.trials)
     trials = [place.trial for place in places]
     axes = {
-        axis: [f"{getattr(trial.config, axis):.15g}" for trial in trials]
+        axis: [_value(trial.config.values.get(axis)) for trial in trials]
         for axis in result.space.varying
     }
     # What points are ranked by, where they have several seeds.
@@ -126,7 +126,7 @@ def _time(milliseconds: Any) -> str:
 def _grid(run: RunSummary) -> str:
     """Describe what is not the default: "filters 12,36; dropout 0.1; 5 epochs; limit 600"."""
     axes = {
-        axis: ",".join(f"{value:.15g}" for value in values[:_VALUES])
+        axis: ",".join(_value(value) for value in values[:_VALUES])
         + (",…" if len(values) > _VALUES else "")
         for axis, values in run.grid.items()
     }
@@ -150,8 +150,8 @@ def print_trial(shown: "Trial", *, as_json: bool) -> None:
         table.add_row("error", printable(trial.error))
     table.add_row("validation accuracy", share(trial.val_accuracy))
     table.add_row("best epoch", str(trial.best_epoch or ""))
-    for name, value in asdict(trial.config).items():
-        table.add_row(name, f"{value:.15g}")
+    for name, value in trial.config.values.items():
+        table.add_row(name, _value(value))
     out.print(table)
 
 
@@ -236,6 +236,11 @@ def _print_fitting(
     for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
     out.print(table)
+
+
+def _value(value: Value | None) -> str:
+    """Format a hyperparameter's value; one that is not active gives an empty text."""
+    return "" if value is None else printable(format_value(value))
 
 
 def share(value: float | None) -> str:

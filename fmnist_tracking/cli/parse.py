@@ -10,13 +10,13 @@ from fmnist_tracking.config import (
     COURSEWORK_GRID,
     FIELDS,
     SEARCH_FLAGS,
-    SearchSpace,
     Value,
     check_value,
     describe_range,
     singular,
 )
 from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.search_space import SearchSpace
 
 # Numbers as they are typed: ASCII digits, without leading zeros. No setting is below 0.
 _WHOLE = re.compile(r"(0|[1-9][0-9]*)")
@@ -42,7 +42,7 @@ def parse_number(name: str, text: str) -> Value:
         ConfigError: the field cannot be that.
         ValueError: it is no number of the field's kind.
     """
-    if FIELDS[name].type is int:
+    if FIELDS[name].is_whole:
         return check_value(name, parse_whole(text))
     if not _DECIMAL.fullmatch(text):
         raise ValueError(text)

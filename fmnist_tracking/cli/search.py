@@ -12,9 +12,10 @@ from fmnist_tracking.cli.app import collect_garbage_again, command
 from fmnist_tracking.cli.output import echo, print_plan, print_trial, print_trials, shell_line
 from fmnist_tracking.cli.parse import load_space, parse_axis, parse_values
 from fmnist_tracking.cli.typed import is_given
-from fmnist_tracking.config import FIELDS, SEARCH_FLAGS, SearchSpace, Value, flag
+from fmnist_tracking.config import FIELDS, SEARCH_FLAGS, Value, flag
 from fmnist_tracking.errors import ConfigError, TrialsFailed
 from fmnist_tracking.redact import to_be_typed
+from fmnist_tracking.search_space import SearchSpace
 from fmnist_tracking.warm_up import warm_up
 from fmnist_tracking.workers import end_fork_server
 

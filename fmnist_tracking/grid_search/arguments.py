@@ -8,13 +8,13 @@ from typing import Any, TypeAlias
 from fmnist_tracking.config import (
     FIELDS,
     MOST_POINTS,
-    SearchSpace,
     TrainingConfig,
     Value,
     check_value,
     require_whole,
 )
 from fmnist_tracking.errors import ConfigError, setting, shown
+from fmnist_tracking.search_space import SearchSpace
 
 # Sequences that are no lists of values.
 _TEXTS = (str, bytes, bytearray)
@@ -42,7 +42,7 @@ def grid_and_base(
     for name in settings:
         if name in space.axes and not (name == "seed" and repeats > 1):
             raise ConfigError(f"Expected either {setting(name)} or an axis {name}, got both.")
-    return space, TrainingConfig(**settings)
+    return space, TrainingConfig.of(**settings)
 
 
 def _axes(grid: Mapping[str, Iterable[Value]] | None) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Any
 from fmnist_tracking import fingerprint, machine, runtime, tracking
 from fmnist_tracking.config import (
     Protocol,
-    SearchSpace,
     SplitConfig,
     TrainingConfig,
     Value,
+    format_value,
     require_flag,
     require_path,
     require_text,
@@ -31,6 +31,7 @@ from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials, trial_na
 from fmnist_tracking.grid_search.resources import local_workers
 from fmnist_tracking.grid_search.time_estimate import TimeEstimator, disk_bytes, time_left, work
 from fmnist_tracking.results import TrialResult
+from fmnist_tracking.search_space import SearchSpace
 from fmnist_tracking.tracking import ResumeState
 from fmnist_tracking.warm_up import warm_up
 from fmnist_tracking.workers import WorkerDied, WorkerPool
@@ -182,9 +183,9 @@ def _configs(space: SearchSpace, base: TrainingConfig) -> list[TrainingConfig | 
     for values in itertools.product(*space.axes.values()):
         chosen = dict(zip(space.axes, values, strict=True))
         try:
-            configs.append(dataclasses.replace(base, **chosen))  # type: ignore[arg-type]
+            configs.append(base.replace(**chosen))
         except ConfigError as error:
-            name = " ".join(f"{axis}={value:g}" for axis, value in chosen.items())
+            name = " ".join(f"{axis}={format_value(value)}" for axis, value in chosen.items())
             configs.append(DryRunPoint(name=name, state=REFUSED, reason=str(error)))
     return configs
 
@@ -266,7 +267,7 @@ def _measure(
     """
     configs = sorted((config for config, _ in to_train), key=work)
     middle = configs[len(configs) // 2]
-    fitting = middle if work(middle) <= _MEASURED_WORK else TrainingConfig()
+    fitting = middle if work(middle) <= _MEASURED_WORK else TrainingConfig.of()
     config = dataclasses.replace(fitting, epochs=2, patience=0)
     some = min(split.training_images, _MEASURED_IMAGES)
     warm_up()

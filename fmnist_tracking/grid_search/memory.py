@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 
 from fmnist_tracking import machine, runtime, tracking
-from fmnist_tracking.config import SplitConfig, TrainingConfig, model_parameters, require_whole
+from fmnist_tracking.config import SplitConfig, TrainingConfig, require_whole, size_of
 from fmnist_tracking.errors import ConfigError, setting
 from fmnist_tracking.grid_search.plan import trial_name
 from fmnist_tracking.grid_search.time_estimate import memory_bytes
@@ -32,12 +32,14 @@ def too_large(config: TrainingConfig, split: SplitConfig, memory: int) -> str | 
     needed = _needed(config, split)
     if needed <= memory:
         return None
+    named = ["hidden_units"] if config.network.is_coursework else dict(config.hyperparameters)
+    shown = (*named, "batch_size")
     return (
-        f"The network {trial_name(config, ('hidden_units', 'batch_size'))} has "
-        f"{model_parameters(config):,} weights: to train it takes {_gigabytes(needed)} of memory "
+        f"The network {trial_name(config, shown)} has "
+        f"{size_of(config).parameters:,} weights: to train it takes {_gigabytes(needed)} of memory "
         f"at least, for weights, gradients, Adam's moments and a batch, and there is "
-        f"{_gigabytes(memory)} in all. Choose fewer hidden_units or filters, or a smaller "
-        "batch_size."
+        f"{_gigabytes(memory)} in all. Choose a smaller network, such as one of fewer "
+        "hidden_units or filters, or a smaller batch_size."
     )
 
 

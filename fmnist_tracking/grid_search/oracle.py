@@ -9,9 +9,10 @@ from typing import Any
 import keras_tuner
 from keras_tuner.engine.trial import Trial, TrialStatus
 
-from fmnist_tracking.config import SearchSpace, Value
+from fmnist_tracking.config import Value
 from fmnist_tracking.errors import SearchError
 from fmnist_tracking.results import DIVERGED, TrialScore
+from fmnist_tracking.search_space import SearchSpace
 
 OBJECTIVE = "val_accuracy"
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmnist_tracking.config import SplitConfig, TrainingConfig
+from fmnist_tracking.config import TRAINING_SETTINGS, SplitConfig, TrainingConfig, format_value
+from fmnist_tracking.redact import printable
 from fmnist_tracking.results import TrialResult
 from fmnist_tracking.training import checkpoints
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 # Of a fingerprint, so many characters name the folder of a trial's checkpoint.
 _FOLDER_CHARACTERS = 16
+_LONGEST_NAME = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +36,18 @@ class PlannedTrial:
 
 
 def trial_name(config: TrainingConfig, axes: tuple[str, ...] = ()) -> str:
-    """Return a short name for people: "f48 k3 s1", and the other axes of the grid by name."""
-    name = f"f{config.filters} k{config.kernel_size} s{config.strides}"
+    """Return a name for people: "filters=48 optimizer=adam", of the axes that vary.
+
+    For the coursework's network it is "f48 k3 s1", and the other axes by name.
+    """
+    if not config.network.is_coursework:
+        named = [name for name, _ in config.hyperparameters if not axes or name in axes]
+        named += [axis for axis in axes if axis in TRAINING_SETTINGS]
+        whole = " ".join(f"{name}={format_value(config[name])}" for name in named)
+        return printable(whole or config.network.name, _LONGEST_NAME)
+    name = f"f{config['filters']} k{config['kernel_size']} s{config['strides']}"
     others = [axis for axis in axes if axis not in ("filters", "kernel_size", "strides")]
-    return " ".join([name, *(f"{axis}={getattr(config, axis):.15g}" for axis in others)])
+    return " ".join([name, *(f"{axis}={format_value(config[axis])}" for axis in others)])
 
 
 def plan_trials(

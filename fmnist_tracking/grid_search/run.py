@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 from fmnist_tracking import fingerprint, interrupts, machine, runtime, tracking
 from fmnist_tracking.config import (
     Protocol,
-    SearchSpace,
     SplitConfig,
     TrainingConfig,
     Value,
@@ -39,6 +38,7 @@ from fmnist_tracking.grid_search.resources import Resources, open_resources
 from fmnist_tracking.grid_search.search_plan import SearchPlan, plan_search
 from fmnist_tracking.results import SearchResult, TrialScore
 from fmnist_tracking.runs import Search, Trial
+from fmnist_tracking.search_space import SearchSpace
 from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
 from fmnist_tracking.training import checkpoints
 
@@ -204,7 +204,7 @@ def train(
     """
     _check_options(on_failure, echo, on_start, fresh=fresh, upgrade_store=upgrade_store)
     trial_timeout = None if trial_timeout is None else require_whole("trial_timeout", trial_timeout)
-    config = TrainingConfig(**checked(settings))
+    config = TrainingConfig.of(**checked(settings))
     split = SplitConfig(protocol=protocol, seed=config.seed, limit=limit)
     require_room_at_once([config], split, 1, fresh=fresh, tracking_uri=tracking_uri)
     quiet, echo = echo is None, lines_to(echo)
@@ -278,9 +278,9 @@ def _load(resources: Resources) -> None:
         runtime.load_tensorflow()
         for module in ("grid_search.scheduler", "grid_search.oracle"):  # found whole from now on
             import_module(f"fmnist_tracking.{module}")
-        from fmnist_tracking.networks import coursework
+        from fmnist_tracking.networks import models
 
-    coursework.require_float32()
+    models.require_float32()
 
 
 def _start_search(
@@ -340,7 +340,7 @@ def _explore(
     from fmnist_tracking.grid_search.oracle import explore
 
     def run(values: Mapping[str, Value]) -> "Future[TrialScore]":
-        return submit(planned[dataclasses.replace(base, **values)])  # type: ignore[arg-type]
+        return submit(planned[base.replace(**values)])
 
     explore(space, run, slots, recording.writer.failed)
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fmnist_tracking import fingerprint, tracking
-from fmnist_tracking.config import SearchSpace, TrainingConfig
+from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.grid_search.lock import checkpoint_folder, locked_folder
 from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials
 from fmnist_tracking.grid_search.resources import Resources
 from fmnist_tracking.results import FINISHED, SearchResult
+from fmnist_tracking.search_space import SearchSpace
 from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
 
 

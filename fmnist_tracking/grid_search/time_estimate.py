@@ -2,14 +2,8 @@
 
 import heapq
 from collections.abc import Iterable
-from functools import cache
 
-from fmnist_tracking.config import (
-    TrainingConfig,
-    feature_map_sizes,
-    model_parameters,
-    multiply_adds,
-)
+from fmnist_tracking.config import TrainingConfig, size_of
 
 # What a step costs beside its arithmetic, in multiply-adds an image: found by timing
 # all 12 points of the coursework's grid at batch size 32 and fitting a line.
@@ -30,7 +24,7 @@ def disk_bytes(config: TrainingConfig) -> int:
     return (
         _BYTES_A_TRIAL
         + _BYTES_AN_EPOCH * config.epochs
-        + _BYTES_A_WEIGHT * model_parameters(config)
+        + _BYTES_A_WEIGHT * size_of(config).parameters
     )
 
 
@@ -41,16 +35,13 @@ def memory_bytes(config: TrainingConfig, images: int) -> int:
     batch, which the gradients are computed from; not what the process takes beside those. A batch
     has no more than all images for training.
     """
-    sides = feature_map_sizes(config).values()
-    outputs = config.filters * sum(side**2 for side in sides) + config.hidden_units
-    batch = min(config.batch_size, images)
-    return _BYTES_A_WEIGHT * (_TENSORS_A_WEIGHT * model_parameters(config) + batch * outputs)
+    size, batch = size_of(config), min(config.batch_size, images)
+    return _BYTES_A_WEIGHT * (_TENSORS_A_WEIGHT * size.parameters + batch * size.outputs)
 
 
-@cache
 def work(config: TrainingConfig) -> float:
     """Compute the cost of an epoch, in multiply-adds an image: proportional to its seconds."""
-    return float(multiply_adds(config) + _OVERHEAD_MULTIPLY_ADDS)
+    return float(size_of(config).multiply_adds + _OVERHEAD_MULTIPLY_ADDS)
 
 
 class TimeEstimator:

@@ -10,7 +10,7 @@ from fmnist_tracking.console import Echo
 from fmnist_tracking.grid_search.messages import Failed, Trained
 from fmnist_tracking.grid_search.plan import PlannedTrial
 from fmnist_tracking.grid_search.recording import Recording
-from fmnist_tracking.networks import coursework
+from fmnist_tracking.networks.build import with_weights
 from fmnist_tracking.results import DatasetPart, EpochMetrics
 from fmnist_tracking.tracking import TrialInfo
 from fmnist_tracking.training import checkpoints
@@ -76,7 +76,7 @@ class TrialLogger:
                 self._run_id,
                 self._info,
                 result,
-                coursework.with_weights(result.config, trained.weights),
+                with_weights(result.config, trained.weights),
                 self._examples,
                 plots.png(plots.learning_curves(result, title)),
                 data=self._data,

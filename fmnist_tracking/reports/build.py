@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fmnist_tracking import tracking
-from fmnist_tracking.config import DEFAULT_SAMPLE_SEED, require_choice, require_path, require_whole
+from fmnist_tracking.config import (
+    DEFAULT_SAMPLE_SEED,
+    format_value,
+    require_choice,
+    require_path,
+    require_whole,
+)
 from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.errors import OutputError
 from fmnist_tracking.files import write_file
@@ -126,10 +132,9 @@ def report(
         echo(str(model))
         title = f"{printable(trial.name, _LONGEST_TITLE)} (run {trial.run_id[:8]})"
         texts: dict[str, str] = {}
-        with fetched_model(store, trial) as file:
+        with fetched_model(store, trial) as stored:
             task = InspectionTask(
-                model=file,
-                run_id=trial.run_id,
+                model=stored,
                 split=trial.split,
                 data_dir=data_dir,
                 data_sha256=trial.data_sha256,
@@ -221,7 +226,7 @@ def _page(
         title=f"{data_name}: {printable(run.name)}",
         subtitle=_subtitle(subject, search),
         facts=_facts(subject, evaluation),
-        settings={k: f"{v:g}" for k, v in asdict(subject.result.config).items()}
+        settings={k: format_value(v) for k, v in subject.result.config.values.items()}
         | {f"split {k}": str(v) for k, v in asdict(subject.trial.split).items()},
         pictures=pictures,
         evaluation=evaluation,
@@ -283,7 +288,7 @@ def _metrics(subject: _Subject, evaluation: Evaluation, seed: int) -> dict[str, 
     return {
         "run_id": subject.run.run_id,
         "trial_run_id": subject.trial.run_id,
-        "params": asdict(subject.result.config),
+        "params": dict(subject.result.config.values),
         "split": asdict(subject.trial.split),
         "val_accuracy": subject.result.val_accuracy,
         "test_images": subject.seen.available,

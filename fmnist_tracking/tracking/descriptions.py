@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
-from fmnist_tracking.config import FIELDS, SplitConfig, flag
+from fmnist_tracking.config import FIELDS, SplitConfig, flag, format_value
 from fmnist_tracking.leaderboard import Effect, RankedTrial, leaderboard, rank
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import DIVERGED, SearchResult, TrainingResult, TrialResult
@@ -113,7 +113,10 @@ def _effects(effects: Iterable[Effect]) -> str:
     for effect in effects:
         means = [mean for mean in effect.means if mean is not None]
         columns = zip(effect.values, effect.means, effect.diverged, strict=True)
-        listed = [f"{value:.15g}: {_mean(mean, diverged)}" for value, mean, diverged in columns]
+        listed = [
+            f"{plain(format_value(value))}: {_mean(mean, diverged)}"
+            for value, mean, diverged in columns
+        ]
         if len(listed) > _SHOWN:
             index = effect.means.index(max(means))
             listed = [f"{len(listed)} values, the best {listed[index]}"]
@@ -233,13 +236,13 @@ def _what(experiment_id: str, parent: str | None) -> str:
 
 def _command(result: TrainingResult, split: SplitConfig) -> str | None:
     config = result.config
-    if split.seed != config.seed:  # no option of the command sets it
+    # No option of the command sets another split's seed, and a file may lie anywhere.
+    if split.seed != config.seed or not config.network.is_coursework:
         return None
     words = ["fmnist-track train"]
-    for name in FIELDS:
-        value = getattr(config, name)
+    for name, value in config.values.items():
         if value != FIELDS[name].default:
-            words.append(f"{flag(name)} {value:.15g}")
+            words.append(f"{flag(name)} {format_value(value)}")
     default = SplitConfig()
     if split.protocol != default.protocol:
         words.append(f"--protocol {split.protocol}")

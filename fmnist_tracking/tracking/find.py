@@ -1,7 +1,6 @@
 """Finding the run that a person names, and listing runs."""
 
 import contextlib
-import dataclasses
 import itertools
 import logging
 import math
@@ -226,7 +225,7 @@ def _summary(store: Store, run: Run, experiment: str, is_live: Callable[[Run], b
     if tracked.role == schema.TRAIN:
         trial = read_trial(tracked)
         axes: Mapping[str, tuple[Value, ...]] = {
-            name: (value,) for name, value in dataclasses.asdict(trial.config).items()
+            name: (value,) for name, value in trial.config.values.items()
         }
         points, finished = 1, int(run.info.status == FINISHED)
         val_accuracy = trial.val_accuracy
@@ -252,7 +251,8 @@ def _summary(store: Store, run: Run, experiment: str, is_live: Callable[[Run], b
             or (
                 name != "epochs"
                 and (
-                    values[0] != FIELDS[name].default
+                    name not in FIELDS
+                    or values[0] != FIELDS[name].default
                     or (tracked.role == schema.SEARCH and name in _VARIED)
                 )
             )

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import dataclasses
 import io
 import json
 import time
@@ -15,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from numpy.typing import NDArray
 
-from fmnist_tracking.config import FASHION_MNIST, FIELDS
+from fmnist_tracking.config import FASHION_MNIST
 from fmnist_tracking.errors import TrackingError, shortened
 from fmnist_tracking.leaderboard import best, effects, leaderboard
 from fmnist_tracking.redact import printable, to_be_kept
@@ -117,7 +116,7 @@ def finish_trial(
         run_id,
         model,
         example,
-        params=dataclasses.asdict(info.config),
+        params=info.config.values,
         tags={
             **program_tags(info.origin.code),
             MLFLOW_RUN_NOTE: descriptions.model(
@@ -223,14 +222,15 @@ def _link_as_winner(store: Store, search: Run, winner: TrialResult, *, complete:
 
 def leaderboard_csv(result: SearchResult) -> str:
     """Return the leaderboard of a search as CSV, the best trial first and failed ones last."""
+    names = dict.fromkeys(name for trial in result.trials for name in trial.config.values)
     return _csv(
-        ["rank", "point_mean", *_LEADERBOARD_COLUMNS, *FIELDS],
+        ["rank", "point_mean", *_LEADERBOARD_COLUMNS, *names],
         (
             [
                 row.rank,
                 row.mean,
                 *(getattr(row.trial, name) for name in _LEADERBOARD_COLUMNS),
-                *(getattr(row.trial.config, name) for name in FIELDS),
+                *(row.trial.config.values.get(name) for name in names),
             ]
             for row in leaderboard(result.trials)
         ),

@@ -13,7 +13,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from fmnist_tracking import fingerprint
-from fmnist_tracking.config import FIELDS, SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.config import FIELDS, TRAINING_SETTINGS, Pairs, SplitConfig, TrainingConfig
 from fmnist_tracking.errors import (
     ConfigError,
     FmnistTrackingError,
@@ -21,6 +21,7 @@ from fmnist_tracking.errors import (
     first_line,
     setting,
 )
+from fmnist_tracking.network import COURSEWORK, Network, NetworkSize
 from fmnist_tracking.results import (
     FINISHED,
     RUNNING,
@@ -28,6 +29,7 @@ from fmnist_tracking.results import (
     TrainingResult,
     TrialResult,
 )
+from fmnist_tracking.search_space import Combination, SearchSpace
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.artifacts import read_file
 from fmnist_tracking.tracking.queries import (
@@ -109,12 +111,43 @@ def read_space(store: Store, run: Run) -> SearchSpace:
     }
     try:
         if f"see {schema.AXES_FILE}" in axes.values():
-            return SearchSpace(axes=_read_json(store, run, schema.AXES_FILE))
-        return SearchSpace(axes={axis: tuple(json.loads(value)) for axis, value in axes.items()})
-    except (*_NO_JSON, ConfigError, TrackingError, MlflowException, OSError) as error:
+            values = _read_json(store, run, schema.AXES_FILE)
+        else:
+            values = {axis: tuple(json.loads(value)) for axis, value in axes.items()}
+        network, combinations = _read_network(run), None
+        if not network.is_coursework:
+            points = _read_json(store, run, schema.POINTS_FILE)
+            combinations = tuple(map(_read_combination, points))
+        return SearchSpace(axes=values, network=network, combinations=combinations)
+    except (
+        *(*_NO_JSON, LookupError, AttributeError),
+        *(ConfigError, TrackingError, MlflowException, OSError),
+    ) as error:
         raise UnreadableRun(
             run, f"its grid is not one of this version ({first_line(error)})"
         ) from None
+
+
+def _read_network(run: Run) -> Network:
+    """Read which network a run is of; raise `ValueError` if it does not say."""
+    described = run.data.tags.get(schema.NETWORK)
+    return COURSEWORK if described is None else Network.from_json(json.loads(described))
+
+
+def _read_combination(content: Any) -> Combination:
+    return Combination(
+        values=_pairs(content["values"]),
+        size=NetworkSize(**content["size"]) if content["size"] else None,
+    )
+
+
+def _pairs(values: Any) -> Pairs:
+    """Return hyperparameters read from JSON; raise `ValueError` if they are none."""
+    if not isinstance(values, dict) or not all(
+        isinstance(value, int | float | str) for value in values.values()
+    ):
+        raise ValueError("they are no hyperparameters")
+    return tuple(values.items())
 
 
 def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> SearchResult:
@@ -163,7 +196,7 @@ def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> Searc
             trials[trial.config] = trial
     ordered = sorted(
         trials.values(),
-        key=lambda t: [v.index(getattr(t.config, a)) for a, v in space.axes.items()],
+        key=lambda trial: points[trial.config],
     )
     return SearchResult(
         run_id=run.run_id,
@@ -173,15 +206,16 @@ def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> Searc
     )
 
 
-def read_grid(store: Store, run: Run) -> tuple[SearchSpace, set[TrainingConfig]]:
-    """Read the grid of a search's run, and all points of the grid.
+def read_grid(store: Store, run: Run) -> tuple[SearchSpace, dict[TrainingConfig, int]]:
+    """Read the grid of a search's run, and the place of each of its points.
 
     Raises:
         UnreadableRun: the run has no grid, or one that this version cannot build.
     """
     space = read_space(store, run)
     try:
-        return space, set(space.points(read_base(run)))
+        points = space.points(read_base(run))
+        return space, {config: place for place, config in enumerate(points)}
     except ConfigError as error:
         raise UnreadableRun(run, f"a point of its grid cannot be built here ({error})") from None
 
@@ -376,7 +410,9 @@ def _config(run: TrackedRun) -> TrainingConfig:
     params = run.raw.data.params
     config = _as_config(run.raw, params)
     unknown = [
-        name for name in params if name not in FIELDS and not name.startswith(schema.SPLIT_PREFIX)
+        name
+        for name in params
+        if name not in config.values and not name.startswith(schema.SPLIT_PREFIX)
     ]
     if unknown:
         # A parameter that somebody added does no harm if the fingerprint says what was trained.
@@ -390,12 +426,29 @@ def _config(run: TrackedRun) -> TrainingConfig:
 
 def _as_config(run: Run, given: Mapping[str, str]) -> TrainingConfig:
     try:
-        values: dict[str, Any] = {name: float(given[name]) for name in FIELDS if name in given}
-        return TrainingConfig(**values)
-    except (ValueError, ConfigError) as error:
+        network = _read_network(run)
+        numbers = FIELDS if network.is_coursework else TRAINING_SETTINGS
+        values: dict[str, Any] = {name: float(given[name]) for name in numbers if name in given}
+        config = TrainingConfig.of(network, **values)
+        if network.is_coursework:
+            return config
+        pairs = _pairs(json.loads(run.data.tags[schema.HYPERPARAMETERS]))
+        other = next((name for name, value in pairs if given.get(name) != str(value)), None)
+        if other is not None:
+            raise ValueError(f"{other} is not what its tag {schema.HYPERPARAMETERS} says")
+        return dataclasses.replace(config, hyperparameters=pairs, size=_read_size(run))
+    except (*_NO_JSON, KeyError, ConfigError) as error:
         raise UnreadableRun(
             run, f"its parameters are not a configuration of this version ({error})"
         ) from None
+
+
+def _read_size(run: Run) -> NetworkSize | None:
+    """Read how large a finished trial's network is, by which the time of others is estimated."""
+    found = [run.data.metrics.get(name, -1.0) for name in ("model_parameters", "flops_per_image")]
+    if not all(0 <= value < _LARGEST_WHOLE for value in found):
+        return None
+    return NetworkSize(parameters=int(found[0]), multiply_adds=int(found[1]) // 2, outputs=0)
 
 
 def _whole(value: float | None) -> int | None:

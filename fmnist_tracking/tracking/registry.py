@@ -14,7 +14,7 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
-from fmnist_tracking.config import SplitConfig
+from fmnist_tracking.config import SplitConfig, format_value
 from fmnist_tracking.errors import ConfigError, TrackingError
 from fmnist_tracking.results import TrialResult
 from fmnist_tracking.tracking import schema
@@ -264,7 +264,7 @@ def _tags(trial: TrackedRun, result: TrialResult) -> dict[str, str]:
 
 
 def _description(trial: TrackedRun, result: TrialResult) -> str:
-    settings = ", ".join(f"{k} {v:.15g}" for k, v in dataclasses.asdict(result.config).items())
+    settings = ", ".join(f"{k} {format_value(v)}" for k, v in result.config.values.items())
     split = trial.split
     rows = {
         "validation accuracy": f"{result.val_accuracy or 0:.4f}",

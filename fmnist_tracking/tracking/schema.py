@@ -3,6 +3,9 @@
 ROLE = "fmnist.role"
 SEARCH, TRIAL, TRAIN = "search", "trial", "train"
 POINT = "fmnist.point"
+# Which network, unless it is the coursework's; its hyperparameters with their types, as JSON.
+NETWORK = "fmnist.network"
+HYPERPARAMETERS = "fmnist.hyperparameters"
 DATA_SHA256 = "fmnist.data_sha256"
 DATASET = "fmnist.dataset"
 PROTOCOL = "fmnist.protocol"
@@ -61,6 +64,8 @@ SEARCH_FILE = "search.json"
 REUSED_FILE = "reused.json"
 # Holds the axes, if one has more values than fit into a parameter.
 AXES_FILE = "axes.json"
+# Holds the combinations of hyperparameters of a grid that is not the coursework's.
+POINTS_FILE = "points.json"
 TRACEBACK_FILE = "traceback.txt"
 REPORT_FOLDER = "report"
 VALIDATION_FOLDER = "validation"

@@ -18,10 +18,12 @@ from mlflow.utils.mlflow_tags import (
 )
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
-from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.config import SplitConfig, TrainingConfig
 from fmnist_tracking.environment import Code
+from fmnist_tracking.network import COURSEWORK
 from fmnist_tracking.redact import to_be_kept
 from fmnist_tracking.results import RUNNING
+from fmnist_tracking.search_space import SearchSpace
 from fmnist_tracking.tracking import descriptions, schema
 from fmnist_tracking.tracking.artifacts import log_files
 from fmnist_tracking.tracking.leases import Lease
@@ -114,11 +116,11 @@ def start_search(
     """
     axes = {axis: json.dumps(values) for axis, values in info.space.axes.items()}
     too_long = any(len(text) > MAX_PARAM_VAL_LENGTH for text in axes.values())
-    params = {
+    params: dict[str, Any] = {
         schema.AXIS_PREFIX + axis: f"see {schema.AXES_FILE}" if too_long else text
         for axis, text in axes.items()
     }
-    params |= {schema.BASE_PREFIX + k: v for k, v in dataclasses.asdict(info.base).items()}
+    params |= {schema.BASE_PREFIX + k: v for k, v in info.base.values.items()}
     params |= {schema.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(info.split).items()}
     tags = {
         schema.ROLE: schema.SEARCH,
@@ -127,6 +129,7 @@ def start_search(
         schema.ASKED_AT: _now(),
         MLFLOW_RUN_NOTE: descriptions.search_begun(len(info.space)),
         **_origin_tags(info),
+        **_network_tags(info.base),
     }
     if info.fresh or (resume and schema.FRESH in resume.raw.data.tags):
         tags[schema.FRESH] = "true"
@@ -138,6 +141,12 @@ def start_search(
     if too_long:
         content = {axis: list(values) for axis, values in info.space.axes.items()}
         log_files(store, run_id, {schema.AXES_FILE: json.dumps(content)})
+    if info.space.combinations is not None:
+        points = [
+            {"values": dict(one.values), "size": one.size and dataclasses.asdict(one.size)}
+            for one in info.space.combinations
+        ]
+        log_files(store, run_id, {schema.POINTS_FILE: json.dumps(points)})
     return run_id
 
 
@@ -180,7 +189,7 @@ def start_trial(
     It is the interrupted one, `resume`, else a new one.
     """
     params = {
-        **dataclasses.asdict(info.config),
+        **info.config.values,
         **{schema.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(info.split).items()},
     }
     tags = {
@@ -189,6 +198,7 @@ def start_trial(
         schema.LEASE: Lease.of_this_process().text(),
         MLFLOW_RUN_NOTE: descriptions.trial_begun(experiment_id, info.parent),
         **_origin_tags(info),
+        **_network_tags(info.config),
     }
     if info.parent is not None:
         tags |= {schema.ROLE: schema.TRIAL, schema.PARENT: info.parent}
@@ -220,6 +230,15 @@ def _origin_tags(info: SearchInfo | TrialInfo) -> dict[str, str]:
         schema.VERSION: code.version,
         schema.CODE_SHA256: code.sha256,
         **_git_tags(code),
+    }
+
+
+def _network_tags(config: TrainingConfig) -> dict[str, str]:
+    if config.network == COURSEWORK:
+        return {}
+    return {
+        schema.NETWORK: json.dumps(config.network.to_json()),
+        schema.HYPERPARAMETERS: json.dumps(dict(config.hyperparameters)),
     }
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from fmnist_tracking.config import CLASS_NAMES, TrainingConfig, model_parameters, weight_shapes
+from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.errors import first_line
 from fmnist_tracking.files import (
     PRIVATE_FILE,
@@ -28,14 +28,18 @@ from fmnist_tracking.files import (
     sha256,
     write_file,
 )
+from fmnist_tracking.network import weight_shapes
 from fmnist_tracking.results import EpochMetrics
 from fmnist_tracking.runtime import STATE_VARIABLE
 
 _FILE = "checkpoint"
-_MOMENTS = 2  # of each weight, Adam's
+# So many values for each weight are the most that an optimizer keeps, with the weight and the best.
+_MOST_VALUES = 8
 _LINE = 65  # bytes: a digest in hex, and the end of its line
 # More than a checkpoint holds beside its numbers: once, and for each epoch.
-_ABOUT_BYTES, _EPOCH_BYTES = 100_000, 10_000
+_ABOUT_BYTES, _EPOCH_BYTES = 10**6, 10_000
+_MOMENTS = 2  # of each weight, Adam's
+_LARGEST = 10**10
 # What reading a damaged file may raise.
 _DAMAGED = (
     *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError),
@@ -52,12 +56,19 @@ class Checkpoint:
     fingerprint: str  # of what is trained; see `fmnist_tracking.fingerprint`
     epochs: tuple[EpochMetrics, ...]  # so far
     fit_seconds: float  # wall-clock seconds of training alone, validation excluded
-    # `coursework_step.TrainingStep.variables`: weights, Adam's moments and its step count; each in
-    # its own shape and dtype.
+    # `step.Step.variables`, such as weights, an optimizer's moments and its step count; each in its
+    # own shape and dtype.
     variables: tuple[NDArray[np.generic], ...]
-    best_weights: tuple[NDArray[np.float32], ...]  # the model's, after the best epoch so far
+    best_weights: tuple[NDArray[Any], ...]  # the model's, after the best epoch so far
     best_predicted: NDArray[np.uint8]  # what they take the validation images for, shape (m,)
     compiled: bool = False  # whether XLA compiled the training step
+
+    def fits(self, variables: Iterable[Any], model: Any) -> bool:
+        """Return whether it holds a value for each variable of a training and its Keras model."""
+        weights = [(tuple(w.shape), str(w.dtype)) for w in model.weights]
+        return _kinds(self.best_weights) == weights and _kinds(self.variables) == [
+            (tuple(v.shape), v.dtype.name) for v in variables
+        ]
 
 
 def state_dir() -> Path:
@@ -129,7 +140,9 @@ def _read(file: BinaryIO) -> Checkpoint:
 
 def _most_bytes(config: TrainingConfig, validation_images: int) -> int:
     """Return the size in bytes that a checkpoint cannot exceed."""
-    weights = (1 + _MOMENTS + 1) * 4 * model_parameters(config)  # trained, their moments, the best
+    if config.size is None:
+        return _LARGEST
+    weights = _MOST_VALUES * 8 * config.size.parameters
     return weights + validation_images + _ABOUT_BYTES + _EPOCH_BYTES * config.epochs
 
 
@@ -137,17 +150,21 @@ def _require_fits(
     checkpoint: Checkpoint, fingerprint: str, config: TrainingConfig, validation_images: int
 ) -> None:
     """Raise `ValueError` if a checkpoint cannot be one of this training."""
-    weights = [(shape, "float32") for shape in weight_shapes(config)]
-    moments = [weight for weight in weights for _ in range(_MOMENTS)]
+    variables, best = _kinds(checkpoint.variables), _kinds(checkpoint.best_weights)
+    if config.network.is_coursework:  # of another network, `fits` says it once that is built
+        weights = [(shape, "float32") for shape in weight_shapes(config.values, config.network)]
+        moments = [weight for weight in weights for _ in range(_MOMENTS)]
+        has_shapes = variables == [*weights, *moments, ((), "int64")] and best == weights
+    else:
+        has_shapes = bool(variables and best)
     wrong = {
+        "variables": not has_shapes,
         "fingerprint": checkpoint.fingerprint != fingerprint,
         "number of epochs": not 1 <= len(checkpoint.epochs) <= config.epochs
         or [epoch.epoch for epoch in checkpoint.epochs] != [*range(1, len(checkpoint.epochs) + 1)],
         "figures": not all(map(_can_be, checkpoint.epochs)) or not 0 < checkpoint.fit_seconds < 1e9,
-        "variables": _kinds(checkpoint.variables) != [*weights, *moments, ((), "int64")],
-        "best weights": _kinds(checkpoint.best_weights) != weights,
         "predictions": _kinds([checkpoint.best_predicted]) != [((validation_images,), "uint8")]
-        or checkpoint.best_predicted.max() >= len(CLASS_NAMES),
+        or checkpoint.best_predicted.max() >= config.network.classes,
     }
     for what, is_wrong in wrong.items():
         if is_wrong:

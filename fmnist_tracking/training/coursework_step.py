@@ -1,8 +1,8 @@
-"""The training step of the network, written by hand: the same as Keras's `fit`, but faster.
+"""The training step of the coursework's network, written by hand: as `keras_step`, but faster.
 
-With Keras's own step, the same network spends about half of the time in convolutions. This step
-computes the same: Adam on the mean cross-entropy of a batch, with dropout; only the order of
-summation differs. `docs/speed.md` has the measurements for each of these techniques:
+It computes the same: Adam on the mean cross-entropy of a batch, with dropout; only the order of
+summation differs, and the random numbers. Any model that is that network is trained by it; see
+`CourseworkSettings.of`. `docs/speed.md` has the measurements for each of these techniques:
 
 - An epoch is one TensorFlow function: no Python, no callbacks and no queue between two batches.
 - A batch is split into as many shards as there are threads. Each thread runs the whole network on
@@ -19,16 +19,23 @@ image in the epoch, not on the shards or on what was trained before. So no state
 generator has to be saved.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from fmnist_tracking.config import POOL_SIZE, TrainingConfig
+from fmnist_tracking.config import TrainingConfig
+from fmnist_tracking.metrics import cross_entropy
+from fmnist_tracking.network import COURSEWORK, POOL_SIZE
+from fmnist_tracking.networks.build import build_model
+from fmnist_tracking.training.shards import shard_bounds
 
 # Adam's constants, as in Keras; Kingma and Ba, 2015, https://arxiv.org/abs/1412.6980.
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
@@ -44,18 +51,90 @@ _POOL = {
     "padding": "VALID",
 }
 
+# The kinds of its layers.
+_BLOCK = ["Conv2D", "MaxPooling2D", "Dropout"]
+_LAYERS = ["Rescaling", *_BLOCK, *_BLOCK, "Flatten", "Dense", "Dense"]
+
 Tensors = Sequence[tf.Tensor]
 
 
-class TrainingStep:
+@dataclass(frozen=True, kw_only=True)
+class CourseworkSettings:
+    """What the step must know of the coursework's network beside its weights.
+
+    Attributes:
+        strides: of both convolutions.
+        dropout: the share of activations dropped, 0 to 1.
+        learning_rate: Adam's.
+    """
+
+    strides: int
+    dropout: float
+    learning_rate: float
+
+    @classmethod
+    def of(cls, model: keras.Model) -> "CourseworkSettings | None":
+        """Return the settings of a compiled model that is the coursework's network, else None.
+
+        The names of its layers do not count.
+        """
+        layers = model.layers if type(model) is keras.Sequential else []
+        kinds = [type(layer).__name__ for layer in layers]
+        rate = getattr(model.optimizer, "_learning_rate", None)
+        if kinds != _LAYERS or not isinstance(rate, keras.Variable):
+            return None
+        values: dict[str, Any] = {
+            "filters": layers[1].filters,
+            "kernel_size": layers[1].kernel_size[0],
+            "strides": layers[1].strides[0],
+            "dropout": layers[3].rate,
+            "hidden_units": layers[8].units,
+            "learning_rate": float(np.float32(rate.numpy())),
+        }
+        shape, classes = model.input_shape[1:], model.output_shape[-1]
+        network = dataclasses.replace(COURSEWORK, image_shape=shape, classes=classes)
+        reference = build_model(TrainingConfig.of(network, **values))
+        if _described(model) != _described(reference):
+            return None
+        return cls(
+            strides=layers[1].strides[0],
+            dropout=layers[3].rate,
+            learning_rate=values["learning_rate"],
+        )
+
+
+def _described(model: keras.Model) -> object:
+    """Return what a model computes, without names and seeds, in terms that can be compared."""
+    loss = keras.losses.get(model.loss)
+    compiled = model.get_compile_config() or {}
+    return _anonymous(
+        [
+            *(layer.get_config() for layer in model.layers),
+            [layer.trainable for layer in model.layers],
+            model.inputs[0].dtype,
+            {**model.optimizer.get_config(), "learning_rate": None},
+            getattr(loss, "__name__", loss.__class__.__name__),
+            loss.get_config() if isinstance(loss, keras.Loss) else None,
+            compiled.get("loss_weights"),
+        ]
+    )
+
+
+def _anonymous(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {k: _anonymous(v) for k, v in content.items() if k not in ("name", "seed")}
+    return [_anonymous(one) for one in content] if isinstance(content, list) else content
+
+
+class CourseworkStep:
     """The trained weights, the state of Adam, and the function that trains one epoch.
 
     Args:
         weights: kernel and bias of the two convolutions and the two dense layers, in the order of
-            the `trainable_variables` of a model from `networks.coursework.build_model`; they are
-            trained in place.
-        config: the network, its dropout and the batch size; seed, learning rate, epochs and
-            patience are ignored.
+            the `trainable_variables` of the model; they are trained in place.
+        settings: of the network.
+        batch_size: images in a step.
+        seed: of dropout.
         shards: parts of a batch that are computed at once; fewer where a batch is small.
         compiled: whether XLA compiles the arithmetic.
     """
@@ -63,19 +142,22 @@ class TrainingStep:
     def __init__(
         self,
         weights: Sequence[tf.Variable],
-        config: TrainingConfig,
-        shards: int = 1,
+        settings: CourseworkSettings,
+        batch_size: int,
         *,
+        seed: int = 0,
+        shards: int = 1,
         compiled: bool = False,
     ) -> None:
         self.weights = tuple(weights)
         self.moments = tuple(tf.Variable(tf.zeros_like(w)) for w in self.weights for _ in range(2))
         self.steps = tf.Variable(0, dtype=tf.int64)
         self.compiled = compiled
-        self._batch_size = config.batch_size
-        self._strides = config.strides
-        self.shards = max(1, min(shards, config.batch_size // _SMALLEST_SHARD))
-        self._dropped = min(round(config.dropout * LEVELS), LEVELS - 1)
+        self._batch_size = batch_size
+        self._strides = settings.strides
+        self._seed, self._learning_rate = seed, settings.learning_rate
+        self.shards = max(1, min(shards, batch_size // _SMALLEST_SHARD))
+        self._dropped = min(round(settings.dropout * LEVELS), LEVELS - 1)
         scale = LEVELS / (LEVELS - self._dropped)
         # Only the second convolution and the hidden layer follow a dropout.
         self._scales = (1.0, 1.0, scale, 1.0, scale, 1.0, 1.0, 1.0)
@@ -89,8 +171,11 @@ class TrainingStep:
         """Return all variables that training changes: weights, moments, step count."""
         return (*self.weights, *self.moments, self.steps)
 
-    def restart(self, weights: Sequence[NDArray[np.float32]]) -> None:
+    def restart(
+        self, weights: Sequence[NDArray[np.float32]], *, seed: int, learning_rate: float
+    ) -> None:
         """Start a new training from the given weights."""
+        self._seed, self._learning_rate = seed, learning_rate
         for variable, value in zip(self.weights, weights, strict=True):
             variable.assign(value)
         for variable in (*self.moments, self.steps):
@@ -102,35 +187,35 @@ class TrainingStep:
         labels: tf.Tensor,
         order: NDArray[np.integer[Any]],
         *,
-        seed: int,
         epoch: int,
-        learning_rate: float,
     ) -> tuple[float, int]:
         """Train one epoch.
 
         Args:
-            images: uint8, shape (n, 28, 28, 1), 0..255.
-            labels: uint8, shape (n,), 0..9.
+            images: uint8, shape (n, height, width, channels), 0..255.
+            labels: uint8, shape (n,).
             order: indices of images; each `batch_size` of them are a batch, the rest is a smaller
                 one.
-            seed: seed of dropout.
             epoch: the epoch's number, which dropout depends on.
-            learning_rate: Adam's learning rate.
 
         Returns:
             The mean cross-entropy of the images in nats, and how many were classified correctly;
             both measured during training, with dropout.
         """
-        key = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+        key = np.random.SeedSequence(self._seed).generate_state(1, np.uint64)
         loss, right = self._epoch(
             images,
             labels,
             tf.constant(order, tf.int32),
             tf.constant(key),
             tf.constant(epoch, tf.uint64),
-            tf.constant(learning_rate, tf.float32),
+            tf.constant(self._learning_rate, tf.float32),
         )
         return float(loss) / len(order), int(right)
+
+    def loss(self, labels: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> float:
+        """Compute the mean cross-entropy of validation images, in nats."""
+        return cross_entropy(labels, probabilities)
 
     def _epoch_of(
         self,
@@ -252,12 +337,6 @@ class TrainingStep:
                 epsilon=_EPSILON,
                 grad=g * (share * scale),
             )
-
-
-def shard_bounds(count: tf.Tensor, number: int) -> list[tuple[tf.Tensor, tf.Tensor]]:
-    """Return start and end of `number` parts of `count` items; sizes differ by 1 at most."""
-    bounds = [count * shard // number for shard in range(number + 1)]
-    return list(itertools.pairwise(bounds))
 
 
 def kept(

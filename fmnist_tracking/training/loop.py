@@ -9,25 +9,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from fmnist_tracking import clock, runtime
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.data import DataSplit
-from fmnist_tracking.metrics import accuracy, cross_entropy, predicted_labels, score
-from fmnist_tracking.networks import coursework as network
+from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.metrics import accuracy, predicted_labels, score
+from fmnist_tracking.networks.build import size_of_model
 from fmnist_tracking.results import EpochMetrics, TrainingResult, best_epoch, diverged_in
 from fmnist_tracking.training import checkpoints
 from fmnist_tracking.training.checkpoints import Checkpoint
-from fmnist_tracking.training.coursework_step import TrainingStep, shard_bounds
+from fmnist_tracking.training.prepare import Prepared, as_tensor, prepare
 from fmnist_tracking.training.system_metrics import SystemMeter
 
 _VALIDATION_BATCH_SIZE = 1000
-_TIMED_STEPS = 50
-_ALIGNMENT = 64  # bytes, as in TensorFlow's own tensors
+# By so much may the sum of an image's probabilities differ from 1.
+_ROUNDING = 1e-3
 
 OnEpoch = Callable[[EpochMetrics], None]
 OnStart = Callable[[Sequence[EpochMetrics]], None]
@@ -74,13 +73,16 @@ def train(
     Returns:
         The result, and the weights of the best epoch; see `results.best_epoch`.
     """
-    images, labels = _tensor(data.train_images), _tensor(data.train_labels)
+    images, labels = as_tensor(data.train_images), as_tensor(data.train_labels)
     saved = None
     if place is not None:
         count = len(data.validation_labels)
         saved = checkpoints.load(place.folder, place.fingerprint, config, count)
-    prepared = _prepare(config, images, labels, saved.compiled if saved else None)
+    prepared = prepare(config, images, labels, saved.compiled if saved else None)
     step, model = prepared.step, prepared.model
+    if saved is not None and place is not None and not saved.fits(step.variables, model):
+        _log.warning("The checkpoint in %s is not used: it is another network's.", place.folder)
+        saved = None
     validate = _validator(prepared, data)
     meter = SystemMeter()
 
@@ -109,14 +111,7 @@ def train(
             epoch = len(epochs) + 1
             start = clock.now()
             order = np.random.default_rng([config.seed, epoch]).permutation(len(labels))
-            loss, right = step.run_epoch(
-                images,
-                labels,
-                order,
-                seed=config.seed,
-                epoch=epoch,
-                learning_rate=config.learning_rate,
-            )
+            loss, right = step.run_epoch(images, labels, order, epoch=epoch)
             fit_seconds += clock.now() - start
             probabilities = validate()
             predicted = predicted_labels(probabilities)
@@ -124,7 +119,7 @@ def train(
                 epoch=epoch,
                 loss=loss,
                 accuracy=right / len(order),
-                val_loss=cross_entropy(data.validation_labels, probabilities),
+                val_loss=step.loss(data.validation_labels, probabilities),
                 val_accuracy=accuracy(data.validation_labels, predicted),
                 epoch_seconds=clock.now() - start,
                 ended_at=int(time.time() * 1000),
@@ -151,6 +146,8 @@ def train(
         if reported is not None:
             reported.result()
 
+    if config.size is None:
+        config = dataclasses.replace(config, size=size_of_model(model))
     result = TrainingResult(
         config=config,
         epochs=tuple(epochs),
@@ -178,97 +175,25 @@ def _is_done(config: TrainingConfig, epochs: Sequence[EpochMetrics], best: int) 
     return done >= config.epochs or bool(config.patience and done - best >= config.patience)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Prepared:
-    """A network, and the functions that train it and classify with it; traced on first use."""
-
-    model: keras.Model
-    step: TrainingStep
-    classify: Callable[[tf.Tensor], tf.Tensor]
-
-
-# The network used last, by what its functions depend on: tracing takes a third of a second.
-_last: dict[tuple[TrainingConfig, int, bool | None], _Prepared] = {}
-
-
-def _prepare(
-    config: TrainingConfig, images: tf.Tensor, labels: tf.Tensor, compiled: bool | None
-) -> _Prepared:
-    """Return a network with new initial weights and its functions, traced before if possible.
-
-    Before the first epoch it is not known (None) whether XLA compiles the steps; if need be, both
-    ways are timed on the images.
-    """
-    keras.backend.clear_session()
-    # After clear_session, which resets it.
-    keras.config.disable_interactive_logging()
-    keras.utils.set_random_seed(config.seed)
-    model = network.build_model(config)
-    compiled = runtime.jit_compile() if compiled is None else compiled
-    alike = dataclasses.replace(config, seed=0, learning_rate=1.0, epochs=1, patience=0)
-    key = alike, runtime.shards(), compiled
-    prepared = _last.get(key)
-    if prepared is None:
-        _last.clear()
-        if compiled is None:
-            compiled = _is_faster_compiled(model, config, images, labels)
-        weights = [weight.value for weight in model.trainable_variables]
-        step = TrainingStep(weights, config, runtime.shards(), compiled=compiled)
-        prepared = _last[key] = _Prepared(model=model, step=step, classify=_classifier(model))
-    else:
-        prepared.step.restart(model.get_weights())
-    return prepared
-
-
-def _is_faster_compiled(
-    model: keras.Model, config: TrainingConfig, images: tf.Tensor, labels: tf.Tensor
-) -> bool:
-    """Return whether XLA makes some steps faster, timed with copies of the model's weights."""
-    order = np.arange(min(_TIMED_STEPS * config.batch_size, len(labels)))
-    seconds = {}
-    for compiled in (False, True):
-        weights = [tf.Variable(weight.value) for weight in model.trainable_variables]
-        step = TrainingStep(weights, config, runtime.shards(), compiled=compiled)
-        for _ in range(2):  # the first run traces and compiles
-            start = clock.now()
-            step.run_epoch(
-                images, labels, order, seed=0, epoch=1, learning_rate=config.learning_rate
-            )
-            seconds[compiled] = clock.now() - start
-    return seconds[True] < seconds[False]
-
-
-def _classifier(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return a function from images to probabilities; Keras's `predict` takes longer to trace."""
-    pixels = tf.TensorSpec((None, *network.INPUT_SHAPE), tf.uint8)
-    forward = tf.function(
-        lambda images: model(images, training=False), input_signature=[pixels], autograph=False
-    )
-    number = runtime.shards()
-
-    def classify(images: tf.Tensor) -> tf.Tensor:
-        bounds = shard_bounds(tf.shape(images)[0], number)
-        # TensorFlow cannot convolve an empty batch: an empty shard computes one image for nothing.
-        parts = [forward(images[a : tf.maximum(b, a + 1)])[: b - a] for a, b in bounds]
-        return tf.concat(parts, axis=0)
-
-    return tf.function(classify, input_signature=[pixels], autograph=False)  # type: ignore[no-any-return]
-
-
-def _tensor(array: NDArray[np.uint8]) -> tf.Tensor:
-    """Return an array as a tensor; it shares the memory, also between processes, if possible."""
-    if not runtime.has_gpu() and array.flags.writeable and array.ctypes.data % _ALIGNMENT == 0:
-        return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
-    return tf.constant(array)
-
-
-def _validator(prepared: _Prepared, data: DataSplit) -> Callable[[], NDArray[np.float32]]:
+def _validator(prepared: Prepared, data: DataSplit) -> Callable[[], NDArray[np.float32]]:
     """Return a function that computes the validation images' class probabilities, in order."""
     batches = [
-        _tensor(data.validation_images[start : start + _VALIDATION_BATCH_SIZE])
+        as_tensor(data.validation_images[start : start + _VALIDATION_BATCH_SIZE])
         for start in range(0, len(data.validation_images), _VALIDATION_BATCH_SIZE)
     ]
-    return lambda: np.concatenate([prepared.classify(batch).numpy() for batch in batches])
+
+    def validate() -> NDArray[np.float32]:
+        found = np.concatenate([prepared.classify(batch).numpy() for batch in batches])
+        wrong = (found < 0).any(axis=1) | (abs(found.sum(axis=1) - 1) > _ROUNDING)
+        if wrong.any():  # not so of those that are NaN
+            raise ConfigError(
+                f"The network gives {found[wrong][0].tolist()} for an image, expected "
+                "probabilities, which add up to 1. End it with a softmax, and compile it with a "
+                "loss that takes probabilities (from_logits=False)."
+            )
+        return found
+
+    return validate
 
 
 def _save(checkpoint: Checkpoint, folder: Path) -> None:

@@ -1,0 +1,208 @@
+"""Build a network from its function and its hyperparameters."""
+
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import keras
+import keras_tuner
+import numpy as np
+from numpy.typing import NDArray
+
+from fmnist_tracking.config import TrainingConfig
+from fmnist_tracking.errors import ConfigError, first_line
+from fmnist_tracking.network import Network, NetworkSize
+from fmnist_tracking.networks.source import folder_on_path
+
+Build = Callable[[keras_tuner.HyperParameters], keras.Model]
+
+
+def build_model(config: TrainingConfig) -> keras.Model:
+    """Build a configuration's network, compiled, with new initial weights.
+
+    Raises:
+        ConfigError: it cannot be built, or is none that can be trained on such images.
+    """
+    hyperparameters = keras_tuner.HyperParameters()
+    hyperparameters.values = dict(config.hyperparameters)
+    return checked(load_build(config.network)(hyperparameters), config.network)
+
+
+def with_weights(config: TrainingConfig, weights: Sequence[NDArray[Any]]) -> keras.Model:
+    """Build the network with the weights of a training, uncompiled."""
+    with keras.device("cpu:0"):  # a GPU's memory is for the workers
+        model = build_model(config)
+        model.set_weights(list(weights))
+    # Else Keras saves optimizer and loss, which nobody needs who loads the model.
+    model.compiled = False
+    return model
+
+
+@lru_cache(maxsize=8)
+def load_build(network: Network) -> Build:
+    """Return the function that builds a network, with the shape of the images given to it.
+
+    A function or `HyperModel` that takes `image_shape` and `classes` is given them.
+
+    Raises:
+        ConfigError: its module cannot be imported, or it is no such function.
+    """
+    with errors_of(network):
+        found = getattr(_load_module(network), network.function, None)
+    if found is None:
+        raise ConfigError(f"There is no {network.function} in {network.file or network.module}.")
+    about = {"image_shape": network.image_shape, "classes": network.classes}
+    if isinstance(found, type) and issubclass(found, keras_tuner.HyperModel):
+        with errors_of(network):
+            found = found(**_taken(found, about))
+    if isinstance(found, keras_tuner.HyperModel):
+        if type(found).fit is not keras_tuner.HyperModel.fit:
+            raise ConfigError(
+                f"{network.name} has a method fit, which is not used here: every network is "
+                "trained alike. Remove it; batch_size, epochs, seed and patience are settings of "
+                "the training, and can be axes of the grid."
+            )
+        function = found.build
+    elif callable(found):
+        function = found
+    else:
+        raise ConfigError(
+            f"Expected {network.name} to be a function build(hp) or a HyperModel, got "
+            f"{type(found).__name__}."
+        )
+    taken = _taken(function, about)
+
+    def build(hp: keras_tuner.HyperParameters) -> keras.Model:
+        data_format = keras.config.image_data_format()
+        keras.config.set_image_data_format("channels_last")
+        try:
+            with errors_of(network):
+                return function(hp, **taken)
+        finally:
+            keras.config.set_image_data_format(data_format)
+
+    return build
+
+
+def _taken(function: Callable[..., Any], about: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that a function has a parameter for."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {name: value for name, value in about.items() if name in parameters}
+
+
+def _load_module(network: Network) -> ModuleType:
+    if network.module is not None and network.is_coursework:
+        return importlib.import_module(network.module)
+    if network.file is None:
+        raise ConfigError(f"The network {network.name} is known by its name alone, without a file.")
+    if network.module is not None:
+        depth = network.module.count(".")
+        with folder_on_path(network.file.parents[depth]):
+            return importlib.import_module(network.module)
+    name = f"fmnist_network_{network.source[:16]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, network.file)
+        if spec is None or spec.loader is None:
+            raise ConfigError(f"{network.file} cannot be imported.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # where pickle and Keras look for what it defines
+        try:
+            with folder_on_path(network.file.parent):
+                spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+@contextmanager
+def errors_of(network: Network) -> Iterator[None]:
+    """Turn an error in a network's code into a `ConfigError` with its file and line."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        folder = network.file.parent if network.file else None
+        where = network.name
+        for frame in traceback.extract_tb(error.__traceback__):
+            if folder is not None and Path(frame.filename).is_relative_to(folder):
+                where = f"{frame.filename}, line {frame.lineno}"
+        if isinstance(error, SyntaxError):
+            where = f"{error.filename}, line {error.lineno}"
+        raise ConfigError(f"{where}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def checked(model: Any, network: Network) -> keras.Model:
+    """Return what a network's function has built, if it can be trained on such images.
+
+    Raises:
+        ConfigError: it is no compiled Keras model, or takes or gives something else.
+    """
+    if not isinstance(model, keras.Model):
+        raise ConfigError(
+            f"Expected {network.name} to return a compiled Keras model, got {type(model).__name__}."
+        )
+    if not model.compiled or model.optimizer is None:
+        raise ConfigError(
+            f"Expected {network.name} to return a compiled model: end it with "
+            'model.compile(optimizer=…, loss="sparse_categorical_crossentropy").'
+        )
+    with errors_of(network):
+        if not model.built:
+            model.build((None, *network.image_shape))
+        takes, gives = _shapes(model, network)
+    shape = network.image_shape
+    fitting = {shape, shape[:2]} if shape[2] == 1 else {shape}
+    if takes not in fitting:
+        raise ConfigError(
+            f"{network.name} takes images of shape {takes}; the data has {shape}. Give its build "
+            "a parameter image_shape, and use it in keras.Input(image_shape)."
+        )
+    if gives != (network.classes,):
+        raise ConfigError(
+            f"{network.name} gives {gives} for an image; expected {network.classes} "
+            "probabilities, one for each class. Give its build a parameter classes, and use it in "
+            "the last layer."
+        )
+    return model
+
+
+def _shapes(model: keras.Model, network: Network) -> tuple[Any, Any]:
+    """Return the shapes of what a model takes and gives for one image."""
+    try:
+        return tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
+    except (AttributeError, TypeError, ValueError):  # a subclass of Model says neither
+        given = np.zeros((1, *network.image_shape), np.uint8)
+        return network.image_shape, tuple(model(given, training=False).shape[1:])
+
+
+def size_of_model(model: keras.Model) -> NetworkSize:
+    """Count a model's weights, its multiply-adds an image, and the values that its layers give."""
+    adds = outputs = 0
+    for layer in model._flatten_layers(include_self=False, recursive=True):
+        if isinstance(layer, keras.Model | keras.layers.InputLayer):
+            continue
+        try:
+            shape = [side or 1 for side in layer.output.shape[1:]]
+        except (AttributeError, ValueError):  # it has no one output
+            continue
+        outputs += math.prod(shape)
+        # Each weight of a kernel is used once for every place that the kernel is applied to.
+        kernels = [weight.shape for weight in layer.weights if len(weight.shape) > 1]
+        adds += math.prod(shape[:-1]) * sum(map(math.prod, kernels))
+    return NetworkSize(
+        parameters=int(model.count_params()), multiply_adds=int(adds), outputs=int(outputs)
+    )

@@ -1,0 +1,129 @@
+"""Trained networks: loaded from a file, asked for class probabilities and activation maps."""
+
+import math
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from fmnist_tracking import runtime
+from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.files import open_untrusted, require_harmless_zip
+from fmnist_tracking.network import COURSEWORK, Network
+
+_CONVOLUTIONS = (
+    keras.layers.Conv2D,
+    keras.layers.SeparableConv2D,
+    keras.layers.DepthwiseConv2D,
+)
+# Batch size of `predict`; a larger one only costs memory. Of a wide network, fewer images, so that
+# no layer gives more values, of 4 bytes, than this.
+_AT_ONCE, _VALUES_AT_ONCE = 1000, 50_000_000
+# Of a layer, for one image.
+_LARGEST_MAP = 50_000_000
+# A network of ten layers takes 6 KB; Keras would build all that a larger one names.
+_LARGEST_CONFIG = 1_000_000
+
+
+def require_float32() -> None:
+    """Raise `ConfigError` where Keras would build other networks than in the workers."""
+    policy = keras.config.dtype_policy().name
+    if policy != "float32":
+        raise ConfigError(
+            f"Expected Keras's dtype policy to be float32, as in the workers, got {policy}. "
+            'Set it with keras.config.set_dtype_policy("float32").'
+        )
+
+
+def load_model(path: Path, network: Network = COURSEWORK) -> keras.Model:
+    """Load a `.keras` file in Keras's safe mode, which runs no code from the file.
+
+    Raises:
+        ValueError: it is not the network that the run says: it takes other images, or does not
+            give a probability for each class. Keras raises this and other exceptions for a file
+            that is not a model, is damaged, or contains code.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError("It is no .keras file, or was cut short.")
+    with open_untrusted(path) as file:
+        require_harmless_zip(file)
+        with zipfile.ZipFile(file) as archive:
+            config = archive.getinfo("config.json").file_size
+    if config > _LARGEST_CONFIG:
+        raise ValueError(
+            f"Its configuration has {config:,} bytes; expected {_LARGEST_CONFIG:,} at most."
+        )
+    model = keras.models.load_model(path, compile=False, safe_mode=True)
+    takes, gives = model.input_shape, model.output_shape
+    shape = (None, *network.image_shape)
+    if takes not in (shape, shape[: 3 if shape[-1] == 1 else 4]) or gives != (
+        None,
+        network.classes,
+    ):
+        raise ValueError(
+            f"It takes {takes} and gives {gives}; expected {shape} and {(None, network.classes)}."
+        )
+    largest = _largest_map(model)
+    if largest > _LARGEST_MAP:
+        raise ValueError(
+            f"A layer gives {largest:,} values for an image; expected {_LARGEST_MAP:,} at most."
+        )
+    return model
+
+
+def _largest_map(model: keras.Model) -> int:
+    """Return how many values the layer with the most gives for one image."""
+    return max(int(math.prod(layer.output.shape[1:])) for layer in model.layers)
+
+
+def predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Compute the class probabilities of raw images.
+
+    Args:
+        model: from `load_model`.
+        images: uint8, shape (n, height, width, channels), 0..255.
+
+    Returns:
+        float32, shape (n, classes); each row sums to 1.
+    """
+    # Keras's own `predict` traces the model first, which takes longer than classifying a few
+    # images.
+    number = runtime.shards()
+    size = max(1, min(_AT_ONCE, _VALUES_AT_ONCE // _largest_map(model)) // number)
+    with ThreadPoolExecutor(number) as threads:
+        starts = range(0, len(images), size)
+        parts = list(threads.map(lambda at: _call(model, images[at : at + size]), starts))
+    return np.concatenate(parts)
+
+
+def first_layer_activations(model: keras.Model, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Compute the activation maps of the first convolution, after its own activation.
+
+    Args:
+        model: from `load_model`.
+        image: raw, uint8, shape (height, width, channels), 0..255.
+
+    Returns:
+        float32, shape (filters, height, width): one activation map for each filter.
+
+    Raises:
+        ValueError: the model has no such layer.
+    """
+    found = next((layer for layer in model.layers if isinstance(layer, _CONVOLUTIONS)), None)
+    if found is None:
+        raise ValueError("It has no convolution.")
+    first = keras.Model(model.inputs[0], found.output)
+    return np.moveaxis(_call(first, image[np.newaxis])[0], -1, 0)
+
+
+def as_input(model: keras.Model, images: Any) -> Any:
+    """Return images, of shape (n, height, width, 1), as a model takes them: maybe as (n, h, w)."""
+    return images[..., 0] if len(model.input_shape) == 3 else images
+
+
+def _call(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.asarray(model(as_input(model, images), training=False))

@@ -1,0 +1,248 @@
+"""Which points the grid of a network has: those that KerasTuner's own grid search tries."""
+
+import contextlib
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import keras_tuner
+import numpy as np
+from keras_tuner.engine import hyperparameters as hp_types
+
+from fmnist_tracking.config import MOST_POINTS, TRAINING_SETTINGS, did_you_mean
+from fmnist_tracking.errors import ConfigError, first_line, setting, shown
+from fmnist_tracking.network import Network, Value
+from fmnist_tracking.networks.build import checked, load_build, size_of_model
+from fmnist_tracking.search_space import Combination, Impossible, NetworkGrid
+
+OBJECTIVE = "val_accuracy"
+
+
+def explore_grid(
+    network: Network,
+    replaced: Mapping[str, Sequence[Value]],
+    report: Callable[[int], None] = lambda _: None,
+) -> NetworkGrid:
+    """Return the points of a network's grid.
+
+    Each is built once, as KerasTuner does: a function may ask for hyperparameters that depend on
+    the values of others.
+
+    Args:
+        network: whose function is called.
+        replaced: values to try instead of a hyperparameter's own, by its name.
+        report: called with the number of points found, now and then.
+
+    Raises:
+        ConfigError: the network cannot be loaded, no point can be built, there is no hyperparameter
+            of such a name, or the values of one are without end.
+    """
+    wanted = {name: tuple(values) for name, values in replaced.items()}
+    builder = _Builder(network, wanted)
+    with tempfile.TemporaryDirectory() as scratch, _keras_tuner_warnings_ignored():
+        tuner = _Enumerator(
+            builder,
+            objective=keras_tuner.Objective(OBJECTIVE, direction="max"),
+            max_consecutive_failed_trials=None,
+            directory=scratch,
+            overwrite=True,
+        )
+        builder.require_finite()
+        tuner.report = report
+        tuner.search(verbose=0)
+    builder.require_finite()
+    space = tuner.oracle.get_space().space
+    names = list(dict.fromkeys(hp.name for hp in space))
+    _require_known(network, wanted, names)
+    built = {one.values: one for one in tuner.found if isinstance(one, Combination)}
+    failed = {one.values: one for one in tuner.found if isinstance(one, Impossible)}
+    if not built:
+        reasons = {one.reason for one in failed.values()}
+        raise ConfigError(
+            next(iter(reasons))
+            if len(reasons) == 1
+            else f"None of the {len(failed)} points can be built. The first: {min(reasons)}"
+        )
+    axes = {name: _values_of(name, (*built, *failed), space) for name in names}
+    return NetworkGrid(
+        axes={name: values for name, values in axes.items() if len(values) > 1},
+        combinations=tuple(built.values()),
+        impossible=tuple(failed.values()),
+    )
+
+
+def defaults(network: Network, given: Mapping[str, Value]) -> Combination:
+    """Return a network's hyperparameters with their defaults, but for those that are given.
+
+    Raises:
+        ConfigError: it cannot be built, or has no hyperparameter of such a name.
+    """
+    builder = _Builder(network, {name: (value,) for name, value in given.items()})
+    hyperparameters = keras_tuner.HyperParameters()
+    model = builder.build(hyperparameters)
+    _require_known(network, given, list(hyperparameters.values))
+    return Combination(values=_pairs(hyperparameters.values), size=size_of_model(model))
+
+
+class _Replacing(keras_tuner.HyperParameters):  # type: ignore[misc]
+    """Hyperparameters some of which have other values than the network's function says."""
+
+    replaced: Mapping[str, tuple[Value, ...]]
+    endless: dict[str, str]
+
+    def _register(self, hyperparameter: Any, overwrite: bool = False) -> Any:
+        name = hyperparameter.name
+        if name in self.replaced:
+            values = [_as_type_of(hyperparameter, value) for value in self.replaced[name]]
+            hyperparameter = hp_types.Choice(
+                name, values, default=values[0], conditions=hyperparameter.conditions
+            )
+        elif isinstance(hyperparameter, hp_types.Float) and hyperparameter.step is None:
+            low, high = hyperparameter.min_value, hyperparameter.max_value
+            self.endless[name] = f"{low:g},{high:g}"
+        elif name in TRAINING_SETTINGS:
+            raise ConfigError(
+                f"The network has a hyperparameter {name}, which is also a setting of the "
+                "training. Give it another name, or leave it out: as a setting it can be an axis."
+            )
+        return super()._register(hyperparameter, overwrite)
+
+
+def _as_type_of(hyperparameter: Any, value: Value) -> Value:
+    """Convert a value to the type of a hyperparameter's own; a text is read as that.
+
+    Raises:
+        ConfigError: it is none of that type.
+    """
+    expected = type(hyperparameter.default)
+    with contextlib.suppress(ValueError):
+        if isinstance(value, str) and expected is not str:
+            return _READ[expected](value)
+    if expected is float and type(value) is int:
+        return float(value)
+    if type(value) is not expected:
+        raise ConfigError(
+            f"Expected {hyperparameter.name} to list {_WORDS[expected]}, as the network does, got "
+            f"{shown(value)}."
+        )
+    return value
+
+
+def _read_flag(text: str) -> bool:
+    """Read true or false; raise `ValueError` if it is neither."""
+    return ["false", "true"].index(text.lower()) == 1
+
+
+_READ: dict[type, Callable[[str], Value]] = {int: int, float: float, bool: _read_flag}
+_WORDS = {int: "whole numbers", float: "numbers", str: "texts", bool: "true or false"}
+
+
+class _Builder(keras_tuner.HyperModel):  # type: ignore[misc]
+    """Builds a network for KerasTuner; an error is kept for the point that it belongs to."""
+
+    def __init__(self, network: Network, replaced: Mapping[str, tuple[Value, ...]]) -> None:
+        super().__init__()
+        self.network = network
+        self.replaced = replaced
+        self.endless: dict[str, str] = {}
+        self.is_tolerant = False
+        self._function = load_build(network)
+
+    def build(self, hp: keras_tuner.HyperParameters) -> keras.Model | None:
+        """Build the network of a point; None where an error is told with the point later."""
+        hp.__class__ = _Replacing
+        hp.replaced, hp.endless = self.replaced, self.endless
+        keras.backend.clear_session()
+        try:
+            return checked(self._function(hp), self.network)
+        except Exception:
+            if self.is_tolerant:
+                return None
+            raise
+
+    def require_finite(self) -> None:
+        """Raise `ConfigError` if the values of a hyperparameter are without end."""
+        for name, ends in self.endless.items():
+            raise ConfigError(
+                f"The values of {name} are without end: it is a Float without a step. Give it one "
+                f"in the network, or list its values in the grid, such as {setting('axis')} "
+                f"{name}={ends}"
+            )
+
+
+class _Enumerator(keras_tuner.GridSearch):  # type: ignore[misc]
+    """KerasTuner's grid search with building in the place of training; it writes nothing."""
+
+    report: Callable[[int], None]
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        self.found: list[Combination | Impossible] = []
+        super().__init__(*args, **settings)
+        self.oracle.save = lambda: None
+        self.oracle._save_trial = lambda trial: None
+        self.oracle._check_consecutive_failures = lambda: None  # which takes ever longer
+
+    def save(self) -> None:
+        """Write nothing."""
+
+    def on_trial_end(self, trial: Any) -> None:
+        """Write nothing."""
+        self.oracle.end_trial(trial)
+
+    def _activate_all_conditions(self) -> None:
+        self.hypermodel.is_tolerant = True
+        super()._activate_all_conditions()
+        self.hypermodel.is_tolerant = False
+
+    def run_trial(self, trial: Any, *_: Any, **__: Any) -> float:
+        """Build a point."""
+        if len(self.found) >= MOST_POINTS:
+            raise keras_tuner.errors.FatalError(f"more than {MOST_POINTS} points")
+        try:
+            model = self.hypermodel.build(trial.hyperparameters)
+            values = _pairs(trial.hyperparameters.values)
+            self.found.append(Combination(values=values, size=size_of_model(model)))
+        except Exception as error:
+            values = _pairs(trial.hyperparameters.values)
+            self.found.append(Impossible(values=values, reason=first_line(error)))
+        if len(self.found) % 100 == 0:
+            self.report(len(self.found))
+        return 0.0
+
+
+def _pairs(values: Mapping[str, Any]) -> tuple[tuple[str, Value], ...]:
+    """Return hyperparameters as Python's own numbers, texts and booleans."""
+    return tuple(
+        (name, value.item() if isinstance(value, np.generic) else value)
+        for name, value in values.items()
+    )
+
+
+def _values_of(
+    name: str, points: Sequence[tuple[tuple[str, Value], ...]], space: Sequence[Any]
+) -> tuple[Value, ...]:
+    """Return the values that a hyperparameter has in the points, in the order of its definition."""
+    seen = dict.fromkeys(dict(values)[name] for values in points if name in dict(values))
+    ordered = [value for hp in space if hp.name == name for value in hp.values]
+    return tuple(sorted(seen, key=lambda v: ordered.index(v) if v in ordered else -1))
+
+
+def _require_known(network: Network, given: Mapping[str, Any], names: Sequence[str]) -> None:
+    for name in given:
+        if name not in names:
+            near = did_you_mean(name, names)
+            raise ConfigError(
+                f"{network.name} has no hyperparameter {shown(name)}.{near} It has: "
+                f"{', '.join(names) or 'none'}. Settings of the training: "
+                f"{', '.join(TRAINING_SETTINGS)}."
+            )
+
+
+@contextlib.contextmanager
+def _keras_tuner_warnings_ignored() -> Iterator[None]:
+    """Ignore that KerasTuner uses deprecated names, where the program makes warnings errors."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="keras_tuner")
+        yield
