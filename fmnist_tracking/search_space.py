@@ -36,6 +36,11 @@ class Impossible:
     values: Pairs
     reason: str
 
+    @property
+    def name(self) -> str:
+        """Return its values for people."""
+        return " ".join(f"{name}={format_value(value)}" for name, value in self.values)
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkGrid:

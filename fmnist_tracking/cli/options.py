@@ -48,14 +48,32 @@ def axis_option(name: str) -> Any:
     )
 
 
+NETWORK = typer.Option(
+    "",
+    "--network",
+    metavar="FILE.py:NAME",
+    help="Network of your own: a function build(hp) that returns a compiled Keras model, or a "
+    "HyperModel, in a file or as package.module:NAME. Default: the coursework's.",
+    rich_help_panel="Network",
+)
 AXES = typer.Option(
     [],
     AXIS,
-    metavar="NAME=N,N,…",
-    help="A further axis: any other setting of the training, such as "
-    "learning_rate=0.001,0.0003. For several, give it again, or separate them by a semicolon.",
+    metavar="NAME=V,V,…",
+    help="Values to try of a hyperparameter of the network, or of a setting of the training, such "
+    "as learning_rate=0.001,0.0003. For several, give it again, or separate them by a semicolon.",
     autocompletion=axis_names,
     rich_help_panel="Grid",
+)
+
+
+SET = typer.Option(
+    [],
+    "--set",
+    metavar="NAME=VALUE",
+    help="A hyperparameter of the network, such as optimizer=sgd; its others have their defaults. "
+    "For several, give it again, or separate them by a semicolon.",
+    rich_help_panel="Network",
 )
 
 

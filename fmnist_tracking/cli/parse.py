@@ -10,13 +10,13 @@ from fmnist_tracking.config import (
     COURSEWORK_GRID,
     FIELDS,
     SEARCH_FLAGS,
+    TRAINING_SETTINGS,
     Value,
     check_value,
     describe_range,
     singular,
 )
 from fmnist_tracking.errors import ConfigError
-from fmnist_tracking.search_space import SearchSpace
 
 # Numbers as they are typed: ASCII digits, without leading zeros. No setting is below 0.
 _WHOLE = re.compile(r"(0|[1-9][0-9]*)")
@@ -88,8 +88,10 @@ def parse_value(name: str, text: str, option: str) -> Value:
         ) from None
 
 
-def parse_axis(text: str) -> tuple[str, tuple[Value, ...]]:
+def parse_axis(text: str, *, is_coursework: bool = True) -> tuple[str, tuple[Value, ...]]:
     """Read an axis typed as "learning_rate=0.001,0.0003".
+
+    The values of a network's own hyperparameters stay texts: it says of which type they are.
 
     Raises:
         ConfigError: there is no "=", no such setting, or a value it cannot take.
@@ -100,11 +102,30 @@ def parse_axis(text: str) -> tuple[str, tuple[Value, ...]]:
             f"Expected --axis NAME=VALUE,VALUE, got {text!r}. "
             "Example: --axis learning_rate=0.001,0.0003"
         )
-    name = name.strip().replace("-", "_")
-    return name, parse_values(name, values, f"--axis {name}")
+    name = name.strip()
+    if is_coursework or name in TRAINING_SETTINGS:
+        name = name.replace("-", "_")
+        return name, parse_values(name, values, f"--axis {name}")
+    return name, parse_texts(values, f"--axis {name}=")
 
 
-def load_space(path: Path) -> SearchSpace:
+def parse_texts(text: str, option: str) -> tuple[str, ...]:
+    """Read a comma-separated list of texts; raise `ConfigError` if one is empty."""
+    values = tuple(part.strip(" ") for part in text.split(","))
+    if not all(values):
+        raise ConfigError(f"Expected {option} to list values, separated by commas, got {text!r}.")
+    return values
+
+
+def parse_setting(text: str) -> tuple[str, str]:
+    """Read a hyperparameter typed as "optimizer=adam"; raise `ConfigError` if it is none."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip() or not value.strip():
+        raise ConfigError(f"Expected --set NAME=VALUE, got {text!r}. Example: --set optimizer=sgd")
+    return name.strip(), value.strip()
+
+
+def load_space(path: Path, *, is_coursework: bool = True) -> dict[str, tuple[Value, ...]]:
     """Read a grid from a YAML file that maps each axis to its values.
 
     Numbers are read as they are on the command line, so that none becomes another one: YAML 1.1
@@ -127,7 +148,14 @@ def load_space(path: Path) -> SearchSpace:
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ConfigError(f"The grid file {path} is not a mapping. Expected {_SPACE_EXAMPLE}")
     try:
-        return SearchSpace(axes={name: _listed(name, value) for name, value in content.items()})
+        if not content:
+            raise ConfigError("Expected a grid with at least one axis, got none.")
+        return {
+            name: _listed(name, value)
+            if is_coursework or name in TRAINING_SETTINGS
+            else _texts(name, value)
+            for name, value in content.items()
+        }
     except ConfigError as error:
         raise ConfigError(f"In the grid file {path}: {error}") from None
 
@@ -148,6 +176,13 @@ class _TextLoader(yaml.BaseLoader):
 def _what_is_wrong(error: Exception) -> str:
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     return f" (line {mark.line + 1}: {problem})" if mark and problem else ""
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(isinstance(one, str) and one for one in values):
+        raise ConfigError(f"Expected {name} to list values, got {value!r}.")
+    return tuple(values)
 
 
 def _listed(name: str, value: Any) -> tuple[Value, ...]:

@@ -10,10 +10,17 @@ import fmnist_tracking as ft
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import collect_garbage_again, command
 from fmnist_tracking.cli.output import echo, print_plan, print_trial, print_trials, shell_line
-from fmnist_tracking.cli.parse import load_space, parse_axis, parse_values
+from fmnist_tracking.cli.parse import (
+    load_space,
+    parse_axis,
+    parse_setting,
+    parse_texts,
+    parse_values,
+)
 from fmnist_tracking.cli.typed import is_given
-from fmnist_tracking.config import FIELDS, SEARCH_FLAGS, Value, flag
+from fmnist_tracking.config import FIELDS, SEARCH_FLAGS, TRAINING_SETTINGS, Value, flag
 from fmnist_tracking.errors import ConfigError, TrialsFailed
+from fmnist_tracking.network import COURSEWORK_NAME
 from fmnist_tracking.redact import to_be_typed
 from fmnist_tracking.search_space import SearchSpace
 from fmnist_tracking.warm_up import warm_up
@@ -26,6 +33,7 @@ from fmnist_tracking.workers import end_fork_server
 )
 def search(
     context: typer.Context,
+    network: str = options.NETWORK,
     filters: str | None = options.axis_option("filters"),
     strides: str | None = options.axis_option("strides"),
     kernel_sizes: str | None = options.axis_option("kernel_size"),
@@ -37,6 +45,12 @@ def search(
         "YAML file with the grid, a list of values for each setting; it takes the place of "
         "the default grid, and the options above add to it.",
         "Grid",
+    ),
+    skip_impossible: bool = typer.Option(
+        False,
+        "--skip-impossible",
+        help="Leave out the points that cannot be built, instead of refusing the whole grid.",
+        rich_help_panel="Grid",
     ),
     repeats: int = options.whole_option(
         1,
@@ -79,6 +93,8 @@ def search(
         "hidden_units": hidden_units,
     }
     asked: dict[str, Any] = {
+        "network": network or None,
+        "skip_impossible": skip_impossible,
         "repeats": repeats,
         "protocol": protocol,
         "limit": limit,
@@ -90,7 +106,7 @@ def search(
         "echo": echo,
         **_asked_for(context, settings),
     }
-    grid = _space(space, texts, axis)
+    grid = _grid(space, texts, axis, is_coursework=network in ("", COURSEWORK_NAME))
     if dry_run:
         print_plan(ft.dry_run(grid, **asked), as_json=as_json)
         return
@@ -114,9 +130,11 @@ def search(
 
 
 @command(example="fmnist-track train --filters 48 --kernel-size 3 --epochs 5", resumable=True)
-@options.with_settings(*FIELDS, after="context")
+@options.with_settings(*FIELDS, after="set_to")
 def train(
     context: typer.Context,
+    network: str = options.NETWORK,
+    set_to: list[str] = options.SET,
     trial_timeout: int | None = options.TRIAL_TIMEOUT,
     fresh: bool = options.FRESH,
     protocol: str = options.PROTOCOL,
@@ -129,10 +147,23 @@ def train(
     **settings: Any,
 ) -> None:
     """Train one configuration, tracked in the same way as a search's trial."""
+    chosen = settings
+    if network not in ("", COURSEWORK_NAME):  # its own hyperparameters have its own defaults
+        chosen = {
+            name: value
+            for name, value in settings.items()
+            if name in TRAINING_SETTINGS or is_given(context, name)
+        }
+    for text in [part for option in set_to if option for part in option.split(";")]:
+        name, value = parse_setting(text)
+        if is_given(context, name):
+            raise ConfigError(f"{name} was given twice, by {flag(name)} and by --set.")
+        chosen[name] = parse_values(name, value, "--set")[0] if name in FIELDS else value
     warm_up()
     try:
         result = ft.train(
-            **settings,
+            network=network or None,
+            **chosen,
             protocol=protocol,  # type: ignore[arg-type]
             limit=limit,
             trial_timeout=trial_timeout,
@@ -181,22 +212,33 @@ def _asked_for(context: typer.Context, settings: Mapping[str, Value]) -> dict[st
     }
 
 
-def _space(file: Path | None, texts: Mapping[str, str | None], axes: Sequence[str]) -> SearchSpace:
+def _grid(
+    file: Path | None,
+    texts: Mapping[str, str | None],
+    axes: Sequence[str],
+    *,
+    is_coursework: bool,
+) -> SearchSpace | dict[str, tuple[Value, ...]]:
     """Return the grid that the options of `search` describe."""
-    space = SearchSpace() if file is None else load_space(file)
-    given: dict[str, tuple[Value, ...]] = {
-        name: parse_values(name, options.as_typed(text)) for name, text in texts.items() if text
-    }
+    space = {} if file is None else load_space(file, is_coursework=is_coursework)
+    given: dict[str, tuple[Value, ...]] = {}
+    for name, text in texts.items():
+        if text and is_coursework:
+            given[name] = parse_values(name, options.as_typed(text))
+        elif text:
+            given[name] = parse_texts(options.as_typed(text), SEARCH_FLAGS[name])
     for text in [part for option in axes if option for part in option.split(";")]:
-        name, values = parse_axis(options.as_typed(text))
+        name, values = parse_axis(options.as_typed(text), is_coursework=is_coursework)
         if name in given:
             raise ConfigError(f"The axis {name} was given twice. Give all its values at once.")
         given[name] = values
-    for name in given if file is not None else ():
-        if name in space.axes:
+    for name in given:
+        if name in space:
             option = SEARCH_FLAGS.get(name, "--axis")
             raise ConfigError(
                 f"The axis {name} was given twice, by {option} and in the grid file {file}. "
                 "Expected it in one of them."
             )
-    return space.with_axes(given)
+    if not is_coursework:
+        return {**space, **given}
+    return (SearchSpace(axes=space) if file is not None else SearchSpace()).with_axes(given)

@@ -1,48 +1,140 @@
 """What a caller asks for -> a grid of points."""
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from fmnist_tracking.config import (
     FIELDS,
     MOST_POINTS,
+    TRAINING_SETTINGS,
     TrainingConfig,
     Value,
     check_value,
+    require_flag,
     require_whole,
 )
+from fmnist_tracking.console import Echo
 from fmnist_tracking.errors import ConfigError, setting, shown
-from fmnist_tracking.search_space import SearchSpace
+from fmnist_tracking.grid_search.network_grid import (
+    ask_defaults,
+    ask_grid,
+    coursework_grid,
+    require_possible,
+)
+from fmnist_tracking.network import Network
+from fmnist_tracking.search_space import Impossible, SearchSpace
 
 # Sequences that are no lists of values.
 _TEXTS = (str, bytes, bytearray)
 Grid: TypeAlias = SearchSpace | Mapping[str, Iterable[Value]]
 
 
-def grid_and_base(
-    grid: Grid | None, settings: Mapping[str, Value], repeats: int
-) -> tuple[SearchSpace, TrainingConfig]:
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a caller asks a search for.
+
+    Attributes:
+        space: the grid.
+        base: has the value of each setting that is no axis.
+        impossible: points that cannot be built, and are left out of the grid.
+    """
+
+    space: SearchSpace
+    base: TrainingConfig
+    impossible: tuple[Impossible, ...] = ()
+
+    @property
+    def points(self) -> tuple[TrainingConfig, ...]:
+        """Return all points of the grid, in its order."""
+        return self.space.points(self.base)
+
+
+def asked_for(
+    grid: Grid | None,
+    settings: Mapping[str, Value],
+    repeats: int,
+    *,
+    network: Network,
+    skip_impossible: bool,
+    echo: Echo,
+) -> Asked:
     """Return the grid, and the configuration that has the value of what is no axis of it.
 
-    Repeats of each point become an axis of seeds. For the arguments, see `search`.
+    Repeats of each point become an axis of seeds. Points that cannot be built are left out, or are
+    refused. For the arguments, see `search`.
 
     Raises:
-        ConfigError: a name or value is wrong, or a setting is an axis too.
+        ConfigError: a name or value is wrong, a setting is an axis too, or a point cannot be built.
     """
+    require_flag("skip_impossible", skip_impossible)
+    if not network.is_coursework:
+        return _asked_of(network, grid, settings, repeats, skip_impossible, echo)
+    space, base = _of_coursework(network, grid, settings, repeats)
+    if not skip_impossible:
+        return Asked(space=space, base=base)
+    found = coursework_grid(space, base)
+    if not found.impossible:
+        return Asked(space=space, base=base)
+    if not found.combinations:
+        raise ConfigError(found.impossible[0].reason)
+    space = dataclasses.replace(space, network=network, combinations=found.combinations)
+    return Asked(space=space, base=base, impossible=found.impossible)
+
+
+def _asked_of(
+    network: Network,
+    grid: Grid | None,
+    settings: Mapping[str, Value],
+    repeats: int,
+    skip_impossible: bool,
+    echo: Echo,
+) -> Asked:
+    axes = dict(grid.axes) if isinstance(grid, SearchSpace) else _axes(grid).get("axes", {})
+    for name in settings:
+        if name in axes:
+            raise ConfigError(f"Expected either {setting(name)} or an axis {name}, got both.")
+    fixed = {name: (value,) for name, value in settings.items() if name not in TRAINING_SETTINGS}
+    own = {name: values for name, values in axes.items() if name not in TRAINING_SETTINGS}
+    for name, values in own.items():
+        if not values:
+            raise ConfigError(f"Expected at least one value for the axis {name}, got none.")
+    training = {name: values for name, values in axes.items() if name in TRAINING_SETTINGS}
+    values = {name: value for name, value in settings.items() if name in TRAINING_SETTINGS}
+    base = TrainingConfig.of(network, **checked(values))
+    training |= _repeated(repeats, training, base.seed)
+    found = ask_grid(network, {**own, **fixed}, echo)
+    if not skip_impossible:
+        require_possible(found, network)
+    space = SearchSpace(
+        axes={**found.axes, **training}, network=network, combinations=found.combinations
+    )
+    return Asked(space=space, base=base, impossible=found.impossible)
+
+
+def _repeated(repeats: int, axes: Iterable[str], seed: int) -> dict[str, Any]:
+    """Return the axis of seeds that stands for repeats of each point, if there are any."""
+    if require_whole("repeats", repeats) == 1:
+        return {}
+    if "seed" in axes:
+        raise ConfigError(f"Expected either {setting('repeats')} or an axis seed, got both.")
+    return {"seed": tuple(range(seed, seed + min(repeats, MOST_POINTS + 1)))}
+
+
+def _of_coursework(
+    network: Network, grid: Grid | None, settings: Mapping[str, Value], repeats: int
+) -> tuple[SearchSpace, TrainingConfig]:
     space = grid if isinstance(grid, SearchSpace) else SearchSpace(**_axes(grid))
     settings = checked(settings)
-    if require_whole("repeats", repeats) > 1:
-        if "seed" in space.axes:
-            raise ConfigError(f"Expected either {setting('repeats')} or an axis seed, got both.")
-        seed = int(settings.get("seed", FIELDS["seed"].default))
-        seeds = range(seed, seed + min(repeats, MOST_POINTS + 1))
-        space = space.with_axes({"seed": seeds})
+    seed = int(settings.get("seed", FIELDS["seed"].default))
+    space = space.with_axes(_repeated(repeats, space.axes, seed))
     for name in settings:
         if name in space.axes and not (name == "seed" and repeats > 1):
             raise ConfigError(f"Expected either {setting(name)} or an axis {name}, got both.")
-    return space, TrainingConfig.of(**settings)
+    return space, TrainingConfig.of(network, **settings)
 
 
 def _axes(grid: Mapping[str, Iterable[Value]] | None) -> dict[str, Any]:
@@ -64,6 +156,17 @@ def _listed(name: str, values: object) -> tuple[Value, ...]:
         f"Expected the values of {shown(name)} as a list, got {shown(values)}. "
         'Example: {"filters": [24, 48]}'
     )
+
+
+def config_of(network: Network, settings: Mapping[str, Value], echo: Echo) -> TrainingConfig:
+    """Return the one configuration that settings describe; raise `ConfigError` if it cannot be."""
+    if network.is_coursework:
+        return TrainingConfig.of(network, **checked(settings))
+    training = {name: value for name, value in settings.items() if name in TRAINING_SETTINGS}
+    given = {name: value for name, value in settings.items() if name not in training}
+    config = TrainingConfig.of(network, **checked(training))
+    found = ask_defaults(network, given, echo)
+    return dataclasses.replace(config, hyperparameters=found.values, size=found.size)
 
 
 def checked(settings: Mapping[str, Value]) -> dict[str, Any]:

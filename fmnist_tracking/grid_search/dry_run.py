@@ -1,7 +1,6 @@
 """A dry run: what a search would do, and how long it would take."""
 
 import dataclasses
-import itertools
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -15,23 +14,22 @@ from fmnist_tracking.config import (
     SplitConfig,
     TrainingConfig,
     Value,
-    format_value,
     require_flag,
     require_path,
     require_text,
 )
 from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.data import Dataset, load_dataset
-from fmnist_tracking.errors import ConfigError, SearchError
-from fmnist_tracking.grid_search.arguments import Grid, grid_and_base
+from fmnist_tracking.errors import SearchError
+from fmnist_tracking.grid_search.arguments import Grid, asked_for
 from fmnist_tracking.grid_search.images import cache_images
 from fmnist_tracking.grid_search.lock import checkpoint_folder
 from fmnist_tracking.grid_search.memory import require_room, too_large, workers_for
 from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials, trial_name
 from fmnist_tracking.grid_search.resources import local_workers
 from fmnist_tracking.grid_search.time_estimate import TimeEstimator, disk_bytes, time_left, work
+from fmnist_tracking.networks.source import NetworkName, find_network
 from fmnist_tracking.results import TrialResult
-from fmnist_tracking.search_space import SearchSpace
 from fmnist_tracking.tracking import ResumeState
 from fmnist_tracking.warm_up import warm_up
 from fmnist_tracking.workers import WorkerDied, WorkerPool
@@ -100,6 +98,8 @@ class DryRun:
 def dry_run(
     grid: Grid | None = None,
     *,
+    network: NetworkName = None,
+    skip_impossible: bool = False,
     repeats: int = 1,
     protocol: Protocol = "canonical",
     limit: int | None = None,
@@ -124,16 +124,24 @@ def dry_run(
     """
     echo = lines_to(echo)
     require_flag("fresh", fresh)
-    space, base = grid_and_base(grid, settings, repeats)
-    split = SplitConfig(protocol=protocol, seed=base.seed, limit=limit)
+    asked = asked_for(
+        grid,
+        settings,
+        repeats,
+        network=find_network(network),
+        skip_impossible=True,  # they are told
+        echo=echo,
+    )
+    space = asked.space
+    split = SplitConfig(protocol=protocol, seed=asked.base.seed, limit=limit)
     if experiment is not None:
         require_text("experiment", experiment)
     data_dir = None if data_dir is None else require_path("data_dir", data_dir)
     dataset = load_dataset(data_dir)
     if len(space) > _MANY:
         echo(f"Looking at {len(space):,} points; this takes a while.")
-    configs = _configs(space, base)
-    good = [config for config in configs if isinstance(config, TrainingConfig)]
+    require_flag("skip_impossible", skip_impossible)
+    good = asked.points
     keys = fingerprint.of_grid(good, split, dataset.digest)
     slots = workers_for(good, split, workers)
     threads = runtime.threads_of(slots)
@@ -142,12 +150,11 @@ def dry_run(
         known = _look(keys, split, threads, fresh, experiment, tracking_uri)
     planned = plan_trials(good, keys.today, space.varying, split, known.state, known.folder)
     memory, trials = machine.memory(), iter(planned)
-    points = [
-        config
-        if isinstance(config, DryRunPoint)
-        else _point(next(trials), too_large(config, split, memory))
-        for config in configs
-    ]
+    points = [_point(next(trials), too_large(config, split, memory)) for config in good]
+    if not skip_impossible:
+        points += [
+            DryRunPoint(name=one.name, state=REFUSED, reason=one.reason) for one in asked.impossible
+        ]
     to_train = [
         (trial.config, trial.config.epochs - trial.epochs_done)
         for trial in planned
@@ -175,19 +182,6 @@ def dry_run(
         based_on=based_on,
         disk_bytes=sum(disk_bytes(config) for config, _ in to_train),
     )
-
-
-def _configs(space: SearchSpace, base: TrainingConfig) -> list[TrainingConfig | DryRunPoint]:
-    """Return the points of a grid; those that cannot be built say why."""
-    configs: list[TrainingConfig | DryRunPoint] = []
-    for values in itertools.product(*space.axes.values()):
-        chosen = dict(zip(space.axes, values, strict=True))
-        try:
-            configs.append(base.replace(**chosen))
-        except ConfigError as error:
-            name = " ".join(f"{axis}={format_value(value)}" for axis, value in chosen.items())
-            configs.append(DryRunPoint(name=name, state=REFUSED, reason=str(error)))
-    return configs
 
 
 def _point(trial: PlannedTrial, too_large: str | None) -> DryRunPoint:

@@ -5,7 +5,7 @@ The main path: open what is needed, plan the trials, explore the grid, finish.
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +23,8 @@ from fmnist_tracking.config import (
 )
 from fmnist_tracking.console import Echo, echo_line, lines_to, require_function
 from fmnist_tracking.errors import SearchError, TrialsFailed
-from fmnist_tracking.grid_search.arguments import Grid, checked, grid_and_base
+from fmnist_tracking.grid_search.arguments import Grid, asked_for, config_of
+from fmnist_tracking.grid_search.explore import explore
 from fmnist_tracking.grid_search.lock import checkpoint_folder, locked_folder
 from fmnist_tracking.grid_search.memory import (
     require_processes,
@@ -31,12 +32,13 @@ from fmnist_tracking.grid_search.memory import (
     require_room_at_once,
     workers_for,
 )
-from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials, trial_name
+from fmnist_tracking.grid_search.plan import plan_trials, trial_name
 from fmnist_tracking.grid_search.progress import Progress
 from fmnist_tracking.grid_search.recording import Recording
 from fmnist_tracking.grid_search.resources import Resources, open_resources
 from fmnist_tracking.grid_search.search_plan import SearchPlan, plan_search
-from fmnist_tracking.results import SearchResult, TrialScore
+from fmnist_tracking.networks.source import NetworkName, find_network
+from fmnist_tracking.results import SearchResult
 from fmnist_tracking.runs import Search, Trial
 from fmnist_tracking.search_space import SearchSpace
 from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
@@ -55,6 +57,8 @@ _NAMED = 5
 def search(
     grid: Grid | None = None,
     *,
+    network: NetworkName = None,
+    skip_impossible: bool = False,
     repeats: int = 1,
     protocol: Protocol = "canonical",
     limit: int | None = None,
@@ -77,7 +81,12 @@ def search(
 
     Args:
         grid: the values to try by setting, such as `{"filters": [24, 48], "dropout": [0.1, 0.3]}`;
-            None for the coursework's 12 points.
+            None for the network's own, the coursework's 12 points.
+        network: what to train: a function `build(hp)` that returns a compiled Keras model, a
+            `keras_tuner.HyperModel` class, or the name of one, "FILE.py:NAME" or
+            "package.module:NAME"; None for the coursework's. The grid replaces the values of its
+            hyperparameters.
+        skip_impossible: leave out the points that cannot be built, rather than refuse them all.
         repeats: train each point so many times, with the seeds `seed`, `seed` + 1, …; points are
             ranked by their mean.
         protocol: how the data is split, `canonical` or `coursework`; see `SplitConfig`.
@@ -96,7 +105,7 @@ def search(
         echo: called with lines on what begins, which otherwise go to standard error, or to the
             output of a notebook's cell; None shows nothing, and no progress.
         on_start: called when all is loaded, before the first trial begins.
-        settings: of the training, by their names in `TrainingConfig`, such as `epochs=5`; they are
+        settings: of the training, such as `epochs=5`, and hyperparameters of the network; they are
             the same for every point.
 
     Raises:
@@ -109,12 +118,21 @@ def search(
     """
     _check_options(on_failure, echo, on_start, fresh=fresh, upgrade_store=upgrade_store)
     trial_timeout = None if trial_timeout is None else require_whole("trial_timeout", trial_timeout)
-    space, base = grid_and_base(grid, settings, repeats)
+    asked = asked_for(
+        grid,
+        settings,
+        repeats,
+        network=find_network(network),
+        skip_impossible=skip_impossible,
+        echo=lines_to(echo),
+    )
+    space, base, points = asked.space, asked.base, asked.points
     split = SplitConfig(protocol=protocol, seed=base.seed, limit=limit)
-    points = space.points(base)
     require_room_at_once(points, split, workers, fresh=fresh, tracking_uri=tracking_uri)
     slots = workers_for(points, split, workers)
     quiet, echo = echo is None, lines_to(echo)
+    for one in asked.impossible:
+        echo(f"Left out, as it cannot be built: {one.name}: {one.reason}")
     if slots > machine.cores():
         echo(f"{slots} workers share {machine.cores()} processor cores, and wait for each other.")
     with (
@@ -162,13 +180,11 @@ def search(
                 ) as scheduler,
                 progress,
             ):
-                _explore(
-                    space,
-                    base,
+                explore(
                     plan.trials,
                     scheduler.submit,
                     lambda: slots + scheduler.waiting,
-                    recording,
+                    recording.writer.failed,
                 )
                 # The store is asked what it has: nobody's memory of it counts.
                 result = recording.do_last(lambda: _read_complete(recording))
@@ -181,6 +197,7 @@ def search(
 
 def train(
     *,
+    network: NetworkName = None,
     protocol: Protocol = "canonical",
     limit: int | None = None,
     trial_timeout: int | None = None,
@@ -196,7 +213,8 @@ def train(
 ) -> Trial:
     """Train one configuration, tracked as a trial is; go on with it if it was cut off.
 
-    It is given as settings, such as `filters=48`. For the other arguments, see `search`;
+    It is given as settings, such as `filters=48`; the network's other hyperparameters have their
+    defaults. For the other arguments, see `search`;
     `on_failure` is what to do if the training diverges.
 
     Raises:
@@ -204,7 +222,7 @@ def train(
     """
     _check_options(on_failure, echo, on_start, fresh=fresh, upgrade_store=upgrade_store)
     trial_timeout = None if trial_timeout is None else require_whole("trial_timeout", trial_timeout)
-    config = TrainingConfig.of(**checked(settings))
+    config = config_of(find_network(network), settings, lines_to(echo))
     split = SplitConfig(protocol=protocol, seed=config.seed, limit=limit)
     require_room_at_once([config], split, 1, fresh=fresh, tracking_uri=tracking_uri)
     quiet, echo = echo is None, lines_to(echo)
@@ -276,8 +294,7 @@ def _load(resources: Resources) -> None:
     _ = resources.images
     with interrupts.held_back():
         runtime.load_tensorflow()
-        for module in ("grid_search.scheduler", "grid_search.oracle"):  # found whole from now on
-            import_module(f"fmnist_tracking.{module}")
+        import_module("fmnist_tracking.grid_search.scheduler")  # found whole from now on
         from fmnist_tracking.networks import models
 
     models.require_float32()
@@ -294,7 +311,7 @@ def _start_search(
     """Open the search's run, make the trials of those that were cut off its own; return its id."""
     store = resources.store
     info = tracking.SearchInfo(
-        name=f"search of {len(space)} point{'s' if len(space) > 1 else ''}",
+        name=_name(space),
         space=space,
         base=base,
         split=resources.split,
@@ -319,30 +336,14 @@ def _start_search(
     return run_id
 
 
+def _name(space: SearchSpace) -> str:
+    count = f"{len(space)} point{'s' if len(space) > 1 else ''}"
+    whose = "" if space.network.is_coursework else f" of {space.network.name}"
+    return f"search of {count}{whose}"
+
+
 def _reused(plan: SearchPlan) -> list[str]:
     return [trial.run_id for trial in plan.state.finished.values() if trial.reused]
-
-
-def _explore(
-    space: SearchSpace,
-    base: TrainingConfig,
-    trials: Iterable[PlannedTrial],
-    submit: "Callable[[PlannedTrial], Future[TrialScore]]",
-    slots: Callable[[], int],
-    recording: Recording,
-) -> None:
-    """Have every point tried, in the order in which KerasTuner's oracle asks for them."""
-    planned = {trial.config: trial for trial in trials}
-    if all(trial.finished is not None for trial in planned.values()):
-        for trial in planned.values():
-            submit(trial)
-        return
-    from fmnist_tracking.grid_search.oracle import explore
-
-    def run(values: Mapping[str, Value]) -> "Future[TrialScore]":
-        return submit(planned[base.replace(**values)])
-
-    explore(space, run, slots, recording.writer.failed)
 
 
 def _own_run(store: Store, run_id: str) -> TrackedRun:

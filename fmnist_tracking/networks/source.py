@@ -9,15 +9,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fmnist_tracking.errors import ConfigError, setting, shown
 from fmnist_tracking.network import COURSEWORK, COURSEWORK_NAME, Network
 
+# A function build(hp), a HyperModel class, or the name of one; None for the coursework's.
+NetworkName: TypeAlias = str | Callable[..., Any] | Network | None
 _EXAMPLE = "Examples: my_net.py:build, my_package.networks:build"
 
 
-def find_network(named: str | Callable[..., Any] | type | Network | None) -> Network:
+def find_network(named: NetworkName) -> Network:
     """Find the network that a person names.
 
     Args:

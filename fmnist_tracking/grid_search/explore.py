@@ -1,0 +1,49 @@
+"""Have every point of a grid tried, so many at once, in the grid's order."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
+
+from fmnist_tracking.grid_search.plan import PlannedTrial
+from fmnist_tracking.results import TrialScore
+
+
+def explore(
+    trials: Iterable[PlannedTrial],
+    submit: "Callable[[PlannedTrial], Future[TrialScore]]",
+    slots: Callable[[], int],
+    stop: "Future[None]",
+) -> None:
+    """Submit every trial, and wait until all have ended.
+
+    The order is that of KerasTuner's grid oracle; see `networks.space`.
+
+    Args:
+        trials: of the grid.
+        submit: starts a trial; the future ends with how it came out. One that was trained already
+            ends at once, and holds no slot.
+        slots: returns how many trials may run at once.
+        stop: ends the search when it ends with an exception, whatever is running.
+    """
+    running: set[Future[TrialScore]] = set()
+    for trial in trials:
+        while len(running) >= slots():
+            running = _wait(running, stop)
+        future = submit(trial)
+        if not future.done():
+            running.add(future)
+        else:
+            future.result()
+    while running:
+        running = _wait(running, stop)
+
+
+def _wait(running: "set[Future[TrialScore]]", stop: "Future[None]") -> "set[Future[TrialScore]]":
+    """Wait until a trial ends, and return those that have not."""
+    watched: list[Future[Any]] = [*running, stop]
+    done, _ = wait(watched, return_when=FIRST_COMPLETED)
+    if stop in done:
+        stop.result()
+    for future in running & done:
+        future.result()  # raises what was no trial's own error
+    return running - done
