@@ -13,6 +13,7 @@ from fmnist_tracking import data, doctor, environment
 from fmnist_tracking.cli import options, search
 from fmnist_tracking.cli.commands import app
 from fmnist_tracking.config import COURSEWORK_GRID
+from fmnist_tracking.search_space import SearchSpace
 from fmnist_tracking.tracking import Store
 
 COMMANDS = [info.callback.__name__ for info in app.registered_commands if info.callback]
@@ -381,8 +382,10 @@ def test_under_mlflow_run_a_default_is_not_asked_for(
 
 
 def space_of(**given: object) -> object:
-    options: dict[str, object] = {"file": None, "texts": {}, "axes": []}
-    return search._space(**{**options, **given}).axes  # type: ignore[arg-type]
+    options: dict[str, Any] = {"file": None, "texts": {}, "axes": [], "is_coursework": True}
+    space = search._grid(**{**options, **given})
+    assert isinstance(space, SearchSpace)
+    return space.axes
 
 
 def test_grid_from_the_options(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_one_value_names_its_option() -> None:
 def test_grid_file(tmp_path: Path) -> None:
     file = tmp_path / "grid.yaml"
     file.write_text("filters: [8, 16]\nlearning_rate: 0.01\ndropout: [1e-1, .2]\n")
-    assert load_space(file).axes == {
+    assert load_space(file) == {
         "filters": (8, 16),
         "learning_rate": (0.01,),
         "dropout": (0.1, 0.2),
@@ -113,7 +113,7 @@ def test_grid_file(tmp_path: Path) -> None:
 def test_an_anchor_and_a_quoted_number_in_a_grid_file(tmp_path: Path) -> None:
     file = tmp_path / "grid.yaml"
     file.write_text("filters: &few [8, '16']\nhidden_units: *few\n")
-    assert load_space(file).axes == {"filters": (8, 16), "hidden_units": (8, 16)}
+    assert load_space(file) == {"filters": (8, 16), "hidden_units": (8, 16)}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from fmnist_tracking.config import (
     singular,
 )
 from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.search_space import SearchSpace
 
 # Numbers as they are typed: ASCII digits, without leading zeros. No setting is below 0.
 _WHOLE = re.compile(r"(0|[1-9][0-9]*)")
@@ -148,12 +149,10 @@ def load_space(path: Path, *, is_coursework: bool = True) -> dict[str, tuple[Val
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ConfigError(f"The grid file {path} is not a mapping. Expected {_SPACE_EXAMPLE}")
     try:
-        if not content:
-            raise ConfigError("Expected a grid with at least one axis, got none.")
+        if is_coursework:
+            return dict(SearchSpace(axes={n: _listed(n, v) for n, v in content.items()}).axes)
         return {
-            name: _listed(name, value)
-            if is_coursework or name in TRAINING_SETTINGS
-            else _texts(name, value)
+            name: _listed(name, value) if name in TRAINING_SETTINGS else _texts(name, value)
             for name, value in content.items()
         }
     except ConfigError as error:

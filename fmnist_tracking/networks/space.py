@@ -12,7 +12,7 @@ import numpy as np
 from keras_tuner.engine import hyperparameters as hp_types
 
 from fmnist_tracking.config import MOST_POINTS, TRAINING_SETTINGS, did_you_mean
-from fmnist_tracking.errors import ConfigError, first_line, setting, shown
+from fmnist_tracking.errors import ConfigError, first_line, shown
 from fmnist_tracking.network import Network, Value
 from fmnist_tracking.networks.build import checked, load_build, size_of_model
 from fmnist_tracking.search_space import Combination, Impossible, NetworkGrid
@@ -49,10 +49,10 @@ def explore_grid(
             directory=scratch,
             overwrite=True,
         )
-        builder.require_finite()
+        builder.require_sound()
         tuner.report = report
         tuner.search(verbose=0)
-    builder.require_finite()
+    builder.require_sound()
     space = tuner.oracle.get_space().space
     names = list(dict.fromkeys(hp.name for hp in space))
     _require_known(network, wanted, names)
@@ -90,44 +90,57 @@ class _Replacing(keras_tuner.HyperParameters):  # type: ignore[misc]
     """Hyperparameters some of which have other values than the network's function says."""
 
     replaced: Mapping[str, tuple[Value, ...]]
-    endless: dict[str, str]
+    wrong: list[ConfigError]
 
     def _register(self, hyperparameter: Any, overwrite: bool = False) -> Any:
         name = hyperparameter.name
         if name in self.replaced:
-            values = [_as_type_of(hyperparameter, value) for value in self.replaced[name]]
+            values = [self._as_type_of(hyperparameter, value) for value in self.replaced[name]]
             hyperparameter = hp_types.Choice(
                 name, values, default=values[0], conditions=hyperparameter.conditions
             )
+        elif isinstance(hyperparameter, hp_types.Int) and hyperparameter.sampling != "linear":
+            # KerasTuner gives these values as floats, which no layer takes for a number of units.
+            hyperparameter = hp_types.Choice(
+                name,
+                [int(value) for value in hyperparameter.values],
+                default=hyperparameter.default,
+                conditions=hyperparameter.conditions,
+            )
         elif isinstance(hyperparameter, hp_types.Float) and hyperparameter.step is None:
             low, high = hyperparameter.min_value, hyperparameter.max_value
-            self.endless[name] = f"{low:g},{high:g}"
-        elif name in TRAINING_SETTINGS:
-            raise ConfigError(
+            self._refuse(
+                f"The values of {name} are without end: it is a Float without a step. Give it a "
+                f"step in the network, or list its values in the grid, such as {name}={low:g},"
+                f"{high:g}."
+            )
+        if name in TRAINING_SETTINGS:
+            self._refuse(
                 f"The network has a hyperparameter {name}, which is also a setting of the "
                 "training. Give it another name, or leave it out: as a setting it can be an axis."
             )
         return super()._register(hyperparameter, overwrite)
 
+    def _as_type_of(self, hyperparameter: Any, value: Value) -> Value:
+        """Convert a value to the type of a hyperparameter's own; a text is read as that."""
+        expected = type(hyperparameter.default)
+        with contextlib.suppress(ValueError):
+            if isinstance(value, str) and expected is not str:
+                return _READ[expected](value)
+        if expected is float and type(value) is int:
+            return float(value)
+        if type(value) is not expected:
+            self._refuse(
+                f"Expected {hyperparameter.name} to list {_WORDS[expected]}, as the network does, "
+                f"got {shown(value)}."
+            )
+        return value
 
-def _as_type_of(hyperparameter: Any, value: Value) -> Value:
-    """Convert a value to the type of a hyperparameter's own; a text is read as that.
-
-    Raises:
-        ConfigError: it is none of that type.
-    """
-    expected = type(hyperparameter.default)
-    with contextlib.suppress(ValueError):
-        if isinstance(value, str) and expected is not str:
-            return _READ[expected](value)
-    if expected is float and type(value) is int:
-        return float(value)
-    if type(value) is not expected:
-        raise ConfigError(
-            f"Expected {hyperparameter.name} to list {_WORDS[expected]}, as the network does, got "
-            f"{shown(value)}."
-        )
-    return value
+    def _refuse(self, message: str) -> None:
+        """Keep an error, which is no point's own, and end the building with it."""
+        error = ConfigError(message)
+        self.wrong.append(error)
+        raise error
 
 
 def _read_flag(text: str) -> bool:
@@ -146,14 +159,14 @@ class _Builder(keras_tuner.HyperModel):  # type: ignore[misc]
         super().__init__()
         self.network = network
         self.replaced = replaced
-        self.endless: dict[str, str] = {}
+        self.wrong: list[ConfigError] = []
         self.is_tolerant = False
         self._function = load_build(network)
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model | None:
         """Build the network of a point; None where an error is told with the point later."""
         hp.__class__ = _Replacing
-        hp.replaced, hp.endless = self.replaced, self.endless
+        hp.replaced, hp.wrong = self.replaced, self.wrong
         keras.backend.clear_session()
         try:
             return checked(self._function(hp), self.network)
@@ -162,14 +175,10 @@ class _Builder(keras_tuner.HyperModel):  # type: ignore[misc]
                 return None
             raise
 
-    def require_finite(self) -> None:
-        """Raise `ConfigError` if the values of a hyperparameter are without end."""
-        for name, ends in self.endless.items():
-            raise ConfigError(
-                f"The values of {name} are without end: it is a Float without a step. Give it one "
-                f"in the network, or list its values in the grid, such as {setting('axis')} "
-                f"{name}={ends}"
-            )
+    def require_sound(self) -> None:
+        """Raise what is wrong with the hyperparameters, whatever their values."""
+        if self.wrong:
+            raise self.wrong[0]
 
 
 class _Enumerator(keras_tuner.GridSearch):  # type: ignore[misc]

@@ -20,7 +20,7 @@ def build(
 ) -> keras.Model:
     """Build three blocks, each with twice as many filters as the one before; compile them."""
     block = hp.Choice("block", ["residual", "separable"])
-    filters = hp.Int("filters", 8, 16, step=2, sampling="log")
+    filters = hp.Choice("filters", [8, 16])
     depth_multiplier = hp.Int(
         "depth_multiplier", 1, 2, parent_name="block", parent_values=["separable"]
     )
@@ -28,10 +28,7 @@ def build(
     x = keras.layers.Rescaling(1 / 255)(pixels)
     for number in range(3):
         width = filters * 2**number
-        if block == "residual":
-            x = _residual(x, width)
-        else:
-            x = _separable(x, width, depth_multiplier)
+        x = _residual(x, width) if block == "residual" else _separable(x, width, depth_multiplier)
         x = keras.layers.MaxPool2D(2)(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
     x = keras.layers.Dropout(hp.Float("dropout", 0.0, 0.2, step=0.2))(x)

@@ -1,8 +1,7 @@
 import math
 import random
 import threading
-import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmnist_tracking.config import TrainingConfig, Value
+from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.errors import TrackingError
-from fmnist_tracking.grid_search import oracle as module
-from fmnist_tracking.grid_search.oracle import GridOracle, explore
+from fmnist_tracking.grid_search import explore as module
+from fmnist_tracking.grid_search.explore import explore
+from fmnist_tracking.grid_search.plan import PlannedTrial
 from fmnist_tracking.results import TrialScore
 from fmnist_tracking.search_space import SearchSpace
 
@@ -35,6 +35,13 @@ def endless() -> "Future[None]":
     return Future()
 
 
+def trials_of(space: SearchSpace) -> list[PlannedTrial]:
+    return [
+        PlannedTrial(number=number, name="", config=config, fingerprint="", checkpoint_dir=Path())
+        for number, config in enumerate(space.points(TrainingConfig()), start=1)
+    ]
+
+
 def ended(outcome: TrialScore) -> "Future[TrialScore]":
     future: Future[TrialScore] = Future()
     future.set_result(outcome)
@@ -46,7 +53,7 @@ class World:
 
     def __init__(self, chance: random.Random, failing: float, finished: float) -> None:
         self.chance, self.failing, self.finished = chance, failing, finished
-        self.points: list[dict[str, Value]] = []
+        self.points: list[PlannedTrial] = []
         self.open: list[Future[TrialScore]] = []
         self.open_at_waits: list[tuple[int, int]] = []
 
@@ -55,8 +62,8 @@ class World:
             return FAILED
         return TrialScore(val_accuracy=self.chance.random(), best_epoch=1)
 
-    def run(self, values: Mapping[str, Value]) -> "Future[TrialScore]":
-        self.points.append(dict(values))
+    def run(self, trial: PlannedTrial) -> "Future[TrialScore]":
+        self.points.append(trial)
         if self.chance.random() < self.finished:
             return ended(self.outcome())
         self.open.append(Future())
@@ -88,31 +95,13 @@ def test_every_point_once_in_any_order_of_finishing(
     world = World(random.Random(seed), failing, finished)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "wait", world.wait)
-        explore(space, world.run, lambda: slots, endless())
-    handed_out = {tuple(point[axis] for axis in space.axes) for point in world.points}
-    assert len(handed_out) == len(world.points) == math.prod(map(len, axes.values()))
-    assert handed_out == {
-        tuple(p[axis] for axis in space.axes) for p in space.points(TrainingConfig.of())
-    }
+        explore(trials_of(space), world.run, lambda: slots, endless())
+    assert [trial.number for trial in world.points] == [*range(1, len(space) + 1)]
+    assert len(space) == math.prod(map(len, axes.values()))
     assert world.open == []
     # It waits only when no slot is free or no point is left, and never has more than its slots.
     for open_then, handed_out_then in world.open_at_waits:
         assert open_then == slots or (open_then < slots and handed_out_then == len(space))
-
-
-def test_points_come_in_the_grid_s_order() -> None:
-    points: list[dict[str, Value]] = []
-
-    def run(values: Mapping[str, Value]) -> "Future[TrialScore]":
-        points.append(dict(values))
-        return ended(TrialScore(val_accuracy=0.5, best_epoch=1))
-
-    explore(SPACE, run, lambda: 1, endless())
-    expected = [
-        {"filters": p["filters"], "strides": p["strides"], "kernel_size": p["kernel_size"]}
-        for p in SPACE.points(TrainingConfig.of())
-    ]
-    assert points == expected
 
 
 def test_four_workers_are_kept_busy() -> None:
@@ -129,34 +118,34 @@ def test_four_workers_are_kept_busy() -> None:
         return TrialScore(val_accuracy=0.5, best_epoch=1)
 
     with ThreadPoolExecutor(8) as threads:
-        explore(space, lambda _: threads.submit(work), lambda: 4, endless())
+        explore(trials_of(space), lambda _: threads.submit(work), lambda: 4, endless())
     assert not four_at_once.broken
     assert most == 4
 
 
 def test_an_error_of_the_driver_in_a_trial_ends_the_search() -> None:
-    def run(values: Mapping[str, Value]) -> "Future[TrialScore]":
+    def run(trial: PlannedTrial) -> "Future[TrialScore]":
         future: Future[TrialScore] = Future()
         threading.Timer(0.1, future.set_exception, [ConnectionError("no driver")]).start()
         return future
 
     with pytest.raises(ConnectionError, match="no driver"):
-        explore(SPACE, run, lambda: 1, endless())
+        explore(trials_of(SPACE), run, lambda: 1, endless())
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["failed before", "fails while it waits"])
 def test_a_store_that_fails_for_good_ends_the_search(before: bool) -> None:
     stop = endless()
     error = TrackingError("the store is gone")
-    started: list[Mapping[str, Value]] = []
+    started: list[PlannedTrial] = []
     timers: list[threading.Timer] = []
 
     def after(seconds: float, act: Callable[..., None], value: object) -> None:
         timers.append(threading.Timer(seconds, act, [value]))
         timers[-1].start()
 
-    def run(values: Mapping[str, Value]) -> "Future[TrialScore]":
-        started.append(values)
+    def run(trial: PlannedTrial) -> "Future[TrialScore]":
+        started.append(trial)
         future: Future[TrialScore] = Future()
         after(20, future.set_result, FAILED)  # far too late
         if len(started) == 2 and not before:
@@ -167,60 +156,8 @@ def test_a_store_that_fails_for_good_ends_the_search(before: bool) -> None:
         stop.set_exception(error)
     try:
         with pytest.raises(TrackingError, match="the store is gone"):
-            explore(SPACE, run, lambda: 2, stop)
+            explore(trials_of(SPACE), run, lambda: 2, stop)
     finally:
         for timer in timers:
             timer.cancel()
     assert len(started) == 2
-
-
-def test_warnings_that_are_errors_do_not_stop_the_search() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        explore(
-            SPACE, lambda _: ended(TrialScore(val_accuracy=0.5, best_epoch=1)), lambda: 1, endless()
-        )
-        with pytest.raises(DeprecationWarning):
-            warnings.warn("of the program", DeprecationWarning, stacklevel=1)
-
-
-def test_many_failures_in_a_row_do_not_stop_the_search() -> None:
-    tried: list[Mapping[str, Value]] = []
-
-    def run(values: Mapping[str, Value]) -> "Future[TrialScore]":
-        tried.append(values)
-        return ended(FAILED)
-
-    explore(SPACE, run, lambda: 1, endless())
-    assert len(tried) == len(SPACE)
-
-
-def test_the_oracle_writes_nothing(tmp_path: Path) -> None:
-    oracle = GridOracle(SPACE)
-    oracle.create_trial("slot")
-    assert list(tmp_path.iterdir()) == []  # the working folder
-
-
-def test_keras_tuner_is_told_that_a_trial_which_diverged_failed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    oracles: list[GridOracle] = []
-
-    class Seen(GridOracle):
-        def __init__(self, space: SearchSpace) -> None:
-            super().__init__(space)
-            oracles.append(self)
-
-    monkeypatch.setattr(module, "GridOracle", Seen)
-    space = SearchSpace(axes={"learning_rate": (0.001, 1.0)})
-
-    def run(values: Mapping[str, Value]) -> "Future[TrialScore]":
-        diverged = values["learning_rate"] == 1
-        return ended(
-            TrialScore(val_accuracy=0.9 if diverged else 0.5, best_epoch=1, diverged=diverged)
-        )
-
-    explore(space, run, lambda: 1, endless())
-    found = {t.hyperparameters.values["learning_rate"]: t for t in oracles[0].trials.values()}
-    assert (found[0.001].status, found[0.001].score) == ("COMPLETED", 0.5)
-    assert (found[1.0].status, found[1.0].score) == ("FAILED", None)
