@@ -35,6 +35,7 @@ class InspectionTask:
         data_dir: where the data is, None for the usual places.
         data_sha256: `Dataset.digest` of the data it was trained on.
         seed: of the choice of sample images.
+        layer: the convolution whose maps are wanted, None for the first.
         images: `validation`, of which the samples alone are classified; or `test`, which opens the
             sealed ones and scores all of them.
     """
@@ -45,6 +46,7 @@ class InspectionTask:
     data_sha256: str
     seed: int
     images: Images
+    layer: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +62,8 @@ class ModelInspection:
         images: the samples, uint8, shape (k, height, width, channels).
         labels: their true classes, uint8, shape (k,).
         probabilities: what the model gives for them, float32, shape (k, classes).
-        maps: what its first convolution makes of the first sample, float32, shape
-            (filters, height, width).
+        layer: the convolution that was looked at, None where the network has none.
+        maps: what it makes of the first sample, float32, shape (filters, height, width).
         evaluation: of all test images, None if they stayed sealed.
     """
 
@@ -73,5 +75,6 @@ class ModelInspection:
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
     probabilities: NDArray[np.float32]
+    layer: str | None
     maps: NDArray[np.float32]
     evaluation: Evaluation | None

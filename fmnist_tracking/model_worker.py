@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fmnist_tracking import runtime
 from fmnist_tracking.data import load_dataset, split_dataset, test_set
-from fmnist_tracking.errors import DataError, TrackingError, first_line, setting
+from fmnist_tracking.errors import ConfigError, DataError, TrackingError, first_line, setting
 from fmnist_tracking.inspection import InspectionTask, ModelInspection, StoredModel
 from fmnist_tracking.metrics import evaluate
 from fmnist_tracking.networks import models
@@ -31,6 +31,7 @@ def inspect_model(task: InspectionTask, report: Callable[[Any], None]) -> ModelI
 
     Raises:
         DataError: the data is not what the model was trained on, or cannot be had.
+        ConfigError: the model has no such layer.
         TrackingError: the model cannot be used, or gives no numbers.
     """
     model = _load(task.model)
@@ -52,10 +53,7 @@ def inspect_model(task: InspectionTask, report: Callable[[Any], None]) -> ModelI
         evaluation = None
     count = len(labels)
     chosen = np.random.default_rng(task.seed).choice(count, min(_SAMPLES, count), replace=False)
-    try:
-        maps = models.first_layer_activations(model, images[chosen[0]])
-    except Exception as error:  # of a network that this project did not build
-        raise _unusable(task.model.run_id, error) from None
+    layer, maps = _maps(model, task, images[chosen[0]])
     return ModelInspection(
         is_fashion_mnist=dataset.is_fashion_mnist,
         class_names=dataset.class_names,
@@ -67,9 +65,25 @@ def inspect_model(task: InspectionTask, report: Callable[[Any], None]) -> ModelI
         probabilities=everything[chosen]
         if evaluation
         else classify(task.model, images[chosen], report),
+        layer=layer,
         maps=maps,
         evaluation=evaluation,
     )
+
+
+def _maps(
+    model: keras.Model, task: InspectionTask, image: NDArray[np.uint8]
+) -> tuple[str | None, NDArray[np.float32]]:
+    """Return the name of the convolution that is asked for, and its maps of an image."""
+    try:
+        layer = models.convolution(model, task.layer)
+        if layer is None:
+            return None, np.empty((0, 0, 0), np.float32)
+        return str(layer.name), models.activations(model, layer, image)
+    except ConfigError:
+        raise
+    except Exception as error:  # of a network that this project did not build
+        raise _unusable(task.model.run_id, error) from None
 
 
 def classify(

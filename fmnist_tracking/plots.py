@@ -225,18 +225,18 @@ def activations(maps: NDArray[np.float32], title: str) -> Figure:
     figure = Figure(figsize=(width, height))
     _title(figure, _drawable(title), y=1 - 0.12 / height, va="top")
     panels = _panels(figure, rows, columns, (left + 0.1, 0.1, left + across, height - 0.6), 0.2)
-    top = float(maps.max()) or 1.0
+    low, top = min(0.0, float(maps.min())), float(maps.max()) or 1.0
     for number, axes in enumerate(panels.flat):
         axes.set_axis_off()
         if number < count:
-            drawn = axes.imshow(maps[number], cmap="viridis", vmin=0, vmax=top)
+            drawn = axes.imshow(maps[number], cmap="viridis", vmin=low, vmax=top)
             axes.set_title(f"filter {number + 1}", fontsize=7, pad=2)
     length = min(height - 0.8, 3.6)
     side = (left + across + 0.15) / width
     scale = figure.add_axes(
         (side, (height - 0.5 - length) / 2 / height, 0.18 / width, length / height)
     )
-    figure.colorbar(drawn, cax=scale, label="activation after ReLU (same scale)")
+    figure.colorbar(drawn, cax=scale, label="activation (same scale)")
     return figure
 
 

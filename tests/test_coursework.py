@@ -11,7 +11,7 @@ from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.network import feature_map_sizes
 from fmnist_tracking.networks.build import build_model, with_weights
-from fmnist_tracking.networks.models import first_layer_activations, load_model, predict
+from fmnist_tracking.networks.models import activations, convolution, load_model, predict
 from fmnist_tracking.networks.portable import make_portable
 from fmnist_tracking.search_space import SearchSpace
 
@@ -43,7 +43,9 @@ def test_raw_pixels_in_probabilities_out(split: DataSplit) -> None:
 def test_48_activation_maps_of_26_by_26(split: DataSplit) -> None:
     model = build_model(TrainingConfig.of(filters=48, kernel_size=3, strides=1))
     image = split.train_images[0]
-    maps = first_layer_activations(model, image)
+    layer = convolution(model, None)
+    assert layer is model.get_layer("conv1")
+    maps = activations(model, layer, image)
     assert maps.shape == (48, 26, 26)
     # One value by hand: filter 5 at row 10, column 12, with the scaled pixels under it.
     kernel, bias = model.get_layer("conv1").get_weights()

@@ -129,7 +129,7 @@ def test_a_search_s_covers_its_points_and_their_order() -> None:
 def test_it_is_had_without_tensorflow() -> None:
     code = (
         "import sys\n"
-        "from fmnist_tracking import fingerprint, network\n"
+        "from fmnist_tracking import config, fingerprint\n"
         "print(fingerprint.of_point(config.TrainingConfig.of(), config.SplitConfig(), 'd'))\n"
         "print(sorted(set(sys.modules) & {'tensorflow', 'keras', 'sklearn', 'numpy'}))\n"
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from conftest import SMALL
 from fmnist_tracking.data import Dataset
-from fmnist_tracking.networks.build import build_model
+from fmnist_tracking.networks.build import build_model, with_weights
 from fmnist_tracking.networks.models import predict
 from fmnist_tracking.tracking import Store, schema
 from fmnist_tracking.tracking.logged_model import MODEL_REQUIREMENTS, log_model
@@ -48,7 +48,7 @@ def logged(store: Store, dataset: Dataset) -> Logged:
     images = dataset.test_images[:20, ..., np.newaxis]
     experiment = store.experiment_id("models")
     run_id = store.client.create_run(experiment).info.run_id
-    model = build_model(SMALL)
+    model = with_weights(SMALL, build_model(SMALL).get_weights())
     model_id, _ = log_model(
         store, experiment, run_id, model, images[:1], params={}, tags={}, step=1
     )

@@ -574,7 +574,7 @@ def test_a_model_of_an_earlier_release_is_said_not_to_be_checked(
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_network_without_the_first_layer_has_no_activations(
+def test_a_network_without_a_convolution_has_no_activations(
     call: Call, kept: Kept, dataset: Dataset
 ) -> None:
     import keras
@@ -583,9 +583,17 @@ def test_a_network_without_the_first_layer_has_no_activations(
         [keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
     )
     run_id = kept.keep(other, SMALL, dataset.digest)
-    status, out, err = call("activations", "--run-id", run_id, "--tracking-uri", kept.uri)
-    assert (status, out) == (1, "")
-    assert "No such layer: conv1" in err.splitlines()[-1]
+    status, out, _ = call("activations", "--run-id", run_id, "--tracking-uri", kept.uri)
+    assert (status, [Path(line).name for line in out.splitlines()]) == (0, ["sample.png"])
+
+
+def test_the_maps_of_any_convolution_are_drawn(call: Call, kept: Kept, dataset: Dataset) -> None:
+    run_id = kept.keep(build_model(SMALL), SMALL, dataset.digest)
+    arguments = ["activations", "--run-id", run_id, "--tracking-uri", kept.uri, "--layer"]
+    assert call(*arguments, "conv2")[0] == 0
+    status, _, err = call(*arguments, "conv3")
+    assert status == 2
+    assert "Expected --layer to be one of scale, conv1, pool1, dropout1, conv2" in err
 
 
 @pytest.mark.parametrize("command", ["activations", "predictions"])

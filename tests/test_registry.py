@@ -20,7 +20,7 @@ from fmnist_tracking.cli.models import say_how_to_serve
 from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, PromotionError, TrackingError
-from fmnist_tracking.networks.build import build_model
+from fmnist_tracking.networks.build import build_model, with_weights
 from fmnist_tracking.networks.models import predict
 from fmnist_tracking.promotion import promote
 from fmnist_tracking.tracking import DatasetInfo, Store, schema
@@ -33,7 +33,7 @@ NAME = "fashion-mnist"
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return build_model(SMALL)
+    return with_weights(SMALL, build_model(SMALL).get_weights())
 
 
 class Trials:

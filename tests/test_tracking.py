@@ -115,9 +115,7 @@ def test_a_finished_trial_has_all_that_the_contract_names(
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.tags["mlflow.source.git.commit"] == "a" * 40
     assert run.data.tags["mlflow.source.git.dirty"] == "true"
-    assert {k: run.data.params[k] for k in FIELDS} == {
-        k: str(v) for k, v in dataclasses.asdict(SMALL).items()
-    }
+    assert {k: run.data.params[k] for k in FIELDS} == {k: str(v) for k, v in SMALL.values.items()}
     for name in ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds"):
         history = store.client.get_metric_history(run_id, name)
         assert [(m.step, m.value, m.timestamp) for m in history] == [

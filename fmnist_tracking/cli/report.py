@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 import fmnist_tracking as ft
 from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
@@ -19,12 +21,20 @@ _VALIDATION_DIR = options.path_option(
     "Where the files go. Default: reports/, the run's first characters, and validation/.",
 )
 
+_LAYER = typer.Option(
+    "",
+    "--layer",
+    metavar="NAME",
+    help="The convolution whose activation maps are drawn. Default: the first.",
+)
+
 
 @command(example="fmnist-track report --run-id latest")
 def report(
     run_id: str = options.ONLY_RUN_ID,
     output_dir: Path | None = options.OUTPUT_DIR,
     seed: int = options.SAMPLE_SEED,
+    layer: str = _LAYER,
     data_dir: Path | None = options.DATA_DIR,
     experiment: str | None = options.IN_EXPERIMENT,
     tracking_uri: str | None = options.TRACKING_URI,
@@ -34,7 +44,7 @@ def report(
 
     This opens the sealed test images, and records with the run that it did.
     """
-    _write("report", run_id, output_dir, seed, data_dir, experiment, tracking_uri, as_json)
+    _write("report", run_id, output_dir, seed, data_dir, experiment, tracking_uri, as_json, layer)
 
 
 @command(example="fmnist-track activations --run-id best")
@@ -42,16 +52,19 @@ def activations(
     run_id: str = options.ONLY_RUN_ID,
     output_dir: Path | None = _VALIDATION_DIR,
     seed: int = options.SAMPLE_SEED,
+    layer: str = _LAYER,
     data_dir: Path | None = options.DATA_DIR,
     experiment: str | None = options.IN_EXPERIMENT,
     tracking_uri: str | None = options.TRACKING_URI,
     as_json: bool = options.JSON,
 ) -> None:
-    """Draw a validation image and its first-layer activation maps, one for each filter.
+    """Draw a validation image and its activation maps in a convolution, one for each filter.
 
     The model was not trained on that image. The test images stay sealed; `report` opens them.
     """
-    _write("activations", run_id, output_dir, seed, data_dir, experiment, tracking_uri, as_json)
+    _write(
+        "activations", run_id, output_dir, seed, data_dir, experiment, tracking_uri, as_json, layer
+    )
 
 
 @command(example="fmnist-track predictions --run-id best --seed 7")
@@ -80,6 +93,7 @@ def _write(
     experiment: str | None,
     tracking_uri: str | None,
     as_json: bool,
+    layer: str = "",
 ) -> None:
     """Run one of the commands that write figures, and print where they are."""
     warm_up()
@@ -88,6 +102,7 @@ def _write(
         part=part,
         output_dir=output_dir,
         seed=seed,
+        layer=layer or None,
         data_dir=data_dir,
         experiment=experiment,
         tracking_uri=tracking_uri,

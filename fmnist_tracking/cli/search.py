@@ -150,9 +150,8 @@ def train(
     chosen = settings
     if network not in ("", COURSEWORK_NAME):  # its own hyperparameters have its own defaults
         chosen = {
-            name: value
-            for name, value in settings.items()
-            if name in TRAINING_SETTINGS or is_given(context, name)
+            **{name: settings[name] for name in TRAINING_SETTINGS},
+            **_asked_for(context, settings),
         }
     for text in [part for option in set_to if option for part in option.split(";")]:
         name, value = parse_setting(text)

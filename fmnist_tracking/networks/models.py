@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_tracking import runtime
-from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.config import did_you_mean
+from fmnist_tracking.errors import ConfigError, setting, shown
 from fmnist_tracking.files import open_untrusted, require_harmless_zip
 from fmnist_tracking.network import COURSEWORK, Network
 
@@ -100,23 +101,37 @@ def predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32
     return np.concatenate(parts)
 
 
-def first_layer_activations(model: keras.Model, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Compute the activation maps of the first convolution, after its own activation.
+def convolution(model: keras.Model, name: str | None) -> keras.Layer | None:
+    """Return a model's convolution of that name; the first one if None, which need not be there.
+
+    Raises:
+        ConfigError: there is no layer of that name which gives maps.
+    """
+    if name is None:
+        return next((layer for layer in model.layers if isinstance(layer, _CONVOLUTIONS)), None)
+    named = {layer.name: layer for layer in model.layers if len(layer.output.shape) == 4}
+    if name not in named:
+        raise ConfigError(
+            f"Expected {setting('layer')} to be one of {', '.join(named)}, got {shown(name)}."
+            f"{did_you_mean(name, named)}"
+        )
+    return named[name]
+
+
+def activations(
+    model: keras.Model, layer: keras.Layer, image: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """Compute the activation maps of a layer, after its own activation.
 
     Args:
         model: from `load_model`.
+        layer: of the model.
         image: raw, uint8, shape (height, width, channels), 0..255.
 
     Returns:
         float32, shape (filters, height, width): one activation map for each filter.
-
-    Raises:
-        ValueError: the model has no such layer.
     """
-    found = next((layer for layer in model.layers if isinstance(layer, _CONVOLUTIONS)), None)
-    if found is None:
-        raise ValueError("It has no convolution.")
-    first = keras.Model(model.inputs[0], found.output)
+    first = keras.Model(model.inputs[0], layer.output)
     return np.moveaxis(_call(first, image[np.newaxis])[0], -1, 0)
 
 

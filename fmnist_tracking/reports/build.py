@@ -15,6 +15,7 @@ from fmnist_tracking.config import (
     format_value,
     require_choice,
     require_path,
+    require_text,
     require_whole,
 )
 from fmnist_tracking.console import Echo, echo_line, lines_to
@@ -90,6 +91,7 @@ def report(
     part: Part = "report",
     output_dir: str | Path | None = None,
     seed: int = DEFAULT_SAMPLE_SEED,
+    layer: str | None = None,
     experiment: str | None = None,
     tracking_uri: str | None = None,
     data_dir: str | Path | None = None,
@@ -106,6 +108,7 @@ def report(
         output_dir: where the files go, by default reports/ and the run's first 8 characters, and
             validation/ for a part.
         seed: of the choice of sample images.
+        layer: name of the convolution whose activation maps are drawn, None for the first.
         experiment: name of the experiment to look in, None for the one in use.
         tracking_uri: of the MLflow store, None for the usual one.
         data_dir: where the data is, None for the usual places.
@@ -118,6 +121,8 @@ def report(
     """
     require_choice("part", part, get_args(Part))
     require_whole("seed", seed, minimum=0)
+    if layer is not None:
+        require_text("layer", layer)
     echo = lines_to(echo)
     reference, tracking_uri = located(run, tracking_uri)
     data_dir = None if data_dir is None else require_path("data_dir", data_dir)
@@ -139,6 +144,7 @@ def report(
                 data_dir=data_dir,
                 data_sha256=trial.data_sha256,
                 seed=seed,
+                layer=layer,
                 images="test" if part == "report" else "validation",
             )
             if part == "report":

@@ -2,6 +2,7 @@
 
 from fmnist_tracking import plots
 from fmnist_tracking.inspection import ModelInspection
+from fmnist_tracking.redact import printable
 from fmnist_tracking.reports.page import Picture
 from fmnist_tracking.results import Evaluation, SearchResult, TrainingResult
 
@@ -41,24 +42,28 @@ def grid(search: SearchResult) -> Picture:
 
 
 def activations(seen: ModelInspection, subject: str, seed: int) -> list[Picture]:
-    """Draw the first sample, and its activation maps in the first convolution."""
+    """Draw the first sample, and its activation maps in a convolution, if the network has one."""
     image, truth = seen.images[0], seen.class_names[seen.labels[0]]
     guess = seen.class_names[int(seen.probabilities[0].argmax())]
+    picture = Picture(
+        file="sample.png",
+        heading="A sample",
+        caption=f"{seen.part.capitalize()} image {seen.chosen[0]}, chosen with seed {seed}.",
+        png=plots.png(plots.sample(image, truth, guess, f"Sample for {subject}")),
+    )
+    if seen.layer is None:
+        return [picture]
     count, height, width = seen.maps.shape
     shape = f"{count} maps of {height}×{width}"  # noqa: RUF001  # the sign people read
-    title = f"First-layer activations of {subject}: {shape}"
+    layer = printable(seen.layer)
+    title = f"Activations of {subject} in {layer}: {shape}"
     return [
-        Picture(
-            file="sample.png",
-            heading="A sample",
-            caption=f"{seen.part.capitalize()} image {seen.chosen[0]}, chosen with seed {seed}.",
-            png=plots.png(plots.sample(image, truth, guess, f"Sample for {subject}")),
-        ),
+        picture,
         Picture(
             file="activations.png",
-            heading="What the first convolution sees in it",
-            caption=f"{shape}, one for each filter, after the ReLU: bright where a filter "
-            "answers strongly.",
+            heading=f"What the layer {layer} sees in it",
+            caption=f"{shape}, one for each filter, after the layer's activation: bright where a "
+            "filter answers strongly.",
             png=plots.png(plots.activations(seen.maps, title)),
         ),
     ]

@@ -32,7 +32,6 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from fmnist_tracking.config import TrainingConfig
-from fmnist_tracking.metrics import cross_entropy
 from fmnist_tracking.network import COURSEWORK, POOL_SIZE
 from fmnist_tracking.networks.build import build_model
 from fmnist_tracking.training.shards import shard_bounds
@@ -212,10 +211,6 @@ class CourseworkStep:
             tf.constant(self._learning_rate, tf.float32),
         )
         return float(loss) / len(order), int(right)
-
-    def loss(self, labels: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> float:
-        """Compute the mean cross-entropy of validation images, in nats."""
-        return cross_entropy(labels, probabilities)
 
     def _epoch_of(
         self,

@@ -21,10 +21,9 @@ from fmnist_tracking.networks.build import size_of_model
 from fmnist_tracking.results import EpochMetrics, TrainingResult, best_epoch, diverged_in
 from fmnist_tracking.training import checkpoints
 from fmnist_tracking.training.checkpoints import Checkpoint
-from fmnist_tracking.training.prepare import Prepared, as_tensor, prepare
+from fmnist_tracking.training.prepare import as_tensor, prepare
 from fmnist_tracking.training.system_metrics import SystemMeter
 
-_VALIDATION_BATCH_SIZE = 1000
 # By so much may the sum of an image's probabilities differ from 1.
 _ROUNDING = 1e-3
 
@@ -83,7 +82,7 @@ def train(
     if saved is not None and place is not None and not saved.fits(step.variables, model):
         _log.warning("The checkpoint in %s is not used: it is another network's.", place.folder)
         saved = None
-    validate = _validator(prepared, data)
+    unseen = as_tensor(data.validation_images), as_tensor(data.validation_labels)
     meter = SystemMeter()
 
     epochs: list[EpochMetrics] = []
@@ -113,13 +112,14 @@ def train(
             order = np.random.default_rng([config.seed, epoch]).permutation(len(labels))
             loss, right = step.run_epoch(images, labels, order, epoch=epoch)
             fit_seconds += clock.now() - start
-            probabilities = validate()
+            val_loss, probabilities = prepared.evaluate(*unseen)
+            _require_probabilities(probabilities)
             predicted = predicted_labels(probabilities)
             figures = EpochMetrics(
                 epoch=epoch,
                 loss=loss,
                 accuracy=right / len(order),
-                val_loss=step.loss(data.validation_labels, probabilities),
+                val_loss=val_loss,
                 val_accuracy=accuracy(data.validation_labels, predicted),
                 epoch_seconds=clock.now() - start,
                 ended_at=int(time.time() * 1000),
@@ -175,25 +175,15 @@ def _is_done(config: TrainingConfig, epochs: Sequence[EpochMetrics], best: int) 
     return done >= config.epochs or bool(config.patience and done - best >= config.patience)
 
 
-def _validator(prepared: Prepared, data: DataSplit) -> Callable[[], NDArray[np.float32]]:
-    """Return a function that computes the validation images' class probabilities, in order."""
-    batches = [
-        as_tensor(data.validation_images[start : start + _VALIDATION_BATCH_SIZE])
-        for start in range(0, len(data.validation_images), _VALIDATION_BATCH_SIZE)
-    ]
-
-    def validate() -> NDArray[np.float32]:
-        found = np.concatenate([prepared.classify(batch).numpy() for batch in batches])
-        wrong = (found < 0).any(axis=1) | (abs(found.sum(axis=1) - 1) > _ROUNDING)
-        if wrong.any():  # not so of those that are NaN
-            raise ConfigError(
-                f"The network gives {found[wrong][0].tolist()} for an image, expected "
-                "probabilities, which add up to 1. End it with a softmax, and compile it with a "
-                "loss that takes probabilities (from_logits=False)."
-            )
-        return found
-
-    return validate
+def _require_probabilities(outputs: NDArray[np.float32]) -> None:
+    """Raise `ConfigError` if a network gives something else; NaN it may give, if it diverged."""
+    wrong = (outputs < 0).any(axis=1) | (abs(outputs.sum(axis=1) - 1) > _ROUNDING)
+    if wrong.any():
+        raise ConfigError(
+            f"The network gives {outputs[wrong][0].tolist()} for an image, expected "
+            "probabilities, which add up to 1. End it with a softmax, and compile it with a "
+            "loss that takes probabilities (from_logits=False)."
+        )
 
 
 def _save(checkpoint: Checkpoint, folder: Path) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fmnist_tracking import clock, runtime
 from fmnist_tracking.config import TrainingConfig
+from fmnist_tracking.metrics import cross_entropy
 from fmnist_tracking.networks.build import build_model
 from fmnist_tracking.networks.models import as_input
 from fmnist_tracking.training.coursework_step import CourseworkSettings, CourseworkStep
@@ -19,6 +20,7 @@ from fmnist_tracking.training.shards import shard_bounds
 from fmnist_tracking.training.step import Step
 
 _TIMED_STEPS = 50
+_BATCH_SIZE = 1000  # of what is classified
 _ALIGNMENT = 64  # bytes, as in TensorFlow's own tensors
 
 
@@ -28,7 +30,8 @@ class Prepared:
 
     model: keras.Model
     step: Step
-    classify: Callable[[tf.Tensor], tf.Tensor]
+    # From images and labels to the mean loss and the probabilities.
+    evaluate: Callable[[tf.Tensor, tf.Tensor], tuple[float, NDArray[np.float32]]]
 
 
 # The coursework's network used last, by what its functions depend on: tracing takes a third of a
@@ -52,12 +55,11 @@ def prepare(
     if config.network.is_coursework:
         return _prepare_coursework(model, config, images, labels, compiled)
     settings = CourseworkSettings.of(model)  # of a copy of it, for example
-    step: Step
-    if settings is None:
-        step = KerasStep(model, config.batch_size)
-    else:
-        step = _coursework_step(model, config, settings, compiled=False)
-    return Prepared(model=model, step=step, classify=_classifier(model, config))
+    if settings is not None:
+        faster = _coursework_step(model, config, settings, compiled=False)
+        return Prepared(model=model, step=faster, evaluate=_evaluator(model, config))
+    step = KerasStep(model, config.batch_size, config.network.classes)
+    return Prepared(model=model, step=step, evaluate=step.evaluate)
 
 
 def _prepare_coursework(
@@ -82,7 +84,7 @@ def _prepare_coursework(
     if compiled is None:
         compiled = _is_faster_compiled(model, config, settings, images, labels)
     step = _coursework_step(model, config, settings, compiled=compiled)
-    prepared = Prepared(model=model, step=step, classify=_classifier(model, config))
+    prepared = Prepared(model=model, step=step, evaluate=_evaluator(model, config))
     _last[key] = prepared
     return prepared
 
@@ -123,8 +125,13 @@ def _is_faster_compiled(
     return seconds[True] < seconds[False]
 
 
-def _classifier(model: keras.Model, config: TrainingConfig) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return a function from images to probabilities; Keras's `predict` takes longer to trace."""
+def _evaluator(
+    model: keras.Model, config: TrainingConfig
+) -> Callable[[tf.Tensor, tf.Tensor], tuple[float, NDArray[np.float32]]]:
+    """Return a function that classifies images, and computes the mean cross-entropy in nats.
+
+    Keras's `predict` takes longer to trace.
+    """
     pixels = tf.TensorSpec((None, *config.network.image_shape), tf.uint8)
     forward = tf.function(
         lambda images: model(as_input(model, images), training=False),
@@ -139,7 +146,14 @@ def _classifier(model: keras.Model, config: TrainingConfig) -> Callable[[tf.Tens
         parts = [forward(images[a : tf.maximum(b, a + 1)])[: b - a] for a, b in bounds]
         return tf.concat(parts, axis=0)
 
-    return tf.function(classify, input_signature=[pixels], autograph=False)  # type: ignore[no-any-return]
+    traced = tf.function(classify, input_signature=[pixels], autograph=False)
+
+    def evaluate(images: tf.Tensor, labels: tf.Tensor) -> tuple[float, NDArray[np.float32]]:
+        starts = range(0, len(images), _BATCH_SIZE)
+        found = np.concatenate([traced(images[at : at + _BATCH_SIZE]).numpy() for at in starts])
+        return cross_entropy(labels.numpy(), found), found
+
+    return evaluate
 
 
 def as_tensor(array: NDArray[np.uint8]) -> tf.Tensor:

@@ -37,6 +37,3 @@ class Step(Protocol):
             The mean loss of the images, and how many were classified correctly; both measured
             during training.
         """
-
-    def loss(self, labels: NDArray[np.uint8], probabilities: NDArray[np.float32]) -> float:
-        """Compute the mean loss of validation images, of shape (m,) and (m, classes)."""
