@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import keras_tuner
 import numpy as np
+from keras.src.backend.common import global_state
 from numpy.typing import NDArray
 
 from fmnist_tracking.config import TrainingConfig
@@ -39,12 +40,24 @@ def build_model(config: TrainingConfig) -> keras.Model:
 
 def with_weights(config: TrainingConfig, weights: Sequence[NDArray[Any]]) -> keras.Model:
     """Build the network with the weights of a training, uncompiled."""
-    with keras.device("cpu:0"):  # a GPU's memory is for the workers
+    with keras.device("cpu:0"), _names_from_the_first():  # a GPU's memory is for the workers
         model = build_model(config)
         model.set_weights(list(weights))
     # Else Keras saves optimizer and loss, which nobody needs who loads the model.
     model.compiled = False
     return model
+
+
+@contextmanager
+def _names_from_the_first() -> Iterator[None]:
+    """Have Keras number the names of layers anew, so that a network's are always the same."""
+    key = "object_name_uids"  # Keras has no public way but to clear all that it keeps
+    before = global_state.get_global_attribute(key)
+    global_state.set_global_attribute(key, None)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(key, before)
 
 
 @lru_cache(maxsize=8)

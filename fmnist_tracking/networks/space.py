@@ -73,16 +73,25 @@ def explore_grid(
     )
 
 
-def defaults(network: Network, given: Mapping[str, Value]) -> Combination:
+def defaults(
+    network: Network, given: Mapping[str, Value], _: Callable[[int], None] = lambda _: None
+) -> Combination:
     """Return a network's hyperparameters with their defaults, but for those that are given.
 
     Raises:
         ConfigError: it cannot be built, or has no hyperparameter of such a name.
     """
-    builder = _Builder(network, {name: (value,) for name, value in given.items()})
+    builder = _Builder(network, {name: (value,) for name, value in given.items()}, is_grid=False)
     hyperparameters = keras_tuner.HyperParameters()
     model = builder.build(hyperparameters)
-    _require_known(network, given, list(hyperparameters.values))
+    known = {hp.name: hp for hp in hyperparameters.space}
+    _require_known(network, given, list(known))
+    for name in given:
+        if name not in hyperparameters.values:
+            parents = ", ".join(condition.name for condition in known[name].conditions)
+            raise ConfigError(
+                f"{name} has no meaning with these hyperparameters: it depends on {parents}."
+            )
     return Combination(values=_pairs(hyperparameters.values), size=size_of_model(model))
 
 
@@ -91,6 +100,7 @@ class _Replacing(keras_tuner.HyperParameters):  # type: ignore[misc]
 
     replaced: Mapping[str, tuple[Value, ...]]
     wrong: list[ConfigError]
+    is_grid: bool
 
     def _register(self, hyperparameter: Any, overwrite: bool = False) -> Any:
         name = hyperparameter.name
@@ -107,7 +117,11 @@ class _Replacing(keras_tuner.HyperParameters):  # type: ignore[misc]
                 default=hyperparameter.default,
                 conditions=hyperparameter.conditions,
             )
-        elif isinstance(hyperparameter, hp_types.Float) and hyperparameter.step is None:
+        elif (
+            self.is_grid
+            and isinstance(hyperparameter, hp_types.Float)
+            and hyperparameter.step is None
+        ):
             low, high = hyperparameter.min_value, hyperparameter.max_value
             self._refuse(
                 f"The values of {name} are without end: it is a Float without a step. Give it a "
@@ -155,8 +169,15 @@ _WORDS = {int: "whole numbers", float: "numbers", str: "texts", bool: "true or f
 class _Builder(keras_tuner.HyperModel):  # type: ignore[misc]
     """Builds a network for KerasTuner; an error is kept for the point that it belongs to."""
 
-    def __init__(self, network: Network, replaced: Mapping[str, tuple[Value, ...]]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        replaced: Mapping[str, tuple[Value, ...]],
+        *,
+        is_grid: bool = True,
+    ) -> None:
         super().__init__()
+        self.is_grid = is_grid
         self.network = network
         self.replaced = replaced
         self.wrong: list[ConfigError] = []
@@ -166,7 +187,7 @@ class _Builder(keras_tuner.HyperModel):  # type: ignore[misc]
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model | None:
         """Build the network of a point; None where an error is told with the point later."""
         hp.__class__ = _Replacing
-        hp.replaced, hp.wrong = self.replaced, self.wrong
+        hp.replaced, hp.wrong, hp.is_grid = self.replaced, self.wrong, self.is_grid
         keras.backend.clear_session()
         try:
             return checked(self._function(hp), self.network)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jinja2
 
+from fmnist_tracking.config import Value, format_value
 from fmnist_tracking.leaderboard import RankedTrial
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import ClassScores, Evaluation
@@ -52,6 +53,7 @@ def render_html(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["printable"] = printable
+    environment.filters["value"] = _value
     return environment.get_template("report.html.j2").render(page=page)
 
 
@@ -69,3 +71,8 @@ def classification_table(evaluation: Evaluation) -> str:
 def _row(width: int, of: ClassScores) -> str:
     numbers = f"{of.precision:9.4f}  {of.recall:8.4f}  {of.f1:8.4f}  {of.support:8d}"
     return f"{of.name:>{width}}  {numbers}"
+
+
+def _value(value: Value | None) -> str:
+    """Format a hyperparameter's value; one that is not active gives an empty text."""
+    return "" if value is None else printable(format_value(value))
