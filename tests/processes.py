@@ -1,5 +1,6 @@
 """Processes to start, to look for and to wait for."""
 
+import contextlib
 import os
 import shlex
 import subprocess
@@ -7,6 +8,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 PROGRAM = shlex.join([sys.executable, "-m", "fmnist_tracking"])
 
@@ -72,3 +75,17 @@ def shell(line: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         errors="replace",
         timeout=180,
     )
+
+
+def workers_of(process: "subprocess.Popen[str]") -> list[int]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [worker.pid for server in fork_servers(process) for worker in server.children()]
+    return []
+
+
+def fork_servers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The process that a search has its workers forked from, once there is one."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(process.pid).children()
+        return [c for c in children if "forkserver" in " ".join(c.cmdline())]
+    return []

@@ -56,10 +56,14 @@ class Place:
         return self.folder / "log"
 
     def start(
-        self, *options: str, within: Sequence[str] = (), **variables: str
+        self,
+        *options: str,
+        within: Sequence[str] = (),
+        words: Sequence[str] = (),
+        **variables: str,
     ) -> "subprocess.Popen[str]":
         """Start the search, `within` another program that gives it an environment."""
-        words = [str(self.epochs) if word == str(EPOCHS) else word for word in SEARCH]
+        words = words or [str(self.epochs) if word == str(EPOCHS) else word for word in SEARCH]
         with self.log.open("a") as log, self.out.open("w") as out:
             return subprocess.Popen(
                 [*within, sys.executable, "-m", "fmnist_tracking", *words, *options],

@@ -21,27 +21,13 @@ import psutil
 import pytest
 
 from fmnist_tracking.tracking import logged_steps, open_store
-from processes import is_alive, wait_for
+from processes import fork_servers, is_alive, wait_for, workers_of
 from searches import EPOCHS, POINTS, SEARCH, Outcome, Place, assert_as_undisturbed, finish
 from servers import free_port, serving
 
 pytestmark = pytest.mark.slow
 
 KILLS_A_SEARCH = 17
-
-
-def workers_of(process: "subprocess.Popen[str]") -> list[int]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return [worker.pid for server in fork_servers(process) for worker in server.children()]
-    return []
-
-
-def fork_servers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The process that a search has its workers forked from, once there is one."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        children = psutil.Process(process.pid).children()
-        return [c for c in children if "forkserver" in " ".join(c.cmdline())]
-    return []
 
 
 def has_ended(pid: int) -> bool:

@@ -65,7 +65,8 @@ def explore_grid(
             if len(reasons) == 1
             else f"None of the {len(failed)} points can be built. The first: {min(reasons)}"
         )
-    axes = {name: _values_of(name, (*built, *failed), space) for name in names}
+    points = [dict(one.values) for one in tuner.found]
+    axes = {name: tuple(dict.fromkeys(p[name] for p in points if name in p)) for name in names}
     return NetworkGrid(
         axes={name: values for name, values in axes.items() if len(values) > 1},
         combinations=tuple(built.values()),
@@ -248,15 +249,6 @@ def _pairs(values: Mapping[str, Any]) -> tuple[tuple[str, Value], ...]:
         (name, value.item() if isinstance(value, np.generic) else value)
         for name, value in values.items()
     )
-
-
-def _values_of(
-    name: str, points: Sequence[tuple[tuple[str, Value], ...]], space: Sequence[Any]
-) -> tuple[Value, ...]:
-    """Return the values that a hyperparameter has in the points, in the order of its definition."""
-    seen = dict.fromkeys(dict(values)[name] for values in points if name in dict(values))
-    ordered = [value for hp in space if hp.name == name for value in hp.values]
-    return tuple(sorted(seen, key=lambda v: ordered.index(v) if v in ordered else -1))
 
 
 def _require_known(network: Network, given: Mapping[str, Any], names: Sequence[str]) -> None:
