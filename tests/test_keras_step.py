@@ -80,7 +80,7 @@ class Subclassed(keras.Model):  # type: ignore[misc]
 
 def subclassed() -> keras.Model:
     model = Subclassed()
-    model.build((None, 28, 28, 1))
+    model(np.zeros((1, 28, 28, 1), np.uint8))
     return model
 
 
@@ -93,16 +93,10 @@ def compiled(
 ) -> keras.Model:
     keras.utils.set_random_seed(seed)
     model = build()
-    if isinstance(optimizer, dict):
-        optimizer = optimizers.deserialize(optimizer)
+    if isinstance(optimizer, keras.Optimizer):
+        optimizer = type(optimizer).from_config(optimizer.get_config())  # one for each model
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False, **settings)
     return model
-
-
-def as_config(optimizer: keras.Optimizer) -> dict[str, Any]:
-    """What each test makes its own optimizer from."""
-    config: dict[str, Any] = optimizers.serialize(optimizer)
-    return config
 
 
 def tensors(split: DataSplit) -> tuple[tf.Tensor, tf.Tensor]:
@@ -164,7 +158,7 @@ def assert_close(some: list[NDArray[Any]], others: list[NDArray[Any]], atol: flo
     ],
 )
 def test_it_trains_as_fit_does(split: DataSplit, build: Build, loss: Any, shards: int) -> None:
-    optimizer = as_config(optimizers.SGD(0.05, momentum=0.9))
+    optimizer = optimizers.SGD(0.05, momentum=0.9)
     assert_trains_as_fit(split, build, optimizer, loss, shards=shards)
 
 
@@ -193,7 +187,7 @@ OPTIMIZERS = {
 def test_each_optimizer_trains_as_in_fit(split: DataSplit, name: str) -> None:
     # Those that divide by the gradient's size turn a rounding error into one of their step.
     atol = 1e-5 if name in ("SGD", "accumulated", "scaled", "schedule") else 3e-4
-    assert_trains_as_fit(split, sequential, as_config(OPTIMIZERS[name]), shards=2, atol=atol)
+    assert_trains_as_fit(split, sequential, OPTIMIZERS[name], shards=2, atol=atol)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +205,7 @@ def test_each_optimizer_trains_as_in_fit(split: DataSplit, name: str) -> None:
     ],
 )
 def test_a_loss_of_one_hot_labels(split: DataSplit, loss: Any, shards: int) -> None:
-    optimizer = as_config(optimizers.SGD(0.01))
+    optimizer = optimizers.SGD(0.01)
     assert_trains_as_fit(split, sequential, optimizer, loss, shards=shards, is_one_hot=True)
 
 
@@ -219,7 +213,7 @@ def test_a_function_of_integer_labels(split: DataSplit) -> None:
     def loss(truth: tf.Tensor, given: tf.Tensor) -> tf.Tensor:
         return 2 * keras.losses.sparse_categorical_crossentropy(truth, given)
 
-    assert_trains_as_fit(split, sequential, as_config(optimizers.SGD(0.1)), loss, shards=1)
+    assert_trains_as_fit(split, sequential, optimizers.SGD(0.1), loss, shards=1)
 
 
 def dropping() -> keras.Model:
@@ -258,7 +252,7 @@ def trained(split: DataSplit, name: str, first: int, state: Any = None) -> tuple
     """The epochs from `first` to the third; the state after each."""
     build, optimizer = RESUMED[name]
     loss = LOGITS if build is residual else SPARSE
-    model = compiled(build, as_config(optimizer), loss, seed=5 if state is None else 99)
+    model = compiled(build, optimizer, loss, seed=5 if state is None else 99)
     step = KerasStep(model, BATCH_SIZE)
     for variable, value in zip(step.variables, state or (), strict=state is not None):
         variable.assign(value)
@@ -303,3 +297,167 @@ def test_the_same_numbers_after_a_pause_in_another_process(
     resumed, states_resumed = pickle.loads((tmp_path / "made").read_bytes())
     assert resumed == figures[1:]
     assert_same(states_resumed[-1], states[-1])
+
+
+def test_what_training_changes_is_there_once(split: DataSplit) -> None:
+    model = compiled(augmenting)
+    step = KerasStep(model, BATCH_SIZE)
+    run(step, split)
+    names = [variable.name for variable in step.variables]
+    assert len({id(variable) for variable in step.variables}) == len(names)
+    moments = 2 * len(model.trainable_variables)
+    # A generator for each layer that draws; the optimizer's step count and learning rate.
+    assert len(names) == len(model.weights) + 4 + moments + 2
+    assert not any("accuracy" in name for name in names)
+
+
+@pytest.mark.parametrize("count", [1, 7, 9, 16])
+def test_batches_of_any_size(split: DataSplit, count: int) -> None:
+    images, labels = tensors(split)
+    trained = []
+    for batch_size in (count, 16):
+        model = compiled(residual, optimizers.SGD(0.1), LOGITS)
+        step = KerasStep(model, batch_size)
+        step.run_epoch(images, labels, ORDER[:count])
+        trained.append(model.get_weights())
+        loss, outputs = step.evaluate(images[:count], labels[:count])
+        assert outputs.shape == (count, 10)
+        assert np.isfinite(loss)
+    assert_close(trained[0], trained[1], 1e-6)
+
+
+class OfOwn(keras.layers.Layer):  # type: ignore[misc]
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return inputs - tf.reduce_mean(inputs, axis=0)
+
+
+class OwnRegularizer(regularizers.Regularizer):  # type: ignore[misc]
+    def __call__(self, values: tf.Tensor) -> tf.Tensor:
+        return tf.math.reduce_variance(values)
+
+
+def with_operations() -> keras.Model:
+    inputs = keras.Input((28, 28, 1))
+    values = layers.Flatten()(inputs)
+    values = values - keras.ops.mean(values, axis=0)
+    return keras.Model(inputs, layers.Dense(10)(values))
+
+
+def in_rows() -> keras.Model:
+    inputs = keras.Input((28, 28, 1))
+    both = layers.Concatenate(axis=0)([inputs, inputs])
+    return keras.Model(inputs, layers.Dense(10)(layers.Flatten()(both)))
+
+
+WHOLE: dict[str, Build] = {
+    "batch norm": normalized,
+    "nested batch norm": lambda: sequential(keras.Sequential([layers.BatchNormalization()])),
+    "own layer": lambda: sequential(OfOwn()),
+    "lambda": lambda: sequential(layers.Lambda(lambda x: x)),
+    "own activation": lambda: sequential(layers.Activation(lambda x: x - tf.reduce_mean(x, 0))),
+    "own regularizer": lambda: sequential(
+        layers.ActivityRegularization(), layers.Conv2D(1, 1, activity_regularizer=OwnRegularizer())
+    ),
+    "operations": with_operations,
+    "images one behind the other": in_rows,
+    "softmax across images": lambda: sequential(layers.Softmax(axis=0)),
+    "dropout of all images": lambda: sequential(layers.Dropout(0.1, noise_shape=(1, 13, 13, 4))),
+    "subclassed": subclassed,
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_batch_stays_whole_where_images_may_depend_on_each_other(name: str) -> None:
+    assert KerasStep(compiled(WHOLE[name]), 32).shards == 1
+
+
+def test_a_batch_is_split_where_they_do_not() -> None:
+    def model() -> keras.Model:
+        return sequential(
+            keras.Sequential([layers.Conv2D(2, 1), layers.PReLU()]),
+            layers.ActivityRegularization(l2=0.1),
+            layers.GroupNormalization(2),
+            layers.Softmax(),
+            layers.Dropout(0.1, noise_shape=(None, 1, 1, 2)),
+        )
+
+    assert [KerasStep(compiled(model), size).shards for size in (7, 8, 32)] == [1, 2, 2]
+
+
+def test_each_shard_draws_its_own_dropout(split: DataSplit) -> None:
+    model = compiled(dropping)
+    before = [v.numpy() for v in model.variables if "seed_generator" in v.path]
+    run(KerasStep(model, BATCH_SIZE), split)
+    after = [v.numpy() for v in model.variables if "seed_generator" in v.path]
+    batches = 10  # of which the last has 11 images, still enough for two shards
+    assert [tuple(b - a) for a, b in zip(before, after, strict=True)] == [(0, 2 * batches)] * 3
+
+
+class Forgetful(keras.layers.Layer):  # type: ignore[misc]
+    def __init__(self, draw: Callable[..., tf.Tensor]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return inputs + self.draw(tf.shape(inputs))
+
+
+@pytest.mark.parametrize("draw", [keras.random.normal, tf.random.normal])
+def test_a_state_that_cannot_be_saved_is_refused(
+    split: DataSplit, draw: Callable[..., tf.Tensor]
+) -> None:
+    step = KerasStep(compiled(lambda: sequential(Forgetful(draw))), BATCH_SIZE)
+    with pytest.raises(ValueError, match=r"keep all their state in variables of the model"):
+        run(step, split)
+
+
+def test_a_variable_that_keras_does_not_know_is_refused(split: DataSplit) -> None:
+    hidden = tf.Variable(1.0, trainable=False, name="hidden")
+    model = compiled(lambda: sequential(layers.Lambda(lambda x: x * hidden.read_value())))
+    with pytest.raises(ValueError, match="hidden"):
+        run(KerasStep(model, BATCH_SIZE), split)
+
+
+class OwnStep(Subclassed):
+    def train_step(self, data: Any) -> Any:
+        return super().train_step(data)
+
+
+def own_step() -> keras.Model:
+    model = OwnStep()
+    model(np.zeros((1, 28, 28, 1), np.uint8))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (sequential, "compiled and built"),
+        (lambda: compiled(own_step), "Keras's train_step"),
+        (lambda: compiled(sequential, optimizers.SGD(use_ema=True)), "use_ema"),
+        (
+            lambda: compiled(sequential, optimizers.LossScaleOptimizer(optimizers.SGD())),
+            "LossScaleOptimizer",
+        ),
+        (lambda: compiled(sequential, loss=None), "one loss"),
+        (lambda: compiled(sequential, loss="crossentropy"), "named in full"),
+        (lambda: compiled(sequential, loss=keras.losses.CTC()), "loss of labels"),
+        (
+            lambda: compiled(
+                sequential, loss=keras.losses.SparseCategoricalCrossentropy(reduction="none")
+            ),
+            "one number for a batch",
+        ),
+    ],
+)
+def test_what_fit_would_train_otherwise_is_refused(make: Build, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        KerasStep(make(), BATCH_SIZE)
+
+
+def test_outputs_of_another_shape_are_refused(split: DataSplit) -> None:
+    def model() -> keras.Model:
+        return keras.Sequential([keras.Input((28, 28, 1)), layers.Flatten(), layers.Dense(9)])
+
+    with pytest.raises(ValueError, match=r"shape \(n, 10\)"):
+        run(KerasStep(compiled(model), BATCH_SIZE), split)

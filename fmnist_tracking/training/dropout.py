@@ -19,9 +19,9 @@ _LEVELS = 2**16  # the resolution of the rate
 def faster_dropout(model: keras.Model) -> Iterator[None]:
     """Have the model's `Dropout` layers compute so, in what is traced within.
 
-    Layers inside of other layers than models stay as they are, as do those that drop whole rows.
+    Layers inside of other layers than models stay as they are, as do those with a `noise_shape`.
     """
-    layers = [*_dropouts(model)]
+    layers = set(_dropouts(model))  # a model may be within another twice
     for layer in layers:
         layer.call = _call(layer)  # hides the method of the class
     try:
@@ -32,13 +32,11 @@ def faster_dropout(model: keras.Model) -> Iterator[None]:
 
 
 def _dropouts(model: keras.Model) -> Iterator[keras.layers.Dropout]:
-    seen = set()
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from _dropouts(layer)
-        elif type(layer) is keras.layers.Dropout and layer.noise_shape is None and layer.rate > 0:
-            seen.add(layer)
-    yield from seen
+        elif type(layer) is keras.layers.Dropout and not layer.noise_shape and 0 < layer.rate < 1:
+            yield layer
 
 
 def _call(layer: keras.layers.Dropout) -> Callable[..., tf.Tensor]:
