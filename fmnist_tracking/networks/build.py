@@ -177,6 +177,12 @@ def checked(model: Any, network: Network) -> keras.Model:
         if not model.built:
             model.build((None, *network.image_shape))
         takes, gives = _shapes(model, network)
+        foreign = next(_foreign(keras.saving.serialize_keras_object(model)), None)
+    if foreign is not None:
+        raise ConfigError(
+            f"{network.name} has {foreign}, which is not Keras's own: a model with it could not be "
+            "loaded where its code is not. Use what keras.layers and keras.activations have."
+        )
     shape = network.image_shape
     fitting = {shape, shape[:2]} if shape[2] == 1 else {shape}
     if takes not in fitting:
@@ -191,6 +197,27 @@ def checked(model: Any, network: Network) -> keras.Model:
             "the last layer."
         )
     return model
+
+
+def _foreign(content: Any) -> Iterator[str]:
+    """Yield the names of what a model is made of that Keras alone cannot load."""
+    if isinstance(content, dict):
+        if content.get("class_name") == "__lambda__" or set(content) == {"value"}:
+            yield "a lambda"
+        elif content.get("class_name") == "function":
+            yield str(content.get("config"))
+        elif content.get("registered_name") is not None and not _is_keras_s(content["module"]):
+            yield str(content["class_name"])
+        for key, value in content.items():
+            if key != "compile_config":  # loss and optimizer are not kept with the model
+                yield from _foreign(value)
+    elif isinstance(content, list):
+        for one in content:
+            yield from _foreign(one)
+
+
+def _is_keras_s(module: Any) -> bool:
+    return str(module).partition(".")[0] == "keras"
 
 
 def _shapes(model: keras.Model, network: Network) -> tuple[Any, Any]:

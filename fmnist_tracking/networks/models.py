@@ -137,7 +137,8 @@ def activations(
 
 def as_input(model: keras.Model, images: Any) -> Any:
     """Return images, of shape (n, height, width, 1), as a model takes them: maybe as (n, h, w)."""
-    return images[..., 0] if len(model.input_shape) == 3 else images
+    shape = getattr(model, "input_shape", None)  # which a subclass of Model lacks
+    return images[..., 0] if shape is not None and len(shape) == 3 else images
 
 
 def _call(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
