@@ -115,7 +115,7 @@ def read_space(store: Store, run: Run) -> SearchSpace:
         else:
             values = {axis: tuple(json.loads(value)) for axis, value in axes.items()}
         network, combinations = _read_network(run), None
-        if not network.is_coursework:
+        if schema.COMBINATIONS in run.data.tags:
             points = _read_json(store, run, schema.POINTS_FILE)
             combinations = tuple(map(_read_combination, points))
         return SearchSpace(axes=values, network=network, combinations=combinations)

@@ -5,6 +5,8 @@ SEARCH, TRIAL, TRAIN = "search", "trial", "train"
 POINT = "fmnist.point"
 # Which network, unless it is the coursework's; its hyperparameters with their types, as JSON.
 NETWORK = "fmnist.network"
+# On a search whose combinations of hyperparameters are in `POINTS_FILE`: how many.
+COMBINATIONS = "fmnist.combinations"
 HYPERPARAMETERS = "fmnist.hyperparameters"
 DATA_SHA256 = "fmnist.data_sha256"
 DATASET = "fmnist.dataset"
@@ -64,7 +66,7 @@ SEARCH_FILE = "search.json"
 REUSED_FILE = "reused.json"
 # Holds the axes, if one has more values than fit into a parameter.
 AXES_FILE = "axes.json"
-# Holds the combinations of hyperparameters of a grid that is not the coursework's.
+# Holds the combinations of hyperparameters of a grid that is not all of them.
 POINTS_FILE = "points.json"
 TRACEBACK_FILE = "traceback.txt"
 REPORT_FOLDER = "report"

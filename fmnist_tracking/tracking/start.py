@@ -131,6 +131,8 @@ def start_search(
         **_origin_tags(info),
         **_network_tags(info.base),
     }
+    if info.space.combinations is not None:
+        tags[schema.COMBINATIONS] = str(len(info.space.combinations))
     if info.fresh or (resume and schema.FRESH in resume.raw.data.tags):
         tags[schema.FRESH] = "true"
     if adopted and resume:
