@@ -2,15 +2,16 @@
 
 `training_speed` runs it as a program of its own:
 
-    python -m benchmarks.fitting keras|torch IMAGES.npz FILTERS KERNEL STRIDES
-    python -m benchmarks.fitting ours IMAGES.npz FILTERS KERNEL STRIDES THREADS [FOLDER COUNT]
+    python -m benchmarks.fitting keras|torch IMAGES.npz NETWORK
+    python -m benchmarks.fitting general|special IMAGES.npz NETWORK THREADS [FOLDER COUNT]
     python -m benchmarks.fitting matrices ''
 
-`keras` is Keras's `fit`; `torch` is PyTorch, channels last; `ours` is this package's training step,
-with THREADS threads. The first epoch, in which things are traced and memory is got, does not count.
-With FOLDER, as many as COUNT of these processes wait for each other there before the first epoch
-that counts, and train on until all have been timed.
-`matrices` multiplies large matrices with TensorFlow instead, and prints GFLOP/s.
+NETWORK is a name of `NETWORKS`. `keras` is Keras's `fit`; `torch` is PyTorch, channels last;
+`general` and `special` are this package's training steps, of any network and of the coursework's,
+with THREADS threads. The first epoch, in which things are traced and memory is got, does not
+count. With FOLDER, as many as COUNT of these processes wait for each other there before the first
+epoch that counts, and train on until all have been timed. `matrices` multiplies large matrices
+with TensorFlow instead, and prints GFLOP/s.
 """
 
 import json
@@ -18,7 +19,9 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,24 +30,46 @@ EPOCHS = 3
 BATCH_SIZE = 32
 HIDDEN_UNITS = 64
 SIDE = 2048
+FOLDER = Path(__file__).parents[1] / "fmnist_tracking" / "networks"
+
+
+def point(filters: int, kernel_size: int, strides: int) -> tuple[str, dict[str, Any]]:
+    """Return a point of the coursework's grid, as `NETWORKS` has it."""
+    return "coursework", {"filters": filters, "kernel_size": kernel_size, "strides": strides}
+
+
+# By name, the module of the package that builds a network, and its hyperparameters.
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "f12 k3 s1": point(12, 3, 1),
+    "f36 k3 s1": point(36, 3, 1),
+    "f48 k3 s1": point(48, 3, 1),
+    "f48 k4 s2": point(48, 4, 2),
+    "coursework_plus": (
+        "coursework_plus",
+        {"filters": 36, "padding": "same", "batch_normalization": True},
+    ),
+    "three_blocks": ("three_blocks", {"block": "residual", "filters": 8, "dropout": 0.2}),
+}
 
 
 def main() -> None:
     """Do what the arguments say."""
-    way, path, *numbers = sys.argv[1:]
-    others = Others(Path(numbers[4]), int(numbers[5])) if len(numbers) > 4 else None
+    way, path, *others_words = sys.argv[1:]
     if way == "matrices":
         print(json.dumps([matrices()]))
         return
+    name, *numbers = others_words
+    others = Others(Path(numbers[1]), int(numbers[2])) if len(numbers) > 1 else None
     with np.load(path) as content:
         images, labels = content["train_images"], content["train_labels"]
-    filters, kernel_size, strides, *threads = map(int, numbers[:4])
     if way == "keras":
-        seconds = keras_fit(images, labels, filters, kernel_size, strides)[1:]
+        seconds = keras_fit(images, labels, name)[1:]
         print(json.dumps([len(labels) / one for one in seconds]))
         return
-    ways: dict[str, Callable[..., Callable[[], object]]] = {"torch": torch_loop, "ours": our_step}
-    epoch = ways[way](images, labels, filters, kernel_size, strides, *threads)
+    if way == "torch":
+        epoch = torch_loop(images, labels, name)
+    else:
+        epoch = our_step(images, labels, name, int(numbers[0]), special=way == "special")
     epoch()
     if others is not None:
         others.say("ready")
@@ -78,13 +103,24 @@ class Others:
         return len(list(self.folder.glob(f"{word}-*"))) == self.count
 
 
-def keras_fit(
-    images: NDArray[np.uint8], labels: NDArray[np.uint8], filters: int, kernel: int, strides: int
-) -> list[float]:
+def built(name: str) -> Any:
+    """Build a network, compiled, without the package around it, which sets variables."""
+    import keras_tuner
+
+    module, values = NETWORKS[name]
+    spec = spec_from_file_location(module, FOLDER / f"{module}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    hyperparameters = keras_tuner.HyperParameters()
+    hyperparameters.values = dict(values)
+    return loaded.build(hyperparameters)
+
+
+def keras_fit(images: NDArray[np.uint8], labels: NDArray[np.uint8], name: str) -> list[float]:
     """Train with Keras, as it is, in one call of `fit`; return the seconds of each epoch."""
     import keras
-
-    from benchmarks import network
 
     seconds = []
 
@@ -99,7 +135,7 @@ def keras_fit(
             """Stop."""
             seconds.append(time.perf_counter() - self.begin)
 
-    model = network.build(filters, strides, kernel, HIDDEN_UNITS)
+    model = built(name)
     model.fit(
         images,
         labels,
@@ -113,35 +149,27 @@ def keras_fit(
 
 
 def our_step(
-    images: NDArray[np.uint8],
-    labels: NDArray[np.uint8],
-    filters: int,
-    kernel: int,
-    strides: int,
-    threads: int,
+    images: NDArray[np.uint8], labels: NDArray[np.uint8], name: str, threads: int, *, special: bool
 ) -> Callable[[], object]:
-    """Set up this package's training step, as a worker runs it; return what trains an epoch."""
+    """Set up a training step of this package, as a worker runs it; return what trains an epoch."""
     from fmnist_tracking import runtime
 
     runtime.load_tensorflow(threads)
     import tensorflow as tf
 
-    from fmnist_tracking.config import TrainingConfig
-    from fmnist_tracking.networks.build import build_model
     from fmnist_tracking.training.coursework_step import CourseworkSettings, CourseworkStep
+    from fmnist_tracking.training.keras_step import KerasStep
+    from fmnist_tracking.training.step import Step
 
-    config = TrainingConfig.of(
-        filters=filters,
-        kernel_size=kernel,
-        strides=strides,
-        hidden_units=HIDDEN_UNITS,
-        batch_size=BATCH_SIZE,
-    )
-    model = build_model(config)
-    weights = [weight.value for weight in model.trainable_variables]
+    model = built(name)
     settings = CourseworkSettings.of(model)
-    assert settings is not None
-    step = CourseworkStep(weights, settings, BATCH_SIZE, shards=runtime.shards())
+    step: Step
+    if special:
+        weights = [weight.value for weight in model.trainable_variables]
+        assert settings is not None
+        step = CourseworkStep(weights, settings, BATCH_SIZE, shards=runtime.shards())
+    else:
+        step = KerasStep(model, BATCH_SIZE, model.output_shape[-1])
     tensors = tf.constant(images), tf.constant(labels)
     orders = np.random.default_rng(0)
 
@@ -153,27 +181,20 @@ def our_step(
 
 
 def torch_loop(
-    images: NDArray[np.uint8], labels: NDArray[np.uint8], filters: int, kernel: int, strides: int
+    images: NDArray[np.uint8], labels: NDArray[np.uint8], name: str
 ) -> Callable[[], object]:
     """Set up the same network in PyTorch, with its usual loop, images gathered from one tensor."""
     import torch
     from torch import nn
 
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, filters, kernel, strides),
-        nn.ReLU(),
-        nn.MaxPool2d(2, 2),
-        nn.Dropout(0.3),
-        nn.Conv2d(filters, filters, kernel, strides),
-        nn.ReLU(),
-        nn.MaxPool2d(2, 2),
-        nn.Dropout(0.3),
-        nn.Flatten(),
-        nn.LazyLinear(HIDDEN_UNITS),
-        nn.ReLU(),
-        nn.Linear(HIDDEN_UNITS, 10),
-    )
+    module, values = NETWORKS[name]
+    makers: dict[str, Callable[..., Any]] = {
+        "coursework": torch_coursework,
+        "coursework_plus": torch_plus,
+        "three_blocks": torch_blocks,
+    }
+    model = makers[module](**values)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
     targets = torch.from_numpy(labels).long()
     model(pixels[:1] / 255)
@@ -196,6 +217,65 @@ def torch_loop(
         total.item(), right.item()
 
     return epoch
+
+
+def torch_coursework(filters: int, kernel_size: int, strides: int) -> Any:
+    """Build the coursework's network in PyTorch."""
+    from torch import nn
+
+    def block(channels: int) -> list[Any]:
+        convolution = nn.Conv2d(channels, filters, kernel_size, strides)
+        return [convolution, nn.ReLU(), nn.MaxPool2d(2, 2), nn.Dropout(0.3)]
+
+    dense = [nn.Flatten(), nn.LazyLinear(HIDDEN_UNITS), nn.ReLU(), nn.Linear(HIDDEN_UNITS, 10)]
+    return nn.Sequential(*block(1), *block(filters), *dense)
+
+
+def torch_plus(filters: int, padding: str, batch_normalization: bool) -> Any:
+    """Build that point of `networks.coursework_plus` in PyTorch."""
+    from torch import nn
+
+    assert batch_normalization
+
+    def block(channels: int) -> list[Any]:
+        convolution = nn.Conv2d(channels, filters, 3, padding=padding)
+        norm = nn.BatchNorm2d(filters, eps=1e-3, momentum=0.01)
+        return [convolution, norm, nn.ReLU(), nn.MaxPool2d(2, 2), nn.Dropout(0.3)]
+
+    dense = [nn.Flatten(), nn.LazyLinear(HIDDEN_UNITS), nn.ReLU(), nn.Linear(HIDDEN_UNITS, 10)]
+    return nn.Sequential(*block(1), *block(filters), *dense)
+
+
+def torch_blocks(block: str, filters: int, dropout: float) -> Any:
+    """Build that point of `networks.three_blocks` in PyTorch."""
+    import torch
+    from torch import nn
+
+    assert block == "residual"
+
+    class Residual(nn.Module):  # type: ignore[misc]
+        """Two convolutions beside a shortcut."""
+
+        def __init__(self, channels: int, width: int) -> None:
+            super().__init__()
+            self.shortcut = nn.Conv2d(channels, width, 1)
+            self.body = nn.Sequential(
+                nn.Conv2d(channels, width, 3, padding="same", bias=False),
+                nn.BatchNorm2d(width, eps=1e-3, momentum=0.01),
+                nn.ReLU(),
+                nn.Conv2d(width, width, 3, padding="same", bias=False),
+                nn.BatchNorm2d(width, eps=1e-3, momentum=0.01),
+            )
+
+        def forward(self, x: Any) -> Any:
+            """Add both ways."""
+            return torch.relu(self.body(x) + self.shortcut(x))
+
+    layers: list[Any] = []
+    for channels, width in ((1, filters), (filters, 2 * filters), (2 * filters, 4 * filters)):
+        layers += [Residual(channels, width), nn.MaxPool2d(2, 2)]
+    last = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, *last, nn.Linear(4 * filters, 10))
 
 
 def matrices() -> float:

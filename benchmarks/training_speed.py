@@ -1,16 +1,17 @@
-"""Images a second in training: this package, plain Keras `fit`, PyTorch, and the limit.
+"""Images a second in training: this package's two steps, plain Keras `fit`, PyTorch, and the limit.
 
     python -m benchmarks.training_speed [--repeats 3] [--images 12800] [--peers PYTHON]
 
-Four points of the coursework's grid, batches of 32, float32. Each way trains in a program of its
-own (`fitting.py`), all cores its own; the ways take turns, and a ratio is one of the same turn.
-This package is measured twice: one training on all cores, as `train` and `search --workers 1` do
-it, and as many at once as there are cores, each on one, as `search` does it; then their sum counts.
+Four points of the coursework's grid and the two networks that are shipped as examples, batches of
+32, float32. Each way trains in a program of its own (`fitting.py`), all cores its own; the ways
+take turns, and a ratio is one of the same turn. This package's steps, the general one of any
+network and the special one of the coursework's, are measured twice: one training on all cores, as
+`train` and `search --workers 1` do it, and as many at once as there are cores, each on one, as
+`search` does it; then their sum counts.
 
 The limit is what the processor would train if all of it were one large product of matrices: the
 GFLOP/s of such a product, measured in each turn, the most of the run, by the additions and
-multiplications of a training step, three times those of the forward pass
-(twice `NetworkSize.multiply_adds`).
+multiplications of a training step, three times those of the forward pass.
 
 Prints tables in Markdown; what is going on goes to standard error.
 """
@@ -27,10 +28,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.fitting import NETWORKS, built
 from benchmarks.grid_search import ROOT, machine, spread, write_images
 
-POINTS = ((12, 3, 1), (36, 3, 1), (48, 3, 1), (48, 4, 2))
-KERAS, TORCH, ONE, ALL = "Keras `fit`", "PyTorch", "one training", "one on each core"
+KERAS, TORCH = "Keras `fit`", "PyTorch"
+GENERAL, GENERAL_ALL = "general step", "general, one on each core"
+SPECIAL, SPECIAL_ALL = "special step", "special, one on each core"
 # What TensorFlow does by itself on a processor without AVX-512.
 KERAS_PLAIN = "Keras `fit`, oneDNN off"
 LIMIT = "limit"
@@ -63,57 +66,55 @@ def rates(
 
 
 def turn(
-    images: Path, point: tuple[int, int, int], peers: str | None, environment: Mapping[str, str]
+    images: Path, name: str, peers: str | None, environment: Mapping[str, str]
 ) -> dict[str, float]:
     """Return the images a second of each way, one after the other."""
     from fmnist_tracking import machine
 
     path, cores = str(images), machine.cores()
-    numbers = [str(number) for number in point]
     usual = {k: v for k, v in environment.items() if k != "TF_ENABLE_ONEDNN_OPTS"}
     off = {**usual, "TF_ENABLE_ONEDNN_OPTS": "0"}
     found = {
-        KERAS: rates(sys.executable, ["keras", path, *numbers], usual),
-        KERAS_PLAIN: rates(sys.executable, ["keras", path, *numbers], off),
-        ONE: rates(sys.executable, ["ours", path, *numbers, str(cores)], usual),
-        ALL: rates(sys.executable, ["ours", path, *numbers, "1"], usual, cores),
+        KERAS: rates(sys.executable, ["keras", path, name], usual),
+        KERAS_PLAIN: rates(sys.executable, ["keras", path, name], off),
+        GENERAL: rates(sys.executable, ["general", path, name, str(cores)], usual),
+        GENERAL_ALL: rates(sys.executable, ["general", path, name, "1"], usual, cores),
     }
+    if NETWORKS[name][0] == "coursework":
+        found[SPECIAL] = rates(sys.executable, ["special", path, name, str(cores)], usual)
+        found[SPECIAL_ALL] = rates(sys.executable, ["special", path, name, "1"], usual, cores)
     if peers is not None:
-        found[TORCH] = rates(peers, ["torch", path, *numbers], usual)
+        found[TORCH] = rates(peers, ["torch", path, name], usual)
     return {
         way: sum(statistics.median(epochs) for epochs in processes)
         for way, processes in found.items()
     }
 
 
-def table(measured: Mapping[tuple[int, int, int], list[dict[str, float]]]) -> str:
+def table(measured: Mapping[str, list[dict[str, float]]]) -> str:
     """Return the median images a second of each way, the limit, and the ratios of the same turn."""
-    from fmnist_tracking.config import TrainingConfig, size_of
+    from fmnist_tracking.networks.build import size_of_model
 
-    taken = next(iter(measured.values()))[0]
-    ways = [way for way in (KERAS, KERAS_PLAIN, TORCH, ONE, ALL) if way in taken]
-    lines = [
-        f"| point | {' | '.join(ways)} | {LIMIT} |",
-        f"|---|{'---:|' * (len(ways) + 1)}",
+    ways = (KERAS, KERAS_PLAIN, TORCH, GENERAL, GENERAL_ALL, SPECIAL, SPECIAL_ALL, LIMIT)
+    pairs = [
+        *((GENERAL, KERAS), (GENERAL_ALL, KERAS), (SPECIAL, GENERAL), (SPECIAL_ALL, GENERAL_ALL)),
+        *((GENERAL, TORCH), (GENERAL, LIMIT), (SPECIAL_ALL, LIMIT)),
     ]
-    ratios = [
-        "| point | one training / Keras | one on each core / Keras | one training / PyTorch "
-        "| one training, share of the limit | one on each core, share of the limit |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    lines = [f"| network | {' | '.join(ways)} |", f"|---|{'---:|' * len(ways)}"]
+    heads = [f"{some} / {other}" for some, other in pairs]
+    ratios = [f"| network | {' | '.join(heads)} |", f"|---|{'---:|' * len(pairs)}"]
     most = max(one[PRODUCT] for turns in measured.values() for one in turns)
-    for point, turns in measured.items():
-        filters, kernel_size, strides = point
-        config = TrainingConfig.of(filters=filters, kernel_size=kernel_size, strides=strides)
+    for name, turns in measured.items():
         for one in turns:
-            one[LIMIT] = most * 1e9 / (3 * 2 * size_of(config).multiply_adds)
-        name = f"f{filters} k{kernel_size} s{strides}"
-        columns = [statistics.median(one[way] for one in turns) for way in (*ways, LIMIT)]
-        lines.append(f"| {name} | {' | '.join(f'{column:,.0f}' for column in columns)} |")
-        pairs = [(ONE, KERAS), (ALL, KERAS), (ONE, TORCH), (ONE, LIMIT), (ALL, LIMIT)]
+            one[LIMIT] = most * 1e9 / (3 * 2 * size_of_model(built(name)).multiply_adds)
+        columns = [
+            f"{statistics.median(one[way] for one in turns):,.0f}" if way in turns[0] else "-"
+            for way in ways
+        ]
+        lines.append(f"| {name} | {' | '.join(columns)} |")
         cells = []
         for some, other in pairs:
-            values = [one[some] / one[other] for one in turns if other in one]
+            values = [one[some] / one[other] for one in turns if {some, other} <= one.keys()]
             form = ".0%" if other == LIMIT else ".2f"
             cells.append(spread(values, form) if values else "-")
         ratios.append(f"| {name} | {' | '.join(cells)} |")
@@ -130,17 +131,17 @@ def main() -> None:
     options = parser.parse_args()
     peers = options.peers and os.path.abspath(options.peers)  # each program has its own folder
     print(machine(peers), end="\n\n", flush=True)
-    measured: dict[tuple[int, int, int], list[dict[str, float]]] = {p: [] for p in POINTS}
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in NETWORKS}
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder, "images.npz")
         write_images(images, round(options.images * 1.2))  # a sixth is for validation
         for number in range(options.repeats):
-            for point in POINTS:
-                one = turn(images, point, peers, environment)
+            for name in NETWORKS:
+                one = turn(images, name, peers, environment)
                 one[PRODUCT] = rates(sys.executable, ["matrices", ""], environment)[0][0]
-                measured[point].append(one)
+                measured[name].append(one)
                 said = ", ".join(f"{way} {rate:,.0f}" for way, rate in one.items())
-                console.print(f"{number + 1}/{options.repeats} {point}: {said}", markup=False)
+                console.print(f"{number + 1}/{options.repeats} {name}: {said}", markup=False)
     print(table(measured))
 
 
