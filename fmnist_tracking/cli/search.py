@@ -130,11 +130,11 @@ def search(
 
 
 @command(example="fmnist-track train --filters 48 --kernel-size 3 --epochs 5", resumable=True)
-@options.with_settings(*FIELDS, after="set_to")
+@options.with_settings(*FIELDS, after="set")
 def train(
     context: typer.Context,
     network: str = options.NETWORK,
-    set_to: list[str] = options.SET,
+    set: list[str] = options.SET,  # noqa: A002
     trial_timeout: int | None = options.TRIAL_TIMEOUT,
     fresh: bool = options.FRESH,
     protocol: str = options.PROTOCOL,
@@ -153,7 +153,7 @@ def train(
             **{name: settings[name] for name in TRAINING_SETTINGS},
             **_asked_for(context, settings),
         }
-    for text in [part for option in set_to if option for part in option.split(";")]:
+    for text in [part for option in set if option for part in option.split(";")]:
         name, value = parse_setting(text)
         if is_given(context, name):
             raise ConfigError(f"{name} was given twice, by {flag(name)} and by --set.")

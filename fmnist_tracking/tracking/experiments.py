@@ -24,7 +24,7 @@ PROJECT_PARAMETERS = {
     *FIELDS,
     *("kernel_sizes", "axis", "space", "repeats", "workers", "protocol", "limit", "data_dir"),
     *("trial_timeout", "network", "set"),
-    *("run_id", "output_dir"),
+    *("run_id", "output_dir", "layer"),
 }
 
 
