@@ -134,7 +134,7 @@ def search(
 def train(
     context: typer.Context,
     network: str = options.NETWORK,
-    set: list[str] = options.SET,  # noqa: A002
+    set: list[str] = options.SET,
     trial_timeout: int | None = options.TRIAL_TIMEOUT,
     fresh: bool = options.FRESH,
     protocol: str = options.PROTOCOL,
