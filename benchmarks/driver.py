@@ -14,8 +14,9 @@ import uuid
 
 import fmnist_tracking as ft
 from benchmarks import stubs
-from fmnist_tracking.config import SearchSpace, SplitConfig, TrainingConfig
+from fmnist_tracking.config import SearchSpace, TrainingConfig
 from fmnist_tracking.results import SearchResult
+from fmnist_tracking.split_config import SplitConfig
 
 WORKERS = 4
 BASE = TrainingConfig(epochs=1)

@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.results import Evaluation
+from fmnist_tracking.split_config import SplitConfig
 
 # The test images are for a report alone.
 Images = Literal["validation", "test"]
@@ -43,19 +43,23 @@ class ModelInspection:
     """What was seen in an inspection: some images, and what the model makes of them.
 
     Attributes:
+        data: the data set's name; see `Dataset.name`.
+        summary: how many images it has, and of what kind; see `Dataset.summary`.
         is_fashion_mnist: whether the data is that.
-        class_names: ten names, in label order.
+        class_names: in label order.
         part: which images the samples are of.
         available: how many images that part has.
         chosen: the samples' places among them, shape (k,).
-        images: the samples, uint8, shape (k, 28, 28, 1).
+        images: the samples, uint8, shape (k, height, width, channels).
         labels: their true classes, uint8, shape (k,).
-        probabilities: what the model gives for them, float32, shape (k, 10).
+        probabilities: what the model gives for them, float32, shape (k, classes).
         maps: what its first convolution makes of the first sample, float32, shape
             (filters, height, width).
         evaluation: of all test images, None if they stayed sealed.
     """
 
+    data: str
+    summary: str
     is_fashion_mnist: bool
     class_names: tuple[str, ...]
     part: Images

@@ -38,7 +38,8 @@ def inspect_model(task: InspectionTask, report: Callable[[Any], None]) -> ModelI
     dataset = load_dataset(task.data_dir)
     if dataset.digest != task.data_sha256:
         raise DataError(
-            f"The run {task.run_id[:8]} was trained on other data than {dataset.source} holds "
+            f"The run {task.run_id[:8]} was trained on other data than {dataset.source}, "
+            f"{dataset.name}, holds "
             f"(SHA-256 {task.data_sha256[:12]}… against {dataset.digest[:12]}…). Name the right "
             f"folder with {setting('data_dir')}."
         )
@@ -58,6 +59,8 @@ def inspect_model(task: InspectionTask, report: Callable[[Any], None]) -> ModelI
     except Exception as error:  # of a network that this project did not build
         raise _unusable(task.run_id, error) from None
     return ModelInspection(
+        data=dataset.name,
+        summary=dataset.summary,
         is_fashion_mnist=dataset.is_fashion_mnist,
         class_names=dataset.class_names,
         part=task.images,
@@ -81,10 +84,10 @@ def classify(
     Args:
         model: a `.keras` file.
         run_id: of its trial, for messages.
-        images: uint8, shape (n, 28, 28, 1), 0..255.
+        images: uint8, shape (n, height, width, channels), 0..255.
 
     Returns:
-        float32, shape (n, 10).
+        float32, shape (n, classes).
 
     Raises:
         TrackingError: the model cannot be used, or gives no numbers.

@@ -11,12 +11,12 @@ from fmnist_tracking.config import (
     COURSEWORK_GRID,
     FIELDS,
     SearchSpace,
-    SplitConfig,
     TrainingConfig,
     feature_map_sizes,
     multiply_adds,
 )
 from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.split_config import SplitConfig
 
 
 def test_coursework_grid_has_3_filter_counts_2_strides_2_kernels() -> None:

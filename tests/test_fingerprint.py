@@ -7,7 +7,8 @@ import pytest
 
 from conftest import SMALL, SMALL_SPLIT
 from fmnist_tracking import config, fingerprint
-from fmnist_tracking.config import FIELDS, SplitConfig, TrainingConfig
+from fmnist_tracking.config import FIELDS, TrainingConfig
+from fmnist_tracking.split_config import SplitConfig
 
 POINT = "97dfa7b099a1804a9c227c232be3bb95c6f10de9d19c1533084dc8a5e57ff720"
 
@@ -128,8 +129,8 @@ def test_a_search_s_covers_its_points_and_their_order() -> None:
 def test_it_is_had_without_tensorflow() -> None:
     code = (
         "import sys\n"
-        "from fmnist_tracking import config, fingerprint\n"
-        "print(fingerprint.of_point(config.TrainingConfig(), config.SplitConfig(), 'd'))\n"
+        "from fmnist_tracking import config, fingerprint, split_config\n"
+        "print(fingerprint.of_point(config.TrainingConfig(), split_config.SplitConfig(), 'd'))\n"
         "print(sorted(set(sys.modules) & {'tensorflow', 'keras', 'sklearn', 'numpy'}))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from conftest import SMALL, Call
 from fmnist_tracking import tracking
-from fmnist_tracking.config import CLASS_NAMES, SplitConfig, TrainingConfig
+from fmnist_tracking.config import CLASS_NAMES, TrainingConfig
 from fmnist_tracking.data import Dataset, split_dataset, test_set
 from fmnist_tracking.errors import OutputError, TrackingError
 from fmnist_tracking.inference import about, fetched_model
@@ -37,6 +37,7 @@ from fmnist_tracking.prediction import (
 )
 from fmnist_tracking.preprocess_image import prepare, prepare_image
 from fmnist_tracking.runs import load_trial
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.tracking import DatasetInfo, schema
 from fmnist_tracking.tracking.logged_model import find_models, log_model
 from fmnist_tracking.training.loop import train

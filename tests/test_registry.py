@@ -17,11 +17,11 @@ from mlflow.exceptions import MlflowException
 from conftest import SMALL, SMALL_SPLIT, Call
 from fmnist_tracking import tracking
 from fmnist_tracking.cli.models import say_how_to_serve
-from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, PromotionError, TrackingError
 from fmnist_tracking.networks.coursework import build_model, predict
 from fmnist_tracking.promotion import promote
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.tracking import DatasetInfo, Store, schema
 from imports import loaded_by
 from records import training

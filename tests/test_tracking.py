@@ -22,11 +22,12 @@ from mlflow.entities import Run as MlflowRun
 from conftest import SMALL
 from fmnist_tracking import plots, tracking
 from fmnist_tracking.cli.output import print_runs
-from fmnist_tracking.config import CLASS_NAMES, FIELDS, SearchSpace, SplitConfig
+from fmnist_tracking.config import CLASS_NAMES, FIELDS, SearchSpace
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, TrackingError
 from fmnist_tracking.networks.coursework import load_model, predict, with_weights
 from fmnist_tracking.results import TrainingResult
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.tracking import Store, schema
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.training.loop import Weights, train

@@ -19,11 +19,11 @@ from fmnist_tracking.config import (
     DEFAULT_SAMPLE_SEED,
     FIELDS,
     SEARCH_FLAGS,
-    SplitConfig,
     Value,
     flag,
 )
 from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.split_config import SplitConfig
 
 # Asked now: MLflow removes the variable when it has ended a run.
 UNDER_MLFLOW_RUN = "MLFLOW_RUN_ID" in os.environ

@@ -11,9 +11,7 @@ from typing import Any
 
 from fmnist_tracking import fingerprint, machine, runtime, tracking
 from fmnist_tracking.config import (
-    Protocol,
     SearchSpace,
-    SplitConfig,
     TrainingConfig,
     Value,
     require_flag,
@@ -21,16 +19,17 @@ from fmnist_tracking.config import (
     require_text,
 )
 from fmnist_tracking.console import Echo, echo_line, lines_to
-from fmnist_tracking.data import Dataset, load_dataset
+from fmnist_tracking.data import Dataset, load_dataset, load_named
 from fmnist_tracking.errors import ConfigError, SearchError
 from fmnist_tracking.grid_search.arguments import Grid, grid_and_base
-from fmnist_tracking.grid_search.images import cache_images
+from fmnist_tracking.grid_search.images import cache_images, require_trainable, split_of
 from fmnist_tracking.grid_search.lock import checkpoint_folder
 from fmnist_tracking.grid_search.memory import require_room, too_large, workers_for
 from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials, trial_name
 from fmnist_tracking.grid_search.resources import local_workers
 from fmnist_tracking.grid_search.time_estimate import TimeEstimator, disk_bytes, time_left, work
 from fmnist_tracking.results import TrialResult
+from fmnist_tracking.split_config import Protocol, SplitConfig
 from fmnist_tracking.tracking import ResumeState
 from fmnist_tracking.warm_up import warm_up
 from fmnist_tracking.workers import WorkerDied, WorkerPool
@@ -124,11 +123,13 @@ def dry_run(
     echo = lines_to(echo)
     require_flag("fresh", fresh)
     space, base = grid_and_base(grid, settings, repeats)
-    split = SplitConfig(protocol=protocol, seed=base.seed, limit=limit)
+    named = load_named(data_dir)
+    split = split_of(named, protocol, base.seed, limit)
     if experiment is not None:
         require_text("experiment", experiment)
     data_dir = None if data_dir is None else require_path("data_dir", data_dir)
-    dataset = load_dataset(data_dir)
+    dataset = load_dataset() if named is None else named
+    require_trainable(dataset, split)
     if len(space) > _MANY:
         echo(f"Looking at {len(space):,} points; this takes a while.")
     configs = _configs(space, base)

@@ -4,10 +4,52 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fmnist_tracking.config import SplitConfig
-from fmnist_tracking.data import Dataset, DataSplit, load_dataset, shared_split, split_dataset
+from fmnist_tracking.config import CLASS_NAMES, IMAGE_SIZE
+from fmnist_tracking.data import (
+    Dataset,
+    DataSplit,
+    load_dataset,
+    require_enough,
+    shared_split,
+    split_dataset,
+)
 from fmnist_tracking.errors import DataError
 from fmnist_tracking.results import DatasetPart
+from fmnist_tracking.split_config import FASHION_MNIST_SIZE, Protocol, SplitConfig
+
+
+def split_of(
+    named: Dataset | None, protocol: Protocol, seed: int, limit: int | None
+) -> SplitConfig:
+    """Return how the data is split that the user has named; None stands for Fashion-MNIST.
+
+    Its size is known, so that a wrong limit is refused before it is looked for or fetched.
+
+    Raises:
+        ConfigError: see `SplitConfig`.
+    """
+    size = FASHION_MNIST_SIZE if named is None else named.size
+    return SplitConfig(protocol=protocol, seed=seed, limit=limit, data=size)
+
+
+def require_trainable(dataset: Dataset, split: SplitConfig) -> None:
+    """Refuse data that the network does not take, or that cannot be split so.
+
+    Raises:
+        ConfigError: the limit leaves too few images of a class.
+        DataError: the network takes other images, or there are too few of a class.
+    """
+    takes, shape = (IMAGE_SIZE, IMAGE_SIZE, 1), dataset.image_shape
+    if (shape, dataset.classes) != (takes, len(CLASS_NAMES)):
+        raise DataError(
+            f"The network takes images of {_by(takes)} in {len(CLASS_NAMES)} classes; the "
+            f"{dataset.name} has images of {_by(shape)} in {dataset.classes} classes."
+        )
+    require_enough(dataset, split)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 @dataclass(frozen=True, kw_only=True)

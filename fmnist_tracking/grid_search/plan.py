@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmnist_tracking.config import SplitConfig, TrainingConfig
+from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.results import TrialResult
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.training import checkpoints
 
 if TYPE_CHECKING:
