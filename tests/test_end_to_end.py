@@ -129,7 +129,7 @@ def test_search_then_report(command: Run, called: Run, tmp_path: Path, dataset: 
 
 
 def test_train_is_tracked_as_a_trial_is(called: Run, tmp_path: Path, other_data: Path) -> None:
-    names = ("a", "A", "accuracy", "macro avg", "接 <b>", "../x", "=1+1", "7", "h", "i")
+    names = ("a", "A", "accuracy", "macro avg", "é <b>", "../x", "=1+1", "7", "h", "i")
     (other_data / "class_names.txt").write_text("\n".join(names), "utf-8")
     done = called("train", *QUICK, "--filters", "4", "--strides", "2", "--json",
                   "--data-dir", str(other_data), "--experiment", "mine")  # fmt: skip
@@ -160,7 +160,7 @@ def test_train_is_tracked_as_a_trial_is(called: Run, tmp_path: Path, other_data:
     (page,) = (tmp_path / "reports").glob("*/index.html")
     text = page.read_text()
     assert f"The data is not Fashion-MNIST but the data set other-data: {summary}." in text
-    assert "接 &lt;b&gt;" in text
+    assert "é &lt;b&gt;" in text
 
 
 def test_a_failing_point_does_not_stop_the_others(tmp_path: Path, cache: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from conftest import SMALL, SMALL_SPLIT
 from fmnist_tracking import config, fingerprint
 from fmnist_tracking.config import FIELDS, TrainingConfig
-from fmnist_tracking.split_config import SplitConfig
+from fmnist_tracking.split_config import FASHION_MNIST_SIZE, DataSize, SplitConfig
 
 POINT = "97dfa7b099a1804a9c227c232be3bb95c6f10de9d19c1533084dc8a5e57ff720"
 
@@ -78,6 +78,15 @@ def test_the_key_is_the_one_that_stores_hold() -> None:
         "Every result in every store would be trained again. A field that was added needs, in its "
         "metadata, `neutral`: the value that stands for how it was before."
     )
+
+
+def test_the_size_of_other_data_is_in_the_key() -> None:
+    sizes = [DataSize(train_images=n, test_images=100, classes=10) for n in (900, 1000)]
+    points = {
+        fingerprint.of_point(SMALL, dataclasses.replace(SMALL_SPLIT, data=size), "d")
+        for size in (FASHION_MNIST_SIZE, *sizes)
+    }
+    assert len(points) == 3
 
 
 @pytest.mark.parametrize("name", fingerprint.EQUAL_RELEASES)

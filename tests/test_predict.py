@@ -49,7 +49,7 @@ PARTS: tuple[Images, ...] = ("validation", "test")
 CONFIG = TrainingConfig(filters=16, hidden_units=32, epochs=4)
 # What is told of the model of `Kept`.
 ABOUT = {"name": "a trial", "protocol": "canonical", "limit": 600, "training_images": 500,
-         "val_accuracy": 0.8, "is_trial_run": True}  # fmt: skip
+         "all_training_images": 50_000, "val_accuracy": 0.8, "is_trial_run": True}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
