@@ -14,9 +14,10 @@ import uuid
 
 import fmnist_tracking as ft
 from benchmarks import stubs
-from fmnist_tracking.config import SplitConfig, TrainingConfig
+from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.results import SearchResult
 from fmnist_tracking.search_space import SearchSpace
+from fmnist_tracking.split_config import SplitConfig
 
 WORKERS = 4
 BASE = TrainingConfig.of(epochs=1)

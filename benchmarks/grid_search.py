@@ -222,8 +222,8 @@ def write_images(path: Path, limit: int | None) -> None:
     """Keep the split that the search uses, for the programs that do not use this package."""
     import numpy as np
 
-    from fmnist_tracking.config import SplitConfig
     from fmnist_tracking.data import load_dataset, split_dataset
+    from fmnist_tracking.split_config import SplitConfig
 
     np.savez(path, **vars(split_dataset(load_dataset(), SplitConfig(limit=limit))))
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from fmnist_tracking.errors import ConfigError, setting, shown
 from fmnist_tracking.network import (
@@ -24,7 +24,6 @@ from fmnist_tracking.network import (
 )
 
 __all__ = ["IMAGE_SIZE", "Value"]
-Protocol: TypeAlias = Literal["canonical", "coursework"]
 
 CLASS_NAMES = (
     "Top",
@@ -44,14 +43,8 @@ DEFAULT_EXPERIMENT = "fashion-mnist"
 FASHION_MNIST = "Fashion-MNIST"
 DEFAULT_MODEL_NAME = "fashion-mnist"
 DEFAULT_SAMPLE_SEED = 0
-# The number of images that each protocol has for training and validation together.
-SEEN_IMAGES: dict[Protocol, int] = {"canonical": 60_000, "coursework": 56_000}
-PROTOCOLS = tuple(SEEN_IMAGES)
-VALIDATION_SHARE = 1 / 6
 # Every one is a run of the store.
 MOST_POINTS = 100_000
-# With fewer images, a stratified sixth would not have one of each class.
-SMALLEST_LIMIT = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,54 +302,3 @@ def format_value(value: Value) -> str:
 def size_of(config: TrainingConfig) -> NetworkSize:
     """Return the size of a configuration's network; of one that is not known, nothing."""
     return config.size or NetworkSize(parameters=0, multiply_adds=0, outputs=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitConfig:
-    """Which images are for training, which for validation, and which are kept for testing.
-
-    Attributes:
-        protocol: `canonical` keeps the data set's own 10,000 test images and takes a sixth of the
-            60,000 others for validation; `coursework` pools all 70,000 images, takes a fifth for
-            testing and a sixth of the rest for validation.
-        seed: seed of the stratified choice.
-        limit: number of images for training and validation together, and at most as many for
-            testing; None uses all.
-
-    Raises:
-        ConfigError: the protocol is unknown, or does not have as many images as the limit.
-    """
-
-    protocol: Protocol = "canonical"
-    seed: int = 0
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        require_choice("protocol", self.protocol, PROTOCOLS)
-        object.__setattr__(self, "seed", check_value("seed", self.seed))
-        if self.limit is not None:
-            object.__setattr__(self, "limit", require_whole("limit", self.limit, minimum=0))
-        most = SEEN_IMAGES[self.protocol]
-        if self.limit is not None and not SMALLEST_LIMIT <= self.limit <= most:
-            raise ConfigError(
-                f"Expected {setting('limit')} to be from {SMALLEST_LIMIT}, so that each class is "
-                f"in both training and validation, to {most}, the images that "
-                f"{setting('protocol')} {self.protocol} has for them, got {self.limit}."
-            )
-
-    @property
-    def training_images(self) -> int:
-        """Return the number of training images.
-
-        It is rounded down, as validation rounds its share up.
-        """
-        return self._seen - self.validation_images
-
-    @property
-    def validation_images(self) -> int:
-        """Return the number of validation images."""
-        return math.ceil(self._seen * VALIDATION_SHARE)
-
-    @property
-    def _seen(self) -> int:
-        return self.limit or SEEN_IMAGES[self.protocol]

@@ -105,8 +105,9 @@ def _tensorflow() -> str:
 
 def _data(data_dir: str | Path | None) -> str:
     dataset = load_dataset(data_dir)
-    name = "Fashion-MNIST, verified" if dataset.is_fashion_mnist else "not Fashion-MNIST"
-    return f"{name}, in {dataset.source}"
+    if dataset.is_fashion_mnist:
+        return f"{dataset.name}, verified, in {dataset.source}"
+    return f"{dataset.name}, {dataset.summary}, SHA-256 {dataset.digest[:12]}…, in {dataset.source}"
 
 
 def _settings() -> str:

@@ -15,8 +15,9 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
-from fmnist_tracking.config import SplitConfig, TrainingConfig
+from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.network import feature_map_sizes
+from fmnist_tracking.split_config import SplitConfig
 
 # Cached: a look-up takes half a millisecond, and each point of a grid needs all of them.
 version = cache(metadata.version)
@@ -144,7 +145,8 @@ def _libraries() -> dict[str, str]:
 
 
 def _sha256(facts: object) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(facts, sort_keys=True, default=dataclasses.asdict)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # What version 0.1.0 up to November 2026 used instead: a hash of the text of five modules and of the

@@ -7,16 +7,16 @@ or draws.
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fmnist_tracking import runtime, tracking
-from fmnist_tracking.config import SEEN_IMAGES, Protocol, SplitConfig
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.inspection import StoredModel
 from fmnist_tracking.redact import printable
+from fmnist_tracking.split_config import Protocol
 from fmnist_tracking.tracking import Store, TrackedRun
 from fmnist_tracking.warm_up import warm_up
 from fmnist_tracking.workers import LocalWorker, WorkerDied, WorkerPool
@@ -76,6 +76,7 @@ class About:
         protocol: how the images were split.
         limit: to how many images the trial was limited, None for all.
         training_images: how many it was trained on.
+        all_training_images: how many there are without a limit.
         val_accuracy: of its best epoch, 0 to 1; None if the run does not say.
     """
 
@@ -84,17 +85,17 @@ class About:
     protocol: Protocol
     limit: int | None
     training_images: int
+    all_training_images: int
     val_accuracy: float | None
 
     @property
     def is_trial_run(self) -> bool:
         """Return whether it was trained on a part of the images, to try things out."""
-        return self.limit is not None and self.limit < SEEN_IMAGES[self.protocol]
+        return self.training_images < self.all_training_images
 
     def __str__(self) -> str:
         accuracy = "unknown" if self.val_accuracy is None else f"{self.val_accuracy:.4f}"
-        whole = SplitConfig(protocol=self.protocol).training_images
-        of_all = f" of {whole:,}" if self.is_trial_run else ""
+        of_all = f" of {self.all_training_images:,}" if self.is_trial_run else ""
         better = " Expect better answers from a model of all of them." if self.is_trial_run else ""
         return (
             f"Model: {self.name}, run {self.run_id[:8]}, trained on {self.training_images:,}"
@@ -114,5 +115,6 @@ def about(trial: TrackedRun) -> About:
         protocol=trial.split.protocol,
         limit=trial.split.limit,
         training_images=trial.split.training_images,
+        all_training_images=replace(trial.split, limit=None).training_images,
         val_accuracy=tracking.read_trial(trial).val_accuracy,
     )

@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.network import Network
 from fmnist_tracking.results import Evaluation
+from fmnist_tracking.split_config import SplitConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,8 @@ class ModelInspection:
     """What was seen in an inspection: some images, and what the model makes of them.
 
     Attributes:
+        data: the data set's name; see `Dataset.name`.
+        summary: how many images it has, and of what kind; see `Dataset.summary`.
         is_fashion_mnist: whether the data is that.
         class_names: in label order.
         part: which images the samples are of.
@@ -67,6 +69,8 @@ class ModelInspection:
         evaluation: of all test images, None if they stayed sealed.
     """
 
+    data: str
+    summary: str
     is_fashion_mnist: bool
     class_names: tuple[str, ...]
     part: Images

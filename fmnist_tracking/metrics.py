@@ -20,8 +20,8 @@ def cross_entropy(labels: NDArray[np.uint8], probabilities: NDArray[np.float32])
     It is the mean of minus the natural logarithm of the true class's probability.
 
     Args:
-        labels: integers 0..9, shape (n,).
-        probabilities: shape (n, 10); values below 1e-7 count as 1e-7, as in Keras.
+        labels: integers from 0 on, shape (n,).
+        probabilities: shape (n, classes); values below 1e-7 count as 1e-7, as in Keras.
     """
     of_truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.log(np.clip(of_truth, _SMALLEST_PROBABILITY, 1)).mean())
@@ -31,21 +31,21 @@ def accuracy(labels: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> float:
     """Compute the share of images, 0 to 1, whose predicted class is the true one.
 
     Args:
-        labels: integers 0..9, shape (n,).
-        predicted: integers 0..9, shape (n,).
+        labels: integers from 0 on, shape (n,).
+        predicted: integers from 0 on, shape (n,).
     """
     return float(np.mean(predicted == labels))
 
 
 def predicted_labels(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return the most probable class of each row: shape (n, 10) -> uint8, shape (n,)."""
+    """Return the most probable class of each row: shape (n, classes) -> uint8, shape (n,)."""
     return np.asarray(probabilities.argmax(axis=1), dtype=np.uint8)
 
 
 def evaluate(
     labels: NDArray[np.uint8], probabilities: NDArray[np.float32], class_names: Sequence[str]
 ) -> Evaluation:
-    """Score class probabilities, shape (n, 10), against the true labels; see `score`."""
+    """Score class probabilities, shape (n, classes), against the true labels; see `score`."""
     loss = cross_entropy(labels, probabilities)
     return score(labels, predicted_labels(probabilities), loss, class_names)
 
@@ -61,17 +61,17 @@ def score(
     Precision, recall and F1 are scikit-learn's; they are 0 for a class that was never predicted.
 
     Args:
-        labels: integers 0..9, shape (n,).
-        predicted: integers 0..9, shape (n,).
+        labels: integers from 0 on, shape (n,).
+        predicted: integers from 0 on, shape (n,).
         loss: the mean cross-entropy of the probabilities behind them, in nats.
-        class_names: ten names, in label order.
+        class_names: in label order.
     """
     numbers = np.arange(len(class_names))
     report = classification_report(
         labels,
         predicted,
         labels=numbers,
-        target_names=list(class_names),
+        target_names=[str(number) for number in numbers],  # a name may be "accuracy"
         output_dict=True,
         zero_division=0.0,
     )
@@ -79,7 +79,7 @@ def score(
     return Evaluation(
         accuracy=accuracy(labels, predicted),
         loss=loss,
-        classes=tuple(_scores(name, report[name]) for name in class_names),
+        classes=tuple(_scores(name, report[str(n)]) for n, name in enumerate(class_names)),
         macro=_scores(MACRO, report[MACRO]),
         weighted=_scores(WEIGHTED, report[WEIGHTED]),
         confusion=tuple(tuple(int(n) for n in row) for row in confusion),

@@ -38,9 +38,9 @@ def inspect_model(task: InspectionTask, report: Callable[[Any], None]) -> ModelI
     dataset = load_dataset(task.data_dir)
     if dataset.digest != task.data_sha256:
         raise DataError(
-            f"The run {task.model.run_id[:8]} was trained on other data than {dataset.source} "
-            f"holds (SHA-256 {task.data_sha256[:12]}… against {dataset.digest[:12]}…). Name the "
-            f"right folder with {setting('data_dir')}."
+            f"The run {task.model.run_id[:8]} was trained on other data than {dataset.source}, "
+            f"{dataset.name}, holds (SHA-256 {task.data_sha256[:12]}… against "
+            f"{dataset.digest[:12]}…). Name the right folder with {setting('data_dir')}."
         )
     if task.images == "test":
         test = test_set(dataset, task.split)
@@ -55,6 +55,8 @@ def inspect_model(task: InspectionTask, report: Callable[[Any], None]) -> ModelI
     chosen = np.random.default_rng(task.seed).choice(count, min(_SAMPLES, count), replace=False)
     layer, maps = _maps(model, task, images[chosen[0]])
     return ModelInspection(
+        data=dataset.name,
+        summary=dataset.summary,
         is_fashion_mnist=dataset.is_fashion_mnist,
         class_names=dataset.class_names,
         part=task.images,

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fmnist_tracking import tracking
-from fmnist_tracking.config import DEFAULT_MODEL_NAME, SplitConfig, require_flag, require_text
+from fmnist_tracking.config import DEFAULT_MODEL_NAME, require_flag, require_text
 from fmnist_tracking.errors import ConfigError, PromotionError, setting
 from fmnist_tracking.results import StoredRun, located
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.tracking import TrackedRun, registry
 from fmnist_tracking.tracking.registry import ModelVersion
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,8 @@ from fmnist_tracking.search_space import SearchSpace
 FINISHED, RUNNING = "FINISHED", "RUNNING"
 # Shown for a trial that has finished without a usable model.
 DIVERGED = "diverged"
+# Characters that are replaced in the name of a metric.
+_NO_WORD = re.compile(r"[^a-z0-9_.-]")
 # A training step computes the forward pass, and gradients by the activations and by the weights,
 # each as costly as the forward pass.
 _PASSES_A_STEP = 3
@@ -157,6 +160,17 @@ class DatasetPart:
     class_counts: tuple[int, ...]
 
 
+def _metric_words(class_names: Sequence[str]) -> list[str]:
+    """Return words for classes that MLflow takes in a metric's name: "ankle_boot", or numbers.
+
+    Names that differ in letters' case alone, or in what MLflow does not take, become numbers.
+    """
+    words = [_NO_WORD.sub("_", name.lower()) for name in class_names]
+    if len(set(words)) < len(words):
+        return [str(label) for label in range(len(words))]
+    return words
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
     """The result of training one configuration.
@@ -217,8 +231,12 @@ class TrainingResult:
             "best_val_loss": self.validation.loss,
             "val_macro_f1": self.validation.macro.f1,
             **{
-                f"val_f1_{scores.name.lower().replace(' ', '_')}": scores.f1
-                for scores in self.validation.classes
+                f"val_f1_{word}": scores.f1
+                for word, scores in zip(
+                    _metric_words([scores.name for scores in self.validation.classes]),
+                    self.validation.classes,
+                    strict=True,
+                )
             },
         }
 

@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+import data_sets
 from fmnist_tracking import redact, runtime
 from fmnist_tracking.cli import main
-from fmnist_tracking.config import CLASS_NAMES, SplitConfig, TrainingConfig
-from fmnist_tracking.data import Dataset, DataSplit, idx, load_dataset, split_dataset
+from fmnist_tracking.config import CLASS_NAMES, TrainingConfig
+from fmnist_tracking.data import Dataset, DataSplit, load_dataset, split_dataset
 from fmnist_tracking.metrics import evaluate
 from fmnist_tracking.results import Evaluation
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.tracking import Store, open_store
 
 if TYPE_CHECKING:
@@ -301,14 +303,7 @@ def called(call: Call) -> Run:
 @pytest.fixture
 def other_data(tmp_path: Path) -> Path:
     """A folder in the right format that is not Fashion-MNIST: plain files of noise."""
-    folder = tmp_path / "other-data"
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for part, shape in idx.FILES.items():
-        most = 256 if len(shape) > 1 else 10
-        content = random.integers(0, most, shape, dtype=np.uint8).tobytes()
-        (folder / idx.file_name(part)).write_bytes(idx.header(shape) + content)
-    return folder
+    return data_sets.write_idx(tmp_path / "other-data", data_sets.noise(2400, 600))
 
 
 @pytest.fixture

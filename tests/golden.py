@@ -17,9 +17,10 @@ runtime.own_process()  # before TensorFlow is imported
 import keras  # noqa: E402
 
 from fmnist_tracking import fingerprint  # noqa: E402
-from fmnist_tracking.config import SplitConfig, TrainingConfig  # noqa: E402
+from fmnist_tracking.config import TrainingConfig  # noqa: E402
 from fmnist_tracking.data import DataSplit, load_dataset, split_dataset  # noqa: E402
 from fmnist_tracking.networks.build import build_model  # noqa: E402
+from fmnist_tracking.split_config import SplitConfig  # noqa: E402
 from fmnist_tracking.training import loop  # noqa: E402
 
 TINY = TrainingConfig.of(

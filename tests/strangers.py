@@ -42,6 +42,7 @@ TAGS = sorted(
 PARAMS = (
     *("filters", "kernel_size", "epochs", "seed", "grid.filters", "grid.strides", "grid.nothing"),
     *("base.epochs", "base.filters", "split.seed", "split.limit", "padding"),
+    *("split.train_images", "split.classes"),
 )
 METRICS = (
     *("best_val_accuracy", "best_epoch", "best_val_loss", "train_seconds", "model_parameters"),

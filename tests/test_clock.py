@@ -34,7 +34,8 @@ TRAINING = """
 import dataclasses, json, sys
 from fmnist_tracking import runtime
 runtime.load_tensorflow(1)
-from fmnist_tracking.config import SplitConfig, TrainingConfig
+from fmnist_tracking.config import TrainingConfig
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.data import load_dataset, split_dataset
 from fmnist_tracking.training.loop import train
 split = split_dataset(load_dataset(), SplitConfig(limit=6000))

@@ -10,13 +10,13 @@ from fmnist_tracking import config
 from fmnist_tracking.config import (
     COURSEWORK_GRID,
     FIELDS,
-    SplitConfig,
     TrainingConfig,
     size_of,
 )
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.network import feature_map_sizes
 from fmnist_tracking.search_space import SearchSpace
+from fmnist_tracking.split_config import SplitConfig
 
 
 def test_coursework_grid_has_3_filter_counts_2_strides_2_kernels() -> None:

@@ -3,11 +3,12 @@ import re
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fmnist_tracking.config import SplitConfig, TrainingConfig
+from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.leaderboard import effects
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import SearchResult
 from fmnist_tracking.search_space import SearchSpace
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.tracking import descriptions
 from records import training, trial
 
@@ -119,7 +120,7 @@ def test_an_axis_of_many_values_is_told_in_short() -> None:
 
 def test_no_command_trains_other_data_again() -> None:
     text = descriptions.trial_ended(
-        "7", None, training(0.5), SplitConfig(), "m-1", 1000, is_fashion_mnist=False
+        "7", None, training(0.5), SplitConfig(), "m-1", 1000, other_data="data set kmnist"
     )
     assert "fmnist-track train" not in text
 

@@ -18,8 +18,9 @@ from mlflow.entities import Run as MlflowRun
 
 from conftest import Run
 from fmnist_tracking import machine, tracking
-from fmnist_tracking.config import FIELDS, SplitConfig
+from fmnist_tracking.config import FIELDS
 from fmnist_tracking.data import Dataset, split_dataset, test_set
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.tracking import Store, open_store
 from processes import processes_of, wait_for
 from reports import REPORT_FILES
@@ -128,15 +129,24 @@ def test_search_then_report(command: Run, called: Run, tmp_path: Path, dataset: 
 
 
 def test_train_is_tracked_as_a_trial_is(called: Run, tmp_path: Path, other_data: Path) -> None:
+    names = ("a", "A", "accuracy", "macro avg", "é <b>", "../x", "=1+1", "7", "h", "i")
+    (other_data / "class_names.txt").write_text("\n".join(names), "utf-8")
     done = called("train", *QUICK, "--filters", "4", "--strides", "2", "--json",
                   "--data-dir", str(other_data), "--experiment", "mine")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "Data: not Fashion-MNIST" in done.stderr
+    summary = "2,400 training and 600 test images of 28x28 pixels in grey, 10 classes"
+    assert f"Data: data set other-data ({other_data}), {summary}, protocol" in done.stderr
     result = json.loads(done.stdout)
     (run,) = runs_of(tmp_path, "mine")
     assert run.info.run_id == result["run_id"]
     assert run.data.tags["fmnist.role"] == "train"
-    assert run.data.tags["fmnist.dataset"].startswith("not Fashion-MNIST")
+    assert run.data.tags["fmnist.dataset"] == f"data set other-data ({other_data})"
+    assert summary in run.data.tags["mlflow.note.content"]
+    assert [run.data.params[f"split.{n}"] for n in ("train_images", "test_images", "classes")] == [
+        "2400", "600", "10"
+    ]  # fmt: skip
+    # Names that are the same in small letters, or with which MLflow would name no metric.
+    assert [run.data.metrics[f"val_f1_{label}"] for label in range(10)]
     # The real images are not what this run was trained on.
     elsewhere = called("report", "--run-id", "latest")
     assert elsewhere.returncode == 1
@@ -148,7 +158,9 @@ def test_train_is_tracked_as_a_trial_is(called: Run, tmp_path: Path, other_data:
     report = called("report", *latest, "--data-dir", str(other_data))
     assert report.returncode == 0, report.stderr
     (page,) = (tmp_path / "reports").glob("*/index.html")
-    assert "is not Fashion-MNIST; classes are numbered" in page.read_text()
+    text = page.read_text()
+    assert f"The data is not Fashion-MNIST but the data set other-data: {summary}." in text
+    assert "é &lt;b&gt;" in text
 
 
 def test_a_failing_point_does_not_stop_the_others(tmp_path: Path, cache: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from conftest import SMALL, SMALL_SPLIT
 from fmnist_tracking import fingerprint, network
-from fmnist_tracking.config import FIELDS, SplitConfig, TrainingConfig
+from fmnist_tracking.config import FIELDS, TrainingConfig
+from fmnist_tracking.split_config import FASHION_MNIST_SIZE, DataSize, SplitConfig
 
 POINT = "97dfa7b099a1804a9c227c232be3bb95c6f10de9d19c1533084dc8a5e57ff720"
 
@@ -80,6 +81,15 @@ def test_the_key_is_the_one_that_stores_hold() -> None:
     )
 
 
+def test_the_size_of_other_data_is_in_the_key() -> None:
+    sizes = [DataSize(train_images=n, test_images=100, classes=10) for n in (900, 1000)]
+    points = {
+        fingerprint.of_point(SMALL, dataclasses.replace(SMALL_SPLIT, data=size), "d")
+        for size in (FASHION_MNIST_SIZE, *sizes)
+    }
+    assert len(points) == 3
+
+
 @pytest.mark.parametrize("name", fingerprint.EQUAL_RELEASES)
 def test_another_release_counts_unless_its_numbers_are_known_to_be_equal(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -129,8 +139,8 @@ def test_a_search_s_covers_its_points_and_their_order() -> None:
 def test_it_is_had_without_tensorflow() -> None:
     code = (
         "import sys\n"
-        "from fmnist_tracking import config, fingerprint\n"
-        "print(fingerprint.of_point(config.TrainingConfig.of(), config.SplitConfig(), 'd'))\n"
+        "from fmnist_tracking import config, fingerprint, split_config\n"
+        "print(fingerprint.of_point(config.TrainingConfig(), split_config.SplitConfig(), 'd'))\n"
         "print(sorted(set(sys.modules) & {'tensorflow', 'keras', 'sklearn', 'numpy'}))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

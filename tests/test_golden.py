@@ -104,7 +104,7 @@ CHANGES = {
     "dropout": edit(
         "training/coursework_step.py", "tf.cast(first, tf.uint64)", "tf.cast(first + 1, tf.uint64)"
     ),
-    "split": edit("config.py", "VALIDATION_SHARE = 1 / 6", "VALIDATION_SHARE = 1 / 5"),
+    "split": edit("split_config.py", "VALIDATION_SHARE = 1 / 6", "VALIDATION_SHARE = 1 / 5"),
     "scores": edit("metrics.py", "argmax(axis=1)", "argmin(axis=1)"),
     # A Keras that draws other weights to begin with.
     "another Keras": edit(

@@ -19,7 +19,7 @@ from PIL import Image
 
 from conftest import SMALL, Call
 from fmnist_tracking import tracking
-from fmnist_tracking.config import CLASS_NAMES, SplitConfig, TrainingConfig
+from fmnist_tracking.config import CLASS_NAMES, TrainingConfig
 from fmnist_tracking.data import Dataset, split_dataset, test_set
 from fmnist_tracking.errors import OutputError, TrackingError
 from fmnist_tracking.inference import about, fetched_model
@@ -38,6 +38,7 @@ from fmnist_tracking.prediction import (
 )
 from fmnist_tracking.preprocess_image import prepare, prepare_image
 from fmnist_tracking.runs import load_trial
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.tracking import DatasetInfo, schema
 from fmnist_tracking.tracking.logged_model import find_models, log_model
 from fmnist_tracking.training.loop import train
@@ -49,7 +50,7 @@ PARTS: tuple[Images, ...] = ("validation", "test")
 CONFIG = TrainingConfig.of(filters=16, hidden_units=32, epochs=4)
 # What is told of the model of `Kept`.
 ABOUT = {"name": "a trial", "protocol": "canonical", "limit": 600, "training_images": 500,
-         "val_accuracy": 0.8, "is_trial_run": True}  # fmt: skip
+         "all_training_images": 50_000, "val_accuracy": 0.8, "is_trial_run": True}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

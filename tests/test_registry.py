@@ -17,12 +17,12 @@ from mlflow.exceptions import MlflowException
 from conftest import SMALL, SMALL_SPLIT, Call
 from fmnist_tracking import tracking
 from fmnist_tracking.cli.models import say_how_to_serve
-from fmnist_tracking.config import SplitConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, PromotionError, TrackingError
 from fmnist_tracking.networks.build import build_model, with_weights
 from fmnist_tracking.networks.models import predict
 from fmnist_tracking.promotion import promote
+from fmnist_tracking.split_config import DataSize, SplitConfig
 from fmnist_tracking.tracking import DatasetInfo, Store, schema
 from imports import loaded_by
 from records import training
@@ -85,6 +85,9 @@ def test_the_first_champion(finished: Trials, store: Store, split: DataSplit, mo
         "fmnist.protocol": "canonical",
         "fmnist.split_seed": "0",
         "fmnist.split_limit": "600",
+        "fmnist.split_train_images": "60000",
+        "fmnist.split_test_images": "10000",
+        "fmnist.split_classes": "10",
     }
     assert "| validation accuracy | 0.8000 |" in str(version.description)
     assert "the test images have no part" in store.client.get_registered_model(NAME).description
@@ -376,3 +379,15 @@ def test_a_promotion_as_json(finished: Trials) -> None:
     assert (content["version"], content["changed"], content["registered"]) == ("2", True, True)
     assert content["previous"]["val_accuracy"] == 0.8
     assert content["previous"]["split"] == dataclasses.asdict(SMALL_SPLIT)
+
+
+def test_a_version_knows_the_size_of_its_data_when_its_run_is_gone(
+    finished: Trials, store: Store
+) -> None:
+    size = DataSize(train_images=2400, test_images=600, classes=10)
+    run_id = finished(0.8, split=SplitConfig(limit=600, data=size))
+    promote(run_id)
+    store.client.delete_run(run_id)
+    found = tracking.registry.find_champion(store, NAME)
+    assert found is not None
+    assert (found.run_exists, found.split) == (False, SplitConfig(limit=600, data=size))

@@ -26,8 +26,9 @@ from PIL import Image
 
 import fmnist_tracking as ft
 from conftest import Run
-from fmnist_tracking.config import FIELDS, SplitConfig
+from fmnist_tracking.config import FIELDS
 from fmnist_tracking.data import Dataset, split_dataset
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.tracking import open_store, schema
 from reports import REPORT_FILES
 from searches import (

@@ -11,9 +11,10 @@ from PIL import Image
 
 from conftest import Run
 from fmnist_tracking import tracking
-from fmnist_tracking.config import CLASS_NAMES, SplitConfig
+from fmnist_tracking.config import CLASS_NAMES
 from fmnist_tracking.data import Dataset, test_set
 from fmnist_tracking.networks.models import load_model, predict
+from fmnist_tracking.split_config import SplitConfig
 from servers import free_port, model_server, post, serving
 
 SEARCH = ("search", "--limit", "1200", "--epochs", "2", "--filters", "8", "--strides", "1,2",

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fmnist_tracking.config import PROTOCOLS, SEEN_IMAGES, Protocol, SplitConfig
 from fmnist_tracking.data import Dataset, DataSplit, split_dataset, test_set
+from fmnist_tracking.split_config import PROTOCOLS, Protocol, SplitConfig
 
 SIZES = {"canonical": (50_000, 10_000, 10_000), "coursework": (46_666, 9_334, 14_000)}
 
@@ -21,7 +21,7 @@ def test_sizes_and_strata(dataset: Dataset, protocol: Protocol) -> None:
     split, test = split_dataset(dataset, config), test_set(dataset, config)
     parts = (split.train_labels, split.validation_labels, test.labels)
     assert tuple(map(len, parts)) == SIZES[protocol]
-    assert len(split.train_labels) + len(split.validation_labels) == SEEN_IMAGES[protocol]
+    assert len(split.train_labels) + len(split.validation_labels) == config.available_images
     for labels in parts:
         counts = np.bincount(labels)
         assert counts.max() - counts.min() <= 1
@@ -40,6 +40,8 @@ def test_no_image_is_in_two_parts(dataset: Dataset, protocol: Protocol) -> None:
         train_labels=dataset.train_labels,
         test_images=_numbered(numbers[60_000:]),
         test_labels=dataset.test_labels,
+        class_names=dataset.class_names,
+        title="numbers",
         source="numbers",
         sha256=dataset.sha256,
     )
@@ -89,7 +91,7 @@ def test_limit_of_2400_gives_2000_and_400(dataset: Dataset) -> None:
     limit=st.integers(60, 60_000) | st.integers(55_990, 56_000) | st.integers(9_990, 10_000),
 )
 def test_any_limit(dataset: Dataset, protocol: Protocol, limit: int) -> None:
-    limit = min(limit, SEEN_IMAGES[protocol])
+    limit = min(limit, SplitConfig(protocol=protocol).available_images)
     config = SplitConfig(protocol=protocol, limit=limit)
     split, test = split_dataset(dataset, config), test_set(dataset, config)
     assert len(split.train_labels) + len(split.validation_labels) == limit

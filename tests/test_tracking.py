@@ -22,13 +22,14 @@ from mlflow.entities import Run as MlflowRun
 from conftest import SMALL
 from fmnist_tracking import plots, tracking
 from fmnist_tracking.cli.output import print_runs
-from fmnist_tracking.config import CLASS_NAMES, FIELDS, SplitConfig
+from fmnist_tracking.config import CLASS_NAMES, FIELDS
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, TrackingError
 from fmnist_tracking.networks.build import with_weights
 from fmnist_tracking.networks.models import load_model, predict
 from fmnist_tracking.results import TrainingResult
 from fmnist_tracking.search_space import SearchSpace
+from fmnist_tracking.split_config import DataSize, SplitConfig
 from fmnist_tracking.tracking import Store, schema
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.training.loop import Weights, train
@@ -740,7 +741,29 @@ def test_a_run_of_a_later_version_is_explained(store: Store) -> None:
 
 
 def test_split_is_read_back(store: Store) -> None:
-    assert tracking.find_run(store, start_trial(store, SMALL, None)).split == SplitConfig(limit=600)
+    run_id = start_trial(store, SMALL, None)
+    assert tracking.find_run(store, run_id).split == SplitConfig(limit=600)
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as rows, rows:  # as of earlier releases
+        names = "('split.train_images', 'split.test_images', 'split.classes')"
+        assert rows.execute(f"DELETE FROM params WHERE key IN {names}").rowcount == 3
+    assert tracking.find_run(store, run_id).split == SplitConfig(limit=600)
+
+
+def test_the_size_of_other_data_is_read_back(store: Store) -> None:
+    size = DataSize(train_images=940, test_images=188, classes=47)
+    split = SplitConfig(protocol="coursework", data=size, limit=300, seed=2)
+    for run_id in (
+        start_search(store, split=split),
+        tracking.start_trial(
+            store, tracking.choose_experiment(store, None), dataclasses.replace(TRIAL, split=split)
+        ),
+    ):
+        assert tracking.find_run(store, run_id).split == split
+    # A limit that such data does not have is no split.
+    with contextlib.closing(sqlite3.connect("mlflow.db")) as rows, rows:
+        rows.execute("UPDATE params SET value = '281' WHERE key = 'split.limit'")
+    with pytest.raises(TrackingError, match=r"split \(Expected limit to be from 282"):
+        tracking.find_run(store, run_id)
 
 
 @pytest.mark.parametrize(

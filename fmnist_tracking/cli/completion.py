@@ -11,8 +11,9 @@ from urllib.parse import quote, unquote
 import typer
 
 import fmnist_tracking as ft
-from fmnist_tracking.config import FIELDS, PROTOCOLS, SEARCH_FLAGS
+from fmnist_tracking.config import FIELDS, SEARCH_FLAGS
 from fmnist_tracking.redact import printable
+from fmnist_tracking.split_config import PROTOCOLS
 
 _SQLITE = "sqlite:///"
 _DEFAULT_STORE = "sqlite:///mlflow.db"

@@ -19,11 +19,11 @@ from fmnist_tracking.config import (
     DEFAULT_SAMPLE_SEED,
     FIELDS,
     SEARCH_FLAGS,
-    SplitConfig,
     Value,
     flag,
 )
 from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.split_config import SplitConfig
 
 # Asked now: MLflow removes the variable when it has ended a run.
 UNDER_MLFLOW_RUN = "MLFLOW_RUN_ID" in os.environ
@@ -193,8 +193,8 @@ def path_option(option: str, metavar: str, about: str, panel: str | None = None)
 PROTOCOL = typer.Option(
     SplitConfig().protocol,
     "--protocol",
-    help="canonical: the data set's own 10,000 test images stay sealed. coursework: all 70,000 "
-    "are pooled and a fifth is for testing.",
+    help="canonical: the data set's own test images stay sealed. coursework: all images are "
+    "pooled and a fifth is for testing.",
     autocompletion=protocols,
     rich_help_panel="Data",
 )
@@ -209,8 +209,8 @@ LIMIT = whole_option(
 DATA_DIR = path_option(
     "--data-dir",
     "DIR",
-    "Folder with the four IDX files. Default: FMNIST_DATA_DIR, else the system's copy, else "
-    "the user's cache, filled from the network.",
+    "Folder or .npz file with any image classification set. Default: FMNIST_DATA_DIR, else "
+    "Fashion-MNIST: the system's copy, or the user's cache, filled from the network.",
     "Data",
 )
 EXPERIMENT = typer.Option(

@@ -10,28 +10,38 @@ from fmnist_tracking.cli import options
 from fmnist_tracking.cli.app import command
 from fmnist_tracking.cli.output import echo, new_table, out, print_json
 from fmnist_tracking.errors import FmnistTrackingError, for_command_line
+from fmnist_tracking.redact import LONGEST_LINE, printable
 
 
 @command(example="fmnist-track data", reads_files=False)
 def data(data_dir: Path | None = options.DATA_DIR, as_json: bool = options.JSON) -> None:
-    """Find or fetch the images, verify them, and show where they came from."""
+    """Find or fetch the images, verify or check them, and show what they are."""
     found = ft.load_dataset(data_dir)
     facts = {
         "name": found.name,
         "source": found.source,
         "train_images": len(found.train_images),
         "test_images": len(found.test_images),
+        "image_shape": found.image_shape,
+        "classes": found.classes,
+        "class_names": found.class_names,
+        "is_fashion_mnist": found.is_fashion_mnist,
         "sha256": found.sha256,
         "data_sha256": found.digest,
     }
     if as_json:
         print_json(facts)
         return
-    out.print(f"{facts['name']}, verified, in {found.source}", soft_wrap=True)
-    out.print(f"{facts['train_images']:,} training and {facts['test_images']:,} test images")
-    table = new_table("file", "SHA-256 of the decompressed bytes")
+    verified = ", verified" if found.is_fashion_mnist else ""
+    out.print(f"{found.name}{verified}, in {found.source}", soft_wrap=True)
+    out.print(found.summary)
+    if not found.is_fashion_mnist:
+        names = printable(", ".join(found.class_names), LONGEST_LINE)
+        out.print(f"Classes: {names}", soft_wrap=True)
+    table = new_table("part", "SHA-256 of its decompressed IDX file")
     for part, digest in found.sha256.items():
         table.add_row(part, digest)
+    table.add_row("all", found.digest)
     out.print(table)
 
 

@@ -1,7 +1,7 @@
-"""The images: found or downloaded, verified, cached, and split."""
+"""The images: found or downloaded, verified or checked, cached, and split."""
 
-from fmnist_tracking.data.dataset import Dataset, class_names, load_dataset
-from fmnist_tracking.data.split import DataSplit, split_dataset, test_set
+from fmnist_tracking.data.dataset import Dataset, class_names, load_dataset, load_named
+from fmnist_tracking.data.split import DataSplit, require_enough, split_dataset, test_set
 from fmnist_tracking.data.split_cache import shared_split
 
 __all__ = [
@@ -9,6 +9,8 @@ __all__ = [
     "Dataset",
     "class_names",
     "load_dataset",
+    "load_named",
+    "require_enough",
     "shared_split",
     "split_dataset",
     "test_set",

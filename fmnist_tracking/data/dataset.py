@@ -5,21 +5,26 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
 from fmnist_tracking.config import CLASS_NAMES, FASHION_MNIST, require_path
-from fmnist_tracking.data import download, idx
+from fmnist_tracking.data import download, idx, npz
+from fmnist_tracking.data.checks import MOST_BYTES, PARTS, require_alike
+from fmnist_tracking.data.names import read_class_names
 from fmnist_tracking.errors import DataError, setting
 from fmnist_tracking.files import PRIVATE_FILE, private_folder
 from fmnist_tracking.redact import printable
 from fmnist_tracking.runtime import CACHE_VARIABLE
+from fmnist_tracking.split_config import DataSize
 
+Arrays: TypeAlias = dict[str, NDArray[np.uint8]]
 DATA_DIR_VARIABLE = "FMNIST_DATA_DIR"
 # Where `keras.datasets.fashion_mnist.load_data` keeps them.
 _KERAS_CACHE = "~/.keras/datasets/fashion-mnist"
@@ -33,34 +38,42 @@ FASHION_MNIST_SHA256 = {
 }
 
 
+_LONGEST_TITLE = 100  # in characters
+_EXPECTED = (
+    f"a folder with four IDX files, such as {idx.file_name('train-images')}.gz, or with an "
+    f"{npz.SUFFIX} file"
+)
+
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Dataset:
-    """The whole data set, verified.
+    """A whole data set of n images for training and m for testing.
 
     Attributes:
-        train_images: shape (60000, 28, 28), uint8, 0 to 255.
-        train_labels: shape (60000,), uint8, 0 to 9.
-        test_images: shape (10000, 28, 28), uint8.
-        test_labels: shape (10000,), uint8.
+        train_images: uint8, 0 to 255, shape (n, height, width) if they are grey, else
+            (n, height, width, 3).
+        train_labels: uint8, from 0 on, shape (n,).
+        test_images: uint8, shape (m, height, width) or (m, height, width, 3).
+        test_labels: uint8, shape (m,).
+        class_names: in label order.
+        title: what its folder or file is called.
         source: where it was found, for people.
-        sha256: of the decompressed bytes of each of the four files.
+        sha256: of each of the four parts: of the bytes of an IDX file that holds it, decompressed.
     """
 
     train_images: NDArray[np.uint8]
     train_labels: NDArray[np.uint8]
     test_images: NDArray[np.uint8]
     test_labels: NDArray[np.uint8]
+    class_names: tuple[str, ...]
+    title: str
     source: str
     sha256: dict[str, str]
 
     def __repr__(self) -> str:
-        return (
-            f"<{self.name}: {len(self.train_images):,} training images and "
-            f"{len(self.test_images):,} test images, from {printable(self.source)}>"
-        )
+        return f"<{self.name}: {self.summary}, from {printable(self.source)}>"
 
     @property
     def is_fashion_mnist(self) -> bool:
@@ -69,22 +82,52 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """Return "Fashion-MNIST", or that it is not that."""
-        return FASHION_MNIST if self.is_fashion_mnist else f"not {FASHION_MNIST}"
+        """Return "Fashion-MNIST", or of other data a name such as "data set kmnist"."""
+        if self.is_fashion_mnist:
+            return FASHION_MNIST
+        return f"data set {printable(self.title, _LONGEST_TITLE)}"
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """Return the names in label order; for other data than Fashion-MNIST, the digits."""
-        return class_names(self.digest)
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return height and width in pixels, and the channels: 1 for grey images, 3 for colour."""
+        height, width, *channels = self.train_images.shape[1:]
+        return height, width, channels[0] if channels else 1
+
+    @property
+    def classes(self) -> int:
+        """Return how many classes there are."""
+        return len(self.class_names)
+
+    @property
+    def size(self) -> DataSize:
+        """Return how many images and classes there are, from which splits follow."""
+        return DataSize(
+            train_images=len(self.train_images),
+            test_images=len(self.test_images),
+            classes=self.classes,
+        )
+
+    @property
+    def summary(self) -> str:
+        """Describe it for people: how many images, of what size, in how many classes."""
+        height, width, channels = self.image_shape
+        return (
+            f"{len(self.train_images):,} training and {len(self.test_images):,} test images of "
+            f"{height}x{width} pixels in {'grey' if channels == 1 else 'colour'}, "
+            f"{self.classes} classes"
+        )
 
     @property
     def digest(self) -> str:
-        """Return one SHA-256 for all four files: that of their hex digests, joined by newlines."""
+        """Return one SHA-256 for all four parts: that of their hex digests, joined by newlines.
+
+        The class names are not in it: they change what a report says, and no number.
+        """
         return _digest(self.sha256)
 
 
 def _digest(sha256: Mapping[str, str]) -> str:
-    return hashlib.sha256("\n".join(sha256[part] for part in idx.FILES).encode()).hexdigest()
+    return hashlib.sha256("\n".join(sha256[part] for part in PARTS).encode()).hexdigest()
 
 
 def class_names(digest: str) -> tuple[str, ...]:
@@ -97,40 +140,62 @@ def class_names(digest: str) -> tuple[str, ...]:
 
 
 def load_dataset(data_dir: str | Path | None = None) -> Dataset:
-    """Find the data set, or download it; verify and load it.
+    """Load the data set that the user names, or else find or download Fashion-MNIST.
 
-    The places are, in order: `data_dir`, the folder in FMNIST_DATA_DIR, the system package's
-    folder, the user's cache, Keras's cache. If there is none, it is downloaded to the user's cache.
-    Only a folder that the user named may hold another data set than Fashion-MNIST.
+    The places are, in order: `data_dir`, what FMNIST_DATA_DIR names, the system package's folder,
+    the user's cache, Keras's cache. If there is none, Fashion-MNIST is downloaded to the user's
+    cache. Only what the user names may be another data set; elsewhere, it is verified.
 
     Args:
-        data_dir: a folder with the four IDX files; None for the other places.
+        data_dir: a folder with four IDX files or an `.npz` file, or such a file; None for the other
+            places.
 
     Raises:
-        DataError: no source had it, or what was found is damaged.
+        DataError: no source had it, or what was found is damaged, or not what it should be.
     """
-    given = (os.environ.get(DATA_DIR_VARIABLE) or None) if data_dir is None else data_dir
-    named = None if given is None else require_path("data_dir", given)
+    named = load_named(data_dir)
     if named is not None:
-        if not named.is_dir():
-            by = DATA_DIR_VARIABLE if data_dir is None else setting("data_dir")
-            raise DataError(
-                f"There is no data folder {named}, which {by} names. Expected a folder with the "
-                "four IDX files; without one, Fashion-MNIST is used or fetched."
-            )
-        return _load_folder(named.resolve(), require_fashion_mnist=False)
+        return named
     if download.PACKAGE_FOLDER.is_dir():
-        return _load_folder(download.PACKAGE_FOLDER, require_fashion_mnist=True)
+        return _load_fashion_mnist(download.PACKAGE_FOLDER)
     downloads = cache_dir() / "fashion-mnist"
     if not downloads.is_dir():
         keras_cache = Path(os.path.expanduser(_KERAS_CACHE))
         if keras_cache.is_dir():
             try:
-                return _load_folder(keras_cache, require_fashion_mnist=True)
+                return _load_fashion_mnist(keras_cache)
             except DataError as error:  # it is another program's, which may be filling it
                 _log.info("Keras's copy is not used: %s", error)
         _fetch_into(downloads)
-    return _load_folder(downloads, require_fashion_mnist=True)
+    return _load_fashion_mnist(downloads)
+
+
+def load_named(data_dir: str | Path | None = None) -> Dataset | None:
+    """Load the data set in `data_dir` or what FMNIST_DATA_DIR names; None if neither is given.
+
+    Raises:
+        DataError: it is not there, is damaged, or not what it should be.
+    """
+    given = (os.environ.get(DATA_DIR_VARIABLE) or None) if data_dir is None else data_dir
+    if given is None:
+        return None
+    place = require_path("data_dir", given)
+    if place.suffix == npz.SUFFIX and place.is_file():
+        return _load_npz(place.resolve())
+    if not place.is_dir():
+        by = DATA_DIR_VARIABLE if data_dir is None else setting("data_dir")
+        raise DataError(
+            f"There is no data folder {place}, which {by} names. Expected {_EXPECTED}, or such a "
+            "file; without one, Fashion-MNIST is used or fetched."
+        )
+    folder = place.resolve()
+    files = idx.find_files(folder)
+    if files is not None:
+        return _load_idx(files, folder)
+    file = npz.find_file(folder)
+    if file is not None:
+        return _load_npz(file)
+    raise DataError(f"The data folder {folder} holds no data set. Expected {_EXPECTED}.")
 
 
 def cache_dir() -> Path:
@@ -190,27 +255,68 @@ def _fetch_into(folder: Path) -> None:
 
 
 def _require_fashion_mnist_in(folder: Path) -> None:
-    for part, path in idx.find_files(folder).items():
-        found = hashlib.sha256(idx.read_bytes(part, path)).hexdigest()
+    for part, path in _files_in(folder).paths.items():
+        _, found = idx.read(part, path)
         _require_fashion_mnist(part, found, path.name)
 
 
-def _load_folder(folder: Path, *, require_fashion_mnist: bool) -> Dataset:
-    content: dict[str, NDArray[np.uint8]] = {}
-    sha256: dict[str, str] = {}
-    for part, path in idx.find_files(folder).items():
-        decompressed = idx.read_bytes(part, path)
-        sha256[part] = hashlib.sha256(decompressed).hexdigest()
-        content[part] = idx.parse(part, decompressed, path)
-        if require_fashion_mnist:
-            _require_fashion_mnist(part, sha256[part], str(path))
+def _files_in(folder: Path) -> idx.IdxFiles:
+    files = idx.find_files(folder)
+    if files is None:
+        raise DataError(f"The data folder {folder} holds no IDX files.")
+    return files
+
+
+def _load_fashion_mnist(folder: Path) -> Dataset:
+    return _load_idx(_files_in(folder), folder, verify=_require_fashion_mnist)
+
+
+def _load_idx(
+    files: idx.IdxFiles, folder: Path, verify: Callable[[str, str, str], None] | None = None
+) -> Dataset:
+    arrays: Arrays = {}
+    sums: dict[str, str] = {}
+    left = MOST_BYTES
+    for part in PARTS:
+        path = files.paths[part]
+        arrays[part], sums[part] = idx.read(part, path, left)
+        left -= arrays[part].nbytes
+        if verify is not None:
+            verify(part, sums[part], str(path))
+    require_alike(arrays, lambda part: str(files.paths[part]))
+    return _as_dataset(arrays, sums, files.title, str(folder), (files.folder, folder))
+
+
+def _load_npz(path: Path) -> Dataset:
+    arrays, sums = npz.read(path)
+    require_alike(arrays, lambda part: f"{path}, {npz.KEYS[part]},")
+    return _as_dataset(arrays, sums, path.stem, str(path), (path.parent,))
+
+
+def _as_dataset(
+    arrays: Arrays, sums: dict[str, str], title: str, source: str, beside: Sequence[Path]
+) -> Dataset:
+    """Return a data set with names of classes: its own, or those in a file beside it, or numbers.
+
+    The labels of some count from 1, such as those of EMNIST's letters: they are moved, but the
+    classes are called by them.
+    """
+    labels = arrays["train-labels"], arrays["t10k-labels"]
+    first = 1 if min(map(np.min, labels)) == 1 else 0
+    numbers = range(first, int(max(map(np.max, labels))) + 1)
+    names: tuple[str, ...] = CLASS_NAMES
+    if sums != FASHION_MNIST_SHA256:
+        names = read_class_names(beside, len(numbers)) or tuple(map(str, numbers))
+    train_labels, test_labels = (one - np.uint8(first) if first else one for one in labels)
     return Dataset(
-        train_images=content["train-images"],
-        train_labels=content["train-labels"],
-        test_images=content["t10k-images"],
-        test_labels=content["t10k-labels"],
-        source=str(folder),
-        sha256=sha256,
+        train_images=arrays["train-images"],
+        train_labels=train_labels,
+        test_images=arrays["t10k-images"],
+        test_labels=test_labels,
+        class_names=names,
+        title=title,
+        source=source,
+        sha256=sums,
     )
 
 

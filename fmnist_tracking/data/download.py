@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pooch
 
-from fmnist_tracking.data.idx import FILES, file_name
+from fmnist_tracking.data.checks import PARTS
+from fmnist_tracking.data.idx import file_name
 from fmnist_tracking.errors import DataError, first_line
 
 # Each has the four .gz files; the first is the authors' repository.
@@ -63,7 +64,7 @@ def fetch(folder: Path, verify: Callable[[Path], None], mirrors: Iterable[str] =
 
 def _download(mirror: str, folder: Path) -> None:
     downloader = pooch.HTTPDownloader(timeout=_TIMEOUT_SECONDS)
-    for part in FILES:
+    for part in PARTS:
         name = file_name(part) + ".gz"
         # No hash here: the gzip headers differ between mirrors; the contents do not, and are
         # verified.

@@ -10,8 +10,6 @@ from typing import Any
 
 from fmnist_tracking import fingerprint, machine, runtime, tracking
 from fmnist_tracking.config import (
-    Protocol,
-    SplitConfig,
     TrainingConfig,
     Value,
     require_flag,
@@ -19,10 +17,10 @@ from fmnist_tracking.config import (
     require_text,
 )
 from fmnist_tracking.console import Echo, echo_line, lines_to
-from fmnist_tracking.data import Dataset, load_dataset
+from fmnist_tracking.data import Dataset, load_dataset, load_named, require_enough
 from fmnist_tracking.errors import SearchError
 from fmnist_tracking.grid_search.arguments import Grid, asked_for
-from fmnist_tracking.grid_search.images import cache_images
+from fmnist_tracking.grid_search.images import cache_images, network_for, split_of
 from fmnist_tracking.grid_search.lock import checkpoint_folder
 from fmnist_tracking.grid_search.memory import require_room, too_large, workers_for
 from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials, trial_name
@@ -30,6 +28,7 @@ from fmnist_tracking.grid_search.resources import local_workers
 from fmnist_tracking.grid_search.time_estimate import TimeEstimator, disk_bytes, time_left, work
 from fmnist_tracking.networks.source import NetworkName, find_network
 from fmnist_tracking.results import TrialResult
+from fmnist_tracking.split_config import Protocol, SplitConfig
 from fmnist_tracking.tracking import ResumeState
 from fmnist_tracking.warm_up import warm_up
 from fmnist_tracking.workers import WorkerDied, WorkerPool
@@ -124,20 +123,22 @@ def dry_run(
     """
     echo = lines_to(echo)
     require_flag("fresh", fresh)
+    named = load_named(data_dir)
     asked = asked_for(
         grid,
         settings,
         repeats,
-        network=find_network(network),
+        network=network_for(find_network(network), named),
         skip_impossible=True,  # they are told
         echo=echo,
     )
     space = asked.space
-    split = SplitConfig(protocol=protocol, seed=asked.base.seed, limit=limit)
+    split = split_of(named, protocol, asked.base.seed, limit)
     if experiment is not None:
         require_text("experiment", experiment)
     data_dir = None if data_dir is None else require_path("data_dir", data_dir)
-    dataset = load_dataset(data_dir)
+    dataset = load_dataset() if named is None else named
+    require_enough(dataset, split)
     if len(space) > _MANY:
         echo(f"Looking at {len(space):,} points; this takes a while.")
     require_flag("skip_impossible", skip_impossible)

@@ -1,13 +1,42 @@
 """The split of the images: made once by the driver, and read by all workers."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fmnist_tracking.config import SplitConfig
-from fmnist_tracking.data import Dataset, DataSplit, load_dataset, shared_split, split_dataset
+from fmnist_tracking.data import (
+    Dataset,
+    DataSplit,
+    load_dataset,
+    shared_split,
+    split_dataset,
+)
 from fmnist_tracking.errors import DataError
+from fmnist_tracking.network import Network
 from fmnist_tracking.results import DatasetPart
+from fmnist_tracking.split_config import FASHION_MNIST_SIZE, Protocol, SplitConfig
+
+
+def split_of(
+    named: Dataset | None, protocol: Protocol, seed: int, limit: int | None
+) -> SplitConfig:
+    """Return how the data is split that the user has named; None stands for Fashion-MNIST.
+
+    Its size is known, so that a wrong limit is refused before it is looked for or fetched.
+
+    Raises:
+        ConfigError: see `SplitConfig`.
+    """
+    size = FASHION_MNIST_SIZE if named is None else named.size
+    return SplitConfig(protocol=protocol, seed=seed, limit=limit, data=size)
+
+
+def network_for(network: Network, named: Dataset | None) -> Network:
+    """Return a network for the data that the user has named; None stands for Fashion-MNIST."""
+    if named is None:
+        return network
+    return dataclasses.replace(network, image_shape=named.image_shape, classes=named.classes)
 
 
 @dataclass(frozen=True, kw_only=True)

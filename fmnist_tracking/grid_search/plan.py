@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fmnist_tracking.config import TRAINING_SETTINGS, SplitConfig, TrainingConfig, format_value
+from fmnist_tracking.config import TRAINING_SETTINGS, TrainingConfig, format_value
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import TrialResult
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.training import checkpoints
 
 if TYPE_CHECKING:

@@ -8,14 +8,15 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from fmnist_tracking import environment, runtime, tracking
-from fmnist_tracking.config import SplitConfig, require_path, require_text
+from fmnist_tracking.config import require_path, require_text
 from fmnist_tracking.console import Echo
-from fmnist_tracking.data import Dataset, load_dataset
+from fmnist_tracking.data import Dataset, load_dataset, require_enough
 from fmnist_tracking.errors import SearchError
 from fmnist_tracking.grid_search.claims import PointClaims
 from fmnist_tracking.grid_search.images import Images, cache_images
 from fmnist_tracking.grid_search.lock import points_folder
 from fmnist_tracking.redact import to_be_kept
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.tracking import DatasetInfo, Provenance, Store
 from fmnist_tracking.warm_up import warm_up
 from fmnist_tracking.workers import LocalWorker, Worker
@@ -58,6 +59,7 @@ def open_resources(
     *,
     workers: int,
     split: SplitConfig,
+    named: Dataset | None,
     data_dir: str | Path | None,
     experiment: str | None,
     tracking_uri: str | None,
@@ -66,7 +68,8 @@ def open_resources(
 ) -> Iterator[Resources]:
     """Load the data and open the store, while the process that workers are forked from starts.
 
-    The command, `search` or `train`, is for the run that `mlflow run` made for it; the other
+    The command, `search` or `train`, is for the run that `mlflow run` made for it; `named` is the
+    data set that the user has named, None for Fashion-MNIST from the usual places. The other
     arguments are those of `run.search`.
 
     Raises:
@@ -90,10 +93,16 @@ def open_resources(
             require_text("experiment", experiment)
         warm_up()
         data_dir = None if data_dir is None else require_path("data_dir", data_dir)
-        dataset = load_dataset(data_dir)
-        source = to_be_kept(dataset.source)
-        data_info = DatasetInfo(sha256=dataset.digest, name=dataset.name, source=source)
-        echo(f"Data: {data_info.description}, protocol {split.protocol}")
+        dataset = load_dataset() if named is None else named
+        require_enough(dataset, split)
+        data_info = DatasetInfo(
+            sha256=dataset.digest,
+            name=dataset.name,
+            source=to_be_kept(dataset.source),
+            summary=dataset.summary,
+        )
+        data = data_info.other_than_fashion_mnist or data_info.description
+        echo(f"Data: {data}, protocol {split.protocol}")
         with (
             tracking.open_store(tracking_uri, access="create", upgrade=upgrade_store) as store,
             contextlib.ExitStack() as stack,

@@ -13,8 +13,6 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from fmnist_tracking import fingerprint, interrupts, machine, runtime, tracking
 from fmnist_tracking.config import (
-    Protocol,
-    SplitConfig,
     TrainingConfig,
     Value,
     require_choice,
@@ -22,9 +20,11 @@ from fmnist_tracking.config import (
     require_whole,
 )
 from fmnist_tracking.console import Echo, echo_line, lines_to, require_function
+from fmnist_tracking.data import load_named
 from fmnist_tracking.errors import SearchError, TrialsFailed
 from fmnist_tracking.grid_search.arguments import Grid, asked_for, config_of
 from fmnist_tracking.grid_search.explore import explore
+from fmnist_tracking.grid_search.images import network_for, split_of
 from fmnist_tracking.grid_search.lock import checkpoint_folder, locked_folder
 from fmnist_tracking.grid_search.memory import (
     require_processes,
@@ -41,6 +41,7 @@ from fmnist_tracking.networks.source import NetworkName, find_network
 from fmnist_tracking.results import SearchResult
 from fmnist_tracking.runs import Search, Trial
 from fmnist_tracking.search_space import SearchSpace
+from fmnist_tracking.split_config import Protocol
 from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
 from fmnist_tracking.training import checkpoints
 
@@ -98,7 +99,7 @@ def search(
         experiment: name of the MLflow experiment, made if it is not there; None for the one that
             the environment names, or `fashion-mnist`.
         tracking_uri: address of the MLflow store, None for the usual one.
-        data_dir: folder with the data, None for the usual places.
+        data_dir: folder or `.npz` file with the data, None for Fashion-MNIST in the usual places.
         upgrade_store: bring a store of an older MLflow up to date, rather than refuse it.
         on_failure: when points have failed, or all have diverged, after the others have been
             trained: `raise` a `TrialsFailed`, which has the search, or `warn`.
@@ -118,16 +119,17 @@ def search(
     """
     _check_options(on_failure, echo, on_start, fresh=fresh, upgrade_store=upgrade_store)
     trial_timeout = None if trial_timeout is None else require_whole("trial_timeout", trial_timeout)
+    named = load_named(data_dir)
     asked = asked_for(
         grid,
         settings,
         repeats,
-        network=find_network(network),
+        network=network_for(find_network(network), named),
         skip_impossible=skip_impossible,
         echo=lines_to(echo),
     )
     space, base, points = asked.space, asked.base, asked.points
-    split = SplitConfig(protocol=protocol, seed=base.seed, limit=limit)
+    split = split_of(named, protocol, base.seed, limit)
     require_room_at_once(points, split, workers, fresh=fresh, tracking_uri=tracking_uri)
     slots = workers_for(points, split, workers)
     quiet, echo = echo is None, lines_to(echo)
@@ -140,6 +142,7 @@ def search(
             "search",
             workers=slots,
             split=split,
+            named=named,
             data_dir=data_dir,
             experiment=experiment,
             tracking_uri=tracking_uri,
@@ -222,14 +225,16 @@ def train(
     """
     _check_options(on_failure, echo, on_start, fresh=fresh, upgrade_store=upgrade_store)
     trial_timeout = None if trial_timeout is None else require_whole("trial_timeout", trial_timeout)
-    config = config_of(find_network(network), settings, lines_to(echo))
-    split = SplitConfig(protocol=protocol, seed=config.seed, limit=limit)
+    named = load_named(data_dir)
+    config = config_of(network_for(find_network(network), named), settings, lines_to(echo))
+    split = split_of(named, protocol, config.seed, limit)
     require_room_at_once([config], split, 1, fresh=fresh, tracking_uri=tracking_uri)
     quiet, echo = echo is None, lines_to(echo)
     with open_resources(
         "train",
         workers=1,
         split=split,
+        named=named,
         data_dir=data_dir,
         experiment=experiment,
         tracking_uri=tracking_uri,

@@ -4,7 +4,7 @@ import html
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -227,13 +227,12 @@ def _page(
     again: Sequence[str],
 ) -> Page:
     run = subject.run
-    data_name = "Fashion-MNIST" if subject.seen.is_fashion_mnist else "Not Fashion-MNIST"
     return Page(
-        title=f"{data_name}: {printable(run.name)}",
+        title=f"{subject.seen.data}: {printable(run.name)}",
         subtitle=_subtitle(subject, search),
         facts=_facts(subject, evaluation),
         settings={k: format_value(v) for k, v in subject.result.config.values.items()}
-        | {f"split {k}": str(v) for k, v in asdict(subject.trial.split).items()},
+        | {f"split {k}": str(v) for k, v in subject.trial.split.values().items()},
         pictures=pictures,
         evaluation=evaluation,
         ranked=rank(search.finished) if search else (),
@@ -255,8 +254,7 @@ def _subtitle(subject: _Subject, search: SearchResult | None) -> str:
 
 
 def _data(subject: _Subject) -> str:
-    name = "Fashion-MNIST" if subject.seen.is_fashion_mnist else "not Fashion-MNIST"
-    return f"Data: {name}, SHA-256 {subject.trial.data_sha256[:12]} (its beginning)"
+    return f"Data: {subject.seen.data}, SHA-256 {subject.trial.data_sha256[:12]} (its beginning)"
 
 
 def _facts(subject: _Subject, evaluation: Evaluation) -> dict[str, str]:
@@ -274,7 +272,9 @@ def _facts(subject: _Subject, evaluation: Evaluation) -> dict[str, str]:
 def _notices(subject: _Subject, search: SearchResult | None) -> list[str]:
     notices = []
     if not subject.seen.is_fashion_mnist:
-        notices.append("The data is not Fashion-MNIST; classes are numbered.")
+        notices.append(
+            f"The data is not Fashion-MNIST but the {subject.seen.data}: {subject.seen.summary}."
+        )
     split = subject.trial.split
     if split.limit is not None:
         notices.append(
@@ -295,7 +295,8 @@ def _metrics(subject: _Subject, evaluation: Evaluation, seed: int) -> dict[str, 
         "run_id": subject.run.run_id,
         "trial_run_id": subject.trial.run_id,
         "params": dict(subject.result.config.values),
-        "split": asdict(subject.trial.split),
+        "data": subject.seen.data,
+        "split": subject.trial.split.values(),
         "val_accuracy": subject.result.val_accuracy,
         "test_images": subject.seen.available,
         **_test_scores(evaluation),

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
-from fmnist_tracking.config import FIELDS, SplitConfig, flag, format_value
+from fmnist_tracking.config import FIELDS, flag, format_value
 from fmnist_tracking.leaderboard import Effect, RankedTrial, leaderboard, rank
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import DIVERGED, SearchResult, TrainingResult, TrialResult
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.tracking.ui_links import model_address, run_address, table_address
 
 _SHOWN = 10
@@ -47,8 +48,10 @@ def continued(experiment_id: str, new: str) -> str:
     )
 
 
-def search_ended(result: SearchResult, effects: Sequence[Effect]) -> str:
-    """Describe a search that has ended."""
+def search_ended(
+    result: SearchResult, effects: Sequence[Effect], *, other_data: str | None = None
+) -> str:
+    """Describe a search that has ended; `other_data` as for `trial_ended`."""
     ranked = rank(result.finished)
     reused = sum(trial.reused for trial in result.trials)
     unfinished = len(result.space) - len(result.finished)
@@ -58,6 +61,8 @@ def search_ended(result: SearchResult, effects: Sequence[Effect]) -> str:
     diverged = sum(trial.diverged for trial in result.trials)
     counts += f"; {diverged} trial{'s' if diverged > 1 else ''} diverged" if diverged else ""
     parts = [_winner(result, ranked), counts + "."]
+    if other_data:
+        parts.append(f"Data: {plain(other_data)}.")
     has_repeats = any(one.spread is not None for one in ranked)
     rows = [
         (
@@ -147,16 +152,18 @@ def trial_ended(
     model_id: str,
     size: int,
     *,
-    is_fashion_mnist: bool = True,
+    other_data: str | None = None,
 ) -> str:
     """Describe a trial that has finished, and its model, whose file has `size` bytes.
 
-    The command that trains it again is given for Fashion-MNIST alone.
+    `other_data` is what the data is, if it is not Fashion-MNIST. The command that trains it again
+    is given for that alone.
     """
     best, validation = result.best, result.validation
     hardest = sorted(validation.classes, key=lambda scores: scores.f1)[:_HARDEST]
     figures = result.summary()
     rows = [
+        *([("data", plain(other_data))] if other_data else []),
         ("validation accuracy", f"{best.val_accuracy:.4f}, after epoch {best.epoch}"),
         ("validation loss", f"{best.val_loss:.4f} nats"),
         ("macro F1", f"{validation.macro.f1:.4f}"),
@@ -186,7 +193,7 @@ def trial_ended(
         "`validation/classes.csv` and the confusion matrix beside it; under *Model metrics*, "
         "the curves.",
     ]
-    again = _command(result, split) if is_fashion_mnist else None
+    again = None if other_data else _command(result, split)
     return signed("\n\n".join([*parts, f"Trained again: `{again}`"] if again else parts))
 
 

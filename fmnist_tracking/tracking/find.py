@@ -15,13 +15,13 @@ from fmnist_tracking.config import (
     DEFAULT_EXPERIMENT,
     DEFAULT_MODEL_NAME,
     FIELDS,
-    SplitConfig,
     Value,
 )
 from fmnist_tracking.errors import TrackingError, setting, shown
 from fmnist_tracking.leaderboard import best
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import FINISHED, RUNNING, RunSummary
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.experiments import all_experiments, experiment_in_use
 from fmnist_tracking.tracking.queries import (

@@ -99,8 +99,9 @@ def finish_trial(
     """Log the results of a trial, and close its run as FINISHED.
 
     The Keras model has the best epoch's weights; it is logged with its input example, raw images,
-    uint8 (n, 28, 28, 1). The learning curves are a PNG file. The scores are linked with the
-    validation images among `data`. On a `retry`, an earlier attempt may have done part of this.
+    uint8 (n, height, width, channels). The learning curves are a PNG file. The scores are linked
+    with the validation images among `data`. On a `retry`, an earlier attempt may have done part of
+    this.
     """
     client = store.client
     files = {
@@ -145,7 +146,7 @@ def finish_trial(
         info.split,
         model_id,
         size,
-        is_fashion_mnist=info.data.name == FASHION_MNIST,
+        other_data=info.data.other_than_fashion_mnist,
     )
     note = descriptions.beside(note, client.get_run(run_id).data.tags)
     tags = {MLFLOW_RUN_NOTE: note}
@@ -181,7 +182,12 @@ def finish_search(store: Store, result: SearchResult, grid: bytes) -> None:
     }
     log_files(store, run_id, files)
     known = client.get_run(run_id)
-    note = descriptions.search_ended(result, effects(result.space, result.finished))
+    data = known.data.tags.get(schema.DATASET, FASHION_MNIST)
+    note = descriptions.search_ended(
+        result,
+        effects(result.space, result.finished),
+        other_data=None if data.startswith(FASHION_MNIST) else data,
+    )
     tags = {MLFLOW_RUN_NOTE: descriptions.beside(note, known.data.tags)}
     summary: dict[str, float] = {schema.FINISHED_POINTS: len(result.finished)}
     if winner is not None:

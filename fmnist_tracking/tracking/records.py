@@ -13,7 +13,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from fmnist_tracking import fingerprint
-from fmnist_tracking.config import FIELDS, TRAINING_SETTINGS, Pairs, SplitConfig, TrainingConfig
+from fmnist_tracking.config import FIELDS, TRAINING_SETTINGS, Pairs, TrainingConfig
 from fmnist_tracking.errors import (
     ConfigError,
     FmnistTrackingError,
@@ -30,6 +30,7 @@ from fmnist_tracking.results import (
     TrialResult,
 )
 from fmnist_tracking.search_space import Combination, SearchSpace
+from fmnist_tracking.split_config import FASHION_MNIST_SIZE, DataSize, SplitConfig
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.artifacts import read_file
 from fmnist_tracking.tracking.queries import (
@@ -330,6 +331,7 @@ def as_tracked(run: Run) -> TrackedRun:
             tags.get(schema.PROTOCOL, ""),
             seed=params.get(schema.SPLIT_PREFIX + "seed", "0"),
             limit=params.get(schema.SPLIT_PREFIX + "limit", "None"),
+            size=read_size(params, schema.SPLIT_PREFIX),
         )
     except (ValueError, ConfigError) as error:
         raise UnreadableRun(run, f"it does not say how its data was split ({error})") from None
@@ -344,7 +346,7 @@ def as_tracked(run: Run) -> TrackedRun:
     )
 
 
-def read_split(protocol: str, seed: str, limit: str) -> SplitConfig:
+def read_split(protocol: str, seed: str, limit: str, size: DataSize) -> SplitConfig:
     """Read a split from its fields as MLflow keeps them, in words.
 
     Raises:
@@ -355,7 +357,21 @@ def read_split(protocol: str, seed: str, limit: str) -> SplitConfig:
         protocol=protocol,  # type: ignore[arg-type]  # checked by SplitConfig
         seed=int(seed),
         limit=None if limit == "None" else int(limit),
+        data=size,
     )
+
+
+def read_size(values: Mapping[str, str], prefix: str) -> DataSize:
+    """Read the size of the data that was split, from parameters or tags with a prefix.
+
+    Earlier releases, whose runs do not have it, knew data of Fashion-MNIST's size alone.
+
+    Raises:
+        ValueError: one is no number.
+        ConfigError: there is no data of such a size.
+    """
+    known = {name: values[prefix + name] for name in schema.SPLIT_SIZE if prefix + name in values}
+    return dataclasses.replace(FASHION_MNIST_SIZE, **{k: int(v) for k, v in known.items()})
 
 
 def as_readable(store: Store, run: Run) -> TrackedRun:

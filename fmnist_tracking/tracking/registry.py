@@ -14,15 +14,22 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
-from fmnist_tracking.config import SplitConfig, format_value
+from fmnist_tracking.config import format_value
 from fmnist_tracking.errors import ConfigError, TrackingError
 from fmnist_tracking.results import TrialResult
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.descriptions import plain
 from fmnist_tracking.tracking.error_messages import registry_error
 from fmnist_tracking.tracking.logged_model import download_model, trial_model
 from fmnist_tracking.tracking.queries import ABSENT, find_active, find_any
-from fmnist_tracking.tracking.records import TrackedRun, as_tracked, read_split, read_trial
+from fmnist_tracking.tracking.records import (
+    TrackedRun,
+    as_tracked,
+    read_size,
+    read_split,
+    read_trial,
+)
 from fmnist_tracking.tracking.store import Store
 
 _EXISTS = ErrorCode.Name(RESOURCE_ALREADY_EXISTS)
@@ -236,7 +243,10 @@ def _version(store: Store, raw: Any) -> ModelVersion:
         val_accuracy = float(tags[schema.VAL_ACCURACY])
     with contextlib.suppress(KeyError, ValueError, ConfigError):
         split = read_split(
-            tags[schema.PROTOCOL], seed=tags[schema.SPLIT_SEED], limit=tags[schema.SPLIT_LIMIT]
+            tags[schema.PROTOCOL],
+            seed=tags[schema.SPLIT_SEED],
+            limit=tags[schema.SPLIT_LIMIT],
+            size=read_size(tags, schema.SPLIT_SIZE_PREFIX),
         )
     return ModelVersion(
         name=raw.name,
@@ -257,6 +267,8 @@ def _tags(trial: TrackedRun, result: TrialResult) -> dict[str, str]:
         schema.SPLIT_SEED: str(trial.split.seed),
         schema.SPLIT_LIMIT: str(trial.split.limit),
     }
+    for name in schema.SPLIT_SIZE:
+        tags[schema.SPLIT_SIZE_PREFIX + name] = str(getattr(trial.split.data, name))
     for name in (schema.POINT, schema.DATA_SHA256, schema.DATASET, schema.PROTOCOL):
         if name in trial.raw.data.tags:
             tags[name] = trial.raw.data.tags[name]

@@ -11,11 +11,12 @@ from functools import partial
 from mlflow.entities import Run
 
 from fmnist_tracking import fingerprint
-from fmnist_tracking.config import SplitConfig, TrainingConfig
+from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.errors import SearchError, TrackingError
 from fmnist_tracking.fingerprint import GridKeys
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import FINISHED, RUNNING, TrialResult
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.tracking import leases, schema
 from fmnist_tracking.tracking.artifacts import require_trusted
 from fmnist_tracking.tracking.leases import Lease
@@ -273,9 +274,11 @@ def like_trials(
         f"AND params.`{schema.SPLIT_PREFIX}limit` = '{split.limit}'"
     )
     found = iterate_runs(store, [experiment_id], filter_string, at_once=_FEW)
+    alike = (one for one in readable(store, found, as_tracked) if one.split.data == split.data)
+    runs = (one.raw for one in itertools.islice(alike, _FEW))
     return [
         trial
-        for trial in readable(store, itertools.islice(found, _FEW), trial_result)
+        for trial in readable(store, runs, trial_result)
         if not trial.diverged and 0 < (trial.train_seconds or 0) < _LONGEST_SECONDS
     ]
 

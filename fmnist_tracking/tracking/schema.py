@@ -44,6 +44,9 @@ CHAMPION = "champion"
 RUN = "fmnist.run_id"
 VAL_ACCURACY = "fmnist.val_accuracy"
 SPLIT_SEED, SPLIT_LIMIT = "fmnist.split_seed", "fmnist.split_limit"
+# The size of the data that is split: the fields of `DataSize`.
+SPLIT_SIZE = ("train_images", "test_images", "classes")
+SPLIT_SIZE_PREFIX = "fmnist.split_"
 # MLflow's own tag of a logged model, from which its page lists the versions.
 MODEL_VERSIONS = "mlflow.modelVersions"
 

@@ -18,12 +18,13 @@ from mlflow.utils.mlflow_tags import (
 )
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
-from fmnist_tracking.config import SplitConfig, TrainingConfig
+from fmnist_tracking.config import FASHION_MNIST, TrainingConfig
 from fmnist_tracking.environment import Code
 from fmnist_tracking.network import COURSEWORK
 from fmnist_tracking.redact import to_be_kept
 from fmnist_tracking.results import RUNNING
 from fmnist_tracking.search_space import SearchSpace
+from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.tracking import descriptions, schema
 from fmnist_tracking.tracking.artifacts import log_files
 from fmnist_tracking.tracking.leases import Lease
@@ -35,16 +36,31 @@ from fmnist_tracking.tracking.ui_links import offer_table
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What runs record about their data: its `Dataset.digest`, its name, and where it was found."""
+    """What runs record about their data.
+
+    Attributes:
+        sha256: its `Dataset.digest`.
+        name: of the data set, for people.
+        source: where it was found.
+        summary: how many images, of what size, in how many classes; for people.
+    """
 
     sha256: str
     name: str
     source: str
+    summary: str = ""
 
     @property
     def description(self) -> str:
         """Return the data set's name and source, for people."""
         return f"{self.name} ({self.source})"
+
+    @property
+    def other_than_fashion_mnist(self) -> str | None:
+        """Return what the data is, for people; None if it is Fashion-MNIST."""
+        if self.name == FASHION_MNIST:
+            return None
+        return f"{self.description}, {self.summary}" if self.summary else self.description
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +137,7 @@ def start_search(
         for axis, text in axes.items()
     }
     params |= {schema.BASE_PREFIX + k: v for k, v in info.base.values.items()}
-    params |= {schema.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(info.split).items()}
+    params |= {schema.SPLIT_PREFIX + k: v for k, v in info.split.values().items()}
     tags = {
         schema.ROLE: schema.SEARCH,
         schema.GRID: info.grid,
@@ -192,7 +208,7 @@ def start_trial(
     """
     params = {
         **info.config.values,
-        **{schema.SPLIT_PREFIX + k: v for k, v in dataclasses.asdict(info.split).items()},
+        **{schema.SPLIT_PREFIX + k: v for k, v in info.split.values().items()},
     }
     tags = {
         schema.POINT: info.fingerprint,
