@@ -4,7 +4,7 @@
 - A batch is computed in two shards, where that changes nothing but rounding. Neither waits for the
   other, so each may have a thread of its own; as there are always two, what is computed does not
   depend on the number of threads.
-- Random bits for dropout are drawn faster; see `dropout`.
+- Dropout, convolutions and Adam are computed by faster operations; see `faster_keras`.
 
 Which values are dropped, and all else that layers draw, depends on the states of Keras's seed
 generators; these are among the variables that have to be saved.
@@ -19,7 +19,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from fmnist_tracking.networks.models import as_input
-from fmnist_tracking.training.dropout import faster_dropout
+from fmnist_tracking.training.faster_keras import faster_keras
 from fmnist_tracking.training.shards import is_mean_over_images, shard_sizes, treats_images_alone
 
 # With fewer images in a shard, starting its operations takes longer than computing them.
@@ -146,11 +146,12 @@ class KerasStep:
         return loss, right
 
     def _train(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        with tf.GradientTape() as tape, faster_dropout(self._model):
-            loss, outputs = self._forward(images, labels, training=True)
-            scaled = self._optimizer.scale_loss(loss)
         weights = self._model.trainable_variables
-        self._optimizer.apply(tape.gradient(scaled, weights), weights)
+        with faster_keras(self._model):
+            with tf.GradientTape() as tape:
+                loss, outputs = self._forward(images, labels, training=True)
+                scaled = self._optimizer.scale_loss(loss)
+            self._optimizer.apply(tape.gradient(scaled, weights), weights)
         is_right = tf.argmax(outputs, axis=1, output_type=tf.int32) == tf.cast(labels, tf.int32)
         return loss, tf.math.count_nonzero(is_right, dtype=tf.int32)
 
