@@ -31,6 +31,7 @@ _DPI = 110
 # Widths in inches: of a title with a run's name and the shape of its maps, and of a colour scale.
 _TITLE_WIDTH, _SCALE_WIDTH = 7.6, 1.2
 _SMALLEST_TITLE = 7.0  # points
+_CELL = 0.36  # inches, of a class in a confusion matrix
 
 
 P = ParamSpec("P")
@@ -200,15 +201,22 @@ def _effect_panel(axes: Axes, effect: Effect) -> None:
 
 @_in_own_style
 def sample(image: NDArray[np.uint8], label: str, predicted: str, title: str) -> Figure:
-    """Draw one raw image, uint8 (28, 28, 1), enlarged, with its true and its predicted class."""
+    """Draw one raw image, uint8 (height, width, channels), with its true and predicted class."""
     figure = Figure(figsize=(5.2, 4.9), layout="constrained")
     _title(figure, _drawable(title), fontsize=10)
     axes = figure.subplots()
-    drawn = axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
+    drawn = _show(axes, image)
     axes.set_title(f"true class: {label}\npredicted: {predicted}", fontsize=11)
     axes.set(xlabel="pixel column", ylabel="pixel row")
-    figure.colorbar(drawn, shrink=0.9, label="pixel value")
+    if image.shape[-1] == 1:
+        figure.colorbar(drawn, shrink=0.9, label="pixel value")
     return figure
+
+
+def _show(axes: Axes, image: NDArray[np.uint8]) -> Any:
+    """Draw a raw image, grey or in colours."""
+    grey = image.shape[-1] == 1
+    return axes.imshow(image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=255)
 
 
 @_in_own_style
@@ -285,9 +293,9 @@ def predictions(
     Wrong ones have a cross, and the true class below.
 
     Args:
-        images: uint8, shape (n, 28, 28, 1).
+        images: uint8, shape (n, height, width, channels).
         labels: the true classes, shape (n,).
-        probabilities: of the classes, shape (n, 10).
+        probabilities: of the classes, shape (n, classes).
         class_names: in label order.
         part: of the data that the images are of, `validation` or `test`.
         title: of the figure.
@@ -311,7 +319,7 @@ def predictions(
         text = f"{mark} {class_names[guess]} ({probabilities[number, guess]:.0%})"
         if guess != truth:
             text += f"\ntrue: {class_names[truth]}"
-        axes.imshow(images[number, ..., 0], cmap="gray", vmin=0, vmax=255)
+        _show(axes, images[number])
         axes.set_title(text, color=color, fontsize=10, fontweight="bold")
         for spine in axes.spines.values():
             spine.set(color=color, linewidth=2.5)
@@ -324,7 +332,8 @@ def confusion_matrix(evaluation: Evaluation, title: str) -> Figure:
     counts = np.array(evaluation.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = [scores.name for scores in evaluation.classes]
-    figure = Figure(figsize=(8.6, 7.6), layout="constrained")
+    side = max(7.6, _CELL * len(names))
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
     _title(figure, _drawable(title))
     axes = figure.subplots()
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

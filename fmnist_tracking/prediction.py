@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fmnist_tracking import tracking
 from fmnist_tracking.config import CLASS_NAMES, require_path
 from fmnist_tracking.console import Echo, echo_line, lines_to
-from fmnist_tracking.data import class_names
+from fmnist_tracking.data import FASHION_MNIST_DIGEST
 from fmnist_tracking.errors import OutputError, PictureError
 from fmnist_tracking.files import write_file
 from fmnist_tracking.inference import About, about, fetched_model, model_process
@@ -22,6 +22,7 @@ from fmnist_tracking.output_folder import writable
 from fmnist_tracking.preprocess_image import Note, Prepared, png, prepare
 from fmnist_tracking.redact import LONGEST_LINE, printable
 from fmnist_tracking.results import StoredRun, located
+from fmnist_tracking.tracking import Store, TrackedRun
 
 TOP = 3
 # Fashion-MNIST shows them with the toe to the left only.
@@ -122,7 +123,7 @@ def predict(
     Args:
         run: a search, a trial, or the name of one: a run id, its beginning, `latest` or `best`.
         pictures: their paths, or the path of one.
-        output_dir: where to write the 28x28 pictures that the model sees, None for nowhere.
+        output_dir: where to write the pictures, made small, that the model sees, None for nowhere.
         experiment: name of the experiment to look in, None for the one in use.
         tracking_uri: of the MLflow store, None for the usual one.
         echo: called with a line for a person to read, which says what the model is.
@@ -142,7 +143,8 @@ def predict(
             model_is = about(trial)
             echo(str(model_is))
             folder = folder and writable(folder)
-            found = [_prepare(path) for path in paths]
+            names, shape = _images_of(store, trial)
+            found = [_prepare(path, shape) for path in paths]
             usable = [one.pixels for one in found if not isinstance(one, str)]
             answers = []
             if usable:
@@ -150,7 +152,6 @@ def predict(
                 with fetched_model(store, trial) as model:
                     answers = ask("classify", model, both)()
         probabilities = iter(answers)
-    names = class_names(trial.data_sha256)
     taken = {os.path.realpath(path) for path in paths}
     classified = []
     for path, one in zip(paths, found, strict=True):
@@ -159,7 +160,7 @@ def predict(
             continue
         guesses = _guesses(next(probabilities), names)
         (turned, *_) = _guesses(next(probabilities), names)
-        mirrored = turned if names == CLASS_NAMES else None
+        mirrored = turned if shape is None else None
         classified.append(
             Classified(
                 path=path,
@@ -174,15 +175,25 @@ def predict(
     return Prediction(model=model_is, pictures=tuple(classified))
 
 
+def _images_of(
+    store: Store, trial: TrackedRun
+) -> tuple[tuple[str, ...], tuple[int, int, int] | None]:
+    """Return the names of a trial's classes, and the shape of its images; None: Fashion-MNIST's."""
+    if trial.data_sha256 == FASHION_MNIST_DIGEST:
+        return CLASS_NAMES, None
+    names = tuple(scores.name for scores in tracking.read_history(store, trial).validation.classes)
+    return names, tracking.read_trial(trial).config.network.image_shape
+
+
 def _paths(pictures: Any) -> list[Path]:
     several = isinstance(pictures, Iterable) and not isinstance(pictures, str | bytes)
     return [require_path("pictures", path) for path in (pictures if several else [pictures])]
 
 
-def _prepare(path: Path) -> Prepared | str:
+def _prepare(path: Path, shape: tuple[int, int, int] | None) -> Prepared | str:
     """Return a picture as the model sees it, or why there is none."""
     try:
-        return prepare(path)
+        return prepare(path, shape)
     except PictureError as error:
         return str(error)
 
@@ -216,7 +227,8 @@ def _guesses(probabilities: NDArray[np.float32], names: Sequence[str]) -> tuple[
 
 def _keep(prepared: Prepared, folder: Path, path: Path, taken: set[str]) -> Path:
     """Write what the model saw of a picture, over none of the pictures and none of the others."""
-    stem = _UNSAFE.sub("_", path.stem)[:_LONGEST_STEM] + "-28x28"
+    height, width, _ = prepared.pixels.shape
+    stem = f"{_UNSAFE.sub('_', path.stem)[:_LONGEST_STEM]}-{width}x{height}"
     candidates = (folder / f"{stem}{f'-{n}' if n > 1 else ''}.png" for n in itertools.count(1))
     file = next(c for c in candidates if os.path.realpath(c) not in taken)
     taken.add(os.path.realpath(file))

@@ -68,17 +68,21 @@ NOT_PLAIN = Note(
 class Prepared:
     """A picture as the model's input."""
 
-    pixels: NDArray[np.uint8]  # shape (28, 28, 1), a light object on black
+    pixels: NDArray[np.uint8]  # shape (height, width, channels)
     size: tuple[int, int]  # width and height of the upright picture before it was scaled
     steps: tuple[str, ...]  # what was done to it, for people; empty if it is used unchanged
     notes: tuple[Note, ...] = ()  # reasons to doubt a model's answer for it
 
 
-def prepare(path: Path) -> Prepared:
-    """Read a picture, and convert it to an image like those of Fashion-MNIST.
+def prepare(path: Path, shape: tuple[int, int, int] | None = None) -> Prepared:
+    """Read a picture, and convert it to an image like those of Fashion-MNIST, or to a shape.
 
     It may have any size and colours, and any format that Pillow reads; of several frames, the first
     is used.
+
+    Args:
+        path: of the picture.
+        shape: height, width and channels of the images of another data set, None for Fashion-MNIST.
 
     Raises:
         PictureError: there is no such file, it is not a picture, it is damaged or too large, or it
@@ -107,7 +111,7 @@ def prepare(path: Path) -> Prepared:
             with Image.open(file, formats=formats) as image:
                 _require_not_too_large(image)
                 image.load()
-                return prepare_image(image)
+                return prepare_image(image) if shape is None else scale_image(image, shape)
     except UnidentifiedImageError:
         if (way_out := _phone_format(path)) is not None:
             raise PictureError(f"{shown} {way_out}") from None
@@ -168,6 +172,32 @@ def prepare_image(image: Image.Image) -> Prepared:
     )
 
 
+def scale_image(image: Image.Image, shape: tuple[int, int, int]) -> Prepared:
+    """Bring a picture to a height, a width and a number of channels, 1 or 3.
+
+    Nothing else is done to it: how the images of a data set were made, it does not say.
+    """
+    height, width, channels = shape
+    steps: list[str] = []
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        steps.append("turned upright")
+        image = ImageOps.exif_transpose(image)
+    size = image.size
+    if channels == 1 or image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_grey(image, steps))
+    elif image.has_transparency_data:
+        steps.append("put on white")
+        white = Image.new("RGBA", size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    image = image.convert("L" if channels == 1 else "RGB")
+    if size != (width, height):
+        smaller = size[0] * size[1] > width * height
+        steps.append(f"made {'smaller' if smaller else 'larger'}: {width} by {height}")
+        way = Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC
+        image = image.resize((width, height), way)
+    return Prepared(pixels=np.asarray(image).reshape(shape), size=size, steps=tuple(steps))
+
+
 def _require_not_too_large(image: Image.Image) -> None:
     is_wide = image.mode.startswith(("I", "F")) or image.has_transparency_data
     most = _MOST_PIXELS // 2 if is_wide else _MOST_PIXELS
@@ -180,9 +210,9 @@ def _too_large(most: int) -> str:
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """Encode an image, uint8 of shape (28, 28, 1), as a PNG file."""
+    """Encode an image, uint8 of shape (height, width, 1 or 3), as a PNG file."""
     content = io.BytesIO()
-    Image.fromarray(pixels[..., 0]).save(content, "PNG")
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(content, "PNG")
     return content.getvalue()
 
 

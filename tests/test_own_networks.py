@@ -5,14 +5,19 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
+from sklearn.datasets import load_digits
 
 import nets
 from conftest import Call
+from data_sets import noise, write_idx, write_npz
 from fmnist_tracking import tracking
 from fmnist_tracking.tracking import open_store
 from fmnist_tracking.tracking.resume import EPOCH_METRICS
@@ -171,3 +176,73 @@ def test_a_copy_of_the_coursework_s_network_is_trained_as_fast(call: Call, tmp_p
         ]
     assert found[0].best.val_loss == found[1].best.val_loss
     assert found[0].summary()["flops_per_image"] == found[1].summary()["flops_per_image"]
+
+
+def digits(folder: Path) -> Path:
+    """Write the 1,797 images of handwritten digits that scikit-learn has, 8x8 pixels of 0 to 16.
+
+    They are the test part of E. Alpaydin and C. Kaynak's "Optical Recognition of Handwritten
+    Digits", UCI Machine Learning Repository, 1998.
+    """
+    images, labels = load_digits(return_X_y=True)
+    pixels = (images.reshape(-1, 8, 8) * 15.9375).astype(np.uint8)
+    arrays = {"x_train": pixels[:1500], "y_train": labels[:1500]}
+    arrays |= {"x_test": pixels[1500:], "y_test": labels[1500:]}
+    return write_npz(folder / "digits.npz", arrays)
+
+
+def letters(folder: Path) -> Path:
+    """Write 47 classes in torchvision's layout, with their names beside them."""
+    write_idx(folder / "EMNIST" / "raw", noise(2000, 300, (28, 28), 47))
+    names = "\n".join(f"letter {n}" for n in range(47))
+    (folder / "EMNIST" / "raw" / "class_names.txt").write_text(names)
+    return folder / "EMNIST"
+
+
+def colours(folder: Path) -> Path:
+    """Write 32x32 images in colour, as Keras keeps its data sets."""
+    return write_npz(folder / "cifar.npz", noise(1000, 200, (32, 32, 3), 3).arrays())
+
+
+OTHERS: dict[Callable[[Path], Path], Any] = {
+    digits: ((8, 8, 1), 10, ("--filters", "8", "--kernel-sizes", "2", "--epochs", "30")),
+    letters: ((28, 28, 1), 47, ("--filters", "2,3", "--kernel-sizes", "3", "--epochs", "1")),
+    colours: ((32, 32, 3), 3, ("--filters", "2", "--kernel-sizes", "3,5", "--epochs", "1")),
+}
+
+
+@pytest.mark.parametrize("make", OTHERS, ids=lambda make: make.__name__)
+def test_any_data_is_searched_reported_and_predicted(
+    make: Callable[[Path], Path], call: Call, tmp_path: Path
+) -> None:
+    shape, classes, words = OTHERS[make]
+    data = str(make(tmp_path / "data"))
+    small = ("--strides", "1", "--hidden-units", "16", "--data-dir", data, "--json")
+    status, out, err = call("search", *words, *small)
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["finished"] == found["grid_points"]
+    status, out, err = call("report", "--run-id", "latest", "--data-dir", data, "--json")
+    assert status == 0, err
+    report = json.loads(out)
+    names = {Path(file).name for file in report["files"]}
+    assert {"activations.png", "confusion_matrix.png", "sample.png"} <= names
+    if make is digits:
+        assert report["test_accuracy"] > 0.6
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.full((40, 50, 3), (200, 10, 10), np.uint8)).save(picture)
+    status, out, err = call(
+        "predict", "--run-id", "best", "--json", "--output-dir", "seen", str(picture)
+    )
+    assert status == 0, err
+    (answer,) = json.loads(out)["pictures"]
+    assert len(answer["top"]) == 3
+    if make is letters:
+        assert answer["class"].startswith("letter ")
+    with Image.open(next(Path("seen").iterdir())) as seen:
+        assert seen.size == (shape[1], shape[0])
+    with tracking.open_store() as store:
+        trial = tracking.read_trial(tracking.find_run(store, found["best"]["run_id"]))
+    assert (trial.config.network.image_shape, trial.config.network.classes) == (shape, classes)
+    status, out, err = call("search", *words, *small)
+    assert json.loads(out)["run_id"] == found["run_id"]

@@ -434,6 +434,8 @@ def test_a_model_file_that_cannot_be_used_is_told_in_a_line_and_runs_nothing(
 ) -> None:
     images = np.zeros((1, 28, 28, 1), np.uint8)
     for kind, damage in damaged_models().items():
+        if kind == "gigabytes":  # TensorFlow may crash then: tried in a process of its own
+            continue
         path = tmp_path / f"{kind}.keras"
         build_model(SMALL).save(path)
         damage(path)

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from fmnist_tracking.config import (
     FIELDS,
+    HYPERPARAMETERS,
     MOST_POINTS,
     TRAINING_SETTINGS,
     TrainingConfig,
@@ -134,7 +135,15 @@ def _of_coursework(
     for name in settings:
         if name in space.axes and not (name == "seed" and repeats > 1):
             raise ConfigError(f"Expected either {setting(name)} or an axis {name}, got both.")
-    return space, TrainingConfig.of(network, **settings)
+    try:
+        return space, TrainingConfig.of(network, **settings)
+    except ConfigError:  # small images, which the usual values do not fit
+        own = {name: values for name, values in space.axes.items() if name in HYPERPARAMETERS}
+        for values in itertools.product(*own.values()):
+            with contextlib.suppress(ConfigError):
+                chosen = dict(zip(own, values, strict=True))
+                return space, TrainingConfig.of(network, **{**settings, **chosen})
+        raise
 
 
 def _axes(grid: Mapping[str, Iterable[Value]] | None) -> dict[str, Any]:
