@@ -20,11 +20,23 @@ from fmnist_tracking import fingerprint  # noqa: E402
 from fmnist_tracking.config import TrainingConfig  # noqa: E402
 from fmnist_tracking.data import DataSplit, load_dataset, split_dataset  # noqa: E402
 from fmnist_tracking.networks.build import build_model  # noqa: E402
+from fmnist_tracking.networks.source import find_network  # noqa: E402
 from fmnist_tracking.split_config import SplitConfig  # noqa: E402
 from fmnist_tracking.training import loop  # noqa: E402
 
 TINY = TrainingConfig.of(
     filters=2, hidden_units=6, batch_size=16, learning_rate=0.01, epochs=1, seed=16
+)
+# One with batch normalisation, and one without, whose batches are split.
+SHARED: dict[str, Any] = {"batch_size": 16, "epochs": 1, "dropout": 0.2, "learning_rate": 0.01}
+GENERAL = tuple(
+    TrainingConfig.of(
+        find_network(f"fmnist_tracking.networks.{name}:build"), filters=2, **SHARED, **values
+    )
+    for name, values in {
+        "three_blocks": {"block": "residual", "seed": 12},
+        "coursework_plus": {"padding": "same", "hidden_units": 6, "seed": 2},
+    }.items()
 )
 # Of a number to where rounding to two digits turns.
 MARGIN = 1e-5
@@ -42,6 +54,7 @@ def main() -> None:
         "initial weights": _numbers(build_weights(TINY)),
         "one epoch on noise": _numbers(loop.train(TINY, _noise())[1]),
         "one epoch on real images": _numbers(loop.train(TINY, real)[1]),
+        "general step on noise": [_numbers(loop.train(one, _noise())[1]) for one in GENERAL],
         "scores on real images": _numbers(_scores(TINY, real)),
         "split": [
             [part.images_sha256, part.labels_sha256, list(part.class_counts)]
@@ -49,7 +62,12 @@ def main() -> None:
             for part in split_dataset(dataset, split).parts()
         ],
     }
-    versions = [fingerprint.NETWORKS, fingerprint.TRAINING, fingerprint.SPLIT]
+    versions = [
+        fingerprint.NETWORKS,
+        fingerprint.TRAINING,
+        fingerprint.GENERAL_TRAINING,
+        fingerprint.SPLIT,
+    ]
     json.dump({"versions": versions, "figures": figures}, sys.stdout, indent=1)
 
 
