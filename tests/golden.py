@@ -29,14 +29,15 @@ TINY = TrainingConfig.of(
 )
 # One with batch normalisation, and one without, whose batches are split.
 SHARED: dict[str, Any] = {"batch_size": 16, "epochs": 1, "dropout": 0.2, "learning_rate": 0.01}
+OWN: dict[str, Any] = {
+    "three_blocks": {"block": "residual", "seed": 12},
+    "coursework_plus": {"padding": "same", "hidden_units": 6, "seed": 2},
+}
 GENERAL = tuple(
     TrainingConfig.of(
         find_network(f"fmnist_tracking.networks.{name}:build"), filters=2, **SHARED, **values
     )
-    for name, values in {
-        "three_blocks": {"block": "residual", "seed": 12},
-        "coursework_plus": {"padding": "same", "hidden_units": 6, "seed": 2},
-    }.items()
+    for name, values in OWN.items()
 )
 # Of a number to where rounding to two digits turns.
 MARGIN = 1e-5
