@@ -21,7 +21,8 @@ GOLDEN = TESTS / "golden.json"
 RAISE = (
     "The numbers have changed: {what}. Raise the version in fingerprint.py, NETWORKS if the "
     "network is another, TRAINING if it is trained or scored otherwise, GENERAL_TRAINING if other "
-    "networks are, SPLIT if the images are split otherwise; then: python tests/golden.py > tests/golden.json"
+    "networks are, SPLIT if the images are split otherwise; then: "
+    "python tests/golden.py > tests/golden.json"
 )
 
 
