@@ -108,12 +108,16 @@ class TrainingConfig:
     """
 
     network: Network = COURSEWORK
-    hyperparameters: Pairs = tuple((name, own.default) for name, own in HYPERPARAMETERS.items())
+    hyperparameters: Pairs = field(
+        default=tuple((name, own.default) for name, own in HYPERPARAMETERS.items()), compare=False
+    )
     batch_size: int = TRAINING_SETTINGS["batch_size"].default  # type: ignore[assignment]
     epochs: int = TRAINING_SETTINGS["epochs"].default  # type: ignore[assignment]
     seed: int = TRAINING_SETTINGS["seed"].default  # type: ignore[assignment]
     patience: int = TRAINING_SETTINGS["patience"].default  # type: ignore[assignment]
     size: NetworkSize | None = field(default=None, compare=False, repr=False)
+    # Two are equal whatever the order in which a network asks.
+    _sorted: tuple[tuple[str, str, Value], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in TRAINING_SETTINGS:
@@ -123,6 +127,10 @@ class TrainingConfig:
             size = coursework_size(dict(pairs), self.network)
             object.__setattr__(self, "hyperparameters", pairs)
             object.__setattr__(self, "size", size)
+        for name, value in self.hyperparameters:
+            require_value(name, value)
+        typed = ((name, type(value).__name__, value) for name, value in self.hyperparameters)
+        object.__setattr__(self, "_sorted", tuple(sorted(typed, key=lambda one: one[0])))
 
     @classmethod
     def of(cls, network: Network = COURSEWORK, /, **values: Value) -> "TrainingConfig":
@@ -194,6 +202,17 @@ def describe_range(name: str) -> str:
     if own.below < math.inf:
         parts.append(f"below {own.below:.15g}")
     return f"{noun} {' and '.join(parts)}"
+
+
+def require_value(name: object, value: object) -> None:
+    """Raise `ConfigError` for what no hyperparameter can be called, or be."""
+    if (
+        not isinstance(name, str)
+        or not isinstance(value, int | float | str)
+        or (isinstance(value, float) and not math.isfinite(value))
+        or (isinstance(value, int) and abs(value) >= 2**63)
+    ):
+        raise ConfigError(f"Expected {shown(name)} to be a number, text or boolean, got {value!r}.")
 
 
 def require_setting(name: object) -> None:

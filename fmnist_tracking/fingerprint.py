@@ -57,8 +57,9 @@ def of_point(config: TrainingConfig, split: SplitConfig, data_digest: str) -> st
         network = [config.network.function, config.network.source, shape]
     content = {
         "network": network,
-        "training": TRAINING if config.network.is_coursework else GENERAL_TRAINING,
-        "libraries": _libraries(),
+        # A copy of the coursework's network is trained as that is.
+        "training": TRAINING if config.network.is_coursework else [GENERAL_TRAINING, TRAINING],
+        "libraries": _libraries(exactly=not config.network.is_coursework),
         "config": _typed(config.values),
         "split": [SPLIT, typed_values(split)],
         "data": data_digest,
@@ -68,7 +69,7 @@ def of_point(config: TrainingConfig, split: SplitConfig, data_digest: str) -> st
 
 def of_program() -> str:
     """Compute the SHA-256, in hex, of the versions that `of_point` includes."""
-    return _sha256([NETWORKS, TRAINING, SPLIT, _libraries()])
+    return _sha256([NETWORKS, TRAINING, GENERAL_TRAINING, SPLIT, _libraries()])
 
 
 def of_search(points: Iterable[str]) -> str:
@@ -135,12 +136,15 @@ def _map_sizes(config: TrainingConfig) -> dict[str, object]:
     return {layer: h if h == w else [h, w] for layer, (h, w) in sizes.items()}
 
 
-def _libraries() -> dict[str, str]:
-    """Return a name for each library's arithmetic: releases that compute the same share one."""
+def _libraries(*, exactly: bool = False) -> dict[str, str]:
+    """Return a name for each library's arithmetic: releases that compute the same share one.
+
+    That is known of the layers of the coursework's network alone; else it is the release `exactly`.
+    """
     found = {}
     for name, equal in EQUAL_RELEASES.items():
         release = ".".join(version(name).split(".")[:2])
-        found[name] = equal[0] if release in equal else release
+        found[name] = equal[0] if release in equal and not exactly else release
     return found
 
 

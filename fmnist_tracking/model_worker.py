@@ -1,18 +1,13 @@
 """What the worker process of a model does: load the model, and have it classify images."""
 
-import contextlib
-import resource
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import keras
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
-from fmnist_tracking import runtime
 from fmnist_tracking.data import load_dataset, split_dataset, test_set
 from fmnist_tracking.errors import ConfigError, DataError, TrackingError, first_line, setting
 from fmnist_tracking.inspection import InspectionTask, ModelInspection, StoredModel
@@ -21,9 +16,6 @@ from fmnist_tracking.networks import models
 
 _SAMPLES = 16
 _LONGEST_REASON = 200
-# A file may ask for layers of any size. To load one takes some times its own size, and what
-# TensorFlow takes for its first computation.
-_LOADING_BYTES, _TIMES = 10**9, 8
 
 
 def inspect_model(task: InspectionTask, report: Callable[[Any], None]) -> ModelInspection:
@@ -124,31 +116,9 @@ def load_model(model: StoredModel) -> keras.Model:
         raise _unusable(model.run_id, error) from None
 
 
-@contextlib.contextmanager
-def _memory_limited(more: int) -> Iterator[None]:
-    """Let this worker take so many bytes of memory more, while it reads what may be anybody's."""
-    # A GPU's driver takes memory as it pleases; other systems have no such limit.
-    if sys.platform != "linux" or runtime.has_gpu():
-        yield
-        return
-    limits = resource.getrlimit(resource.RLIMIT_DATA)
-    used = psutil.Process().memory_info().data
-    most = limits[0] if limits[0] != resource.RLIM_INFINITY else sys.maxsize
-    resource.setrlimit(resource.RLIMIT_DATA, (min(most, used + more), limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, limits)
-
-
 @lru_cache(maxsize=1)
 def _load(model: StoredModel) -> keras.Model:
-    try:
-        size = model.file.stat().st_size
-    except OSError as error:
-        raise _unusable(model.run_id, error) from None
-    with _memory_limited(_LOADING_BYTES + _TIMES * size):
-        return load_model(model)
+    return load_model(model)
 
 
 def _unusable(run_id: str, error: Exception) -> TrackingError:

@@ -100,6 +100,11 @@ class NetworkSize:
     multiply_adds: int
     outputs: int
 
+    def __post_init__(self) -> None:
+        numbers = (self.parameters, self.multiply_adds, self.outputs)
+        if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+            raise ConfigError(f"Expected the size of a network in whole numbers, got {numbers}.")
+
 
 def feature_map_sizes(
     values: Mapping[str, Any], image_shape: tuple[int, int, int]

@@ -16,6 +16,7 @@ from fmnist_tracking.config import (
     check_value,
     format_value,
     require_setting,
+    require_value,
 )
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.network import COURSEWORK, Network, NetworkSize, Value
@@ -95,6 +96,8 @@ class SearchSpace:
                 else value
                 for value in values
             )
+            for value in checked[name]:
+                require_value(name, value)
             (value, times), *_ = Counter(checked[name]).most_common(1)
             if times > 1:
                 raise ConfigError(

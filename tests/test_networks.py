@@ -1,5 +1,6 @@
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,6 @@ def test_no_network_is_told_in_a_line(
     [
         ("def build(hp)\n", "line 1: expected ':'"),
         ("x = 1\n\ndef build(hp):\nreturn 1\n", "line 4: expected an indented block"),
-        ("def other(hp):\n    pass\n", "There is no build in .*It has: other"),
     ],
 )
 def test_an_error_of_syntax_has_its_line(text: str, said: str, tmp_path: Path) -> None:
@@ -202,6 +202,13 @@ def test_an_error_of_syntax_has_its_line(text: str, said: str, tmp_path: Path) -
         find_network(f"{file}:build")
     assert re.search(said, str(error.value)), error.value
     assert str(file) in str(error.value)
+
+
+def test_a_missing_function_is_told_with_those_that_there_are(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text("if True:\n    def other(hp):\n        pass\n")
+    with pytest.raises(ConfigError, match=r"There is no build in .*net.py. It has: other"):
+        explore_grid(find_network(f"{file}:build"), {})
 
 
 def test_an_error_of_import_has_its_line(tmp_path: Path) -> None:
@@ -259,3 +266,81 @@ def test_its_source_is_its_file_and_what_it_imports_from_beside_it(tmp_path: Pat
     assert digest() == first
     (tmp_path / "net.py").rename(tmp_path / "renamed.py")
     assert find_network(f"{tmp_path / 'renamed.py'}:build").source == first
+
+
+def test_a_package_s_modules_count_wherever_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {
+        "pkg/__init__.py": "",
+        "pkg/common.py": "WIDTH = 1\n",
+        "pkg/nets/__init__.py": "",
+        "pkg/nets/blocks/__init__.py": "from .conv import make\n",
+        "pkg/nets/blocks/conv.py": "SIZE = 3\n",
+        "pkg/nets/small.py": "from ..common import WIDTH\nfrom .blocks import make\n",
+        "other.py": "A = 1\n",
+    }
+
+    def digest(changed: Mapping[str, str]) -> str:
+        for name, text in {**files, **changed}.items():
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).write_text(text)
+        return find_network("pkg.nets.small:build").source
+
+    first = digest({})
+    assert digest({"other.py": "A = 2\n"}) == first
+    changes = {
+        "pkg/__init__.py": "B = 1\n",
+        "pkg/common.py": "WIDTH = 2\n",
+        "pkg/nets/blocks/__init__.py": "from .conv import make\nC = 1\n",
+        "pkg/nets/blocks/conv.py": "SIZE = 4\n",
+    }
+    assert len({digest({name: text}) for name, text in changes.items()} | {first}) == 5
+
+
+def test_what_is_run_as_a_script_does_not_count(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    sources = set()
+    for last in (
+        "",
+        "if __name__ == '__main__':\n    main(1)\n",
+        "if '__main__' == X:\n    y = 1\n",
+    ):
+        file.write_text(f"def build(hp):\n    return {{'a': f'{{hp}}_{{1}}'}}\n{last}")
+        sources.add(find_network(f"{file}:build").source)
+    assert len(sources) == 2
+
+
+def test_a_file_that_changes_meanwhile_is_not_used(tmp_path: Path) -> None:
+    file, helper = tmp_path / "net.py", tmp_path / "my_helper.py"
+    source = Path(nets.__file__).read_text()
+    file.write_text(f"import my_helper\n{source}")
+    helper.write_text("ACTIVATION = 1\n")
+    network = find_network(f"{file}:choice")
+    helper.write_text("ACTIVATION = 2\n")
+    with pytest.raises(ConfigError, match=r"net.py:choice has changed while it was in use"):
+        explore_grid(network, {})
+    assert len(explore_grid(find_network(f"{file}:choice"), {}).combinations) == 3
+    assert sys.modules["my_helper"].ACTIVATION == 2
+    helper.write_text("ACTIVATION = 3\n")
+    explore_grid(find_network(f"{file}:choice"), {})
+    assert sys.modules["my_helper"].ACTIVATION == 3
+
+
+def test_a_boolean_that_is_given_stays_one() -> None:
+    network = called("int_and_boolean")
+    own = {one.values for one in explore_grid(network, {"units": (8,)}).combinations}
+    given = {"units": (8,), "dropout": ("false", "true")}
+    same = {one.values for one in explore_grid(network, given).combinations}
+    assert {tuple(sorted(values)) for values in own} == {tuple(sorted(values)) for values in same}
+    assert {type(dict(values)["dropout"]) for values in same} == {bool}
+
+
+def test_configurations_are_equal_whatever_the_order_of_their_hyperparameters() -> None:
+    network = called("choice")
+    one = TrainingConfig.of(network, a=1, b=True)
+    assert one == TrainingConfig.of(network, b=True, a=1)
+    assert hash(one) == hash(TrainingConfig.of(network, b=True, a=1))
+    for other in ({"a": 1, "b": 1}, {"a": 1.0, "b": True}, {"a": 1}, {"a": "1", "b": True}):
+        assert one != TrainingConfig.of(network, **other)

@@ -201,14 +201,14 @@ def test_enlarged_coloured_and_negated_it_is_mostly_taken_for_the_same(
     assert np.mean(without == as_arrays) < 0.5
 
 
-def test_classes_of_other_data_are_numbers(
+def test_classes_of_other_data_are_those_of_the_trial_s_record(
     ask: Callable[..., Prediction], kept: Kept, model: Any, dataset: Dataset, tmp_path: Path
 ) -> None:
     other = kept.keep(model, CONFIG, "e" * 64)
     path = tmp_path / "a.png"
     Image.fromarray(dataset.test_images[0]).save(path)
     named, numbered = (ask(path, **k).pictures[0].guesses[0] for k in ({}, {"run_id": other}))
-    assert (named.name, numbered.name) == (CLASS_NAMES[named.label], str(named.label))
+    assert (named.name, numbered.name) == (CLASS_NAMES[named.label],) * 2
     assert ask(path, run_id=other).pictures[0].mirrored is None  # what it shows is not known
 
 
@@ -434,8 +434,6 @@ def test_a_model_file_that_cannot_be_used_is_told_in_a_line_and_runs_nothing(
 ) -> None:
     images = np.zeros((1, 28, 28, 1), np.uint8)
     for kind, damage in damaged_models().items():
-        if kind == "gigabytes":  # TensorFlow may crash then: tried in a process of its own
-            continue
         path = tmp_path / f"{kind}.keras"
         build_model(SMALL).save(path)
         damage(path)
@@ -479,7 +477,7 @@ def test_a_model_file_that_asks_for_gigabytes_does_not_get_them(tmp_path: Path) 
         "network=COURSEWORK))",
     )
     assert said.startswith("TrackingError ")
-    assert "OOM" in said
+    assert "asks for" in said
     assert megabytes < 1000
 
 

@@ -15,6 +15,7 @@ from fmnist_tracking.cli.parse import (
     parse_axis,
     parse_setting,
     parse_texts,
+    parse_value,
     parse_values,
 )
 from fmnist_tracking.cli.typed import is_given
@@ -153,15 +154,19 @@ def train(
             **{name: settings[name] for name in TRAINING_SETTINGS},
             **_asked_for(context, settings),
         }
+    own: dict[str, Value] = {}
     for text in [part for option in set if option for part in option.split(";")]:
         name, value = parse_setting(text)
-        if is_given(context, name):
-            raise ConfigError(f"{name} was given twice, by {flag(name)} and by --set.")
-        chosen[name] = parse_values(name, value, "--set")[0] if name in FIELDS else value
+        if name in own or name in TRAINING_SETTINGS or is_given(context, name):
+            raise ConfigError(f"{name} was given twice, or has an option of its own: {flag(name)}.")
+        is_typed = name in FIELDS and network in ("", COURSEWORK_NAME)
+        own[name] = parse_value(name, value, f"--set {name}") if is_typed else value
+    chosen = {name: value for name, value in chosen.items() if name not in own}
     warm_up()
     try:
         result = ft.train(
             network=network or None,
+            hyperparameters=own,
             **chosen,
             protocol=protocol,  # type: ignore[arg-type]
             limit=limit,

@@ -258,11 +258,11 @@ def _measure(
 ) -> str:
     """Train a point that is small enough for two epochs on some of the images; say what was done.
 
-    It is the point in the middle of the work, or else the coursework's network.
+    It is the point in the middle of the work, or else that with the least.
     """
     configs = sorted((config for config, _ in to_train), key=work)
     middle = configs[len(configs) // 2]
-    fitting = middle if work(middle) <= _MEASURED_WORK else TrainingConfig.of()
+    fitting = middle if work(middle) <= _MEASURED_WORK else configs[0]
     config = dataclasses.replace(fitting, epochs=2, patience=0)
     some = min(split.training_images, _MEASURED_IMAGES)
     warm_up()

@@ -5,7 +5,7 @@ The main path: open what is needed, plan the trials, explore the grid, finish.
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from importlib import import_module
 from pathlib import Path
@@ -201,6 +201,7 @@ def search(
 def train(
     *,
     network: NetworkName = None,
+    hyperparameters: Mapping[str, Value] | None = None,
     protocol: Protocol = "canonical",
     limit: int | None = None,
     trial_timeout: int | None = None,
@@ -216,8 +217,8 @@ def train(
 ) -> Trial:
     """Train one configuration, tracked as a trial is; go on with it if it was cut off.
 
-    It is given as settings, such as `filters=48`; the network's other hyperparameters have their
-    defaults. For the other arguments, see `search`;
+    It is given as settings, such as `filters=48`, or those of the network as `hyperparameters`, in
+    a dictionary; its others have their defaults. For the other arguments, see `search`;
     `on_failure` is what to do if the training diverges.
 
     Raises:
@@ -226,7 +227,8 @@ def train(
     _check_options(on_failure, echo, on_start, fresh=fresh, upgrade_store=upgrade_store)
     trial_timeout = None if trial_timeout is None else require_whole("trial_timeout", trial_timeout)
     named = load_named(data_dir)
-    config = config_of(network_for(find_network(network), named), settings, lines_to(echo))
+    chosen = {**settings, **(hyperparameters or {})}
+    config = config_of(network_for(find_network(network), named), chosen, lines_to(echo))
     split = split_of(named, protocol, config.seed, limit)
     require_room_at_once([config], split, 1, fresh=fresh, tracking_uri=tracking_uri)
     quiet, echo = echo is None, lines_to(echo)

@@ -192,7 +192,8 @@ class TrialScheduler:
             parent=self._parent,
             adopted=resources.adopted if self._parent is None else None,
         )
-        examples = resources.dataset.train_images[:_EXAMPLES, ..., None]
+        dataset = resources.dataset
+        examples = dataset.train_images[:_EXAMPLES].reshape(-1, *dataset.image_shape)
         return TrialLogger(self._recording, info, trial, examples, self._echo)
 
     def _attempt(self, running: "_RunningTrial") -> None:

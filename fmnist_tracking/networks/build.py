@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +21,12 @@ from numpy.typing import NDArray
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.errors import ConfigError, first_line
 from fmnist_tracking.network import Network, NetworkSize
-from fmnist_tracking.networks.source import folder_on_path
+from fmnist_tracking.networks.source import (
+    folder_on_path,
+    require_unchanged,
+    root_of,
+    source_of,
+)
 
 Build = Callable[[keras_tuner.HyperParameters], keras.Model]
 
@@ -67,15 +71,18 @@ def load_build(network: Network) -> Build:
     A function or `HyperModel` that takes `image_shape` and `classes` is given them.
 
     Raises:
-        ConfigError: its module cannot be imported, or it is no such function.
+        ConfigError: its module cannot be imported, or has changed, or it is no such function.
     """
-    with errors_of(network):
-        found = getattr(_load_module(network), network.function, None)
+    with in_code_of(network):
+        module = _load_module(network)
+    found = getattr(module, network.function, None)
     if found is None:
-        raise ConfigError(f"There is no {network.function} in {network.file or network.module}.")
+        names = [name for name in vars(module) if not name.startswith("_")]
+        there = f" It has: {', '.join(names[:9])}." if names else ""
+        raise ConfigError(f"There is no {network.function} in {network.file}.{there}")
     about = {"image_shape": network.image_shape, "classes": network.classes}
     if isinstance(found, type) and issubclass(found, keras_tuner.HyperModel):
-        with errors_of(network):
+        with in_code_of(network):
             found = found(**_taken(found, about))
     if isinstance(found, keras_tuner.HyperModel):
         if type(found).fit is not keras_tuner.HyperModel.fit:
@@ -98,7 +105,7 @@ def load_build(network: Network) -> Build:
         data_format = keras.config.image_data_format()
         keras.config.set_image_data_format("channels_last")
         try:
-            with errors_of(network):
+            with in_code_of(network):
                 return function(hp, **taken)
         finally:
             keras.config.set_image_data_format(data_format)
@@ -116,42 +123,47 @@ def _taken(function: Callable[..., Any], about: dict[str, Any]) -> dict[str, Any
 
 
 def _load_module(network: Network) -> ModuleType:
-    if network.module is not None and network.is_coursework:
-        return importlib.import_module(network.module)
+    if network.is_coursework:
+        return importlib.import_module(str(network.module))
     if network.file is None:
         raise ConfigError(f"The network {network.name} is known by its name alone, without a file.")
-    if network.module is not None:
-        depth = network.module.count(".")
-        with folder_on_path(network.file.parents[depth]):
-            return importlib.import_module(network.module)
-    name = f"fmnist_network_{network.source[:16]}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, network.file)
-        if spec is None or spec.loader is None:
-            raise ConfigError(f"{network.file} cannot be imported.")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # where pickle and Keras look for what it defines
-        try:
-            with folder_on_path(network.file.parent):
-                spec.loader.exec_module(module)
-        except BaseException:
+    require_unchanged(network)
+    # What was imported before may be what the files held then.
+    own = set(map(str, source_of(network)))
+    for name, module in list(sys.modules.items()):
+        if name != "__main__" and getattr(module, "__file__", None) in own:
             del sys.modules[name]
-            raise
-    return sys.modules[name]
+    if network.module is not None:
+        return importlib.import_module(network.module)
+    name = f"fmnist_network_{network.source[:16]}"
+    spec = importlib.util.spec_from_file_location(name, network.file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{network.file} cannot be imported.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where Keras looks for what it defines
+    spec.loader.exec_module(module)
+    return module
 
 
 @contextmanager
-def errors_of(network: Network) -> Iterator[None]:
-    """Turn an error in a network's code into a `ConfigError` with its file and line."""
-    try:
+def in_code_of(network: Network) -> Iterator[None]:
+    """Run a network's code: what is beside its file can be imported, an error has file and line.
+
+    Raises:
+        ConfigError: its code raised an exception, or ended the program.
+    """
+    if network.file is None:
         yield
+        return
+    try:
+        with folder_on_path(root_of(network)):
+            yield
     except ConfigError:
         raise
-    except Exception as error:
-        folder = network.file.parent if network.file else None
-        where = network.name
+    except (Exception, SystemExit) as error:
+        own, where = set(map(str, source_of(network))), network.name
         for frame in traceback.extract_tb(error.__traceback__):
-            if folder is not None and Path(frame.filename).is_relative_to(folder):
+            if frame.filename in own:
                 where = f"{frame.filename}, line {frame.lineno}"
         if isinstance(error, SyntaxError):
             where = f"{error.filename}, line {error.lineno}"
@@ -173,7 +185,7 @@ def checked(model: Any, network: Network) -> keras.Model:
             f"Expected {network.name} to return a compiled model: end it with "
             'model.compile(optimizer=…, loss="sparse_categorical_crossentropy").'
         )
-    with errors_of(network):
+    with in_code_of(network):
         if not model.built:
             model.build((None, *network.image_shape))
         takes, gives = _shapes(model, network)

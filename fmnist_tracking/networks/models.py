@@ -1,5 +1,6 @@
 """Trained networks: loaded from a file, asked for class probabilities and activation maps."""
 
+import json
 import math
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras.src.backend.common import global_state
 from numpy.typing import NDArray
 
 from fmnist_tracking import runtime
@@ -28,6 +30,7 @@ _AT_ONCE, _VALUES_AT_ONCE = 1000, 50_000_000
 _LARGEST_MAP = 50_000_000
 # A network of ten layers takes 6 KB; Keras would build all that a larger one names.
 _LARGEST_CONFIG = 1_000_000
+_BYTES_A_WEIGHT = 4
 
 
 def require_float32() -> None:
@@ -53,11 +56,16 @@ def load_model(path: Path, network: Network = COURSEWORK) -> keras.Model:
     with open_untrusted(path) as file:
         require_harmless_zip(file)
         with zipfile.ZipFile(file) as archive:
-            config = archive.getinfo("config.json").file_size
-    if config > _LARGEST_CONFIG:
-        raise ValueError(
-            f"Its configuration has {config:,} bytes; expected {_LARGEST_CONFIG:,} at most."
-        )
+            size = archive.getinfo("config.json").file_size
+            if size > _LARGEST_CONFIG:
+                raise ValueError(
+                    f"Its configuration has {size:,} bytes; expected {_LARGEST_CONFIG:,} at most."
+                )
+            described = json.loads(archive.read("config.json"))
+            stored = archive.getinfo("model.weights.h5").file_size
+    asked = _weights_bytes(described)
+    if asked > stored:
+        raise ValueError(f"It asks for {asked:,} bytes of weights, of which it has {stored:,}.")
     model = keras.models.load_model(path, compile=False, safe_mode=True)
     takes, gives = model.input_shape, model.output_shape
     shape = (None, *network.image_shape)
@@ -76,9 +84,21 @@ def load_model(path: Path, network: Network = COURSEWORK) -> keras.Model:
     return model
 
 
+def _weights_bytes(described: dict[str, Any]) -> int:
+    """Return the bytes of the weights of a model that a `.keras` file describes; makes none."""
+    described.pop("compile_config", None)
+    with keras.StatelessScope(initialize_variables=False):
+        model = keras.saving.deserialize_keras_object(described, safe_mode=True)
+    # Else Keras would make them the next time that it leaves such a scope.
+    global_state.set_global_attribute("uninitialized_variables", [])
+    weights = getattr(model, "weights", [])
+    return _BYTES_A_WEIGHT * sum(int(math.prod(weight.shape)) for weight in weights)
+
+
 def _largest_map(model: keras.Model) -> int:
     """Return how many values the layer with the most gives for one image."""
-    return max(int(math.prod(layer.output.shape[1:])) for layer in model.layers)
+    outputs = keras.tree.flatten([layer.output for layer in model.layers])
+    return max(int(math.prod(side or 1 for side in one.shape[1:])) for one in outputs)
 
 
 def predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -109,13 +129,15 @@ def convolution(model: keras.Model, name: str | None) -> keras.Layer | None:
     """
     if name is None:
         return next((layer for layer in model.layers if isinstance(layer, _CONVOLUTIONS)), None)
-    named = {layer.name: layer for layer in model.layers if len(layer.output.shape) == 4}
+    named = {
+        layer.name: layer for layer in model.layers if len(getattr(layer.output, "shape", ())) == 4
+    }
     if name not in named:
         raise ConfigError(
             f"Expected {setting('layer')} to be one of {', '.join(named)}, got {shown(name)}."
             f"{did_you_mean(name, named)}"
         )
-    return named[name]
+    return model.get_layer(name)
 
 
 def activations(

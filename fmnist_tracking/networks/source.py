@@ -4,10 +4,8 @@ import ast
 import contextlib
 import hashlib
 import inspect
-import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +15,9 @@ from fmnist_tracking.network import COURSEWORK, COURSEWORK_NAME, Network
 # A function build(hp), a HyperModel class, or the name of one; None for the coursework's.
 NetworkName: TypeAlias = str | Callable[..., Any] | Network | None
 _EXAMPLE = "Examples: my_net.py:build, my_package.networks:build"
+_PACKAGE = __name__.partition(".")[0]
+# More files than any network imports from beside it.
+_MOST_FILES = 1000
 
 
 def find_network(named: NetworkName) -> Network:
@@ -76,86 +77,101 @@ def _of_object(function: Any) -> Network:
 def _in_file(path: Path, function: str) -> Network:
     if not path.is_file():
         raise ConfigError(f"There is no file {path}, which {setting('network')} names. {_EXAMPLE}")
-    path = path.resolve()
-    return Network(
-        name=f"{path.name}:{function}",
-        function=function,
-        source=_digest(path, function),
-        file=path,
-    )
+    return _network(path.resolve(), f"{path.name}:{function}", function, None)
 
 
 def _in_module(module: str, function: str) -> Network:
-    with folder_on_path(Path.cwd()):
-        try:
-            found = find_spec(module)
-        except (ImportError, ValueError, AttributeError):  # a parent is no package
-            found = None
-    if found is None or not found.origin or not found.origin.endswith(".py"):
-        raise ConfigError(
-            f"There is no module {module}, which {setting('network')} names. {_EXAMPLE}"
-        )
     if (module, function) == (COURSEWORK.module, COURSEWORK.function):
         return COURSEWORK
-    path = Path(found.origin).resolve()
+    for root in [Path.cwd(), *map(Path, sys.path)]:
+        for path in _places(root, module):
+            if path.is_file():
+                return _network(path.resolve(), f"{module}:{function}", function, module)
+    raise ConfigError(f"There is no module {module}, which {setting('network')} names. {_EXAMPLE}")
+
+
+def _network(path: Path, name: str, function: str, module: str | None) -> Network:
+    known = Network(name=name, function=function, source="?", module=module, file=path)
+    digest = hashlib.sha256()
+    for code in sorted(source_of(known).values()):
+        digest.update(hashlib.sha256(code).digest())
     return Network(
-        name=f"{module}:{function}",
-        function=function,
-        source=_digest(path, function, module),
-        module=module,
-        file=path,
+        name=name, function=function, source=digest.hexdigest(), module=module, file=path
     )
+
+
+def require_unchanged(network: Network) -> None:
+    """Raise `ConfigError` if the source of a network has changed since it was found."""
+    assert network.file is not None
+    now = _network(network.file, network.name, network.function, network.module)
+    if now.source != network.source:
+        raise ConfigError(
+            f"{network.name} has changed while it was in use: its source, or what it imports from "
+            "beside it, is another than when this began. Begin again."
+        )
+
+
+def root_of(network: Network) -> Path:
+    """Return the folder in which the modules that a network imports from beside it are found."""
+    assert network.file is not None
+    if network.module is None:
+        return network.file.parent
+    is_package = network.file.name == "__init__.py"
+    return network.file.parents[network.module.count(".") + is_package]
 
 
 @contextlib.contextmanager
 def folder_on_path(folder: Path) -> Iterator[None]:
-    """Have Python look for modules in a folder too, after all other places."""
-    sys.path.append(str(folder))
+    """Have Python look for modules in a folder, before all other places."""
+    sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        with contextlib.suppress(ValueError):  # its code may have changed the list
+            sys.path.remove(str(folder))
 
 
-def _digest(path: Path, function: str, module: str = "") -> str:
-    """Compute the SHA-256, in hex, of a file's code and of what it imports from beside it.
+def source_of(network: Network) -> dict[Path, bytes]:
+    """Return the code of a network's file, and of what it imports from beside it, by file.
 
-    Comments, docstrings and layout do not count.
+    Comments, docstrings, layout, and what is under `if __name__ == "__main__":` do not count. What
+    is imported in other ways than by `import` is not seen.
 
     Raises:
-        ConfigError: a file cannot be read, is no Python, or lacks the function.
+        ConfigError: a file cannot be read, or is no Python.
     """
-    known: dict[Path, str] = {}
-    _add(path, [path.parent, path.parents[module.count(".")]], known)
-    tree = ast.parse(known[path])
-    if function not in _top_names(tree):
-        names = [name for name in _top_names(tree) if not name.startswith("_")]
-        there = f" It has: {', '.join(names[:9])}." if names else ""
-        raise ConfigError(f"There is no {function} in {path}.{there} {_EXAMPLE}")
-    parts = [f"{file.relative_to(path.parent)}\n{code}" for file, code in sorted(known.items())]
-    # The file itself may be renamed.
-    parts[sorted(known).index(path)] = known[path]
-    return hashlib.sha256("\0".join(sorted(parts)).encode()).hexdigest()
-
-
-def _add(path: Path, roots: Sequence[Path], known: dict[Path, str]) -> None:
-    """Add a file's code, and that of the files beside it that it imports.
-
-    Modules are looked for in the roots, of which the first is the folder that is meant by beside.
-    """
-    tree = _parsed(path)
-    known[path] = ""
-    for name, root in itertools.product(_imported(tree), roots):
-        for place in (root / f"{name}.py", root / name / "__init__.py"):
-            beside = place.resolve()
-            if beside.is_relative_to(roots[0]) and beside.is_file() and beside not in known:
-                _add(beside, roots, known)
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+    assert network.file is not None
+    root, top = root_of(network), (network.module or "").partition(".")[0]
+    found: dict[Path, bytes] = {}
+    waiting = [network.file]
+    if network.module is not None and top != _PACKAGE:
+        waiting += _parents(root, network.module)
+    while waiting:
+        path = waiting.pop()
+        if path in found or not path.is_file():
             continue
-        if ast.get_docstring(node, clean=False) is not None:
-            node.body[:1] = [] if len(node.body) > 1 else [ast.Pass()]
-    known[path] = ast.unparse(tree)
+        if len(found) >= _MOST_FILES:
+            raise ConfigError(f"{network.name} imports more than {_MOST_FILES} files.")
+        tree = _parsed(path)
+        found[path] = _canonical(tree, path)
+        waiting += [
+            place.resolve()
+            for name in _imported(tree, path, root)
+            if name and (not top or name.partition(".")[0] == top)
+            for place in (*_parents(root, name), *_places(root, name))
+        ]
+    return found
+
+
+def _places(root: Path, module: str) -> tuple[Path, Path]:
+    path = root / module.replace(".", "/")
+    return path.with_name(f"{path.name}.py"), path / "__init__.py"
+
+
+def _parents(root: Path, module: str) -> list[Path]:
+    """Return the files of the packages that a module is in, which run when it is imported."""
+    parts = module.split(".")[:-1]
+    return [root.joinpath(*parts[: n + 1], "__init__.py") for n in range(len(parts))]
 
 
 def _parsed(path: Path) -> ast.Module:
@@ -167,28 +183,51 @@ def _parsed(path: Path) -> ast.Module:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
 
 
-def _imported(tree: ast.Module) -> Iterator[str]:
-    """Yield the names of modules, as paths below the file's folder, that a file may import."""
+def _imported(tree: ast.Module, path: Path, root: Path) -> Iterator[str]:
+    """Yield the full names of modules that a file may import; some are names in modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name.replace(".", "/")
-        elif isinstance(node, ast.ImportFrom) and node.level <= 1:
-            module = (node.module or "").replace(".", "/")
-            if module:
-                yield module
-            for alias in node.names:
-                yield f"{module}/{alias.name}".lstrip("/")
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                folder = path.parents[min(node.level, len(path.parents)) - 1]
+                if not folder.is_relative_to(root):
+                    continue
+                package = ".".join(folder.relative_to(root).parts)
+                module = ".".join(filter(None, (package, module)))
+            yield module
+            yield from (".".join(filter(None, (module, alias.name))) for alias in node.names)
 
 
-def _top_names(tree: ast.Module) -> list[str]:
-    """Return the names that a module gives to functions, classes and variables."""
-    names = []
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.append(node.name)
-        elif isinstance(node, ast.Assign):
-            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
-        elif isinstance(node, ast.ImportFrom | ast.Import):
-            names += [alias.asname or alias.name for alias in node.names]
-    return names
+def _canonical(tree: ast.Module, path: Path) -> bytes:
+    """Return what a file's code says, in words that are the same for every version of Python."""
+    tree.body = [node for node in tree.body if not _is_main_block(node)]
+    try:
+        return "\n".join(_words(tree)).encode("utf-8", "surrogatepass")
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply to be read.") from None
+
+
+def _is_main_block(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
+def _words(node: Any) -> Iterator[str]:
+    """Yield the words of a node of a syntax tree: kinds, names, values; not what is empty."""
+    if isinstance(node, ast.AST):
+        yield f"({type(node).__name__}"
+        fields = dict(ast.iter_fields(node))
+        documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            fields["body"] = node.body[1:]
+        for name, value in fields.items():
+            if value not in (None, []) and name not in ("kind", "type_comment", "ctx"):
+                yield name
+                yield from _words(value)
+        yield ")"
+    elif isinstance(node, list):
+        for one in node:
+            yield from _words(one)
+    else:
+        yield f"{type(node).__name__} {node!r}"

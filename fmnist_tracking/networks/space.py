@@ -1,6 +1,8 @@
 """Which points the grid of a network has: those that KerasTuner's own grid search tries."""
 
 import contextlib
+import math
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +20,12 @@ from fmnist_tracking.networks.build import checked, load_build, size_of_model
 from fmnist_tracking.search_space import Combination, Impossible, NetworkGrid
 
 OBJECTIVE = "val_accuracy"
+# What MLflow takes for the name of a parameter, and what tables of trials call other columns.
+_NAME = re.compile(r"[\w\-./: ]{1,200}")
+_TAKEN = {
+    *("rank", "name", "status", "error", "reused", "run_id", "network", "hyperparameters"),
+    *("val_accuracy", "best_epoch", "train_seconds", "model_parameters"),
+}
 
 
 def explore_grid(
@@ -51,7 +59,10 @@ def explore_grid(
         )
         builder.require_sound()
         tuner.report = report
-        tuner.search(verbose=0)
+        try:
+            tuner.search(verbose=0)
+        except keras_tuner.errors.FatalError as error:  # which `run_trial` raises
+            raise ConfigError(str(error)) from None
     builder.require_sound()
     space = tuner.oracle.get_space().space
     names = list(dict.fromkeys(hp.name for hp in space))
@@ -107,9 +118,7 @@ class _Replacing(keras_tuner.HyperParameters):  # type: ignore[misc]
         name = hyperparameter.name
         if name in self.replaced:
             values = [self._as_type_of(hyperparameter, value) for value in self.replaced[name]]
-            hyperparameter = hp_types.Choice(
-                name, values, default=values[0], conditions=hyperparameter.conditions
-            )
+            hyperparameter = _replacement(name, values, hyperparameter.conditions)
         elif isinstance(hyperparameter, hp_types.Int) and hyperparameter.sampling != "linear":
             # KerasTuner gives these values as floats, which no layer takes for a number of units.
             hyperparameter = hp_types.Choice(
@@ -134,6 +143,12 @@ class _Replacing(keras_tuner.HyperParameters):  # type: ignore[misc]
                 f"The network has a hyperparameter {name}, which is also a setting of the "
                 "training. Give it another name, or leave it out: as a setting it can be an axis."
             )
+        if not _NAME.fullmatch(name) or name in _TAKEN:
+            self._refuse(
+                f"Expected the names of hyperparameters to be of letters, digits, spaces and any "
+                f"of _-./: and none of {', '.join(sorted(_TAKEN))}, got {shown(name)}. Give it "
+                "another name."
+            )
         return super()._register(hyperparameter, overwrite)
 
     def _as_type_of(self, hyperparameter: Any, value: Value) -> Value:
@@ -141,9 +156,11 @@ class _Replacing(keras_tuner.HyperParameters):  # type: ignore[misc]
         expected = type(hyperparameter.default)
         with contextlib.suppress(ValueError):
             if isinstance(value, str) and expected is not str:
-                return _READ[expected](value)
+                value = _READ[expected](value)
         if expected is float and type(value) is int:
-            return float(value)
+            value = float(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            self._refuse(f"Expected {hyperparameter.name} to list finite numbers, got {value}.")
         if type(value) is not expected:
             self._refuse(
                 f"Expected {hyperparameter.name} to list {_WORDS[expected]}, as the network does, "
@@ -156,6 +173,15 @@ class _Replacing(keras_tuner.HyperParameters):  # type: ignore[misc]
         error = ConfigError(message)
         self.wrong.append(error)
         raise error
+
+
+def _replacement(name: str, values: list[Value], conditions: Any) -> Any:
+    """Return a hyperparameter of KerasTuner's that has these values, the first by default."""
+    if len(values) == 1:
+        return hp_types.Fixed(name, values[0], conditions=conditions)
+    if isinstance(values[0], bool):  # which a Choice makes numbers of
+        return hp_types.Boolean(name, default=values[0], conditions=conditions)
+    return hp_types.Choice(name, values, default=values[0], conditions=conditions)
 
 
 def _read_flag(text: str) -> bool:
@@ -230,7 +256,9 @@ class _Enumerator(keras_tuner.GridSearch):  # type: ignore[misc]
     def run_trial(self, trial: Any, *_: Any, **__: Any) -> float:
         """Build a point."""
         if len(self.found) >= MOST_POINTS:
-            raise keras_tuner.errors.FatalError(f"more than {MOST_POINTS} points")
+            raise keras_tuner.errors.FatalError(
+                f"Expected a grid of at most {MOST_POINTS:,} points, got more."
+            )
         try:
             model = self.hypermodel.build(trial.hyperparameters)
             values = _pairs(trial.hyperparameters.values)

@@ -121,7 +121,7 @@ def read_space(store: Store, run: Run) -> SearchSpace:
             combinations = tuple(map(_read_combination, points))
         return SearchSpace(axes=values, network=network, combinations=combinations)
     except (
-        *(*_NO_JSON, LookupError, AttributeError),
+        *(*_NO_JSON, LookupError, AttributeError, OverflowError),
         *(ConfigError, TrackingError, MlflowException, OSError),
     ) as error:
         raise UnreadableRun(
@@ -217,7 +217,7 @@ def read_grid(store: Store, run: Run) -> tuple[SearchSpace, dict[TrainingConfig,
     try:
         points = space.points(read_base(run))
         return space, {config: place for place, config in enumerate(points)}
-    except ConfigError as error:
+    except (ConfigError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise UnreadableRun(run, f"a point of its grid cannot be built here ({error})") from None
 
 
@@ -450,10 +450,11 @@ def _as_config(run: Run, given: Mapping[str, str]) -> TrainingConfig:
             return config
         pairs = _pairs(json.loads(run.data.tags[schema.HYPERPARAMETERS]))
         other = next((name for name, value in pairs if given.get(name) != str(value)), None)
-        if other is not None:
+        # `mlflow run` has logged its own parameters, among them those of the coursework's network.
+        if other is not None and schema.ENTRY_POINT not in run.data.tags:
             raise ValueError(f"{other} is not what its tag {schema.HYPERPARAMETERS} says")
         return dataclasses.replace(config, hyperparameters=pairs, size=_read_size(run))
-    except (*_NO_JSON, KeyError, ConfigError) as error:
+    except (*_NO_JSON, KeyError, OverflowError, ConfigError) as error:
         raise UnreadableRun(
             run, f"its parameters are not a configuration of this version ({error})"
         ) from None

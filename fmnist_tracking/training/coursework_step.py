@@ -32,6 +32,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from fmnist_tracking.config import TrainingConfig
+from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.network import COURSEWORK, POOL_SIZE
 from fmnist_tracking.networks.build import build_model
 from fmnist_tracking.training.shards import shard_bounds
@@ -92,7 +93,10 @@ class CourseworkSettings:
         }
         shape, classes = model.input_shape[1:], model.output_shape[-1]
         network = dataclasses.replace(COURSEWORK, image_shape=shape, classes=classes)
-        reference = build_model(TrainingConfig.of(network, **values))
+        try:
+            reference = build_model(TrainingConfig.of(network, **values))
+        except ConfigError:  # with padding, it can be built where that network cannot
+            return None
         if _described(model) != _described(reference):
             return None
         return cls(

@@ -20,7 +20,12 @@ from numpy.typing import NDArray
 
 from fmnist_tracking.networks.models import as_input
 from fmnist_tracking.training.faster_keras import faster_keras
-from fmnist_tracking.training.shards import is_mean_over_images, shard_sizes, treats_images_alone
+from fmnist_tracking.training.shards import (
+    is_keras_s,
+    is_mean_over_images,
+    shard_sizes,
+    treats_images_alone,
+)
 
 # With fewer images in a shard, starting its operations takes longer than computing them.
 _SMALLEST_SHARD = 4
@@ -235,8 +240,11 @@ def _loss(model: keras.Model) -> Any:
 def _takes_one_hot(loss: Any, classes: int) -> bool:
     """Return whether a loss takes labels as rows of 0 and 1; otherwise it takes integers.
 
-    It is asked about three images: one that takes integers cannot compute with ten times as many.
+    One of Keras's is asked about three images: one that takes integers cannot compute with ten
+    times as many. Any other is given integers, as `fit` would be given them.
     """
+    if not is_keras_s(loss if hasattr(loss, "__name__") else type(loss)):
+        return False
     labels = np.array([0, 1, 0], np.int32)
     outputs = tf.fill([3, classes], 1 / classes)
     for targets in (tf.one_hot(labels, classes), tf.constant(labels)):

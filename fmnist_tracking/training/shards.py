@@ -52,7 +52,7 @@ def treats_images_alone(model: keras.Model) -> bool:
     if type(model) is keras.Sequential:
         return all(map(_is_alone, model.layers))
     # `keras.Model(inputs, outputs)` makes a model of this class, which has no public name.
-    if type(model).__name__ == "Functional" and _is_keras_s(type(model)):
+    if type(model).__name__ == "Functional" and is_keras_s(type(model)):
         return all(map(_is_alone, model.operations))
     return False
 
@@ -64,7 +64,7 @@ def is_mean_over_images(loss: Any) -> bool:
         loss: a loss of Keras or a function, as `keras.losses.get` returns it.
     """
     name = getattr(loss, "__name__", type(loss).__name__).lower()
-    is_known = _is_keras_s(loss if hasattr(loss, "__name__") else type(loss))
+    is_known = is_keras_s(loss if hasattr(loss, "__name__") else type(loss))
     return (
         is_known and name not in _ACROSS_IMAGES and getattr(loss, "reduction", _MEANS[0]) in _MEANS
     )
@@ -77,7 +77,7 @@ def _is_alone(layer: Any) -> bool:
     shape: Sequence[int | None] = getattr(layer, "noise_shape", None) or (None,)
     return (
         type(layer) in _LAYERS
-        and (activation is None or _is_keras_s(activation))
+        and (activation is None or is_keras_s(activation))
         and type(layer.activity_regularizer) in _REGULARIZERS
         and shape[0] is None  # else the images share what dropout drops
         and (not isinstance(layer, _WITH_AXIS) or _is_within_image(layer.axis))
@@ -92,7 +92,8 @@ def _is_within_image(axis: int | Iterable[int]) -> bool:
     return all(one > 0 or one == -1 for one in axes)  # other negative ones may be the first
 
 
-def _is_keras_s(thing: Any) -> bool:
+def is_keras_s(thing: Any) -> bool:
+    """Return whether a class or function is one of Keras's."""
     return str(getattr(thing, "__module__", "")).startswith("keras.")
 
 
