@@ -1,4 +1,4 @@
-"""What a person asks for: one training configuration, a grid of them, a split of the data."""
+"""What a person asks for: one training configuration; and checks of what is given."""
 
 import contextlib
 import dataclasses

@@ -90,7 +90,7 @@ class NetworkSize:
     """How large a network is.
 
     Attributes:
-        parameters: number of trainable weights.
+        parameters: number of weights.
         multiply_adds: multiplications, each with an addition, to classify one image: for each
             convolution and dense layer, its output values times the inputs of each.
         outputs: values that its layers give for one image, which training keeps for a batch.

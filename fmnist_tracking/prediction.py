@@ -52,7 +52,7 @@ class Classified:
         mirrored: the most probable class of the picture turned left to right; None where the
             classes are not Fashion-MNIST's, which a mirror may change.
         notes: what speaks against the answer.
-        seen: where the 28x28 picture that the model saw was written, if it was.
+        seen: where what the model saw was written, if it was.
         error: why the picture could not be used, in a line.
     """
 

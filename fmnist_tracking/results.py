@@ -178,7 +178,7 @@ class TrainingResult:
     Attributes:
         config: what was trained.
         epochs: metrics of each epoch, in order; never empty.
-        model_parameters: number of trainable weights of the network.
+        model_parameters: number of weights of the network.
         train_seconds: wall-clock seconds of all epochs, validation included.
         images_per_second: training images processed in a second of training alone, validation
             excluded.
@@ -288,7 +288,7 @@ class TrialResult:
         val_accuracy: of the best epoch, None if the trial did not finish.
         best_epoch: the best epoch, 1 for the first.
         train_seconds: wall-clock seconds of training, validation included.
-        model_parameters: number of trainable weights of the network.
+        model_parameters: number of weights of the network.
         error: the error that ended a failed trial, in one line.
         reused: whether an earlier search or single training had trained it already.
         diverged: whether the loss became infinite or NaN, which ended the trial.

@@ -80,7 +80,7 @@ def predict(
     ),
     run_id: str = options.RUN_ID,
     output_dir: Path | None = options.path_option(
-        "--output-dir", "DIR", "Also write the 28x28 pictures that the model sees into this folder."
+        "--output-dir", "DIR", "Also write what the model sees of each picture into this folder."
     ),
     experiment: str | None = options.IN_EXPERIMENT,
     tracking_uri: str | None = options.TRACKING_URI,
@@ -88,10 +88,10 @@ def predict(
 ) -> None:
     """Classify your own pictures: one thing on a plain background each.
 
-    Each is made into what the model was trained on, as Fashion-MNIST itself was made: trimmed,
-    brought to 28 by 28 pixels, grey, light on black. What was done is told for each, and what
-    speaks against the answer. The model is asked for the mirrored picture too: Fashion-MNIST has
-    shoes with the toe to the left only.
+    For a model of Fashion-MNIST, each is made as that itself was made: trimmed, brought to 28 by 28
+    pixels, grey, light on black; for another, it is brought to the size of its images. What was
+    done is told for each, and what speaks against the answer. The model is asked for the mirrored
+    picture too: Fashion-MNIST has shoes with the toe to the left only.
     """
     warm_up()
     done = ft.predict(

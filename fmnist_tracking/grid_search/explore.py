@@ -16,7 +16,7 @@ def explore(
 ) -> None:
     """Submit every trial, and wait until all have ended.
 
-    The order is that of KerasTuner's grid oracle; see `networks.space`.
+    The order is that of KerasTuner's grid search; see `networks.space`.
 
     Args:
         trials: of the grid.

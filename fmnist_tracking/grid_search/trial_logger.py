@@ -20,7 +20,7 @@ class TrialLogger:
     """Logs one trial. No method waits: the background writer does the work, in order.
 
     Making it opens the trial's run, or resumes the one that was cut off. The examples that are kept
-    with the model are raw images, uint8 (n, 28, 28, 1).
+    with the model are raw images, uint8 (n, height, width, channels).
     """
 
     def __init__(

@@ -264,7 +264,7 @@ def _facts(subject: _Subject, evaluation: Evaluation) -> dict[str, str]:
         "test macro F1": f"{evaluation.macro.f1:.4f}",
         "validation accuracy, by which it was chosen": f"{result.val_accuracy or 0:.2%}",
         "best epoch": f"{result.best_epoch} of {result.config.epochs}",
-        "trainable weights": f"{result.model_parameters:,}",
+        "weights": f"{result.model_parameters:,}",
         "training time": f"{result.train_seconds or 0:.0f} s",
     }
 

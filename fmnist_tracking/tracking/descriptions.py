@@ -204,7 +204,7 @@ def model(experiment_id: str, run_id: str, name: str, image_shape: Sequence[int]
         f"The network of the trial [{plain(name)}]({run_address(experiment_id, run_id)}), with "
         "the weights of the epoch that did best on the validation images. It takes raw pixels, "
         f"uint8 of shape (n, {shape}), scales them itself, and gives the probabilities of the "
-        f"ten classes: `mlflow.pyfunc.load_model('runs:/{run_id}/model')`."
+        f"classes: `mlflow.pyfunc.load_model('runs:/{run_id}/model')`."
     )
 
 

@@ -50,7 +50,7 @@ def log_model(
     be served, which takes longer than everything else (a test serves one instead), and it reads the
     history of every metric of the run.
 
-    The input example holds raw images, uint8 (n, 28, 28, 1); `params` and `tags` are set on the
+    The input example holds raw images, uint8 (n, height, width, channels); `params` and `tags` are set on the
     logged model; its weights are from the epoch `step`. On a `retry`, a complete model that an
     earlier attempt has logged is kept.
 

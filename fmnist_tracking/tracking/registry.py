@@ -35,11 +35,11 @@ from fmnist_tracking.tracking.store import Store
 _EXISTS = ErrorCode.Name(RESOURCE_ALREADY_EXISTS)
 _LOGGED_MODEL = re.compile(r"models:/(m-\w+)")
 _ABOUT_THE_MODEL = (
-    "Classifies images of Fashion-MNIST. Each version is the best epoch of a trial that "
+    "Classifies images. Each version is the best epoch of a trial that "
     f"`fmnist-track promote` chose; the alias `{schema.CHAMPION}` is on the one in use. Versions "
     "are compared by validation accuracy; the test images have no part in it.\n\n"
-    "It takes raw pixels, `uint8` of shape (n, 28, 28, 1), light on black, and gives the "
-    "probabilities of the ten classes, `float32` of shape (n, 10)."
+    "It takes raw pixels, `uint8`, 0 to 255, and gives the probabilities of the classes; the "
+    "signature of a version has their shapes. Fashion-MNIST's images are light on black."
 )
 
 

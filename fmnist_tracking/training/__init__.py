@@ -1,1 +1,1 @@
-"""Training one configuration: `loop` runs the epochs, `coursework_step` the steps of one epoch."""
+"""Training one configuration: `loop` runs the epochs, a `step` trains one of them."""
