@@ -16,14 +16,11 @@ from typing import Any, TypeAlias, cast
 from fmnist_tracking.errors import ConfigError, setting, shown
 from fmnist_tracking.network import (
     COURSEWORK,
-    IMAGE_SIZE,
     Network,
     NetworkSize,
     Value,
     coursework_size,
 )
-
-__all__ = ["IMAGE_SIZE", "Value"]
 
 CLASS_NAMES = (
     "Top",

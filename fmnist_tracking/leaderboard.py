@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fmnist_tracking.config import TrainingConfig, Value
+from fmnist_tracking.config import TrainingConfig
+from fmnist_tracking.network import Value
 from fmnist_tracking.results import TrialResult
 from fmnist_tracking.search_space import SearchSpace
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
-from fmnist_tracking.config import IMAGE_SIZE
 from fmnist_tracking.errors import PictureError, first_line
 from fmnist_tracking.files import open_untrusted
+from fmnist_tracking.network import IMAGE_SIZE
 from fmnist_tracking.redact import LONGEST_LINE, printable
 
 # As a share of the range from black to white: a smaller difference still counts as background.

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
-from fmnist_tracking.config import TrainingConfig, Value, size_of
+from fmnist_tracking.config import TrainingConfig, size_of
 from fmnist_tracking.errors import ConfigError, shown
-from fmnist_tracking.network import COURSEWORK, Network, NetworkSize
+from fmnist_tracking.network import COURSEWORK, Network, NetworkSize, Value
 from fmnist_tracking.search_space import SearchSpace
 
 FINISHED, RUNNING = "FINISHED", "RUNNING"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from fmnist_tracking import interrupts, leaderboard, tracking
-from fmnist_tracking.config import Value
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.inference import fetched_model
+from fmnist_tracking.network import Value
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import (
     FINISHED,

@@ -19,10 +19,10 @@ from fmnist_tracking.config import (
     DEFAULT_SAMPLE_SEED,
     FIELDS,
     SEARCH_FLAGS,
-    Value,
     flag,
 )
 from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.network import Value
 from fmnist_tracking.split_config import SplitConfig
 
 # Asked now: MLflow removes the variable when it has ended a run.

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 from rich.table import Table
 
-from fmnist_tracking.config import Value, format_value
+from fmnist_tracking.config import format_value
 from fmnist_tracking.console import PlainConsole, is_terminal, stderr_console
 from fmnist_tracking.errors import for_command_line
 from fmnist_tracking.leaderboard import leaderboard
+from fmnist_tracking.network import Value
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import RunSummary
 

@@ -11,12 +11,12 @@ from fmnist_tracking.config import (
     FIELDS,
     SEARCH_FLAGS,
     TRAINING_SETTINGS,
-    Value,
     check_value,
     describe_range,
     singular,
 )
 from fmnist_tracking.errors import ConfigError
+from fmnist_tracking.network import Value
 from fmnist_tracking.search_space import SearchSpace
 
 # Numbers as they are typed: ASCII digits, without leading zeros. No setting is below 0.

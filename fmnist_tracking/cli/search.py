@@ -19,9 +19,9 @@ from fmnist_tracking.cli.parse import (
     parse_values,
 )
 from fmnist_tracking.cli.typed import is_given
-from fmnist_tracking.config import FIELDS, SEARCH_FLAGS, TRAINING_SETTINGS, Value, flag
+from fmnist_tracking.config import FIELDS, SEARCH_FLAGS, TRAINING_SETTINGS, flag
 from fmnist_tracking.errors import ConfigError, TrialsFailed
-from fmnist_tracking.network import COURSEWORK_NAME
+from fmnist_tracking.network import COURSEWORK_NAME, Value
 from fmnist_tracking.redact import to_be_typed
 from fmnist_tracking.search_space import SearchSpace
 from fmnist_tracking.warm_up import warm_up

@@ -13,7 +13,6 @@ from fmnist_tracking.config import (
     MOST_POINTS,
     TRAINING_SETTINGS,
     TrainingConfig,
-    Value,
     check_value,
     require_flag,
     require_whole,
@@ -26,7 +25,7 @@ from fmnist_tracking.grid_search.network_grid import (
     coursework_grid,
     require_possible,
 )
-from fmnist_tracking.network import Network
+from fmnist_tracking.network import Network, Value
 from fmnist_tracking.search_space import Impossible, SearchSpace
 
 # Sequences that are no lists of values.

@@ -9,13 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_tracking import fingerprint, machine, runtime, tracking
-from fmnist_tracking.config import (
-    TrainingConfig,
-    Value,
-    require_flag,
-    require_path,
-    require_text,
-)
+from fmnist_tracking.config import TrainingConfig, require_flag, require_path, require_text
 from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.data import Dataset, load_dataset, load_named, require_enough
 from fmnist_tracking.errors import SearchError
@@ -26,6 +20,7 @@ from fmnist_tracking.grid_search.memory import require_room, too_large, workers_
 from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials, trial_name
 from fmnist_tracking.grid_search.resources import local_workers
 from fmnist_tracking.grid_search.time_estimate import TimeEstimator, disk_bytes, time_left, work
+from fmnist_tracking.network import Value
 from fmnist_tracking.networks.source import NetworkName, find_network
 from fmnist_tracking.results import TrialResult
 from fmnist_tracking.split_config import Protocol, SplitConfig

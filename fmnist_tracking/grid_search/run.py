@@ -12,13 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from fmnist_tracking import fingerprint, interrupts, machine, runtime, tracking
-from fmnist_tracking.config import (
-    TrainingConfig,
-    Value,
-    require_choice,
-    require_flag,
-    require_whole,
-)
+from fmnist_tracking.config import TrainingConfig, require_choice, require_flag, require_whole
 from fmnist_tracking.console import Echo, echo_line, lines_to, require_function
 from fmnist_tracking.data import load_named
 from fmnist_tracking.errors import SearchError, TrialsFailed
@@ -37,6 +31,7 @@ from fmnist_tracking.grid_search.progress import Progress
 from fmnist_tracking.grid_search.recording import Recording
 from fmnist_tracking.grid_search.resources import Resources, open_resources
 from fmnist_tracking.grid_search.search_plan import SearchPlan, plan_search
+from fmnist_tracking.network import Value
 from fmnist_tracking.networks.source import NetworkName, find_network
 from fmnist_tracking.results import SearchResult
 from fmnist_tracking.runs import Search, Trial

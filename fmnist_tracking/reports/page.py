@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import jinja2
 
-from fmnist_tracking.config import Value, format_value
+from fmnist_tracking.config import format_value
 from fmnist_tracking.leaderboard import RankedTrial
+from fmnist_tracking.network import Value
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import ClassScores, Evaluation
 

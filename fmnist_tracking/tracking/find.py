@@ -10,15 +10,10 @@ from functools import partial
 
 from mlflow.entities import Run, ViewType
 
-from fmnist_tracking.config import (
-    COURSEWORK_GRID,
-    DEFAULT_EXPERIMENT,
-    DEFAULT_MODEL_NAME,
-    FIELDS,
-    Value,
-)
+from fmnist_tracking.config import COURSEWORK_GRID, DEFAULT_EXPERIMENT, DEFAULT_MODEL_NAME, FIELDS
 from fmnist_tracking.errors import TrackingError, setting, shown
 from fmnist_tracking.leaderboard import best
+from fmnist_tracking.network import Value
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import FINISHED, RUNNING, RunSummary
 from fmnist_tracking.split_config import SplitConfig

@@ -50,9 +50,9 @@ def log_model(
     be served, which takes longer than everything else (a test serves one instead), and it reads the
     history of every metric of the run.
 
-    The input example holds raw images, uint8 (n, height, width, channels); `params` and `tags` are set on the
-    logged model; its weights are from the epoch `step`. On a `retry`, a complete model that an
-    earlier attempt has logged is kept.
+    The input example holds raw images, uint8 (n, height, width, channels); `params` and `tags` are
+    set on the logged model; its weights are from the epoch `step`. On a `retry`, a complete model
+    that an earlier attempt has logged is kept.
 
     Returns:
         The id of the logged model, and the size of its weights file in bytes.
