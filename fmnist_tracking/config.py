@@ -213,6 +213,7 @@ def require_value(name: object, value: object) -> None:
 
 
 def require_setting(name: object) -> None:
+    """Raise `ConfigError` for what is no name in `FIELDS`, and name the near one."""
     if name not in FIELDS:
         near = did_you_mean(name, FIELDS) if isinstance(name, str) else ""
         raise ConfigError(
