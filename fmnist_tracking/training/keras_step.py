@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from fmnist_tracking import runtime
 from fmnist_tracking.networks.models import as_input
 from fmnist_tracking.training.faster_keras import faster_keras
 from fmnist_tracking.training.shards import (
@@ -42,8 +43,8 @@ class KerasStep:
         classes: number of classes.
 
     Attributes:
-        shards: parts of a batch that are computed apart: 2, or 1 where a layer or the loss may look
-            across the batch.
+        shards: parts of a batch that are computed apart: 2, or 1 on a GPU, and where a layer or the
+            loss may look across the batch.
 
     Raises:
         ValueError: the model is none of those, or `fit` would train it otherwise: it has a
@@ -61,7 +62,8 @@ class KerasStep:
         self._classes = classes
         self._one_hot = _takes_one_hot(loss, self._classes)
         self._is_mean = is_mean_over_images(loss)
-        may_split = self._is_mean and treats_images_alone(model)
+        # A GPU computes a whole batch at once.
+        may_split = self._is_mean and treats_images_alone(model) and not runtime.has_gpu()
         self.shards = _number_of_shards(batch_size) if may_split else 1
         if not self._optimizer.built:
             self._optimizer.build(model.trainable_variables)
