@@ -76,7 +76,18 @@ def _wait(task: TrialTask, report: Callable[[Any], None], seconds: float) -> Tra
         train_images=500,
         validation=score(LABELS, LABELS, 1.0, CLASS_NAMES),
     )
-    return Trained(result=result, weights=_weights(task.trial.config), seconds=result.train_seconds)
+    return Trained(
+        result=result,
+        weights=_weights(task.trial.config),
+        architecture=_architecture(task.trial.config),
+        seconds=result.train_seconds,
+    )
+
+
+def _architecture(config: TrainingConfig) -> str:
+    from fmnist_tracking.networks.build import architecture, build_model
+
+    return architecture(build_model(config))
 
 
 def _weights(config: TrainingConfig) -> tuple[Any, ...]:

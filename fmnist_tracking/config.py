@@ -313,7 +313,10 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 def format_value(value: Value) -> str:
     """Return a value as people read it, and as it can be typed: 0.1, adam, True."""
-    return str(value) if isinstance(value, str | bool) else f"{value:.15g}"
+    if isinstance(value, str | bool | int):
+        return str(value)
+    short = f"{value:.15g}"
+    return short if float(short) == value else repr(value)  # two points have two names
 
 
 def size_of(config: TrainingConfig) -> NetworkSize:

@@ -10,10 +10,11 @@ import pytest
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.network import feature_map_sizes
-from fmnist_tracking.networks.build import build_model, with_weights
+from fmnist_tracking.networks.build import build_model
 from fmnist_tracking.networks.models import activations, convolution, load_model, predict
 from fmnist_tracking.networks.portable import make_portable
 from fmnist_tracking.search_space import SearchSpace
+from models import with_weights
 
 
 @pytest.mark.parametrize("config", SearchSpace().points(TrainingConfig.of()), ids=str)

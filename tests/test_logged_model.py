@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from conftest import SMALL
 from fmnist_tracking.data import Dataset
-from fmnist_tracking.networks.build import build_model, with_weights
+from fmnist_tracking.networks.build import build_model
 from fmnist_tracking.networks.models import predict
 from fmnist_tracking.tracking import Store, schema
 from fmnist_tracking.tracking.logged_model import MODEL_REQUIREMENTS, log_model
+from models import with_weights
 
 ROOT = Path(__file__).parent.parent
 # Kept for next time; each takes some seconds and 0.7 GB.

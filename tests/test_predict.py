@@ -27,7 +27,7 @@ from fmnist_tracking.inspection import Images, InspectionTask, StoredModel
 from fmnist_tracking.model_worker import classify, inspect_model
 from fmnist_tracking.network import COURSEWORK
 from fmnist_tracking.networks import models
-from fmnist_tracking.networks.build import build_model, with_weights
+from fmnist_tracking.networks.build import build_model
 from fmnist_tracking.networks.models import predict as probabilities_of
 from fmnist_tracking.prediction import (
     Classified,
@@ -42,6 +42,7 @@ from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.tracking import DatasetInfo, schema
 from fmnist_tracking.tracking.logged_model import find_models, log_model
 from fmnist_tracking.training.loop import train
+from models import with_weights
 from processes import memory_taken
 from records import training
 from runs import TRIAL

@@ -19,12 +19,13 @@ from fmnist_tracking import tracking
 from fmnist_tracking.cli.models import say_how_to_serve
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, PromotionError, TrackingError
-from fmnist_tracking.networks.build import build_model, with_weights
+from fmnist_tracking.networks.build import build_model
 from fmnist_tracking.networks.models import predict
 from fmnist_tracking.promotion import promote
 from fmnist_tracking.split_config import DataSize, SplitConfig
 from fmnist_tracking.tracking import DatasetInfo, Store, schema
 from imports import loaded_by
+from models import with_weights
 from records import training
 from runs import FACTS, SPACE, TRIAL, start_search
 

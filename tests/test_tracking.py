@@ -25,7 +25,6 @@ from fmnist_tracking.cli.output import print_runs
 from fmnist_tracking.config import CLASS_NAMES, FIELDS
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError, TrackingError
-from fmnist_tracking.networks.build import with_weights
 from fmnist_tracking.networks.models import load_model, predict
 from fmnist_tracking.results import TrainingResult
 from fmnist_tracking.search_space import SearchSpace
@@ -33,6 +32,7 @@ from fmnist_tracking.split_config import DataSize, SplitConfig
 from fmnist_tracking.tracking import Store, schema
 from fmnist_tracking.tracking.leases import Lease
 from fmnist_tracking.training.loop import Weights, train
+from models import with_weights
 from records import epoch, training
 from runs import (
     FACTS,

@@ -10,12 +10,12 @@ import pytest
 from conftest import SMALL
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.data import DataSplit
-from fmnist_tracking.networks.build import with_weights
 from fmnist_tracking.networks.models import predict
 from fmnist_tracking.results import EpochMetrics, TrainingResult
 from fmnist_tracking.training import checkpoints
 from fmnist_tracking.training.checkpoints import Checkpoint
 from fmnist_tracking.training.loop import CheckpointPlace, Weights, train
+from models import with_weights
 
 # At this learning rate the score goes up and down.
 JUMPY = SMALL.replace(filters=16, strides=1, learning_rate=0.05)

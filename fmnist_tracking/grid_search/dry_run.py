@@ -12,7 +12,7 @@ from fmnist_tracking import fingerprint, machine, runtime, tracking
 from fmnist_tracking.config import TrainingConfig, require_flag, require_path, require_text
 from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.data import Dataset, load_dataset, load_named, require_enough
-from fmnist_tracking.errors import SearchError
+from fmnist_tracking.errors import FmnistTrackingError, SearchError, first_line
 from fmnist_tracking.grid_search.arguments import Grid, asked_for
 from fmnist_tracking.grid_search.images import cache_images, network_for, split_of
 from fmnist_tracking.grid_search.lock import checkpoint_folder
@@ -267,6 +267,10 @@ def _measure(
             first, second = pool.submit(*task).result()
     except WorkerDied as death:
         raise SearchError(f"The time cannot be measured: {death.what} ({death}).") from None
+    except FmnistTrackingError:
+        raise
+    except Exception as error:  # of the network
+        raise SearchError(f"{trial_name(config)} cannot be trained: {first_line(error)}") from None
     # Building the graph costs the same for few images and for many.
     whole = second * split.training_images / some
     estimator.epoch(config, 1, whole + max(0.0, first - second))

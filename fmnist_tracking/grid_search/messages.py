@@ -27,6 +27,7 @@ class Trained:
 
     result: TrainingResult
     weights: "Weights"
+    architecture: str  # of the network; see `networks.build.architecture`
     seconds: float  # that the worker took for it, without those in which it was stopped
 
 

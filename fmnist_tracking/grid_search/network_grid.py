@@ -15,20 +15,20 @@ from fmnist_tracking.warm_up import warm_up
 from fmnist_tracking.workers import LocalWorker, WorkerDied, WorkerPool
 
 # In the worker, which imports TensorFlow for it.
-_SPACE = "fmnist_tracking.networks.space"
+_WORKER = "fmnist_tracking.grid_search.worker"
 
 
 def ask_grid(network: Network, replaced: Mapping[str, Sequence[Value]], echo: Echo) -> NetworkGrid:
     """Have a network built for every point of its grid; see `networks.space.explore_grid`."""
     found: NetworkGrid = _ask(
-        network, "explore_grid", {name: tuple(values) for name, values in replaced.items()}, echo
+        network, "list_points", {name: tuple(values) for name, values in replaced.items()}, echo
     )
     return found
 
 
 def ask_defaults(network: Network, given: Mapping[str, Value], echo: Echo) -> Combination:
     """Have a network built with its defaults, but for the values given."""
-    found: Combination = _ask(network, "defaults", dict(given), echo)
+    found: Combination = _ask(network, "default_point", dict(given), echo)
     return found
 
 
@@ -37,10 +37,10 @@ def _ask(network: Network, function: str, values: dict[str, Any], echo: Echo) ->
         echo(f"{points:,} points of {network.name} so far.")
 
     warm_up()
-    prepare = partial(runtime.prepare_process, runtime.threads_of(1), 0, [_SPACE])
+    prepare = partial(runtime.prepare_process, runtime.threads_of(1), 0, [_WORKER])
     try:
         with WorkerPool([LocalWorker(prepare)], on_report) as pool:
-            return pool.submit(f"{_SPACE}:{function}", network, values).result()
+            return pool.submit(f"{_WORKER}:{function}", network, values).result()
     except WorkerDied as death:
         raise SearchError(
             f"The grid of {network.name} cannot be found: the process that built it {death.what} "

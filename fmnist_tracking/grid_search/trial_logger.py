@@ -76,7 +76,7 @@ class TrialLogger:
                 self._run_id,
                 self._info,
                 result,
-                with_weights(result.config, trained.weights),
+                with_weights(trained.architecture, trained.weights),
                 self._examples,
                 plots.png(plots.learning_curves(result, title)),
                 data=self._data,

@@ -1,8 +1,10 @@
 """What a worker process does with each trial."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import keras
 
 from fmnist_tracking import clock
 from fmnist_tracking.config import TrainingConfig
@@ -15,8 +17,12 @@ from fmnist_tracking.grid_search.messages import (
     TrialStarted,
     TrialTask,
 )
+from fmnist_tracking.network import Network, Value
+from fmnist_tracking.networks.build import architecture, build_model
+from fmnist_tracking.networks.space import defaults, explore_grid
 from fmnist_tracking.results import EpochMetrics
-from fmnist_tracking.training import loop
+from fmnist_tracking.search_space import Combination, NetworkGrid
+from fmnist_tracking.training import loop, prepare
 
 
 def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Failed:
@@ -50,7 +56,27 @@ def _trained(task: TrialTask, report: Callable[[Any], None]) -> Trained:
         place=loop.CheckpointPlace(folder=trial.checkpoint_dir, fingerprint=trial.fingerprint),
         on_start=on_start,
     )
-    return Trained(result=result, weights=weights, seconds=clock.now() - start)
+    keras.utils.set_random_seed(trial.config.seed)  # as before it was built for the training
+    described = architecture(build_model(trial.config))
+    seconds = clock.now() - start
+    return Trained(result=result, weights=weights, architecture=described, seconds=seconds)
+
+
+def list_points(
+    network: Network, replaced: Mapping[str, Sequence[Value]], report: Callable[[Any], None]
+) -> NetworkGrid:
+    """Return the points of a network's grid; see `networks.space.explore_grid`.
+
+    The first of them is trained on some images of noise, to see whether it can be.
+    """
+    return explore_grid(network, replaced, report, prepare.require_trainable)
+
+
+def default_point(
+    network: Network, given: Mapping[str, Value], _: Callable[[Any], None]
+) -> Combination:
+    """Return a network's hyperparameters with their defaults; see `networks.space.defaults`."""
+    return defaults(network, given, prepare.require_trainable)
 
 
 def measure(

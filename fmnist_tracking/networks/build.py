@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import json
 import math
 import sys
 import traceback
@@ -15,7 +16,6 @@ from typing import Any
 import keras
 import keras_tuner
 import numpy as np
-from keras.src.backend.common import global_state
 from numpy.typing import NDArray
 
 from fmnist_tracking.config import TrainingConfig
@@ -42,26 +42,21 @@ def build_model(config: TrainingConfig) -> keras.Model:
     return checked(load_build(config.network)(hyperparameters), config.network)
 
 
-def with_weights(config: TrainingConfig, weights: Sequence[NDArray[Any]]) -> keras.Model:
-    """Build the network with the weights of a training, uncompiled."""
-    with keras.device("cpu:0"), _names_from_the_first():  # a GPU's memory is for the workers
-        model = build_model(config)
+def architecture(model: keras.Model) -> str:
+    """Return what a model is made of, as JSON, without weights, loss and optimizer."""
+    described = keras.saving.serialize_keras_object(model)
+    return json.dumps({key: part for key, part in described.items() if key != "compile_config"})
+
+
+def with_weights(described: str, weights: Sequence[NDArray[Any]]) -> keras.Model:
+    """Make a model of its `architecture` and the weights of a training, uncompiled.
+
+    The code that has built it is not run again: it might build another.
+    """
+    with keras.device("cpu:0"):  # a GPU's memory is for the workers
+        model = keras.saving.deserialize_keras_object(json.loads(described), safe_mode=True)
         model.set_weights(list(weights))
-    # Else Keras saves optimizer and loss, which nobody needs who loads the model.
-    model.compiled = False
     return model
-
-
-@contextmanager
-def _names_from_the_first() -> Iterator[None]:
-    """Have Keras number the names of layers anew, so that a network's are always the same."""
-    key = "object_name_uids"  # Keras has no public way but to clear all that it keeps
-    before = global_state.get_global_attribute(key)
-    global_state.set_global_attribute(key, None)
-    try:
-        yield
-    finally:
-        global_state.set_global_attribute(key, before)
 
 
 @lru_cache(maxsize=8)
@@ -128,11 +123,6 @@ def _load_module(network: Network) -> ModuleType:
     if network.file is None:
         raise ConfigError(f"The network {network.name} is known by its name alone, without a file.")
     require_unchanged(network)
-    # What was imported before may be what the files held then.
-    own = set(map(str, source_of(network)))
-    for name, module in list(sys.modules.items()):
-        if name != "__main__" and getattr(module, "__file__", None) in own:
-            del sys.modules[name]
     if network.module is not None:
         return importlib.import_module(network.module)
     name = f"fmnist_network_{network.source[:16]}"
@@ -143,6 +133,27 @@ def _load_module(network: Network) -> ModuleType:
     sys.modules[name] = module  # where Keras looks for what it defines
     spec.loader.exec_module(module)
     return module
+
+
+# What each network has imported from beside it, by name.
+_imported: dict[Network, dict[str, ModuleType]] = {}
+
+
+@contextmanager
+def _own_modules(network: Network) -> Iterator[None]:
+    """Let a network import what is beside its file, whatever else has a module of such a name."""
+    names, root = set(), root_of(network)
+    for file in source_of(network):
+        parts = file.relative_to(root).with_suffix("").parts
+        names.add(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    sys.modules.update(_imported.get(network, {}))
+    try:
+        yield
+    finally:
+        own = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+        _imported[network] = own
+        sys.modules.update(others)
 
 
 @contextmanager
@@ -156,7 +167,7 @@ def in_code_of(network: Network) -> Iterator[None]:
         yield
         return
     try:
-        with folder_on_path(root_of(network)):
+        with folder_on_path(root_of(network)), _own_modules(network):
             yield
     except ConfigError:
         raise
@@ -188,12 +199,22 @@ def checked(model: Any, network: Network) -> keras.Model:
     with in_code_of(network):
         if not model.built:
             model.build((None, *network.image_shape))
+        inputs, outputs = (len(keras.tree.flatten(side or [0])) for side in _sides(model))
         takes, gives = _shapes(model, network)
         foreign = next(_foreign(keras.saving.serialize_keras_object(model)), None)
     if foreign is not None:
         raise ConfigError(
             f"{network.name} has {foreign}, which is not Keras's own: a model with it could not be "
             "loaded where its code is not. Use what keras.layers and keras.activations have."
+        )
+    if inputs > 1 or outputs > 1:
+        raise ConfigError(
+            f"{network.name} has {inputs} inputs and {outputs} outputs; expected one of each."
+        )
+    if model.inputs and model.inputs[0].shape[0] is not None:
+        raise ConfigError(
+            f"{network.name} takes batches of {model.inputs[0].shape[0]} images alone; expected "
+            "any number. Use keras.Input(shape) without a batch size."
         )
     shape = network.image_shape
     fitting = {shape, shape[:2]} if shape[2] == 1 else {shape}
@@ -214,7 +235,9 @@ def checked(model: Any, network: Network) -> keras.Model:
 def _foreign(content: Any) -> Iterator[str]:
     """Yield the names of what a model is made of that Keras alone cannot load."""
     if isinstance(content, dict):
-        if content.get("class_name") == "__lambda__" or set(content) == {"value"}:
+        code = content.get("value")
+        # Keras writes the code of a lambda so, in what is a number for all else.
+        if content.get("class_name") == "__lambda__" or isinstance(code, tuple | list):
             yield "a lambda"
         elif content.get("class_name") == "function":
             yield str(content.get("config"))
@@ -230,6 +253,10 @@ def _foreign(content: Any) -> Iterator[str]:
 
 def _is_keras_s(module: Any) -> bool:
     return str(module).partition(".")[0] == "keras"
+
+
+def _sides(model: keras.Model) -> tuple[Any, Any]:
+    return getattr(model, "inputs", None), getattr(model, "outputs", None)
 
 
 def _shapes(model: keras.Model, network: Network) -> tuple[Any, Any]:

@@ -20,8 +20,11 @@ from fmnist_tracking.networks.build import checked, load_build, size_of_model
 from fmnist_tracking.search_space import Combination, Impossible, NetworkGrid
 
 OBJECTIVE = "val_accuracy"
+RequireTrainable = Callable[[Any, Network, bool], None]
 # What MLflow takes for the name of a parameter, and what tables of trials call other columns.
-_NAME = re.compile(r"[\w\-./: ]{1,200}")
+_NAME = re.compile(r"(?=.{1,200}$)[\w\-: ][\w\-.: ]*(/[\w\-: ][\w\-.: ]*)*", re.ASCII)
+_PREFIXES = ("grid.", "base.", "split.", "model_sha256")
+_LONGEST_TEXT = 500
 _TAKEN = {
     *("rank", "name", "status", "error", "reused", "run_id", "network", "hyperparameters"),
     *("val_accuracy", "best_epoch", "train_seconds", "model_parameters"),
@@ -32,6 +35,7 @@ def explore_grid(
     network: Network,
     replaced: Mapping[str, Sequence[Value]],
     report: Callable[[int], None] = lambda _: None,
+    require_trainable: RequireTrainable = lambda *_: None,
 ) -> NetworkGrid:
     """Return the points of a network's grid.
 
@@ -42,6 +46,8 @@ def explore_grid(
         network: whose function is called.
         replaced: values to try instead of a hyperparameter's own, by its name.
         report: called with the number of points found, now and then.
+        require_trainable: raises an error for a model that cannot be trained, given it, the network
+            and whether to try; that is done with the first that is built.
 
     Raises:
         ConfigError: the network cannot be loaded, no point can be built, there is no hyperparameter
@@ -58,7 +64,7 @@ def explore_grid(
             overwrite=True,
         )
         builder.require_sound()
-        tuner.report = report
+        tuner.report, tuner.require_trainable = report, require_trainable
         try:
             tuner.search(verbose=0)
         except keras_tuner.errors.FatalError as error:  # which `run_trial` raises
@@ -86,7 +92,9 @@ def explore_grid(
 
 
 def defaults(
-    network: Network, given: Mapping[str, Value], _: Callable[[int], None] = lambda _: None
+    network: Network,
+    given: Mapping[str, Value],
+    require_trainable: RequireTrainable = lambda *_: None,
 ) -> Combination:
     """Return a network's hyperparameters with their defaults, but for those that are given.
 
@@ -96,6 +104,7 @@ def defaults(
     builder = _Builder(network, {name: (value,) for name, value in given.items()}, is_grid=False)
     hyperparameters = keras_tuner.HyperParameters()
     model = builder.build(hyperparameters)
+    require_trainable(model, network, True)
     known = {hp.name: hp for hp in hyperparameters.space}
     _require_known(network, given, list(known))
     for name in given:
@@ -118,6 +127,8 @@ class _Replacing(keras_tuner.HyperParameters):  # type: ignore[misc]
         name = hyperparameter.name
         if name in self.replaced:
             values = [self._as_type_of(hyperparameter, value) for value in self.replaced[name]]
+            if len(set(values)) < len(values):
+                self._refuse(f"Expected the values of {name} to differ, got {shown(values)}.")
             hyperparameter = _replacement(name, values, hyperparameter.conditions)
         elif isinstance(hyperparameter, hp_types.Int) and hyperparameter.sampling != "linear":
             # KerasTuner gives these values as floats, which no layer takes for a number of units.
@@ -143,12 +154,15 @@ class _Replacing(keras_tuner.HyperParameters):  # type: ignore[misc]
                 f"The network has a hyperparameter {name}, which is also a setting of the "
                 "training. Give it another name, or leave it out: as a setting it can be an axis."
             )
-        if not _NAME.fullmatch(name) or name in _TAKEN:
+        if not _NAME.fullmatch(name) or name in _TAKEN or name.startswith(_PREFIXES):
             self._refuse(
                 f"Expected the names of hyperparameters to be of letters, digits, spaces and any "
-                f"of _-./: and none of {', '.join(sorted(_TAKEN))}, got {shown(name)}. Give it "
-                "another name."
+                f"of _-./: and none of {', '.join(sorted(_TAKEN))}, nor to begin as "
+                f"{', '.join(_PREFIXES)}, got {shown(name)}. Give it another name."
             )
+        texts = [value for value in hyperparameter.values if isinstance(value, str)]
+        if any(len(text) > _LONGEST_TEXT for text in texts):
+            self._refuse(f"Expected the values of {name} to be of {_LONGEST_TEXT} letters at most.")
         return super()._register(hyperparameter, overwrite)
 
     def _as_type_of(self, hyperparameter: Any, value: Value) -> Value:
@@ -189,7 +203,26 @@ def _read_flag(text: str) -> bool:
     return ["false", "true"].index(text.lower()) == 1
 
 
-_READ: dict[type, Callable[[str], Value]] = {int: int, float: float, bool: _read_flag}
+def _read_whole(text: str) -> int:
+    """Read a whole number as it is typed, not 08 or 1_0; raise `ValueError` if it is none."""
+    if not _WHOLE.fullmatch(text):
+        raise ValueError(text)
+    return int(text)
+
+
+def _read_number(text: str) -> float:
+    """Read a number as it is typed, not 1_0; raise `ValueError` if it is none."""
+    if "_" in text:
+        raise ValueError(text)
+    return float(text)
+
+
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)")
+_READ: dict[type, Callable[[str], Value]] = {
+    int: _read_whole,
+    float: _read_number,
+    bool: _read_flag,
+}
 _WORDS = {int: "whole numbers", float: "numbers", str: "texts", bool: "true or false"}
 
 
@@ -233,6 +266,7 @@ class _Enumerator(keras_tuner.GridSearch):  # type: ignore[misc]
     """KerasTuner's grid search with building in the place of training; it writes nothing."""
 
     report: Callable[[int], None]
+    require_trainable: RequireTrainable
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         self.found: list[Combination | Impossible] = []
@@ -261,6 +295,8 @@ class _Enumerator(keras_tuner.GridSearch):  # type: ignore[misc]
             )
         try:
             model = self.hypermodel.build(trial.hyperparameters)
+            is_first = not any(isinstance(one, Combination) for one in self.found)
+            self.require_trainable(model, self.hypermodel.network, is_first)
             values = _pairs(trial.hyperparameters.values)
             self.found.append(Combination(values=values, size=size_of_model(model)))
         except Exception as error:

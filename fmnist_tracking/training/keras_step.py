@@ -218,7 +218,7 @@ def _require_supported(model: keras.Model) -> None:
     if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
         raise ValueError(
             "Expected an optimizer that does not scale the loss by itself, got a "
-            "LossScaleOptimizer. Train in float32 or mixed_bfloat16."
+            "LossScaleOptimizer. Train in float32."
         )
     if model.optimizer.use_ema:
         raise ValueError(

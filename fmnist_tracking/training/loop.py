@@ -15,17 +15,13 @@ from numpy.typing import NDArray
 from fmnist_tracking import clock, runtime
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.data import DataSplit
-from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.metrics import accuracy, predicted_labels, score
 from fmnist_tracking.networks.build import size_of_model
 from fmnist_tracking.results import EpochMetrics, TrainingResult, best_epoch, diverged_in
 from fmnist_tracking.training import checkpoints
 from fmnist_tracking.training.checkpoints import Checkpoint
-from fmnist_tracking.training.prepare import as_tensor, prepare
+from fmnist_tracking.training.prepare import as_tensor, prepare, require_probabilities
 from fmnist_tracking.training.system_metrics import SystemMeter
-
-# By so much may the sum of an image's probabilities differ from 1.
-_ROUNDING = 1e-3
 
 OnEpoch = Callable[[EpochMetrics], None]
 OnStart = Callable[[Sequence[EpochMetrics]], None]
@@ -113,7 +109,7 @@ def train(
             loss, right = step.run_epoch(images, labels, order, epoch=epoch)
             fit_seconds += clock.now() - start
             val_loss, probabilities = prepared.evaluate(*unseen)
-            _require_probabilities(probabilities)
+            require_probabilities(probabilities)
             predicted = predicted_labels(probabilities)
             figures = EpochMetrics(
                 epoch=epoch,
@@ -173,17 +169,6 @@ def _is_done(config: TrainingConfig, epochs: Sequence[EpochMetrics], best: int) 
     if diverged_in(epochs):  # weights that diverged do not recover
         return True
     return done >= config.epochs or bool(config.patience and done - best >= config.patience)
-
-
-def _require_probabilities(outputs: NDArray[np.float32]) -> None:
-    """Raise `ConfigError` if a network gives something else; NaN it may give, if it diverged."""
-    wrong = (outputs < 0).any(axis=1) | (abs(outputs.sum(axis=1) - 1) > _ROUNDING)
-    if wrong.any():
-        raise ConfigError(
-            f"The network gives {outputs[wrong][0].tolist()} for an image, expected "
-            "probabilities, which add up to 1. End it with a softmax, and compile it with a "
-            "loss that takes probabilities (from_logits=False)."
-        )
 
 
 def _save(checkpoint: Checkpoint, folder: Path) -> None:

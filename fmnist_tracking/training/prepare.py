@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from fmnist_tracking import clock, runtime
 from fmnist_tracking.config import TrainingConfig
+from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.metrics import cross_entropy
-from fmnist_tracking.networks.build import build_model
+from fmnist_tracking.network import Network
+from fmnist_tracking.networks.build import build_model, in_code_of
 from fmnist_tracking.networks.models import as_input
 from fmnist_tracking.training.coursework_step import CourseworkSettings, CourseworkStep
 from fmnist_tracking.training.keras_step import KerasStep
@@ -21,6 +23,9 @@ from fmnist_tracking.training.step import Step
 
 _TIMED_STEPS = 50
 _BATCH_SIZE = 1000  # of what is classified
+_TRIED, _SHOWN = 8, 5
+# By so much may the sum of an image's probabilities differ from 1; in bfloat16 by most.
+_ROUNDING = 0.02
 _ALIGNMENT = 64  # bytes, as in TensorFlow's own tensors
 
 
@@ -60,6 +65,32 @@ def prepare(
         return Prepared(model=model, step=faster, evaluate=_evaluator(model, config))
     step = KerasStep(model, config.batch_size, config.network.classes)
     return Prepared(model=model, step=step, evaluate=step.evaluate)
+
+
+def require_trainable(model: keras.Model, network: Network, runs: bool) -> None:
+    """Raise an error for a model that cannot be trained; try it on noise if it `runs`."""
+    with in_code_of(network):
+        step = KerasStep(model, _TRIED, network.classes)
+        if not runs:
+            return
+        random = np.random.default_rng(0)
+        images = tf.constant(random.integers(0, 256, (_TRIED, *network.image_shape), np.uint8))
+        labels = tf.constant(np.arange(_TRIED, dtype=np.uint8) % network.classes)
+        step.run_epoch(images, labels, np.arange(_TRIED), epoch=1)
+        _, outputs = step.evaluate(images, labels)
+    require_probabilities(outputs)
+
+
+def require_probabilities(outputs: NDArray[np.float32]) -> None:
+    """Raise `ConfigError` if a network gives something else; NaN it may give, if it diverged."""
+    wrong = (outputs < 0).any(axis=1) | (abs(outputs.sum(axis=1) - 1) > _ROUNDING)
+    if wrong.any():
+        given = ", ".join(f"{value:.3g}" for value in outputs[wrong][0][:_SHOWN])
+        raise ConfigError(
+            f"The network gives {given}, … for an image, expected probabilities, which add up to "
+            "1. End it with a softmax, in float32, and compile it with a loss that takes "
+            "probabilities (from_logits=False)."
+        )
 
 
 def _prepare_coursework(
