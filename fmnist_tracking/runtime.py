@@ -223,9 +223,6 @@ def prepare_process(threads: int, worker: int, modules: Sequence[str]) -> None:
     """
     own_process()
     log_plainly()
-    with contextlib.suppress(OSError, AttributeError, ValueError):  # closed, or none
-        sys.stdout.flush()
-        os.dup2(2, 1)  # what a network prints is no result of a command
     gc.disable()  # during the imports nothing becomes garbage
     import_tensorflow().get_logger().setLevel("ERROR")
     load_tensorflow(threads, worker)

@@ -124,9 +124,15 @@ def _repeated(repeats: int, axes: Iterable[str], seed: int) -> dict[str, Any]:
     return {"seed": tuple(range(seed, seed + min(repeats, MOST_POINTS + 1)))}
 
 
-def _of_coursework(
-    network: Network, grid: Grid | None, settings: Mapping[str, Value], repeats: int
-) -> tuple[SearchSpace, TrainingConfig]:
+def require_arguments(network: Network, grid: Grid | None, settings: Any, repeats: int) -> None:
+    """Raise `ConfigError` for what is wrong whatever the data, before it is looked for."""
+    if network.is_coursework:
+        _space_and_settings(grid, settings, repeats)
+
+
+def _space_and_settings(
+    grid: Grid | None, settings: Mapping[str, Value], repeats: int
+) -> tuple[SearchSpace, dict[str, Any]]:
     space = grid if isinstance(grid, SearchSpace) else SearchSpace(**_axes(grid))
     settings = checked(settings)
     seed = int(settings.get("seed", FIELDS["seed"].default))
@@ -134,6 +140,13 @@ def _of_coursework(
     for name in settings:
         if name in space.axes and not (name == "seed" and repeats > 1):
             raise ConfigError(f"Expected either {setting(name)} or an axis {name}, got both.")
+    return space, settings
+
+
+def _of_coursework(
+    network: Network, grid: Grid | None, settings: Mapping[str, Value], repeats: int
+) -> tuple[SearchSpace, TrainingConfig]:
+    space, settings = _space_and_settings(grid, settings, repeats)
     try:
         return space, TrainingConfig.of(network, **settings)
     except ConfigError:  # small images, which the usual values do not fit

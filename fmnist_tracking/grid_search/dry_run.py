@@ -13,7 +13,7 @@ from fmnist_tracking.config import TrainingConfig, require_flag, require_path, r
 from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.data import Dataset, load_dataset, load_named, require_enough
 from fmnist_tracking.errors import FmnistTrackingError, SearchError, first_line
-from fmnist_tracking.grid_search.arguments import Grid, asked_for
+from fmnist_tracking.grid_search.arguments import Grid, asked_for, require_arguments
 from fmnist_tracking.grid_search.images import cache_images, network_for, split_of
 from fmnist_tracking.grid_search.lock import checkpoint_folder
 from fmnist_tracking.grid_search.memory import require_room, too_large, workers_for
@@ -118,12 +118,14 @@ def dry_run(
     """
     echo = lines_to(echo)
     require_flag("fresh", fresh)
+    built_by = find_network(network)
+    require_arguments(built_by, grid, settings, repeats)
     named = load_named(data_dir)
     asked = asked_for(
         grid,
         settings,
         repeats,
-        network=network_for(find_network(network), named),
+        network=network_for(built_by, named),
         skip_impossible=True,  # they are told
         echo=echo,
     )

@@ -16,7 +16,7 @@ from fmnist_tracking.config import TrainingConfig, require_choice, require_flag,
 from fmnist_tracking.console import Echo, echo_line, lines_to, require_function
 from fmnist_tracking.data import load_named
 from fmnist_tracking.errors import SearchError, TrialsFailed
-from fmnist_tracking.grid_search.arguments import Grid, asked_for, config_of
+from fmnist_tracking.grid_search.arguments import Grid, asked_for, config_of, require_arguments
 from fmnist_tracking.grid_search.explore import explore
 from fmnist_tracking.grid_search.images import network_for, split_of
 from fmnist_tracking.grid_search.lock import checkpoint_folder, locked_folder
@@ -114,12 +114,14 @@ def search(
     """
     _check_options(on_failure, echo, on_start, fresh=fresh, upgrade_store=upgrade_store)
     trial_timeout = None if trial_timeout is None else require_whole("trial_timeout", trial_timeout)
+    built_by = find_network(network)
+    require_arguments(built_by, grid, settings, repeats)
     named = load_named(data_dir)
     asked = asked_for(
         grid,
         settings,
         repeats,
-        network=network_for(find_network(network), named),
+        network=network_for(built_by, named),
         skip_impossible=skip_impossible,
         echo=lines_to(echo),
     )

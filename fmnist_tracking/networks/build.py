@@ -148,9 +148,12 @@ def _own_modules(network: Network) -> Iterator[None]:
         names.add(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
     others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     sys.modules.update(_imported.get(network, {}))
+    # A file that is changed twice in a second would be taken for what was compiled first.
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
     finally:
+        sys.dont_write_bytecode = writes
         own = {name: sys.modules.pop(name) for name in names if name in sys.modules}
         _imported[network] = own
         sys.modules.update(others)

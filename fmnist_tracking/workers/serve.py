@@ -38,6 +38,8 @@ def serve(channel: Connection, prepare: Callable[[], None], environment: dict[st
     os.environ.update(environment)
     try:
         threading.Thread(target=_end_with_the_driver, daemon=True).start()
+        with contextlib.suppress(OSError):  # closed
+            os.dup2(2, 1)  # what a task prints is no result of the driver's
         prepare()
     except BaseException as error:
         channel.send((UNFIT, named(error)))
