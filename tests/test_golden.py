@@ -93,10 +93,13 @@ def test_what_changes_no_number_keeps_the_version(tmp_path: Path) -> None:
     compare(copy_of(Path(fmnist_tracking.__file__).parent, tmp_path, clean_up))
 
 
-RELU = 'activation="relu",\n                data_format'
+RELU = 'activation="relu", name=f"conv{block}"'
 STEP = "training/coursework_step.py"
 CHANGES = {
-    "pool size": edit("config.py", "POOL_SIZE = 2", "POOL_SIZE = 3"),
+    "pool size": edit("networks/coursework.py", "MaxPool2D(2,", "MaxPool2D(3,"),
+    "general step": edit(
+        "training/keras_step.py", "loss * (pixels.shape[0] / count)", "loss * (1 / count)"
+    ),
     "initializer": edit("networks/coursework.py", RELU, f'kernel_initializer="he_normal", {RELU}'),
     "shuffle": edit("training/loop.py", "([config.seed, epoch])", "([epoch, config.seed])"),
     "optimizer": edit(
