@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -83,9 +84,13 @@ def _in_file(path: Path, function: str) -> Network:
 def _in_module(module: str, function: str) -> Network:
     if (module, function) == (COURSEWORK.module, COURSEWORK.function):
         return COURSEWORK
-    for root in [Path.cwd(), *map(Path, sys.path)]:
-        for path in _places(root, module):
-            if path.is_file():
+    top, _, below = module.partition(".")
+    with folder_on_path(Path.cwd()), contextlib.suppress(ImportError, ValueError, AttributeError):
+        found = find_spec(top)  # which runs nothing, as it would for a module in a package
+        roots = (found and found.submodule_search_locations) or []
+        places = [place for root in roots for place in _places(Path(root), below)] if below else []
+        for path in places or [Path((found and found.origin) or "")]:
+            if path.suffix == ".py" and path.is_file():
                 return _network(path.resolve(), f"{module}:{function}", function, module)
     raise ConfigError(f"There is no module {module}, which {setting('network')} names. {_EXAMPLE}")
 
