@@ -603,20 +603,6 @@ def test_the_command_says_what_the_data_is(call: Call, tmp_path: Path) -> None:
     assert "28x28 pixels in grey, 47 classes, SHA-256" in seen
 
 
-@pytest.mark.parametrize("options", [("search",), ("search", "--dry-run"), ("train",)])
-def test_what_the_network_does_not_take_is_refused_before_anything_is_trained(
-    call: Call, tmp_path: Path, options: tuple[str, ...]
-) -> None:
-    path = write_npz(tmp_path / "cifar.npz", COLOUR.arrays())
-    status, _, err = call(*options, "--data-dir", str(path))
-    assert status == 1
-    assert (
-        "The network takes images of 28x28x1 in 10 classes; the data set cifar has images of "
-        "32x32x3 in 10 classes."
-    ) in err
-    assert not (tmp_path / "mlflow.db").exists()
-
-
 def test_limits_and_messages_know_the_same_bounds() -> None:
     assert (checks.SMALLEST_SIDE, checks.LARGEST_SIDE, checks.MOST_CLASSES) == (8, 256, 256)
     assert list(npz.KEYS.values()) == ["x_train", "y_train", "x_test", "y_test"]

@@ -201,7 +201,6 @@ def test_each_optimizer_trains_as_in_fit(split: DataSplit, name: str) -> None:
         (keras.losses.BinaryCrossentropy(), 2),
         (keras.losses.CategoricalCrossentropy(reduction="sum"), 1),
         (keras.losses.Dice(), 1),  # of all images of a batch together
-        (lambda truth, given: keras.ops.mean(keras.ops.abs(truth - given)), 1),
     ],
 )
 def test_a_loss_of_one_hot_labels(split: DataSplit, loss: Any, shards: int) -> None:
