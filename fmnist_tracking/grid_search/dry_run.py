@@ -1,5 +1,6 @@
 """A dry run: what a search would do, and how long it would take."""
 
+import contextlib
 import dataclasses
 import os
 from collections import Counter
@@ -12,7 +13,7 @@ from fmnist_tracking import fingerprint, machine, runtime, tracking
 from fmnist_tracking.config import TrainingConfig, require_flag, require_path, require_text
 from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.data import Dataset, load_dataset, load_named, require_enough
-from fmnist_tracking.errors import FmnistTrackingError, SearchError, first_line
+from fmnist_tracking.errors import ConfigError, FmnistTrackingError, SearchError, first_line
 from fmnist_tracking.grid_search.arguments import Grid, asked_for, require_arguments
 from fmnist_tracking.grid_search.images import cache_images, network_for, split_of
 from fmnist_tracking.grid_search.lock import checkpoint_folder
@@ -255,11 +256,15 @@ def _measure(
 ) -> str:
     """Train a point that is small enough for two epochs on some of the images; say what was done.
 
-    It is the point in the middle of the work, or else that with the least.
+    It is the point in the middle of the work, or else that with the least, or the coursework's
+    network as it is by default.
     """
     configs = sorted((config for config, _ in to_train), key=work)
     middle = configs[len(configs) // 2]
     fitting = middle if work(middle) <= _MEASURED_WORK else configs[0]
+    if work(fitting) > _MEASURED_WORK and fitting.network.is_coursework:
+        with contextlib.suppress(ConfigError):  # small images leave nothing for it
+            fitting = TrainingConfig.of(fitting.network)
     config = dataclasses.replace(fitting, epochs=2, patience=0)
     some = min(split.training_images, _MEASURED_IMAGES)
     warm_up()
