@@ -256,15 +256,17 @@ def _measure(
 ) -> str:
     """Train a point that is small enough for two epochs on some of the images; say what was done.
 
-    It is the point in the middle of the work, or else that with the least, or the coursework's
-    network as it is by default.
+    It is the point in the middle of the work, or else the coursework's network as it is by default;
+    of another network, the point with the least.
     """
     configs = sorted((config for config, _ in to_train), key=work)
     middle = configs[len(configs) // 2]
-    fitting = middle if work(middle) <= _MEASURED_WORK else configs[0]
-    if work(fitting) > _MEASURED_WORK and fitting.network.is_coursework:
-        with contextlib.suppress(ConfigError):  # small images leave nothing for it
-            fitting = TrainingConfig.of(fitting.network)
+    fitting = middle
+    if work(middle) > _MEASURED_WORK:
+        fitting = configs[0]
+        if middle.network.is_coursework:
+            with contextlib.suppress(ConfigError):  # small images leave nothing for it
+                fitting = TrainingConfig.of(middle.network)
     config = dataclasses.replace(fitting, epochs=2, patience=0)
     some = min(split.training_images, _MEASURED_IMAGES)
     warm_up()
