@@ -13,7 +13,8 @@ from fmnist_tracking.errors import ConfigError, shown
 from fmnist_tracking.network import COURSEWORK, Network, NetworkSize, Value
 from fmnist_tracking.search_space import SearchSpace
 
-FINISHED, RUNNING = "FINISHED", "RUNNING"
+FINISHED, FAILED = "FINISHED", "FAILED"
+RUNNING = "RUNNING"
 # Shown for a trial that has finished without a usable model.
 DIVERGED = "diverged"
 # Characters that are replaced in the name of a metric.
@@ -350,6 +351,11 @@ class SearchResult:
         """Return the trials that finished, and so have a score."""
         return tuple(trial for trial in self.trials if trial.is_scored)
 
+    @property
+    def failed(self) -> tuple[TrialResult, ...]:
+        """Return the trials that ended without a result; one that was cut off has not ended."""
+        return tuple(trial for trial in self.trials if trial.status == FAILED)
+
     def to_json(self, best: TrialResult | None) -> dict[str, Any]:
         """Return the object that `search --json` prints at the end, for the best trial, if any."""
         return {
@@ -357,7 +363,7 @@ class SearchResult:
             "experiment_id": self.experiment_id,
             "grid_points": len(self.space),
             "finished": len(self.finished),
-            "failed": sum(t.status not in (FINISHED, RUNNING) for t in self.trials),
+            "failed": len(self.failed),
             "reused": sum(t.reused for t in self.trials),
             "diverged": sum(t.diverged for t in self.trials),
             "best": best

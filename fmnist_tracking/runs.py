@@ -14,8 +14,6 @@ from fmnist_tracking.inference import fetched_model
 from fmnist_tracking.network import Value
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import (
-    FINISHED,
-    RUNNING,
     RunSummary,
     SearchResult,
     StoredRun,
@@ -166,7 +164,7 @@ class Search:
     @property
     def failed(self) -> tuple[Trial, ...]:
         """Return the trials that have ended without a result."""
-        return tuple(t for t in self.trials if t.result.status not in (FINISHED, RUNNING))
+        return tuple(trial for trial in self.trials if trial.result in self.result.failed)
 
     @property
     def failure(self) -> str | None:

@@ -35,7 +35,7 @@ def test_a_search_s_description_says_who_won_and_by_how_much() -> None:
     first = text.splitlines()[2]
     assert r"[trial\_3](#/experiments/7/runs/" + f"{3:032x}" in first
     assert "validation accuracy 0.9000 after epoch 3, 0.1000 ahead of" in first
-    assert "3 of 4 points finished; 1 did not." in text
+    assert "3 of 4 points finished; 1 failed." in text
     rows = [line for line in text.splitlines() if re.match(r"\| \d", line)]
     assert [re.findall(r"trial\\_(\d)", row) for row in rows] == [["3"], ["1"], ["2"]]
 

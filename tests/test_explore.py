@@ -1,6 +1,7 @@
 import math
 import random
 import threading
+import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.errors import TrackingError
 from fmnist_tracking.grid_search import explore as module
-from fmnist_tracking.grid_search.explore import explore
+from fmnist_tracking.grid_search.explore import TimeIsUp, explore
 from fmnist_tracking.grid_search.plan import PlannedTrial
 from fmnist_tracking.results import TrialScore
 from fmnist_tracking.search_space import SearchSpace
@@ -69,7 +70,7 @@ class World:
         self.open.append(Future())
         return self.open[-1]
 
-    def wait(self, futures: Collection["Future[Any]"], return_when: str) -> Any:
+    def wait(self, futures: Collection["Future[Any]"], *, timeout: None, return_when: str) -> Any:
         """In place of `concurrent.futures.wait`, so that the order is not left to threads."""
         self.open_at_waits.append((len(self.open), len(self.points)))
         assert {*self.open} <= {*futures}
@@ -121,6 +122,22 @@ def test_four_workers_are_kept_busy() -> None:
         explore(trials_of(space), lambda _: threads.submit(work), lambda: 4, endless())
     assert not four_at_once.broken
     assert most == 4
+
+
+def test_when_its_time_is_over_a_search_begins_nothing_and_waits_for_nothing() -> None:
+    trials = trials_of(SPACE)
+    begun: list[int] = []
+
+    def run(trial: PlannedTrial) -> "Future[TrialScore]":
+        begun.append(trial.number)
+        return Future()  # that never ends
+
+    with pytest.raises(TimeIsUp):
+        explore(trials, run, lambda: 2, endless(), time.monotonic() + 0.2)
+    assert begun == [1, 2]
+    with pytest.raises(TimeIsUp):
+        explore(trials, run, lambda: 2, endless(), time.monotonic())
+    assert begun == [1, 2]
 
 
 def test_an_error_of_the_driver_in_a_trial_ends_the_search() -> None:

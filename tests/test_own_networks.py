@@ -120,9 +120,11 @@ def test_a_network_of_one_s_own_can_do_all_that_the_coursework_s_can(
     source = Path("mine.py").read_text()
     Path("mine.py").write_text(f"# My networks.\n{source}")
     status, plan, err = search(call, *words, "--axis", "batch_size=16;optimizer=sgd", "--dry-run")
+    assert status == 0, err
     assert {point["state"] for point in plan["points"]} == {"finished"}
     Path("mine.py").write_text(source.replace('padding="same"', 'padding="valid"'))
     status, plan, err = search(call, *words, "--axis", "batch_size=16;optimizer=sgd", "--dry-run")
+    assert status == 0, err
     assert {point["state"] for point in plan["points"]} == {"new"}
     Path("mine.py").unlink()  # nothing below needs it
     best = more["best"]

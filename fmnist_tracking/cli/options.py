@@ -11,7 +11,7 @@ from typing import Any, cast
 import typer
 
 from fmnist_tracking.cli.completion import axis_names, protocols, run_ids
-from fmnist_tracking.cli.parse import parse_value, parse_whole
+from fmnist_tracking.cli.parse import parse_seconds, parse_value, parse_whole
 from fmnist_tracking.cli.typed import AXIS, LIST_METAVAR
 from fmnist_tracking.config import (
     COURSEWORK_GRID,
@@ -172,6 +172,36 @@ TRIAL_TIMEOUT = whole_option(
     1,
     help="End the process of a trial that ends no epoch for N seconds, and have the trial go on "
     "in a new one; it fails if that is so again. Default: wait, and tell of it.",
+)
+MAX_TRIALS = whole_option(
+    None,
+    "--max-trials",
+    1,
+    help="Try only the first N points of the grid. The same command with more, or without it, goes "
+    "on with the others.",
+    rich_help_panel="Grid",
+)
+
+
+def _duration(text: object) -> int | None:
+    if text == "":
+        return None
+    try:
+        return parse_seconds(as_typed(text))
+    except ValueError:
+        raise ConfigError(
+            f"Expected --max-time to be hours, minutes or seconds, such as 2h, 90m or 1h30m, got "
+            f"{text!r}."
+        ) from None
+
+
+MAX_TIME = typer.Option(
+    None,
+    "--max-time",
+    metavar="TIME",
+    parser=_duration,
+    help="End the search after such a time, as 2h, 90m or 1h30m, and keep what it has. The same "
+    "command goes on: of a trial that was cut off, after its last whole epoch.",
 )
 FRESH = typer.Option(
     False, "--fresh", help="Train all anew, even what finished before or was cut off."

@@ -22,6 +22,7 @@ from fmnist_tracking.search_space import SearchSpace
 # Numbers as they are typed: ASCII digits, without leading zeros. No setting is below 0.
 _WHOLE = re.compile(r"(0|[1-9][0-9]*)")
 _DECIMAL = re.compile(r"((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_DURATION = re.compile(r"(?:(?P<h>[0-9]+)h)?(?:(?P<m>[0-9]+)m)?(?:(?P<s>[0-9]+)s?)?")
 _SPACE_EXAMPLE = "one line an axis, such as 'filters: [12, 36, 48]'."
 
 
@@ -34,6 +35,20 @@ def parse_whole(text: str) -> int:
     if not _WHOLE.fullmatch(text):
         raise ValueError(text)
     return int(text)
+
+
+def parse_seconds(text: str) -> int:
+    """Read a time as it is typed: "90m", "2h", "1h30m", or "5400", of seconds.
+
+    Raises:
+        ValueError: it is none, or of no length.
+    """
+    found = _DURATION.fullmatch(text)
+    parts = {unit: int(number or 0) for unit, number in found.groupdict().items()} if found else {}
+    seconds = 3600 * parts.get("h", 0) + 60 * parts.get("m", 0) + parts.get("s", 0)
+    if not seconds:
+        raise ValueError(text)
+    return seconds
 
 
 def parse_number(name: str, text: str) -> Value:

@@ -63,6 +63,8 @@ def search(
     ),
     workers: int | None = options.WORKERS,
     trial_timeout: int | None = options.TRIAL_TIMEOUT,
+    max_trials: int | None = options.MAX_TRIALS,
+    max_time: int | None = options.MAX_TIME,
     dry_run: bool = typer.Option(
         False,
         "--dry-run",
@@ -97,6 +99,7 @@ def search(
         "network": network or None,
         "skip_impossible": skip_impossible,
         "repeats": repeats,
+        "max_trials": max_trials,
         "protocol": protocol,
         "limit": limit,
         "workers": workers,
@@ -117,6 +120,7 @@ def search(
             grid,
             **asked,
             trial_timeout=trial_timeout,
+            max_time=max_time,
             upgrade_store=upgrade_store,
             on_start=collect_garbage_again,
         )

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_tracking import fingerprint, machine, runtime, tracking
-from fmnist_tracking.config import TrainingConfig, require_flag, require_path, require_text
+from fmnist_tracking.config import (
+    TrainingConfig,
+    require_flag,
+    require_path,
+    require_text,
+    require_whole,
+)
 from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.data import Dataset, load_dataset, load_named, require_enough
 from fmnist_tracking.errors import ConfigError, FmnistTrackingError, SearchError, first_line
@@ -99,6 +105,7 @@ def dry_run(
     protocol: Protocol = "canonical",
     limit: int | None = None,
     workers: int | None = None,
+    max_trials: int | None = None,
     fresh: bool = False,
     experiment: str | None = None,
     tracking_uri: str | None = None,
@@ -119,6 +126,7 @@ def dry_run(
     """
     echo = lines_to(echo)
     require_flag("fresh", fresh)
+    max_trials = None if max_trials is None else require_whole("max_trials", max_trials)
     built_by = find_network(network)
     require_arguments(built_by, grid, settings, repeats)
     named = load_named(data_dir)
@@ -140,14 +148,15 @@ def dry_run(
     if len(space) > _MANY:
         echo(f"Looking at {len(space):,} points; this takes a while.")
     require_flag("skip_impossible", skip_impossible)
-    good = asked.points
-    keys = fingerprint.of_grid(good, split, dataset.digest)
+    keys = fingerprint.of_grid(asked.points, split, dataset.digest)
+    good = asked.points[:max_trials]
     slots = workers_for(good, split, workers)
     threads = runtime.threads_of(slots)
     known = _Known()
     if not tracking.is_yet_to_be_made(tracking_uri):
         known = _look(keys, split, threads, fresh, experiment, tracking_uri)
-    planned = plan_trials(good, keys.today, space.varying, split, known.state, known.folder)
+    today = keys.today[: len(good)]
+    planned = plan_trials(good, today, space.varying, split, known.state, known.folder)
     memory, trials = machine.memory(), iter(planned)
     points = [_point(next(trials), too_large(config, split, memory)) for config in good]
     if not skip_impossible:

@@ -1,5 +1,7 @@
 """Have every point of a grid tried, so many at once, in the grid's order."""
 
+import math
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
@@ -8,11 +10,16 @@ from fmnist_tracking.grid_search.plan import PlannedTrial
 from fmnist_tracking.results import TrialScore
 
 
+class TimeIsUp(Exception):
+    """The time that a search was given is over, and trials are left."""
+
+
 def explore(
     trials: Iterable[PlannedTrial],
     submit: "Callable[[PlannedTrial], Future[TrialScore]]",
     slots: Callable[[], int],
     stop: "Future[None]",
+    until: float = math.inf,
 ) -> None:
     """Submit every trial, and wait until all have ended.
 
@@ -24,24 +31,35 @@ def explore(
             ends at once, and holds no slot.
         slots: returns how many trials may run at once.
         stop: ends the search when it ends with an exception, whatever is running.
+        until: when its time is over, by `time.monotonic`.
+
+    Raises:
+        TimeIsUp: trials are running then, or have not begun.
     """
     running: set[Future[TrialScore]] = set()
     for trial in trials:
         while len(running) >= slots():
-            running = _wait(running, stop)
+            running = _wait(running, stop, until)
+        if time.monotonic() >= until and trial.finished is None:
+            raise TimeIsUp
         future = submit(trial)
         if not future.done():
             running.add(future)
         else:
             future.result()
     while running:
-        running = _wait(running, stop)
+        running = _wait(running, stop, until)
 
 
-def _wait(running: "set[Future[TrialScore]]", stop: "Future[None]") -> "set[Future[TrialScore]]":
+def _wait(
+    running: "set[Future[TrialScore]]", stop: "Future[None]", until: float
+) -> "set[Future[TrialScore]]":
     """Wait until a trial ends, and return those that have not."""
     watched: list[Future[Any]] = [*running, stop]
-    done, _ = wait(watched, return_when=FIRST_COMPLETED)
+    left = None if until == math.inf else max(0.0, until - time.monotonic())
+    done, _ = wait(watched, timeout=left, return_when=FIRST_COMPLETED)
+    if not done:
+        raise TimeIsUp
     if stop in done:
         stop.result()
     for future in running & done:

@@ -66,6 +66,10 @@ class Recording:
         self.writer.flush(runtime.store_patience())
         return done.result()
 
+    def cut_off_trials(self) -> None:
+        """Close the trials that this process has open, as KILLED; the search goes on."""
+        self.writer.submit(lambda _: tracking.close_own(self.store, self.experiment_id))
+
     def _beat(self) -> None:
         if self.run_id:
             tracking.renew_lease(self.store, self.run_id)

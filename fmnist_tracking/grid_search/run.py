@@ -4,8 +4,10 @@ The main path: open what is needed, plan the trials, explore the grid, finish.
 """
 
 import dataclasses
+import math
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +19,7 @@ from fmnist_tracking.console import Echo, echo_line, lines_to, require_function
 from fmnist_tracking.data import load_named
 from fmnist_tracking.errors import SearchError, TrialsFailed
 from fmnist_tracking.grid_search.arguments import Grid, asked_for, config_of, require_arguments
-from fmnist_tracking.grid_search.explore import explore
+from fmnist_tracking.grid_search.explore import TimeIsUp, explore
 from fmnist_tracking.grid_search.images import network_for, split_of
 from fmnist_tracking.grid_search.lock import checkpoint_folder, locked_folder
 from fmnist_tracking.grid_search.memory import (
@@ -60,6 +62,8 @@ def search(
     limit: int | None = None,
     workers: int | None = None,
     trial_timeout: int | None = None,
+    max_trials: int | None = None,
+    max_time: int | None = None,
     fresh: bool = False,
     experiment: str | None = None,
     tracking_uri: str | None = None,
@@ -90,6 +94,10 @@ def search(
         workers: trials that run at once; None takes as many as suit this machine.
         trial_timeout: end the worker of a trial that ends no epoch for so many seconds, and have
             the trial go on in a new one; it fails if that is so again. None waits for ever.
+        max_trials: try only the first so many points of the grid. With more, or None, the same
+            search goes on with the others.
+        max_time: end the search after so many seconds, and keep what it has. The same search goes
+            on: of a trial that was cut off, after its last whole epoch.
         fresh: train all anew, whatever has finished before.
         experiment: name of the MLflow experiment, made if it is not there; None for the one that
             the environment names, or `fashion-mnist`.
@@ -113,7 +121,11 @@ def search(
         TrackingError: the store cannot be reached.
     """
     _check_options(on_failure, echo, on_start, fresh=fresh, upgrade_store=upgrade_store)
-    trial_timeout = None if trial_timeout is None else require_whole("trial_timeout", trial_timeout)
+    trial_timeout, max_trials = (
+        _whole("trial_timeout", trial_timeout),
+        _whole("max_trials", max_trials),
+    )
+    until = time.monotonic() + (_whole("max_time", max_time) or math.inf)
     built_by = find_network(network)
     require_arguments(built_by, grid, settings, repeats)
     named = load_named(data_dir)
@@ -126,9 +138,10 @@ def search(
         echo=lines_to(echo),
     )
     space, base, points = asked.space, asked.base, asked.points
+    tried = points[:max_trials]
     split = split_of(named, protocol, base.seed, limit)
-    require_room_at_once(points, split, workers, fresh=fresh, tracking_uri=tracking_uri)
-    slots = workers_for(points, split, workers)
+    require_room_at_once(tried, split, workers, fresh=fresh, tracking_uri=tracking_uri)
+    slots = workers_for(tried, split, workers)
     quiet, echo = echo is None, lines_to(echo)
     for one in asked.impossible:
         echo(f"Left out, as it cannot be built: {one.name}: {one.reason}")
@@ -146,11 +159,11 @@ def search(
             upgrade_store=upgrade_store,
             echo=echo,
         ) as resources,
-        plan_search(resources, space, points, fresh=fresh) as plan,
+        plan_search(resources, space, points, fresh=fresh, most=max_trials) as plan,
     ):
         if plan.before is not None:
             echo(
-                f"The search {plan.before.run_id[:8]} has finished all {len(space)} points before; "
+                f"The search {plan.before.run_id[:8]} has finished all {len(tried)} points before; "
                 "nothing is left to train."
             )
             return _judged(Search(plan.before, resources.store.address), on_failure)
@@ -158,40 +171,32 @@ def search(
         require_room(missing, split, workers)
         require_processes(slots)
         _load(resources)
-        from fmnist_tracking.grid_search.scheduler import TrialScheduler
-
-        progress = Progress(points, [trial.name for trial in plan.trials], slots, quiet=quiet)
+        progress = Progress(tried, [trial.name for trial in plan.trials], slots, quiet=quiet)
         with Recording(resources, plan.folder, progress.echo) as recording:
             recording.run_id = _start_search(resources, space, base, plan, fresh=fresh)
             resumed = " goes on" if plan.state.search is not None else ""
             echo(f"Search {recording.run_id} at {resources.store.public_uri}{resumed}")
             if on_start is not None:
                 on_start()
-            with (
-                TrialScheduler(
-                    resources,
-                    recording,
-                    show=progress,
-                    echo=progress.echo,
-                    parent=recording.run_id,
-                    timeout=trial_timeout,
-                    is_shared=not fresh,
-                    reused=_reused(plan),
-                ) as scheduler,
-                progress,
-            ):
-                explore(
-                    plan.trials,
-                    scheduler.submit,
-                    lambda: slots + scheduler.waiting,
-                    recording.writer.failed,
-                )
+            with progress:
+                options = {"timeout": trial_timeout, "is_shared": not fresh}
+                is_over = not _try_points(resources, recording, plan, progress, until, options)
                 # The store is asked what it has: nobody's memory of it counts.
-                result = recording.do_last(lambda: _read_complete(recording))
+                wanted = () if is_over else tried
+                result = recording.do_last(lambda: _read_complete(recording, wanted))
                 _tell_missing_files(resources.store, result, progress.echo)
                 found = Search(result, resources.store.address)
                 picture = found.grid_png()
-                recording.do_last(lambda: tracking.finish_search(recording.store, result, picture))
+                is_part = is_over or len(tried) < len(points)
+                recording.do_last(
+                    lambda: tracking.finish_search(
+                        recording.store, result, picture, is_part=is_part
+                    )
+                )
+                left = len(points) - len(result.finished) - len(result.failed)
+                if is_part and left:
+                    why = "its time is over" if is_over else f"only {len(tried)} were to be tried"
+                    progress.echo(f"{left} of {len(points)} points are left, as {why}.")
         return _judged(found, on_failure)
 
 
@@ -222,7 +227,7 @@ def train(
         SearchError: the training failed; its run holds the traceback. For others, see `search`.
     """
     _check_options(on_failure, echo, on_start, fresh=fresh, upgrade_store=upgrade_store)
-    trial_timeout = None if trial_timeout is None else require_whole("trial_timeout", trial_timeout)
+    trial_timeout = _whole("trial_timeout", trial_timeout)
     named = load_named(data_dir)
     chosen = {**settings, **(hyperparameters or {})}
     config = config_of(network_for(find_network(network), named), chosen, lines_to(echo))
@@ -293,6 +298,10 @@ def _check_options(on_failure: object, echo: object, on_start: object, **flags: 
         require_flag(name, value)
 
 
+def _whole(name: str, value: int | None) -> int | None:
+    return None if value is None else require_whole(name, value)
+
+
 def _load(resources: Resources) -> None:
     """Load what trials need, the images for the workers first."""
     _ = resources.images
@@ -347,7 +356,8 @@ def _name(space: SearchSpace) -> str:
 
 
 def _reused(plan: SearchPlan) -> list[str]:
-    return [trial.run_id for trial in plan.state.finished.values() if trial.reused]
+    found = [trial.finished for trial in plan.trials if trial.finished is not None]
+    return [trial.run_id for trial in found if trial.reused]
 
 
 def _own_run(store: Store, run_id: str) -> TrackedRun:
@@ -362,13 +372,14 @@ def _own_run(store: Store, run_id: str) -> TrackedRun:
     return tracking.as_tracked(run)
 
 
-def _read_complete(recording: Recording) -> SearchResult:
-    """Read the search that was written; raise `SearchError` unless every point has a run."""
+def _read_complete(recording: Recording, points: Sequence[TrainingConfig]) -> SearchResult:
+    """Read the search that was written; raise `SearchError` unless all these points have a run."""
     result = tracking.read_search(recording.store, _own_run(recording.store, recording.run_id))
-    if len(result.trials) != len(result.space):
+    found = len(set(points) & {trial.config for trial in result.trials})
+    if found < len(points):
         raise SearchError(
-            f"The grid has {len(result.space)} points, but the store has runs for "
-            f"{len(result.trials)} of them. Run the same search again."
+            f"{len(points)} points were tried, but the store has runs for {found} of them. Run the "
+            "same search again."
         )
     return result
 
@@ -384,6 +395,45 @@ def _tell_missing_files(store: Store, result: SearchResult, echo: Echo) -> None:
             f"{', …' if len(gone) > _NAMED else ''}. Their figures are in the store. To have the "
             "files again, delete those runs, and give the same command."
         )
+
+
+def _try_points(
+    resources: Resources,
+    recording: Recording,
+    plan: SearchPlan,
+    progress: Progress,
+    until: float,
+    options: Mapping[str, Any],
+) -> bool:
+    """Have every planned trial run; return False if the time was over first, by the clock.
+
+    A trial that was cut off then can be gone on with.
+    """
+    from fmnist_tracking.grid_search.scheduler import TrialScheduler
+
+    scheduler = TrialScheduler(
+        resources,
+        recording,
+        show=progress,
+        echo=progress.echo,
+        parent=recording.run_id,
+        reused=_reused(plan),
+        **options,
+    )
+    slots = len(resources.workers)
+    try:
+        with scheduler:
+            explore(
+                plan.trials,
+                scheduler.submit,
+                lambda: slots + scheduler.waiting,
+                recording.writer.failed,
+                until,
+            )
+    except TimeIsUp:
+        recording.cut_off_trials()
+        return False
+    return True
 
 
 def _judged(found: Found, on_failure: OnFailure) -> Found:

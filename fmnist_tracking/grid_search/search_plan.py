@@ -22,17 +22,24 @@ class SearchPlan:
 
     grid: str  # its fingerprint
     folder: Path  # with the checkpoints, locked for this search
-    # The same search, if it has finished all of its points; then nothing is planned.
+    # The same search, if it has finished all points to be tried; then nothing is planned.
     before: SearchResult | None = None
     state: ResumeState = field(default_factory=ResumeState)
-    trials: tuple[PlannedTrial, ...] = ()  # one for each point, in the grid's order
+    trials: tuple[PlannedTrial, ...] = ()  # one for each point to be tried, in order
 
 
 @contextmanager
 def plan_search(
-    resources: Resources, space: SearchSpace, points: Sequence[TrainingConfig], *, fresh: bool
+    resources: Resources,
+    space: SearchSpace,
+    points: Sequence[TrainingConfig],
+    *,
+    fresh: bool,
+    most: int | None = None,
 ) -> Iterator[SearchPlan]:
     """Plan the trials of a search, all of them anew if it is fresh, and hold its folder's lock.
+
+    Only the first points of the grid are tried, where there are `most` of them.
 
     Raises:
         SearchError: another process is working on the same search.
@@ -45,25 +52,27 @@ def plan_search(
         if searches:
             tracking.require_not_live(store, searches[0], held.before)
         resumes = resources.adopted is None and not fresh
-        before = _finished_before(store, searches[0], points) if resumes and searches else None
+        tried = points[:most]
+        before = _finished_before(store, searches[0], tried) if resumes and searches else None
         if before is not None:
             yield SearchPlan(grid=grid, folder=held.path, before=before)
             return
         state = tracking.find_resume_state(
             store, experiment_id, searches, keys, fresh=fresh, reopen=resumes
         )
-        trials = plan_trials(points, keys.today, space.varying, resources.split, state, held.path)
+        today = keys.today[: len(tried)]
+        trials = plan_trials(tried, today, space.varying, resources.split, state, held.path)
         yield SearchPlan(grid=grid, folder=held.path, state=state, trials=trials)
 
 
 def _finished_before(
     store: Store, run: TrackedRun, points: Sequence[TrainingConfig]
 ) -> SearchResult | None:
-    """Return a search that has ended and has all of its trials still, None if it is none."""
+    """Return a search that has ended and has all these trials still, None if it is none."""
     if run.raw.info.status != FINISHED:
         return None
     result = tracking.read_search(store, run, summary=False)
-    if {trial.config for trial in result.finished} != set(points):
+    if not {trial.config for trial in result.finished} >= set(points):
         return None
     tracking.log_asked(store, run.run_id)
     reused = (dataclasses.replace(trial, reused=True) for trial in result.trials)

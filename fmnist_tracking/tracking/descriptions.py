@@ -54,10 +54,12 @@ def search_ended(
     """Describe a search that has ended; `other_data` as for `trial_ended`."""
     ranked = rank(result.finished)
     reused = sum(trial.reused for trial in result.trials)
-    unfinished = len(result.space) - len(result.finished)
+    failed = len(result.failed)
+    left = len(result.space) - len(result.finished) - failed
     counts = f"{len(result.finished)} of {len(result.space)} points finished"
     counts += f", {reused} of them in earlier runs" if reused else ""
-    counts += f"; {unfinished} did not" if unfinished else ""
+    counts += f"; {failed} failed" if failed else ""
+    counts += f"; {left} left to be tried" if left else ""
     diverged = sum(trial.diverged for trial in result.trials)
     counts += f"; {diverged} trial{'s' if diverged > 1 else ''} diverged" if diverged else ""
     parts = [_winner(result, ranked), counts + "."]

@@ -19,6 +19,7 @@ from fmnist_tracking.errors import TrackingError, shortened
 from fmnist_tracking.leaderboard import best, effects, leaderboard
 from fmnist_tracking.redact import printable, to_be_kept
 from fmnist_tracking.results import (
+    FAILED,
     FINISHED,
     DatasetPart,
     EpochMetrics,
@@ -171,8 +172,13 @@ def fail_trial(
         log_files(store, run_id, {schema.TRACEBACK_FILE: to_be_kept(trace)})
 
 
-def finish_search(store: Store, result: SearchResult, grid: bytes) -> None:
-    """Log the leaderboard, the grid's figure (PNG) and the summary, and close the parent run."""
+def finish_search(
+    store: Store, result: SearchResult, grid: bytes, *, is_part: bool = False
+) -> None:
+    """Log the leaderboard, the grid's figure (PNG) and the summary, and close the parent run.
+
+    `is_part`: the caller has asked for a part of the grid.
+    """
     client, run_id = store.client, result.run_id
     winner = best(result.finished)
     complete = len(result.finished) == len(result.space)
@@ -204,7 +210,8 @@ def finish_search(store: Store, result: SearchResult, grid: bytes) -> None:
     # A resumed search ends more than once: each time at a later step.
     if any(known.data.metrics.get(name) != value for name, value in summary.items()):
         log_metrics(store, run_id, summary, step=len(result.finished))
-    client.set_terminated(run_id, FINISHED if complete else "FAILED")
+    is_well = complete or (is_part and not result.failed)
+    client.set_terminated(run_id, FINISHED if is_well else FAILED)
 
 
 def _link_as_winner(store: Store, search: Run, winner: TrialResult, *, complete: bool) -> None:

@@ -371,10 +371,11 @@ def live_runs(store: Store, experiments: Iterable[str]) -> list[str]:
     return [run.info.run_id for run in iterate_runs(store, experiments, _OPEN) if is_live(run)]
 
 
-def close_own(store: Store, experiment_id: str, status: str) -> None:
-    """Close the open runs of this process: a search with the given status, trials as KILLED."""
+def close_own(store: Store, experiment_id: str, status: str | None = None) -> None:
+    """Close the open runs of this process: a search with the status, if any; trials as KILLED."""
     for run in list(iterate_runs(store, [experiment_id], _OPEN)):
         lease = Lease.read(run.data.tags)
         if lease is not None and lease.is_mine():
-            is_search = run.data.tags[schema.ROLE] == schema.SEARCH
-            store.client.set_terminated(run.info.run_id, status if is_search else "KILLED")
+            ends = status if run.data.tags[schema.ROLE] == schema.SEARCH else "KILLED"
+            if ends is not None:
+                store.client.set_terminated(run.info.run_id, ends)
