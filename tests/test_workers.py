@@ -1,6 +1,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, wait
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +221,23 @@ def test_a_fork_server_that_is_stopped_holds_up_no_start() -> None:
         server.suspend()
         wait_for(lambda: server.status() == psutil.STATUS_STOPPED)
         assert pool.submit(own_pid).result(timeout=60)
+
+
+def test_a_fork_server_that_is_being_killed_is_not_waited_for_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pool_of(1, Reports()) as pool:
+        pool.submit(own_pid).result(timeout=60)
+    server = fork_server.find_fork_server()
+    assert server is not None
+    # It is there still, but nobody listens at its socket any more.
+    deaf = tmp_path / "deaf"
+    with socket.socket(socket.AF_UNIX) as closed:
+        closed.bind(str(deaf))
+    monkeypatch.setattr(forkserver._forkserver, "_forkserver_address", str(deaf))
+    with pool_of(1, Reports()) as pool:
+        assert pool.submit(own_pid).result(timeout=60)
+    assert not is_alive(server.pid)
 
 
 def test_a_report_that_cannot_be_shown_does_not_hold_up_the_work() -> None:

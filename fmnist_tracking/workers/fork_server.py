@@ -123,8 +123,7 @@ def _ensure_fork_server() -> None:
     """
     server = find_fork_server()
     if server is not None and status_of(server.pid) == psutil.STATUS_STOPPED:
-        end_process(server.pid)  # a start would wait for it
-        os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
+        _end_and_wait(server)  # a start would wait for it
     elif server is not None:
         return  # without changing the environment, which another thread may be reading
     path = [os.path.abspath(folder) for folder in sys.path]
@@ -191,7 +190,21 @@ def end_fork_server(*, only_if_stopped: bool = False) -> None:
     if not only_if_stopped:
         _preload = []  # a start that is under way may begin another one: that is ready at once
     if not only_if_stopped or status_of(server.pid) == psutil.STATUS_STOPPED:
-        end_process(server.pid)
+        _end_and_wait(server)
+
+
+def end_deaf_fork_server() -> None:
+    """End the fork server that has refused to be asked: somebody is killing it."""
+    server = find_fork_server()
+    if server is not None:
+        _end_and_wait(server)
+
+
+def _end_and_wait(server: psutil.Process) -> None:
+    """End the fork server; one that is still ending would be asked for workers, and refuse."""
+    end_process(server.pid)
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
 
 
 def find_fork_server() -> psutil.Process | None:

@@ -62,7 +62,11 @@ class LocalWorker:
                 return
             self._end()
         try:
-            process, channel = self._started()
+            try:
+                process, channel = self._started()
+            except ConnectionError:
+                fork_server.end_deaf_fork_server()
+                process, channel = self._started()
         except Exception as error:
             raise NoWorker(named(error)) from error
         with self._lock:
