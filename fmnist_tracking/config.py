@@ -21,6 +21,7 @@ from fmnist_tracking.network import (
     Value,
     coursework_size,
 )
+from fmnist_tracking.objective import OBJECTIVES, VAL_ACCURACY, Objective
 
 CLASS_NAMES = (
     "Top",
@@ -85,6 +86,9 @@ TRAINING_SETTINGS = {
     ),
 }
 FIELDS = {**HYPERPARAMETERS, **TRAINING_SETTINGS}
+# Names that no hyperparameter may have: the training's settings, and what points are compared by.
+OBJECTIVE = "objective"
+OF_THE_TRAINING = (*TRAINING_SETTINGS, OBJECTIVE)
 Pairs: TypeAlias = tuple[tuple[str, Value], ...]
 
 
@@ -94,6 +98,7 @@ class TrainingConfig:
 
     Attributes:
         network: what is trained.
+        objective: the name of what epochs and points are compared by; see `objective.OBJECTIVES`.
         hyperparameters: of the network, by name, in the order in which it asks for them; those that
             are not active are left out.
         size: of the network with these hyperparameters; None if it is not known, for networks other
@@ -112,6 +117,7 @@ class TrainingConfig:
     epochs: int = TRAINING_SETTINGS["epochs"].default  # type: ignore[assignment]
     seed: int = TRAINING_SETTINGS["seed"].default  # type: ignore[assignment]
     patience: int = TRAINING_SETTINGS["patience"].default  # type: ignore[assignment]
+    objective: str = VAL_ACCURACY.name
     size: NetworkSize | None = field(default=None, compare=False, repr=False)
     # Two are equal whatever the order in which a network asks.
     _sorted: tuple[tuple[str, str, Value], ...] = field(init=False, repr=False)
@@ -119,6 +125,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in TRAINING_SETTINGS:
             object.__setattr__(self, name, check_value(name, getattr(self, name)))
+        require_choice(OBJECTIVE, self.objective, [*OBJECTIVES])
         if self.network.is_coursework:
             pairs = tuple((name, check_value(name, value)) for name, value in self.hyperparameters)
             size = coursework_size(dict(pairs), self.network)
@@ -135,7 +142,7 @@ class TrainingConfig:
 
         The coursework's network takes its defaults for what is not given.
         """
-        settings: dict[str, Any] = {n: v for n, v in values.items() if n in TRAINING_SETTINGS}
+        settings: dict[str, Any] = {n: v for n, v in values.items() if n in OF_THE_TRAINING}
         given = {name: value for name, value in values.items() if name not in settings}
         if network.is_coursework:
             for name in given:
@@ -145,16 +152,26 @@ class TrainingConfig:
 
     @cached_property
     def values(self) -> dict[str, Value]:
-        """Return all values by name: of the hyperparameters, and of the training's settings."""
+        """Return all values by name: of the hyperparameters, and of the training's settings.
+
+        The objective is among them where it is not the usual one.
+        """
         settings = {name: getattr(self, name) for name in TRAINING_SETTINGS}
+        if self.objective != VAL_ACCURACY.name:
+            settings[OBJECTIVE] = self.objective
         return {**dict(self.hyperparameters), **settings}
+
+    @property
+    def compared_by(self) -> Objective:
+        """Return what its epochs, and points, are compared by."""
+        return OBJECTIVES[self.objective]
 
     def __getitem__(self, name: str) -> Value:
         return self.values[name]
 
     def replace(self, **values: Value) -> "TrainingConfig":
         """Return a copy with other values; its size stays, unless it is the coursework's."""
-        settings: dict[str, Any] = {n: v for n, v in values.items() if n in TRAINING_SETTINGS}
+        settings: dict[str, Any] = {n: v for n, v in values.items() if n in OF_THE_TRAINING}
         given = {name: value for name, value in values.items() if name not in settings}
         for name in given if self.network.is_coursework else ():
             require_setting(name)

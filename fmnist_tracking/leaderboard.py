@@ -1,5 +1,6 @@
 """The ranking of a grid's trials, and the effect of each hyperparameter."""
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.network import Value
+from fmnist_tracking.objective import VAL_ACCURACY
 from fmnist_tracking.results import TrialResult
 from fmnist_tracking.search_space import SearchSpace
 
@@ -18,8 +20,8 @@ class RankedTrial:
     Attributes:
         rank: 1 for the best; repeats of one point share a rank.
         trial: the trial.
-        mean: validation accuracy, averaged over the point's repeats; if some of them diverged, over
-            the others.
+        mean: what points are compared by, averaged over the point's repeats; if some of them
+            diverged, over the others.
         spread: sample standard deviation over the same repeats, None for a single repeat.
     """
 
@@ -33,21 +35,24 @@ def rank(trials: Iterable[TrialResult]) -> tuple[RankedTrial, ...]:
     """Rank finished trials, the best first.
 
     Trials that differ only in `seed` are repeats of one point. Points are ordered by their mean
-    validation accuracy, so that a lucky seed does not win, and the repeats of a point by their own.
+    score, so that a lucky seed does not win, and the repeats of a point by their own.
     Equal points keep their order. Points with a repeat that diverged come after all others, ordered
     by the share of their repeats that diverged; a repeat that diverged comes after the others of
     its point.
 
     Raises:
-        ValueError: a trial has no validation accuracy.
+        ValueError: a trial has no score.
     """
     groups: dict[TrainingConfig, list[TrialResult]] = defaultdict(list)
     for trial in trials:
         groups[trial.config.replace(seed=0)].append(trial)
-    points = sorted(
-        ((_scores(group), group) for group in groups.values()),
-        key=lambda point: (_share_diverged(point[1]), -statistics.fmean(point[0])),
-    )
+    objective = next((config.compared_by for config in groups), VAL_ACCURACY)
+
+    def key(point: tuple[list[float], list[TrialResult]]) -> tuple[float, float]:
+        scores, group = point
+        return _share_diverged(group), -objective.goodness(statistics.fmean(scores))
+
+    points = sorted(((_scores(group), group) for group in groups.values()), key=key)
     return tuple(
         RankedTrial(
             rank=place,
@@ -56,7 +61,7 @@ def rank(trials: Iterable[TrialResult]) -> tuple[RankedTrial, ...]:
             spread=statistics.stdev(scores) if len(scores) > 1 else None,
         )
         for place, (scores, group) in enumerate(points, start=1)
-        for trial in sorted(group, key=lambda t: (t.diverged, -_score(t)))
+        for trial in sorted(group, key=lambda t: (t.diverged, -objective.goodness(_score(t))))
     )
 
 
@@ -76,9 +81,10 @@ def _share_diverged(group: Sequence[TrialResult]) -> float:
 
 
 def _score(trial: TrialResult) -> float:
-    if trial.val_accuracy is None:
+    if trial.score is None:
         raise ValueError(f"trial {trial.run_id} has no score: rank only finished trials")
-    return trial.val_accuracy
+    # Of one that diverged, which ranks below all others, the loss is no number.
+    return trial.score if math.isfinite(trial.score) else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +108,7 @@ def leaderboard(trials: Sequence[TrialResult]) -> tuple[LeaderboardRow, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """The effect of one axis of a grid on validation accuracy.
+    """The effect of one axis of a grid on the score of its points.
 
     Attributes:
         axis: the field's name.
@@ -125,7 +131,7 @@ class Effect:
 def effects(space: SearchSpace, trials: Sequence[TrialResult]) -> tuple[Effect, ...]:
     """Compute the main effect of each axis with more than one value, in the grid's order.
 
-    A point's score is the mean validation accuracy of its repeats, so `seed` is not an axis here. A
+    A point's score is the mean score of its repeats, so `seed` is not an axis here. A
     point with a repeat that diverged has no score. The trials are the finished ones of that grid.
     """
     ranked = rank(trials)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fmnist_tracking.config import format_value
 from fmnist_tracking.leaderboard import Effect, effects
+from fmnist_tracking.objective import VAL_ACCURACY, Objective
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import Evaluation, SearchResult, TrainingResult
 
@@ -125,14 +126,14 @@ def learning_curves(result: TrainingResult, title: str) -> Figure:
 
 
 def search_grid(search: SearchResult) -> Figure:
-    """Draw the effect of each setting of a search on validation accuracy; see `grid`."""
+    """Draw the effect of each setting of a search on its points' scores; see `grid`."""
     title = f"Grid of {len(search.space)} points (search {search.run_id[:8]})"
-    return grid(effects(search.space, search.finished), title)
+    return grid(effects(search.space, search.finished), title, search.objective)
 
 
 @_in_own_style
-def grid(effects: Sequence[Effect], title: str) -> Figure:
-    """Draw validation accuracy against each hyperparameter of a grid, in one panel for each axis.
+def grid(effects: Sequence[Effect], title: str, objective: Objective = VAL_ACCURACY) -> Figure:
+    """Draw the scores of a grid's points against each hyperparameter, in one panel for each axis.
 
     A thin line joins points that differ only in that axis; the thick line is their mean; the star
     is the best point.
@@ -150,9 +151,9 @@ def grid(effects: Sequence[Effect], title: str) -> Figure:
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for index, effect in enumerate(effects):
         axes = panels.flat[index]
-        _effect_panel(axes, effect)
+        _effect_panel(axes, effect, objective)
         if index % columns == 0:
-            axes.set_ylabel("validation accuracy, best epoch")
+            axes.set_ylabel(f"{objective.label}, best epoch")
     for axes in panels.flat[len(effects) :]:
         axes.set_visible(False)
     handles, labels = panels.flat[0].get_legend_handles_labels()
@@ -160,7 +161,7 @@ def grid(effects: Sequence[Effect], title: str) -> Figure:
     return figure
 
 
-def _effect_panel(axes: Axes, effect: Effect) -> None:
+def _effect_panel(axes: Axes, effect: Effect, objective: Objective) -> None:
     places = np.arange(len(effect.values))
     for number, line in enumerate(effect.lines):
         scores = np.array(line, dtype=float)  # None becomes NaN: a gap in the line
@@ -172,7 +173,7 @@ def _effect_panel(axes: Axes, effect: Effect) -> None:
     for place, mean in zip(places, means, strict=True):
         if np.isfinite(mean):
             axes.annotate(
-                f"{mean:.1%}",
+                f"{mean:.3f}" if objective.is_loss else f"{mean:.1%}",
                 (place, mean),
                 xytext=(0, -11 if place in below else 9),
                 textcoords="offset points",
@@ -189,13 +190,22 @@ def _effect_panel(axes: Axes, effect: Effect) -> None:
             mark.set(fontsize=9, in_layout=False)
     if effect.best is not None:
         star, score = effect.best
-        axes.plot(star, score, "*", color=RED, ms=15, label=f"best point, {score:.2%}", zorder=5)
+        axes.plot(
+            star,
+            score,
+            "*",
+            color=RED,
+            ms=15,
+            label=f"best point, {objective.show(score)}",
+            zorder=5,
+        )
     axes.set_xticks(places, [_drawable(format_value(value)) for value in effect.values])
     axes.set_xlabel(effect.axis)
     # Limits by the values, not the scores: a value may have no score.
     axes.set_xlim(-0.18 * (len(places) - 1), 1.18 * (len(places) - 1))
     axes.margins(y=0.12)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if not objective.is_loss:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(axis="y", alpha=0.25)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from fmnist_tracking.config import TrainingConfig, size_of
 from fmnist_tracking.errors import ConfigError, shown
 from fmnist_tracking.network import COURSEWORK, Network, NetworkSize, Value
+from fmnist_tracking.objective import VAL_ACCURACY, Objective
 from fmnist_tracking.search_space import SearchSpace
 
 FINISHED, FAILED = "FINISHED", "FAILED"
@@ -35,6 +36,7 @@ class EpochMetrics:
         accuracy: share of training images classified correctly, under the same conditions.
         val_loss: mean cross-entropy over the validation images after the epoch, in nats.
         val_accuracy: share of validation images classified correctly after the epoch.
+        objective: what the epochs are compared by, if it is neither accuracy nor loss.
         epoch_seconds: wall-clock seconds for training and validation together.
         ended_at: when the epoch ended, in milliseconds since 1970 (UTC).
         usage: use of the machine meanwhile, by metric name; see `training.system_metrics`.
@@ -46,6 +48,7 @@ class EpochMetrics:
     val_loss: float
     val_accuracy: float
     epoch_seconds: float
+    objective: float | None = None
     ended_at: int = 0
     usage: Mapping[str, float] = field(default_factory=dict)
 
@@ -58,15 +61,29 @@ class EpochMetrics:
         """Return the metrics by name."""
         values = dataclasses.asdict(self)
         del values["epoch"], values["ended_at"], values["usage"]
+        if self.objective is None:
+            del values["objective"]
         return {**values, **self.usage}
 
+    def value(self, objective: Objective) -> float:
+        """Return its figure of an objective by which the training's epochs are compared."""
+        if objective.average:
+            assert self.objective is not None
+            return self.objective
+        return self.val_loss if objective.is_loss else self.val_accuracy
 
-def best_epoch(epochs: Sequence[EpochMetrics]) -> EpochMetrics:
-    """Return the epoch with the highest validation accuracy, the earliest if several are equal.
+
+def best_epoch(epochs: Sequence[EpochMetrics], objective: Objective) -> EpochMetrics:
+    """Return the best epoch by an objective, the earliest if several are equal.
 
     An epoch whose loss is not finite is the best only if there is no other.
     """
-    return max(epochs, key=lambda e: (e.is_finite, e.val_accuracy, -e.epoch))
+
+    def key(epoch: EpochMetrics) -> tuple[bool, float, int]:
+        score = objective.goodness(epoch.value(objective))
+        return epoch.is_finite, score if epoch.is_finite else epoch.val_accuracy, -epoch.epoch
+
+    return max(epochs, key=key)
 
 
 def diverged_in(epochs: Iterable[EpochMetrics]) -> int | None:
@@ -104,6 +121,10 @@ class Evaluation:
     macro: ClassScores
     weighted: ClassScores
     confusion: tuple[tuple[int, ...], ...]
+
+    def value(self, objective: Objective) -> float:
+        """Return a mean over the classes that is an objective; see `objective.OBJECTIVES`."""
+        return float(getattr(getattr(self, objective.average), objective.score))
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that `json` can write and `from_json` can read."""
@@ -201,7 +222,7 @@ class TrainingResult:
     @property
     def best(self) -> EpochMetrics:
         """Return the best epoch; see `best_epoch`."""
-        return best_epoch(self.epochs)
+        return best_epoch(self.epochs, self.config.compared_by)
 
     @property
     def diverged(self) -> int | None:
@@ -215,8 +236,11 @@ class TrainingResult:
         `train_flops` counts those of all training steps, each as three forward passes.
         """
         flops = 2 * size_of(self.config).multiply_adds
+        objective = self.config.compared_by
+        other = objective != VAL_ACCURACY
         return {
             "best_val_accuracy": self.best.val_accuracy,
+            **({"best_objective": self.best.value(objective)} if other else {}),
             "best_epoch": self.best.epoch,
             "train_seconds": self.train_seconds,
             "images_per_second": self.images_per_second,
@@ -265,13 +289,13 @@ class TrialScore:
     """The score of a trial.
 
     Attributes:
-        val_accuracy: of the best epoch, None if the trial failed.
+        value: of the objective in the best epoch, None if the trial failed.
         best_epoch: the best epoch, 1 for the first.
         error: the error that ended a failed trial, in one line.
         diverged: whether the loss became infinite or NaN.
     """
 
-    val_accuracy: float | None = None
+    value: float | None = None
     best_epoch: int | None = None
     error: str | None = None
     diverged: bool = False
@@ -287,6 +311,7 @@ class TrialResult:
         status: MLflow's status: FINISHED, FAILED, KILLED or RUNNING.
         config: what was trained.
         val_accuracy: of the best epoch, None if the trial did not finish.
+        best_objective: what it is compared by, in the best epoch, if that is another figure.
         best_epoch: the best epoch, 1 for the first.
         train_seconds: wall-clock seconds of training, validation included.
         model_parameters: number of weights of the network.
@@ -300,6 +325,7 @@ class TrialResult:
     status: str
     config: TrainingConfig
     val_accuracy: float | None = None
+    best_objective: float | None = None
     best_epoch: int | None = None
     train_seconds: float | None = None
     model_parameters: int | None = None
@@ -308,9 +334,15 @@ class TrialResult:
     diverged: bool = False
 
     @property
+    def score(self) -> float | None:
+        """Return what it is compared by, in its best epoch; None if the trial did not finish."""
+        is_usual = self.config.compared_by == VAL_ACCURACY
+        return self.val_accuracy if is_usual else self.best_objective
+
+    @property
     def is_scored(self) -> bool:
         """Return whether the trial finished, and so has a score."""
-        return self.status == FINISHED and self.val_accuracy is not None
+        return self.status == FINISHED and self.score is not None
 
     @property
     def outcome(self) -> str:
@@ -321,6 +353,8 @@ class TrialResult:
         """Return the trial as `search --json` prints it."""
         content = dataclasses.asdict(dataclasses.replace(self, config=COURSEWORK_CONFIG))
         del content["config"]
+        if self.best_objective is None:
+            del content["best_objective"]
         return {**content, **_config_to_json(self.config, "params")}
 
     @classmethod
@@ -350,6 +384,11 @@ class SearchResult:
     def finished(self) -> tuple[TrialResult, ...]:
         """Return the trials that finished, and so have a score."""
         return tuple(trial for trial in self.trials if trial.is_scored)
+
+    @property
+    def objective(self) -> Objective:
+        """Return what its trials are compared by."""
+        return self.trials[0].config.compared_by if self.trials else VAL_ACCURACY
 
     @property
     def failed(self) -> tuple[TrialResult, ...]:

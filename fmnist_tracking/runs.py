@@ -12,6 +12,7 @@ from fmnist_tracking import interrupts, leaderboard, tracking
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.inference import fetched_model
 from fmnist_tracking.network import Value
+from fmnist_tracking.objective import VAL_ACCURACY
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import (
     RunSummary,
@@ -148,7 +149,7 @@ class Search:
 
     @property
     def best(self) -> Trial | None:
-        """Return the trial with the best validation accuracy, None if none has finished.
+        """Return the trial with the best score, None if none has finished.
 
         Of points trained with several seeds, it is the best trial of the point with the best mean.
         `to_dataframe` shows the others.
@@ -187,18 +188,20 @@ class Search:
 
         Returns:
             One row for each trial, the best first: `rank` (missing for a trial without a score; the
-            repeats of a point share one), `name`, the settings that vary, `val_accuracy`,
-            `best_epoch`, `train_seconds`, `model_parameters`, `status`, `reused`, `error`, the
-            settings that do not vary, and `run_id`.
+            repeats of a point share one), `name`, the settings that vary, `score` (if the objective
+            is another than `val_accuracy`), `val_accuracy`, `best_epoch`, `train_seconds`,
+            `model_parameters`, `status`, `reused`, `error`, the settings that do not vary, and
+            `run_id`.
         """
         rows = leaderboard.leaderboard(self.result.trials)
-        varying = self.result.space.varying
+        varying, other = self.result.space.varying, self.result.objective != VAL_ACCURACY
         table = pd.DataFrame(
             [
                 {
                     "rank": row.rank,
                     "name": row.trial.name,
                     **{axis: row.trial.config.values.get(axis) for axis in varying},
+                    **({"score": row.trial.score} if other else {}),
                     "val_accuracy": row.trial.val_accuracy,
                     "best_epoch": row.trial.best_epoch,
                     "train_seconds": row.trial.train_seconds,
@@ -216,7 +219,7 @@ class Search:
         return table.astype(whole) if len(table) else table
 
     def plot_grid(self) -> "Figure":
-        """Draw validation accuracy against each hyperparameter of the grid."""
+        """Draw validation accuracy, or another objective, by each hyperparameter of the grid."""
         with interrupts.held_back():
             from fmnist_tracking import plots
         return plots.displayed(plots.search_grid(self.result))

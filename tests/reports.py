@@ -2,6 +2,7 @@
 
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.leaderboard import rank
+from fmnist_tracking.objective import VAL_ACCURACY
 from fmnist_tracking.reports.page import Page, Picture
 from fmnist_tracking.results import Evaluation
 from records import trial
@@ -28,6 +29,7 @@ def page(evaluation: Evaluation, **changes: object) -> Page:
         "subtitle": "A subtitle",
         "facts": {"test accuracy": "91 %"},
         "settings": {"filters": "12"},
+        "objective": VAL_ACCURACY,
         "pictures": [Picture(file="a.png", heading="A picture", caption="Look.", png=b"bytes")],
         "evaluation": evaluation,
         "ranked": ranked,

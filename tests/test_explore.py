@@ -61,7 +61,7 @@ class World:
     def outcome(self) -> TrialScore:
         if self.chance.random() < self.failing:
             return FAILED
-        return TrialScore(val_accuracy=self.chance.random(), best_epoch=1)
+        return TrialScore(value=self.chance.random(), best_epoch=1)
 
     def run(self, trial: PlannedTrial) -> "Future[TrialScore]":
         self.points.append(trial)
@@ -116,7 +116,7 @@ def test_four_workers_are_kept_busy() -> None:
         most = max(most, running)
         four_at_once.wait(timeout=20)
         running -= 1
-        return TrialScore(val_accuracy=0.5, best_epoch=1)
+        return TrialScore(value=0.5, best_epoch=1)
 
     with ThreadPoolExecutor(8) as threads:
         explore(trials_of(space), lambda _: threads.submit(work), lambda: 4, endless())

@@ -66,7 +66,7 @@ def run_through(progress: Progress) -> None:
         progress(TrialStarted(number=1))
         progress(EpochEnded(number=1, metrics=epoch(1, 0.61)))
         progress(EpochEnded(number=1, metrics=epoch(2, 0.75)))
-        progress(TrialEnded(number=1, score=TrialScore(val_accuracy=0.75, best_epoch=2)))
+        progress(TrialEnded(number=1, score=TrialScore(value=0.75, best_epoch=2)))
         progress(TrialStarted(number=2))
         progress(EpochEnded(number=2, metrics=epoch(1, 0.5)))
         progress(TrialEnded(number=2, score=TrialScore(error="no memory")))
@@ -95,7 +95,7 @@ def test_without_a_terminal_a_line_a_second_beside_the_ends_of_trials(
         for done in range(1, 51):
             shown.now += 0.0625
             shown.progress(EpochEnded(number=number, metrics=slow_epoch(done)))
-        shown.progress(TrialEnded(number=number, score=TrialScore(val_accuracy=0.5, best_epoch=1)))
+        shown.progress(TrialEnded(number=number, score=TrialScore(value=0.5, best_epoch=1)))
     lines = shown.text.splitlines()
     ends = [line for line in lines if " ended: " in line]
     assert len(ends) == 6
@@ -156,7 +156,7 @@ def test_time_left_follows_the_work() -> None:
     shown.now = 15
     assert progress.seconds_left == 105
     # A trial that stops early takes its remaining epochs with it.
-    progress(TrialEnded(number=1, score=TrialScore(val_accuracy=0.5, best_epoch=1)))
+    progress(TrialEnded(number=1, score=TrialScore(value=0.5, best_epoch=1)))
     progress(TrialStarted(number=2))
     shown.now = 30
     progress(EpochEnded(number=2, metrics=slow_epoch(1)))
@@ -176,9 +176,7 @@ def test_two_workers_halve_the_time_left() -> None:
 
 def test_points_that_are_trained_already_take_no_time() -> None:
     shown = Shown(points=3, epochs=4)
-    shown.progress(
-        TrialReused(number=1, run_id="0123456789abcdef", score=TrialScore(val_accuracy=0.9))
-    )
+    shown.progress(TrialReused(number=1, run_id="0123456789abcdef", score=TrialScore(value=0.9)))
     assert shown.last_line == "[1/3] a is trained already: validation accuracy 0.9000, run 01234567"
     shown.progress(TrialReused(number=2, run_id="fedcba9876543210", score=TrialScore()))
     shown.progress(TrialStarted(number=3))
@@ -211,7 +209,7 @@ def test_a_lost_worker_is_told_and_its_trial_goes_on() -> None:
     )
     shown.progress(TrialStarted(number=1, epochs=(slow_epoch(1),)))
     shown.progress(EpochEnded(number=1, metrics=slow_epoch(2)))
-    shown.progress(TrialEnded(number=1, score=TrialScore(val_accuracy=0.5, best_epoch=1)))
+    shown.progress(TrialEnded(number=1, score=TrialScore(value=0.5, best_epoch=1)))
     assert shown.last_line == "[1/1] a ended: validation accuracy 0.5000, epoch 1"
     assert shown.progress.seconds_left == 0
 
@@ -263,9 +261,7 @@ def test_a_live_display_on_a_terminal() -> None:
 def test_the_live_display_has_a_row_for_each_worker() -> None:
     shown = Shown(points=4, epochs=4, workers=3, live=True)
     with shown.progress as progress:
-        progress(
-            TrialReused(number=1, run_id="0123456789abcdef", score=TrialScore(val_accuracy=0.9))
-        )
+        progress(TrialReused(number=1, run_id="0123456789abcdef", score=TrialScore(value=0.9)))
         progress(TrialStarted(number=2), 2)
         progress(TrialStarted(number=3), 0)
         shown.now = 10
@@ -289,9 +285,7 @@ def test_the_live_display_has_a_row_for_each_worker() -> None:
 def test_a_trial_that_diverged_is_told_and_never_the_best() -> None:
     shown = Shown(points=3, epochs=4)
     shown.progress(
-        TrialReused(
-            number=1, run_id="0123456789abcdef", score=TrialScore(val_accuracy=0.9, diverged=True)
-        )
+        TrialReused(number=1, run_id="0123456789abcdef", score=TrialScore(value=0.9, diverged=True))
     )
     assert shown.last_line == "[1/3] a is trained already: it diverged, run 01234567"
     shown.progress(TrialStarted(number=2))
@@ -300,7 +294,7 @@ def test_a_trial_that_diverged_is_told_and_never_the_best() -> None:
     assert "no trial ended yet" in shown.last_line
     shown.progress(
         TrialEnded(
-            number=2, score=TrialScore(val_accuracy=0.8, best_epoch=1, diverged=True), diverged_in=1
+            number=2, score=TrialScore(value=0.8, best_epoch=1, diverged=True), diverged_in=1
         )
     )
     assert shown.last_line == "[2/3] b ended: diverged: the loss of epoch 1 is not finite"
@@ -310,7 +304,7 @@ def test_a_trial_that_diverged_is_told_and_never_the_best() -> None:
         progress(
             TrialEnded(
                 number=1,
-                score=TrialScore(val_accuracy=0.8, best_epoch=1, diverged=True),
+                score=TrialScore(value=0.8, best_epoch=1, diverged=True),
                 diverged_in=1,
             )
         )
@@ -322,7 +316,5 @@ def test_seconds_in_which_a_worker_was_stopped_are_not_expected_of_other_trials(
     shown.progress(TrialStarted(number=1))
     shown.now = 3600  # stopped for most of it
     shown.progress(EpochEnded(number=1, metrics=slow_epoch(1)))
-    shown.progress(
-        TrialEnded(number=1, score=TrialScore(val_accuracy=0.5, best_epoch=1), seconds=15)
-    )
+    shown.progress(TrialEnded(number=1, score=TrialScore(value=0.5, best_epoch=1), seconds=15))
     assert shown.progress.seconds_left == 15

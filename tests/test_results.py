@@ -5,6 +5,7 @@ import math
 import pytest
 
 from fmnist_tracking.config import TrainingConfig, size_of
+from fmnist_tracking.objective import VAL_ACCURACY
 from fmnist_tracking.results import (
     SearchResult,
     TrainingResult,
@@ -122,8 +123,8 @@ def test_an_epoch_without_a_finite_loss_is_where_a_training_diverged(
     assert dataclasses.replace(result, epochs=(first, second)).diverged == 2
     # Chance may give weights that are no numbers a better score than the epochs before.
     third = dataclasses.replace(third, **{loss: value})  # type: ignore[arg-type]
-    assert best_epoch((first, second, third)) == first
-    assert best_epoch((third, second)) == third
+    assert best_epoch((first, second, third), VAL_ACCURACY) == first
+    assert best_epoch((third, second), VAL_ACCURACY) == third
 
 
 def test_what_an_earlier_version_kept_of_a_trial_is_read() -> None:

@@ -12,6 +12,7 @@ import typer
 
 import fmnist_tracking as ft
 from fmnist_tracking.config import FIELDS, SEARCH_FLAGS
+from fmnist_tracking.objective import OBJECTIVES
 from fmnist_tracking.redact import printable
 from fmnist_tracking.split_config import PROTOCOLS
 
@@ -32,6 +33,11 @@ _RUNS = """
 def protocols() -> list[str]:
     """Return the names of the protocols."""
     return list(PROTOCOLS)
+
+
+def objectives() -> list[str]:
+    """Return what points can be compared by."""
+    return list(OBJECTIVES)
 
 
 def axis_names() -> list[str]:

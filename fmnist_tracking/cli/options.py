@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import typer
 
-from fmnist_tracking.cli.completion import axis_names, protocols, run_ids
+from fmnist_tracking.cli.completion import axis_names, objectives, protocols, run_ids
 from fmnist_tracking.cli.parse import parse_seconds, parse_value, parse_whole
 from fmnist_tracking.cli.typed import AXIS, LIST_METAVAR
 from fmnist_tracking.config import (
@@ -23,6 +23,7 @@ from fmnist_tracking.config import (
 )
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.network import Value
+from fmnist_tracking.objective import OBJECTIVES, VAL_ACCURACY
 from fmnist_tracking.split_config import SplitConfig
 
 # Asked now: MLflow removes the variable when it has ended a run.
@@ -158,6 +159,15 @@ def whole_option(
     return typer.Option(word or default, option, metavar=metavar, parser=parse, **settings)
 
 
+OBJECTIVE = typer.Option(
+    VAL_ACCURACY.name,
+    "--objective",
+    metavar="NAME",
+    help="What the epochs of a trial, and the points, are compared by: "
+    f"{', '.join(OBJECTIVES)}. Of a loss, the lowest is best.",
+    autocompletion=objectives,
+    rich_help_panel="Training",
+)
 WORKERS = whole_option(
     None,
     "--workers",

@@ -19,6 +19,7 @@ from fmnist_tracking.console import PlainConsole, is_terminal, stderr_console
 from fmnist_tracking.errors import for_command_line
 from fmnist_tracking.leaderboard import leaderboard
 from fmnist_tracking.network import Value
+from fmnist_tracking.objective import VAL_ACCURACY
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import RunSummary
 
@@ -58,20 +59,20 @@ def print_trials(search: "Search", *, as_json: bool) -> None:
         axis: [_value(trial.config.values.get(axis)) for trial in trials]
         for axis in result.space.varying
     }
-    # What points are ranked by, where they have several seeds.
-    means = (
-        {"point's mean": [share(place.mean) for place in places]}
-        if any(place.mean not in (None, place.trial.val_accuracy) for place in places)
-        else {}
-    )
+    # What points are ranked by, where that is another figure, or they have several seeds.
+    means = {}
+    if result.objective != VAL_ACCURACY:
+        means[result.objective.name] = [share(trial.score) for trial in trials]
+    if any(place.mean not in (None, place.trial.score) for place in places):
+        means["point's mean"] = [share(place.mean) for place in places]
     columns = {
         "rank": [str(place.rank or "") for place in places],
         "trial": [printable(trial.name) for trial in trials],
         "run id": [trial.run_id[:8] for trial in trials],
         **axes,
         "status": [trial.outcome for trial in trials],
-        "val. acc.": [share(trial.val_accuracy) for trial in trials],
         **means,
+        "val. acc.": [share(trial.val_accuracy) for trial in trials],
         "best epoch": [str(trial.best_epoch or "") for trial in trials],
         "seconds": [
             "" if trial.train_seconds is None else f"{trial.train_seconds:.1f}" for trial in trials
@@ -84,7 +85,8 @@ def print_trials(search: "Search", *, as_json: bool) -> None:
         "best epoch",
         "status",
         "run id",
-        *means,
+        *(["val. acc."] if result.objective.name in means else []),
+        *(["point's mean"] if "point's mean" in means else []),
     ]
     wrapped = ("val. acc.", "point's mean", "best epoch")
     _print_fitting(columns, dispensable, wrapped=wrapped, folded="trial")
@@ -150,6 +152,8 @@ def print_trial(shown: "Trial", *, as_json: bool) -> None:
     if trial.error:
         table.add_row("error", printable(trial.error))
     table.add_row("validation accuracy", share(trial.val_accuracy))
+    if trial.config.compared_by != VAL_ACCURACY:
+        table.add_row(trial.config.compared_by.label, share(trial.score))
     table.add_row("best epoch", str(trial.best_epoch or ""))
     for name, value in trial.config.values.items():
         table.add_row(name, _value(value))

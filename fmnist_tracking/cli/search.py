@@ -19,7 +19,7 @@ from fmnist_tracking.cli.parse import (
     parse_values,
 )
 from fmnist_tracking.cli.typed import is_given
-from fmnist_tracking.config import FIELDS, SEARCH_FLAGS, TRAINING_SETTINGS, flag
+from fmnist_tracking.config import FIELDS, OF_THE_TRAINING, SEARCH_FLAGS, TRAINING_SETTINGS, flag
 from fmnist_tracking.errors import ConfigError, TrialsFailed
 from fmnist_tracking.network import COURSEWORK_NAME, Value
 from fmnist_tracking.redact import to_be_typed
@@ -61,6 +61,7 @@ def search(
         "their mean.",
         rich_help_panel="Grid",
     ),
+    objective: str = options.OBJECTIVE,
     workers: int | None = options.WORKERS,
     trial_timeout: int | None = options.TRIAL_TIMEOUT,
     max_trials: int | None = options.MAX_TRIALS,
@@ -84,7 +85,8 @@ def search(
     """Explore a grid: train every point, each as a tracked run of its own.
 
     Without options, the grid of the coursework: 12 points, 25 epochs, all images. Points are
-    compared by the validation accuracy of their best epoch; the test images stay sealed.
+    compared by the validation accuracy of their best epoch, or by another objective; the test
+    images stay sealed.
 
     Stopped in whatever way, the same command goes on where it was: what has finished is not
     trained again, what was cut off goes on after its last whole epoch.
@@ -108,6 +110,7 @@ def search(
         "tracking_uri": tracking_uri,
         "data_dir": data_dir,
         "echo": echo,
+        "objective": objective,
         **_asked_for(context, settings),
     }
     grid = _grid(space, texts, axis, is_coursework=network in ("", COURSEWORK_NAME))
@@ -140,6 +143,7 @@ def train(
     context: typer.Context,
     network: str = options.NETWORK,
     set: list[str] = options.SET,
+    objective: str = options.OBJECTIVE,
     trial_timeout: int | None = options.TRIAL_TIMEOUT,
     fresh: bool = options.FRESH,
     protocol: str = options.PROTOCOL,
@@ -161,7 +165,7 @@ def train(
     own: dict[str, Value] = {}
     for text in [part for option in set if option for part in option.split(";")]:
         name, value = parse_setting(text)
-        if name in own or name in TRAINING_SETTINGS or is_given(context, name):
+        if name in own or name in OF_THE_TRAINING or is_given(context, name):
             raise ConfigError(f"{name} was given twice, or has an option of its own: {flag(name)}.")
         is_typed = name in FIELDS and network in ("", COURSEWORK_NAME)
         own[name] = parse_value(name, value, f"--set {name}") if is_typed else value
@@ -172,6 +176,7 @@ def train(
             network=network or None,
             hyperparameters=own,
             **chosen,
+            objective=objective,
             protocol=protocol,  # type: ignore[arg-type]
             limit=limit,
             trial_timeout=trial_timeout,

@@ -11,6 +11,8 @@ from fmnist_tracking.config import (
     FIELDS,
     HYPERPARAMETERS,
     MOST_POINTS,
+    OBJECTIVE,
+    OF_THE_TRAINING,
     TRAINING_SETTINGS,
     TrainingConfig,
     check_value,
@@ -97,13 +99,13 @@ def _asked_of(
     for name in settings:
         if name in axes:
             raise ConfigError(f"Expected either {setting(name)} or an axis {name}, got both.")
-    fixed = {name: (value,) for name, value in settings.items() if name not in TRAINING_SETTINGS}
+    fixed = {name: (value,) for name, value in settings.items() if name not in OF_THE_TRAINING}
     own = {name: values for name, values in axes.items() if name not in TRAINING_SETTINGS}
     for name, values in own.items():
         if not values:
             raise ConfigError(f"Expected at least one value for the axis {name}, got none.")
     training = {name: values for name, values in axes.items() if name in TRAINING_SETTINGS}
-    values = {name: value for name, value in settings.items() if name in TRAINING_SETTINGS}
+    values = {name: value for name, value in settings.items() if name in OF_THE_TRAINING}
     base = TrainingConfig.of(network, **checked(values))
     training |= _repeated(repeats, training, base.seed)
     found = ask_grid(network, {**own, **fixed}, echo)
@@ -183,7 +185,7 @@ def config_of(network: Network, settings: Mapping[str, Value], echo: Echo) -> Tr
     """Return the one configuration that settings describe; raise `ConfigError` if it cannot be."""
     if network.is_coursework:
         return TrainingConfig.of(network, **checked(settings))
-    training = {name: value for name, value in settings.items() if name in TRAINING_SETTINGS}
+    training = {name: value for name, value in settings.items() if name in OF_THE_TRAINING}
     given = {name: value for name, value in settings.items() if name not in training}
     config = TrainingConfig.of(network, **checked(training))
     found = ask_defaults(network, given, echo)
@@ -198,4 +200,7 @@ def checked(settings: Mapping[str, Value]) -> dict[str, Any]:
                 f"Expected one value for {name}, got {shown(value)}. Values to try are given in "
                 f'the grid of a search: {{"{name}": {shown(value)}}}'
             )
-    return {name: check_value(name, value) for name, value in settings.items()}
+    return {
+        name: value if name == OBJECTIVE else check_value(name, value)
+        for name, value in settings.items()
+    }

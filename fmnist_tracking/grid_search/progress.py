@@ -28,6 +28,7 @@ from fmnist_tracking.grid_search.messages import (
     WorkerSilent,
 )
 from fmnist_tracking.grid_search.time_estimate import TimeEstimator, time_left
+from fmnist_tracking.objective import VAL_ACCURACY
 from fmnist_tracking.redact import LONGEST_LINE, printable
 from fmnist_tracking.results import EpochMetrics, TrialScore
 
@@ -128,6 +129,7 @@ class Progress:
     ) -> None:
         self._console = Console(quiet=True) if quiet else console or stderr_console()
         self._points = points
+        self._objective = points[0].compared_by if points else VAL_ACCURACY
         self._names = names
         self._workers = workers
         self._clock = clock
@@ -207,10 +209,9 @@ class Progress:
                 self._diverged += 1
                 return f"{place} is trained already: it diverged, run {event.run_id[:8]}"
             self._compare(event.score, event.number)
-            reached = event.score.val_accuracy
-            accuracy = "" if reached is None else f"{reached:.4f}"
-            run = event.run_id[:8]
-            return f"{place} is trained already: validation accuracy {accuracy}, run {run}"
+            scored = "" if event.score.value is None else f"{event.score.value:.4f}"
+            label, run = self._objective.label, event.run_id[:8]
+            return f"{place} is trained already: {label} {scored}, run {run}"
         if isinstance(event, WorkerLost):
             self._running.pop(event.number, None)
             return f"{place}: {event.how}; it goes on in a new one"
@@ -284,14 +285,15 @@ class Progress:
             self._diverged += 1
             return f"{place} ended: diverged: the loss of epoch {event.diverged_in} is not finite"
         self._compare(score, event.number)
-        return (
-            f"{place} ended: validation accuracy {score.val_accuracy:.4f}, epoch {score.best_epoch}"
-        )
+        scored = f"{self._objective.label} {score.value:.4f}"
+        return f"{place} ended: {scored}, epoch {score.best_epoch}"
 
     def _compare(self, score: TrialScore, number: int) -> None:
-        reached = score.val_accuracy
-        if reached is not None and (self._best is None or reached > self._best[0]):
-            self._best = (reached, self._names[number - 1])
+        if score.value is None:
+            return
+        goodness = self._objective.goodness
+        if self._best is None or goodness(score.value) > goodness(self._best[0]):
+            self._best = (score.value, self._names[number - 1])
 
     def _place(self, number: int) -> str:
         total = str(len(self._points))
@@ -300,7 +302,9 @@ class Progress:
     def _best_so_far(self) -> str:
         if self._best is None:
             return "no trial ended yet"
-        return f"best so far {self._best[0]:.4f} ({self._best[1]})"
+        usual = self._objective == VAL_ACCURACY
+        what = "" if usual else f"{self._objective.label} "
+        return f"best so far {what}{self._best[0]:.4f} ({self._best[1]})"
 
     def _estimate(self) -> None:
         """Estimate anew how long it will take."""

@@ -174,7 +174,9 @@ class TrialScheduler:
 
     def _reuse(self, running: "_RunningTrial", trial: TrialResult) -> None:
         score = TrialScore(
-            val_accuracy=trial.val_accuracy, best_epoch=trial.best_epoch, diverged=trial.diverged
+            value=trial.score,
+            best_epoch=trial.best_epoch,
+            diverged=trial.diverged,
         )
         self._tell(TrialReused(number=running.trial.number, run_id=trial.run_id, score=score))
         running.score.set_result(score)
@@ -272,7 +274,7 @@ class TrialScheduler:
             running.logger.finish(ended)
             best, diverged_in = ended.result.best, ended.result.diverged
             score = TrialScore(
-                val_accuracy=best.val_accuracy,
+                value=best.value(ended.result.config.compared_by),
                 best_epoch=best.epoch,
                 diverged=diverged_in is not None,
             )

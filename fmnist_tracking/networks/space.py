@@ -13,7 +13,7 @@ import keras_tuner
 import numpy as np
 from keras_tuner.engine import hyperparameters as hp_types
 
-from fmnist_tracking.config import MOST_POINTS, TRAINING_SETTINGS, did_you_mean
+from fmnist_tracking.config import MOST_POINTS, OF_THE_TRAINING, TRAINING_SETTINGS, did_you_mean
 from fmnist_tracking.errors import ConfigError, first_line, shown
 from fmnist_tracking.network import Network, Value
 from fmnist_tracking.networks.build import checked, load_build, size_of_model
@@ -27,7 +27,7 @@ _PREFIXES = ("grid.", "base.", "split.", "model_sha256")
 _LONGEST_TEXT = 500
 _TAKEN = {
     *("rank", "name", "status", "error", "reused", "run_id", "network", "hyperparameters"),
-    *("val_accuracy", "best_epoch", "train_seconds", "model_parameters"),
+    *("val_accuracy", "score", "best_epoch", "train_seconds", "model_parameters"),
 }
 
 
@@ -149,10 +149,10 @@ class _Replacing(keras_tuner.HyperParameters):  # type: ignore[misc]
                 f"step in the network, or list its values in the grid, such as {name}={low:g},"
                 f"{high:g}."
             )
-        if name in TRAINING_SETTINGS:
+        if name in OF_THE_TRAINING:
             self._refuse(
                 f"The network has a hyperparameter {name}, which is also a setting of the "
-                "training. Give it another name, or leave it out: as a setting it can be an axis."
+                "training. Give it another name, or leave it out."
             )
         if not _NAME.fullmatch(name) or name in _TAKEN or name.startswith(_PREFIXES):
             self._refuse(

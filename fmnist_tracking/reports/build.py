@@ -233,6 +233,7 @@ def _page(
         facts=_facts(subject, evaluation),
         settings={k: format_value(v) for k, v in subject.result.config.values.items()}
         | {f"split {k}": str(v) for k, v in subject.trial.split.values().items()},
+        objective=subject.result.config.compared_by,
         pictures=pictures,
         evaluation=evaluation,
         ranked=rank(search.finished) if search else (),
@@ -259,10 +260,11 @@ def _data(subject: _Subject) -> str:
 
 def _facts(subject: _Subject, evaluation: Evaluation) -> dict[str, str]:
     result = subject.result
+    chosen_by = result.config.compared_by
     return {
         "test accuracy": f"{evaluation.accuracy:.2%}",
         "test macro F1": f"{evaluation.macro.f1:.4f}",
-        "validation accuracy, by which it was chosen": f"{result.val_accuracy or 0:.2%}",
+        f"{chosen_by.label}, by which it was chosen": chosen_by.show(result.score or 0.0),
         "best epoch": f"{result.best_epoch} of {result.config.epochs}",
         "weights": f"{result.model_parameters:,}",
         "training time": f"{result.train_seconds or 0:.0f} s",

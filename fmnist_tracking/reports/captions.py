@@ -32,11 +32,12 @@ def confusion(evaluation: Evaluation, subject: str) -> Picture:
 
 def grid(search: SearchResult) -> Picture:
     """Draw every point of a search."""
+    label = search.objective.label
     return Picture(
         file="grid.png",
         heading="What each hyperparameter did",
-        caption="Validation accuracy of every point. A thin line joins the points that differ in "
-        "that one setting; the thick line is their mean; the star is the best point.",
+        caption=f"{label[0].upper()}{label[1:]} of every point. A thin line joins the points that "
+        "differ in that one setting; the thick line is their mean; the star is the best point.",
         png=plots.png(plots.search_grid(search)),
     )
 

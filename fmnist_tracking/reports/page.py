@@ -9,6 +9,7 @@ import jinja2
 from fmnist_tracking.config import format_value
 from fmnist_tracking.leaderboard import RankedTrial
 from fmnist_tracking.network import Value
+from fmnist_tracking.objective import Objective
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import ClassScores, Evaluation
 
@@ -36,6 +37,7 @@ class Page:
     subtitle: str
     facts: Mapping[str, str]  # the figures that a reader wants first, by name
     settings: Mapping[str, str]  # of the training, by name
+    objective: Objective  # what points are compared by
     pictures: Sequence[Picture]  # in reading order
     evaluation: Evaluation  # on the test images
     ranked: Sequence[RankedTrial] = ()  # a search's finished trials, the best first

@@ -11,6 +11,7 @@ from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
 from fmnist_tracking.config import FIELDS, flag, format_value
 from fmnist_tracking.leaderboard import Effect, RankedTrial, leaderboard, rank
+from fmnist_tracking.objective import Objective
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import DIVERGED, SearchResult, TrainingResult, TrialResult
 from fmnist_tracking.split_config import SplitConfig
@@ -70,7 +71,7 @@ def search_ended(
         (
             str(row.rank or ""),
             _link(result.experiment_id, row.trial),
-            DIVERGED if row.trial.diverged else _share(row.trial.val_accuracy),
+            DIVERGED if row.trial.diverged else _share(row.trial.score),
             *([_share(row.mean)] if has_repeats else []),
             str(row.trial.best_epoch or ""),
             _seconds(row.trial.train_seconds),
@@ -78,14 +79,15 @@ def search_ended(
         for row in leaderboard(result.trials)[:_SHOWN]
     ]
     mean = ["mean of its seeds"] if has_repeats else []
-    heads = ("rank", "trial", "validation accuracy", *mean, "best epoch", "seconds")
+    heads = ("rank", "trial", result.objective.label, *mean, "best epoch", "seconds")
     parts.append(_table(heads, rows))
     if len(result.trials) > _SHOWN:
         parts.append(f"The first {_SHOWN}; all are in the artifact `leaderboard.csv`.")
     # An axis has no mean if every point has a repeat that diverged.
     scored = [effect for effect in effects if any(mean is not None for mean in effect.means)]
     if scored:
-        parts += ["**What each setting did** (mean validation accuracy)", _effects(scored)]
+        heading = f"**What each setting did** (mean {result.objective.label})"
+        parts += [heading, _effects(scored, result.objective)]
     parts.append(
         "**Next**: the artifact `figures/grid.png` draws this. To compare curves, open "
         f"[the table of runs]({table_address(result.experiment_id)}), press the plus sign before "
@@ -103,19 +105,19 @@ def _winner(result: SearchResult, ranked: Sequence[RankedTrial]) -> str:
     if first.trial.diverged:
         return "**Every trial diverged**: there is no best. Choose a smaller `learning_rate`."
     text = (
-        f"**Best: {_link(result.experiment_id, first.trial)}**, validation accuracy "
-        f"{_share(first.trial.val_accuracy)} after epoch {first.trial.best_epoch}"
+        f"**Best: {_link(result.experiment_id, first.trial)}**, {result.objective.label} "
+        f"{_share(first.trial.score)} after epoch {first.trial.best_epoch}"
     )
     if first.spread is not None:
         text += f"; its seeds have {first.mean:.4f} ± {first.spread:.4f}"
     second = next((one for one in ranked if one.rank == 2), None)
     if second is not None:
-        text += f", {first.mean - second.mean:.4f} ahead of "
+        text += f", {abs(first.mean - second.mean):.4f} ahead of "
         text += _link(result.experiment_id, second.trial)
     return text + "."
 
 
-def _effects(effects: Iterable[Effect]) -> str:
+def _effects(effects: Iterable[Effect], objective: Objective) -> str:
     rows = []
     for effect in effects:
         means = [mean for mean in effect.means if mean is not None]
@@ -125,7 +127,7 @@ def _effects(effects: Iterable[Effect]) -> str:
             for value, mean, diverged in columns
         ]
         if len(listed) > _SHOWN:
-            index = effect.means.index(max(means))
+            index = effect.means.index(max(means, key=objective.goodness))
             listed = [f"{len(listed)} values, the best {listed[index]}"]
         rows.append((f"`{effect.axis}`", ", ".join(listed), f"{max(means) - min(means):.4f}"))
     return _table(("setting", "by value", "range"), rows)
@@ -163,9 +165,11 @@ def trial_ended(
     """
     best, validation = result.best, result.validation
     hardest = sorted(validation.classes, key=lambda scores: scores.f1)[:_HARDEST]
-    figures = result.summary()
+    figures, objective = result.summary(), result.config.compared_by
+    chosen_by = f"{best.value(objective):.4f}, by which the epoch was chosen"
     rows = [
         *([("data", plain(other_data))] if other_data else []),
+        *([(objective.label, chosen_by)] if objective.average else []),
         ("validation accuracy", f"{best.val_accuracy:.4f}, after epoch {best.epoch}"),
         ("validation loss", f"{best.val_loss:.4f} nats"),
         ("macro F1", f"{validation.macro.f1:.4f}"),
@@ -250,7 +254,7 @@ def _command(result: TrainingResult, split: SplitConfig) -> str | None:
         return None
     words = ["fmnist-track train"]
     for name, value in config.values.items():
-        if value != FIELDS[name].default:
+        if name not in FIELDS or value != FIELDS[name].default:
             words.append(f"{flag(name)} {format_value(value)}")
     default = SplitConfig()
     if split.protocol != default.protocol:

@@ -10,7 +10,13 @@ from functools import partial
 
 from mlflow.entities import Run, ViewType
 
-from fmnist_tracking.config import COURSEWORK_GRID, DEFAULT_EXPERIMENT, DEFAULT_MODEL_NAME, FIELDS
+from fmnist_tracking.config import (
+    COURSEWORK_GRID,
+    DEFAULT_EXPERIMENT,
+    DEFAULT_MODEL_NAME,
+    FIELDS,
+    OBJECTIVE,
+)
 from fmnist_tracking.errors import TrackingError, setting, shown
 from fmnist_tracking.leaderboard import best
 from fmnist_tracking.network import Value
@@ -226,7 +232,9 @@ def _summary(store: Store, run: Run, experiment: str, is_live: Callable[[Run], b
         val_accuracy = trial.val_accuracy
     else:
         space = read_space(store, run)
-        axes = {"epochs": (read_base(run).epochs,), **space.axes}
+        base = read_base(run).values
+        axes = {name: (base[name],) for name in ("epochs", OBJECTIVE) if name in base}
+        axes = {**axes, **space.axes}
         points = len(space)
         finished, val_accuracy = _results(store, tracked)
     return RunSummary(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fmnist_tracking.config import FASHION_MNIST
 from fmnist_tracking.errors import TrackingError, shortened
 from fmnist_tracking.leaderboard import best, effects, leaderboard
+from fmnist_tracking.objective import VAL_ACCURACY
 from fmnist_tracking.redact import printable, to_be_kept
 from fmnist_tracking.results import (
     FAILED,
@@ -236,13 +237,14 @@ def _link_as_winner(store: Store, search: Run, winner: TrialResult, *, complete:
 def leaderboard_csv(result: SearchResult) -> str:
     """Return the leaderboard of a search as CSV, the best trial first and failed ones last."""
     names = dict.fromkeys(name for trial in result.trials for name in trial.config.values)
+    scores = () if result.objective == VAL_ACCURACY else ("score",)
     return _csv(
-        ["rank", "point_mean", *_LEADERBOARD_COLUMNS, *names],
+        ["rank", "point_mean", *scores, *_LEADERBOARD_COLUMNS, *names],
         (
             [
                 row.rank,
                 row.mean,
-                *(getattr(row.trial, name) for name in _LEADERBOARD_COLUMNS),
+                *(getattr(row.trial, name) for name in (*scores, *_LEADERBOARD_COLUMNS)),
                 *(row.trial.config.values.get(name) for name in names),
             ]
             for row in leaderboard(result.trials)

@@ -13,7 +13,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from fmnist_tracking import fingerprint
-from fmnist_tracking.config import FIELDS, TRAINING_SETTINGS, Pairs, TrainingConfig
+from fmnist_tracking.config import FIELDS, OBJECTIVE, TRAINING_SETTINGS, Pairs, TrainingConfig
 from fmnist_tracking.errors import (
     ConfigError,
     FmnistTrackingError,
@@ -404,6 +404,7 @@ def read_trial(tracked: TrackedRun) -> TrialResult:
             status=run.info.status,
             config=_config(tracked),
             val_accuracy=metrics.get(schema.BEST_VAL_ACCURACY),
+            best_objective=metrics.get(schema.BEST_OBJECTIVE),
             best_epoch=_whole(metrics.get("best_epoch")),
             train_seconds=metrics.get("train_seconds"),
             model_parameters=_whole(metrics.get("model_parameters")),
@@ -419,6 +420,8 @@ def read_trial(tracked: TrackedRun) -> TrialResult:
             raise UnreadableRun(run, f"its metric {schema.BEST_VAL_ACCURACY} is missing")
         if not 0 <= trial.val_accuracy <= 1:
             raise UnreadableRun(run, f"its metric {schema.BEST_VAL_ACCURACY} is no share")
+        if trial.score is None:
+            raise UnreadableRun(run, f"its metric {schema.BEST_OBJECTIVE} is missing")
     return trial
 
 
@@ -445,6 +448,7 @@ def _as_config(run: Run, given: Mapping[str, str]) -> TrainingConfig:
         network = _read_network(run)
         numbers = FIELDS if network.is_coursework else TRAINING_SETTINGS
         values: dict[str, Any] = {name: float(given[name]) for name in numbers if name in given}
+        values |= {name: given[name] for name in (OBJECTIVE,) if name in given}
         config = TrainingConfig.of(network, **values)
         if network.is_coursework:
             return config

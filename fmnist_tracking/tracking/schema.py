@@ -51,6 +51,8 @@ SPLIT_SIZE_PREFIX = "fmnist.split_"
 MODEL_VERSIONS = "mlflow.modelVersions"
 
 BEST_VAL_ACCURACY = "best_val_accuracy"
+# Of what points are compared by, where that is not the validation accuracy.
+BEST_OBJECTIVE = "best_objective"
 FINISHED_POINTS = "finished_points"
 
 MODEL = "model"

@@ -81,6 +81,7 @@ def train(
     unseen = as_tensor(data.validation_images), as_tensor(data.validation_labels)
     meter = SystemMeter()
 
+    objective = config.compared_by
     epochs: list[EpochMetrics] = []
     best_weights: Weights = ()
     best_predicted = np.empty(0, np.uint8)
@@ -90,7 +91,7 @@ def train(
         for variable, value in zip(step.variables, saved.variables, strict=True):
             variable.assign(value)
         epochs, fit_seconds = list(saved.epochs), saved.fit_seconds
-        best, best_weights = best_epoch(epochs).epoch, saved.best_weights
+        best, best_weights = best_epoch(epochs, objective).epoch, saved.best_weights
         best_predicted = saved.best_predicted
     on_start(tuple(epochs))
 
@@ -117,12 +118,17 @@ def train(
                 accuracy=right / len(order),
                 val_loss=val_loss,
                 val_accuracy=accuracy(data.validation_labels, predicted),
+                objective=score(
+                    data.validation_labels, predicted, val_loss, data.class_names
+                ).value(objective)
+                if objective.average
+                else None,
                 epoch_seconds=clock.now() - start,
                 ended_at=int(time.time() * 1000),
                 usage=meter.read(),
             )
             epochs.append(figures)
-            if best_epoch(epochs) is figures:
+            if best_epoch(epochs, objective) is figures:
                 best, best_weights = epoch, tuple(model.get_weights())
                 best_predicted = predicted
             checkpoint = None
