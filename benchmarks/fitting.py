@@ -157,7 +157,8 @@ def our_step(
     runtime.load_tensorflow(threads)
     import tensorflow as tf
 
-    from fmnist_tracking.training.coursework_step import CourseworkSettings, CourseworkStep
+    from fmnist_tracking.training.coursework_settings import CourseworkSettings
+    from fmnist_tracking.training.coursework_step import CourseworkStep
     from fmnist_tracking.training.keras_step import KerasStep
     from fmnist_tracking.training.step import Step
 

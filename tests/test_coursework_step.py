@@ -9,12 +9,8 @@ from numpy.typing import NDArray
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.networks.build import build_model
-from fmnist_tracking.training.coursework_step import (
-    LEVELS,
-    CourseworkSettings,
-    CourseworkStep,
-    kept,
-)
+from fmnist_tracking.training.coursework_settings import CourseworkSettings
+from fmnist_tracking.training.coursework_step import LEVELS, CourseworkStep, kept
 
 # Strides and sizes that leave out pixels at the edges, and numbers of filters that are not round.
 NETWORKS = (

@@ -16,7 +16,8 @@ from fmnist_tracking.metrics import cross_entropy
 from fmnist_tracking.network import Network
 from fmnist_tracking.networks.build import build_model, in_code_of
 from fmnist_tracking.networks.models import as_input
-from fmnist_tracking.training.coursework_step import CourseworkSettings, CourseworkStep
+from fmnist_tracking.training.coursework_settings import CourseworkSettings
+from fmnist_tracking.training.coursework_step import CourseworkStep
 from fmnist_tracking.training.keras_step import KerasStep
 from fmnist_tracking.training.shards import shard_bounds
 from fmnist_tracking.training.step import Step
