@@ -69,6 +69,7 @@ def search(
         help="Train nothing; list the points, what is finished already, and the time and disk "
         "that the rest will take.",
     ),
+    keep_checkpoints: bool = options.KEEP_CHECKPOINTS,
     fresh: bool = options.FRESH,
     protocol: str = options.PROTOCOL,
     limit: int | None = options.LIMIT,
@@ -100,6 +101,7 @@ def search(
         "protocol": protocol,
         "limit": limit,
         "workers": workers,
+        "keep_checkpoints": keep_checkpoints,
         "fresh": fresh,
         "experiment": experiment,
         "tracking_uri": tracking_uri,
@@ -137,6 +139,7 @@ def train(
     network: str = options.NETWORK,
     set: list[str] = options.SET,
     trial_timeout: int | None = options.TRIAL_TIMEOUT,
+    keep_checkpoints: bool = options.KEEP_CHECKPOINTS,
     fresh: bool = options.FRESH,
     protocol: str = options.PROTOCOL,
     limit: int | None = options.LIMIT,
@@ -171,6 +174,7 @@ def train(
             protocol=protocol,  # type: ignore[arg-type]
             limit=limit,
             trial_timeout=trial_timeout,
+            keep_checkpoints=keep_checkpoints,
             fresh=fresh,
             experiment=experiment,
             tracking_uri=tracking_uri,
