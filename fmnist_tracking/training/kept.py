@@ -40,7 +40,7 @@ def find(
         best = best_epoch((best, epoch))
         if is_done(config, epoch, best.epoch):
             return None
-    return saved if len(saved.epochs) <= config.epochs else None
+    return saved
 
 
 def keep(
