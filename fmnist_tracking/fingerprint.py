@@ -67,6 +67,14 @@ def of_point(config: TrainingConfig, split: SplitConfig, data_digest: str) -> st
     return _sha256(content)
 
 
+def of_epochs(config: TrainingConfig, split: SplitConfig, data_digest: str) -> str:
+    """Compute the SHA-256, in hex, of everything that determines the numbers of each epoch.
+
+    It is the same for any number of epochs and any patience, which only say where a training ends.
+    """
+    return of_point(config.replace(epochs=1, patience=0), split, data_digest)
+
+
 def of_program() -> str:
     """Compute the SHA-256, in hex, of the versions that `of_point` includes."""
     return _sha256([NETWORKS, TRAINING, GENERAL_TRAINING, SPLIT, _libraries()])

@@ -75,7 +75,7 @@ def copy_of(package: Path, folder: Path, change: Callable[[Path], None]) -> Path
 
 
 COMMENT = edit("training/coursework_step.py", "import itertools", "# A comment.\nimport itertools")
-ANOTHER_NAME = edit("training/loop.py", "_is_done", "_has_ended")
+ANOTHER_NAME = edit("training/loop.py", "_save", "_write")
 REFACTORED = edit(
     "training/coursework_step.py",
     "return float(loss) / len(order), int(right)",

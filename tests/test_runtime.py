@@ -13,7 +13,8 @@ from fmnist_tracking import machine, runtime
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.training import coursework_step
-from fmnist_tracking.training.loop import CheckpointPlace, train
+from fmnist_tracking.training.checkpoints import CheckpointPlace
+from fmnist_tracking.training.loop import train
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,8 +13,8 @@ from fmnist_tracking.data import DataSplit
 from fmnist_tracking.networks.models import predict
 from fmnist_tracking.results import EpochMetrics, TrainingResult
 from fmnist_tracking.training import checkpoints
-from fmnist_tracking.training.checkpoints import Checkpoint
-from fmnist_tracking.training.loop import CheckpointPlace, Weights, train
+from fmnist_tracking.training.checkpoints import Checkpoint, CheckpointPlace
+from fmnist_tracking.training.loop import Weights, train
 from models import with_weights
 
 # At this learning rate the score goes up and down.

@@ -216,6 +216,13 @@ MAX_TIME = typer.Option(
 FRESH = typer.Option(
     False, "--fresh", help="Train all anew, even what finished before or was cut off."
 )
+KEEP_CHECKPOINTS = typer.Option(
+    False,
+    "--keep-checkpoints",
+    help="Keep the checkpoint of each trial that finishes, so that the same command with more "
+    "epochs goes on from there: --epochs 8 --keep-checkpoints, and later --epochs 12. They are in "
+    "the folders kept_* of FMNIST_STATE_DIR, which may be deleted.",
+)
 
 
 def path_option(option: str, metavar: str, about: str, panel: str | None = None) -> Any:

@@ -185,8 +185,10 @@ def print_plan(plan: "DryRun", *, as_json: bool) -> None:
         out.print("Nothing left to train.")
     elif plan.seconds is not None:
         duration = timedelta(seconds=round(plan.seconds))
+        kept = f", and {plan.kept_bytes / 1e6:.1f} MB for kept checkpoints"
         out.print(
-            f"about {duration} (from {plan.based_on}), and {plan.disk_bytes / 1e6:.0f} MB of disk",
+            f"about {duration} (from {plan.based_on}), and {plan.disk_bytes / 1e6:.0f} MB of disk"
+            f"{kept if plan.kept_bytes else ''}",
             soft_wrap=True,
         )
 

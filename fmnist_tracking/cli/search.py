@@ -72,6 +72,7 @@ def search(
         help="Train nothing; list the points, what is finished already, and the time and disk "
         "that the rest will take.",
     ),
+    keep_checkpoints: bool = options.KEEP_CHECKPOINTS,
     fresh: bool = options.FRESH,
     protocol: str = options.PROTOCOL,
     limit: int | None = options.LIMIT,
@@ -105,6 +106,7 @@ def search(
         "protocol": protocol,
         "limit": limit,
         "workers": workers,
+        "keep_checkpoints": keep_checkpoints,
         "fresh": fresh,
         "experiment": experiment,
         "tracking_uri": tracking_uri,
@@ -145,6 +147,7 @@ def train(
     set: list[str] = options.SET,
     objective: str = options.OBJECTIVE,
     trial_timeout: int | None = options.TRIAL_TIMEOUT,
+    keep_checkpoints: bool = options.KEEP_CHECKPOINTS,
     fresh: bool = options.FRESH,
     protocol: str = options.PROTOCOL,
     limit: int | None = options.LIMIT,
@@ -180,6 +183,7 @@ def train(
             protocol=protocol,  # type: ignore[arg-type]
             limit=limit,
             trial_timeout=trial_timeout,
+            keep_checkpoints=keep_checkpoints,
             fresh=fresh,
             experiment=experiment,
             tracking_uri=tracking_uri,

@@ -22,11 +22,17 @@ from fmnist_tracking.data import Dataset, load_dataset, load_named, require_enou
 from fmnist_tracking.errors import ConfigError, FmnistTrackingError, SearchError, first_line
 from fmnist_tracking.grid_search.arguments import Grid, asked_for, require_arguments
 from fmnist_tracking.grid_search.images import cache_images, network_for, split_of
-from fmnist_tracking.grid_search.lock import checkpoint_folder
+from fmnist_tracking.grid_search.lock import checkpoint_folder, keeping_for
 from fmnist_tracking.grid_search.memory import require_room, too_large, workers_for
-from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials, trial_name
+from fmnist_tracking.grid_search.plan import Keeping, PlannedTrial, plan_trials, trial_name
 from fmnist_tracking.grid_search.resources import local_workers
-from fmnist_tracking.grid_search.time_estimate import TimeEstimator, disk_bytes, time_left, work
+from fmnist_tracking.grid_search.time_estimate import (
+    TimeEstimator,
+    checkpoint_bytes,
+    disk_bytes,
+    time_left,
+    work,
+)
 from fmnist_tracking.network import Value
 from fmnist_tracking.networks.source import NetworkName, find_network
 from fmnist_tracking.results import TrialResult
@@ -42,6 +48,7 @@ _MEASURED_IMAGES = 3_000
 _MEASURED_WORK = 5e6
 # In the worker, which imports TensorFlow for it.
 _MEASURE = "fmnist_tracking.grid_search.worker:measure"
+_NOTHING_KEPT = Keeping(folder=Path(os.devnull), data_digest="", uses=False, keeps=False)
 # Of more points, a person is told that they are looked at.
 _MANY = 10_000
 
@@ -77,6 +84,7 @@ class DryRun:
         seconds: how long it would take, about; None where points are refused.
         based_on: what that was estimated from, for people.
         disk_bytes: that it would take, about.
+        kept_bytes: that the checkpoints which are kept would take beside that, about.
     """
 
     points: tuple[DryRunPoint, ...]
@@ -84,6 +92,7 @@ class DryRun:
     seconds: float | None
     based_on: str
     disk_bytes: int
+    kept_bytes: int = 0
 
     def __repr__(self) -> str:
         counts = Counter(point.state for point in self.points)
@@ -106,6 +115,7 @@ def dry_run(
     limit: int | None = None,
     workers: int | None = None,
     max_trials: int | None = None,
+    keep_checkpoints: bool = False,
     fresh: bool = False,
     experiment: str | None = None,
     tracking_uri: str | None = None,
@@ -127,6 +137,7 @@ def dry_run(
     echo = lines_to(echo)
     require_flag("fresh", fresh)
     max_trials = None if max_trials is None else require_whole("max_trials", max_trials)
+    require_flag("keep_checkpoints", keep_checkpoints)
     built_by = find_network(network)
     require_arguments(built_by, grid, settings, repeats)
     named = load_named(data_dir)
@@ -154,20 +165,28 @@ def dry_run(
     threads = runtime.threads_of(slots)
     known = _Known()
     if not tracking.is_yet_to_be_made(tracking_uri):
-        known = _look(keys, split, threads, fresh, experiment, tracking_uri)
+        known = _look(keys, dataset.digest, split, threads, fresh, experiment, tracking_uri)
+    keeping = dataclasses.replace(known.keeping, keeps=keep_checkpoints)
     today = keys.today[: len(good)]
-    planned = plan_trials(good, today, space.varying, split, known.state, known.folder)
+    planned = plan_trials(good, today, space.varying, split, known.state, known.folder, keeping)
     memory, trials = machine.memory(), iter(planned)
     points = [_point(next(trials), too_large(config, split, memory)) for config in good]
     if not skip_impossible:
         points += [
             DryRunPoint(name=one.name, state=REFUSED, reason=one.reason) for one in asked.impossible
         ]
-    to_train = [
-        (trial.config, trial.config.epochs - trial.epochs_done)
+    left = [
+        trial
         for trial in planned
         if trial.finished is None and too_large(trial.config, split, memory) is None
     ]
+    to_train = [(trial.config, trial.config.epochs - _epochs_done(trial)) for trial in left]
+    # Points that differ in their epochs alone keep one checkpoint.
+    kept = {
+        trial.keep_in.folder: checkpoint_bytes(trial.config, split.validation_images)
+        for trial in left
+        if trial.keep_in is not None
+    }
     require_room([config for config, _ in to_train], split, workers)
     seconds, based_on = 0.0, "nothing is left to train"
     if to_train:
@@ -189,7 +208,12 @@ def dry_run(
         seconds=None if any(point.state == REFUSED for point in points) else seconds,
         based_on=based_on,
         disk_bytes=sum(disk_bytes(config) for config, _ in to_train),
+        kept_bytes=sum(kept.values()),
     )
+
+
+def _epochs_done(trial: PlannedTrial) -> int:
+    return trial.epochs_done or trial.epochs_kept
 
 
 def _point(trial: PlannedTrial, too_large: str | None) -> DryRunPoint:
@@ -206,9 +230,9 @@ def _point(trial: PlannedTrial, too_large: str | None) -> DryRunPoint:
         return DryRunPoint(name=trial.name, state=REFUSED, reason=too_large)
     return DryRunPoint(
         name=trial.name,
-        state=CONTINUES if trial.epochs_done else NEW,
+        state=CONTINUES if _epochs_done(trial) else NEW,
         run_id=trial.run_id,
-        epochs_done=trial.epochs_done,
+        epochs_done=_epochs_done(trial),
         epochs=epochs,
     )
 
@@ -220,10 +244,12 @@ class _Known:
     state: ResumeState = field(default_factory=ResumeState)
     folder: Path = Path(os.devnull)  # with the search's checkpoints; by default of none
     like: Sequence[TrialResult] = ()  # finished trials, by whose time that of others is estimated
+    keeping: Keeping = _NOTHING_KEPT
 
 
 def _look(
     keys: fingerprint.GridKeys,
+    data_digest: str,
     split: SplitConfig,
     threads: int,
     fresh: bool,
@@ -245,6 +271,7 @@ def _look(
             ),
             folder=checkpoint_folder(store, experiment_id, keys.grids[0]),
             like=like,
+            keeping=keeping_for(store, experiment_id, data_digest, fresh=False, keeps=False),
         )
 
 

@@ -13,6 +13,7 @@ from typing import BinaryIO, TextIO
 
 from fmnist_tracking.errors import OutputError, SearchError
 from fmnist_tracking.files import PRIVATE_FILE, is_own_folder, open_untrusted, private_folder
+from fmnist_tracking.grid_search.plan import Keeping
 from fmnist_tracking.runtime import STATE_VARIABLE
 from fmnist_tracking.tracking import Lease, Store, schema
 from fmnist_tracking.training import checkpoints
@@ -28,15 +29,29 @@ _LONGEST_LEASE = 10_000  # bytes
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
-def checkpoint_folder(store: Store, experiment_id: str, fingerprint: str) -> Path:
+def checkpoint_folder(
+    store: Store, experiment_id: str, fingerprint: str, *, prefix: str = ""
+) -> Path:
     """Return the folder of a search or training: the same for the same command."""
     identity = "\n".join((store.identity(experiment_id), experiment_id, fingerprint))
-    return _own(state_dir() / hashlib.sha256(identity.encode()).hexdigest()[:16])
+    return _own(state_dir() / f"{prefix}{hashlib.sha256(identity.encode()).hexdigest()[:16]}")
 
 
 def points_folder(store: Store, experiment_id: str) -> Path:
     """Return the folder for the points of an experiment that are being trained."""
     return checkpoint_folder(store, experiment_id, "points")
+
+
+def keeping_for(
+    store: Store, experiment_id: str, data_digest: str, *, fresh: bool, keeps: bool
+) -> Keeping:
+    """Return what is kept of the checkpoints of an experiment's finished trials.
+
+    No search removes them. Those that are there are not for a fresh one.
+    """
+    folder = checkpoint_folder(store, experiment_id, "kept", prefix="kept_")
+    uses = not fresh and folder.is_dir()
+    return Keeping(folder=folder, data_digest=data_digest, uses=uses, keeps=keeps)
 
 
 def _own(folder: Path) -> Path:

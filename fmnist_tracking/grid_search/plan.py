@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fmnist_tracking import fingerprint as fingerprints
 from fmnist_tracking.config import TRAINING_SETTINGS, TrainingConfig, format_value
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import TrialResult
 from fmnist_tracking.split_config import SplitConfig
-from fmnist_tracking.training import checkpoints
+from fmnist_tracking.training import checkpoints, kept
+from fmnist_tracking.training.checkpoints import CheckpointPlace
 
 if TYPE_CHECKING:
     from fmnist_tracking.tracking import ResumeState
@@ -17,6 +19,26 @@ if TYPE_CHECKING:
 # Of a fingerprint, so many characters name the folder of a trial's checkpoint.
 _FOLDER_CHARACTERS = 16
 _LONGEST_NAME = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """The checkpoints of finished trials that are kept, for those of more epochs to go on from."""
+
+    folder: Path
+    data_digest: str  # of the data that they are trained on
+    uses: bool  # trials go on from those that are there
+    keeps: bool  # trials add theirs
+
+    def place(self, config: TrainingConfig, split: SplitConfig) -> CheckpointPlace | None:
+        """Return where the checkpoint of a configuration is, whatever its number of epochs.
+
+        None where nothing is used or kept.
+        """
+        if not (self.uses or self.keeps):
+            return None
+        key = fingerprints.of_epochs(config, split, self.data_digest)
+        return CheckpointPlace(folder=self.folder / key[:_FOLDER_CHARACTERS], fingerprint=key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +54,9 @@ class PlannedTrial:
     fingerprint: str  # of all that determines its numbers
     checkpoint_dir: Path
     epochs_done: int = 0  # that the checkpoint has
+    epochs_kept: int = 0  # that the one in `begin_from` has
+    begin_from: CheckpointPlace | None = None  # of a shorter training, if it has none of its own
+    keep_in: CheckpointPlace | None = None  # where its checkpoint stays when it has finished
     run_id: str | None = None  # of the run that was cut off and is gone on with
     finished: TrialResult | None = None  # the trial that has finished already
 
@@ -58,15 +83,20 @@ def plan_trials(
     split: SplitConfig,
     state: "ResumeState",
     folder: Path,
+    keeping: Keeping,
 ) -> tuple[PlannedTrial, ...]:
     """Return a trial for each point of a grid, in its order, named by the axes that vary."""
     trials: list[PlannedTrial] = []
     for config, fingerprint in zip(points, fingerprints, strict=True):
         checkpoint_dir = folder / fingerprint[:_FOLDER_CHARACTERS]
         finished = state.finished.get(fingerprint)
-        saved = None
+        place = keeping.place(config, split)
+        saved = shorter = None
         if finished is None:
-            saved = checkpoints.load(checkpoint_dir, fingerprint, config, split.validation_images)
+            images = split.validation_images
+            saved = checkpoints.load(checkpoint_dir, fingerprint, config, images)
+            if place is not None and keeping.uses and saved is None and not state.is_fresh:
+                shorter = kept.find(place, config, images)
         unfinished = state.open.get(fingerprint)
         # A run whose epochs would have to be trained again stays as it is: in it, they would be
         # logged twice.
@@ -79,6 +109,9 @@ def plan_trials(
                 fingerprint=fingerprint,
                 checkpoint_dir=checkpoint_dir,
                 epochs_done=len(saved.epochs) if saved else 0,
+                epochs_kept=len(shorter.epochs) if shorter else 0,
+                begin_from=place if shorter else None,
+                keep_in=place if keeping.keeps else None,
                 run_id=unfinished.run_id if unfinished and resumes else None,
                 finished=finished,
             )

@@ -21,7 +21,7 @@ from fmnist_tracking.errors import SearchError, TrialsFailed
 from fmnist_tracking.grid_search.arguments import Grid, asked_for, config_of, require_arguments
 from fmnist_tracking.grid_search.explore import TimeIsUp, explore
 from fmnist_tracking.grid_search.images import network_for, split_of
-from fmnist_tracking.grid_search.lock import checkpoint_folder, locked_folder
+from fmnist_tracking.grid_search.lock import checkpoint_folder, keeping_for, locked_folder
 from fmnist_tracking.grid_search.memory import (
     require_processes,
     require_room,
@@ -64,6 +64,7 @@ def search(
     trial_timeout: int | None = None,
     max_trials: int | None = None,
     max_time: int | None = None,
+    keep_checkpoints: bool = False,
     fresh: bool = False,
     experiment: str | None = None,
     tracking_uri: str | None = None,
@@ -98,7 +99,9 @@ def search(
             search goes on with the others.
         max_time: end the search after so many seconds, and keep what it has. The same search goes
             on: of a trial that was cut off, after its last whole epoch.
-        fresh: train all anew, whatever has finished before.
+        keep_checkpoints: keep the checkpoint of each trial that finishes, so that the same search
+            with more epochs goes on from there, to the same numbers as if it were trained at once.
+        fresh: train all anew, whatever has finished before, or was kept.
         experiment: name of the MLflow experiment, made if it is not there; None for the one that
             the environment names, or `fashion-mnist`.
         tracking_uri: address of the MLflow store, None for the usual one.
@@ -120,11 +123,10 @@ def search(
         SearchError: another process is working on the same search, or points have failed.
         TrackingError: the store cannot be reached.
     """
-    _check_options(on_failure, echo, on_start, fresh=fresh, upgrade_store=upgrade_store)
-    trial_timeout, max_trials = (
-        _whole("trial_timeout", trial_timeout),
-        _whole("max_trials", max_trials),
-    )
+    flags = {"keep_checkpoints": keep_checkpoints, "fresh": fresh, "upgrade_store": upgrade_store}
+    _check_options(on_failure, echo, on_start, **flags)
+    trial_timeout = _whole("trial_timeout", trial_timeout)
+    max_trials = _whole("max_trials", max_trials)
     until = time.monotonic() + (_whole("max_time", max_time) or math.inf)
     built_by = find_network(network)
     require_arguments(built_by, grid, settings, repeats)
@@ -159,7 +161,9 @@ def search(
             upgrade_store=upgrade_store,
             echo=echo,
         ) as resources,
-        plan_search(resources, space, points, fresh=fresh, most=max_trials) as plan,
+        plan_search(
+            resources, space, points, fresh=fresh, keeps=keep_checkpoints, most=max_trials
+        ) as plan,
     ):
         if plan.before is not None:
             echo(
@@ -207,6 +211,7 @@ def train(
     protocol: Protocol = "canonical",
     limit: int | None = None,
     trial_timeout: int | None = None,
+    keep_checkpoints: bool = False,
     fresh: bool = False,
     experiment: str | None = None,
     tracking_uri: str | None = None,
@@ -226,7 +231,8 @@ def train(
     Raises:
         SearchError: the training failed; its run holds the traceback. For others, see `search`.
     """
-    _check_options(on_failure, echo, on_start, fresh=fresh, upgrade_store=upgrade_store)
+    flags = {"keep_checkpoints": keep_checkpoints, "fresh": fresh, "upgrade_store": upgrade_store}
+    _check_options(on_failure, echo, on_start, **flags)
     trial_timeout = _whole("trial_timeout", trial_timeout)
     named = load_named(data_dir)
     chosen = {**settings, **(hyperparameters or {})}
@@ -253,7 +259,9 @@ def train(
             if not fresh:
                 resources.claims.wait(point, trial_name(config), echo)
                 state = tracking.find_training(store, experiment_id, keys, held.before)
-            (trial,) = plan_trials([config], [point], (), split, state, folder)
+            digest = resources.dataset.digest
+            keeping = keeping_for(store, experiment_id, digest, fresh=fresh, keeps=keep_checkpoints)
+            (trial,) = plan_trials([config], [point], (), split, state, folder, keeping)
             if trial.finished is not None and resources.adopted is None:
                 tracking.log_asked(store, trial.finished.run_id)
                 echo(f"The run {trial.finished.run_id[:8]} has trained this before; it is reused.")

@@ -142,6 +142,13 @@ class TrialScheduler:
             )
         else:  # what there is cannot be used, as was said when the search was planned
             checkpoints.remove(trial.checkpoint_dir)
+        if trial.epochs_kept:
+            running.logger.log_interruption(
+                _line(
+                    f"begun after epoch {trial.epochs_kept}, from the checkpoint that an earlier "
+                    f"training kept, with {self._resources.threads} threads"
+                )
+            )
         self._attempt(running)
         return True
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fmnist_tracking import fingerprint, tracking
 from fmnist_tracking.config import TrainingConfig
-from fmnist_tracking.grid_search.lock import checkpoint_folder, locked_folder
+from fmnist_tracking.grid_search.lock import checkpoint_folder, keeping_for, locked_folder
 from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials
 from fmnist_tracking.grid_search.resources import Resources
 from fmnist_tracking.results import FINISHED, SearchResult
@@ -35,17 +35,20 @@ def plan_search(
     points: Sequence[TrainingConfig],
     *,
     fresh: bool,
+    keeps: bool,
     most: int | None = None,
 ) -> Iterator[SearchPlan]:
     """Plan the trials of a search, all of them anew if it is fresh, and hold its folder's lock.
 
-    Only the first points of the grid are tried, where there are `most` of them.
+    Only the first points of the grid are tried, where there are `most` of them. If it `keeps` them,
+    the checkpoints of its finished trials stay.
 
     Raises:
         SearchError: another process is working on the same search.
     """
     store, experiment_id = resources.store, resources.experiment_id
-    keys = fingerprint.of_grid(points, resources.split, resources.dataset.digest)
+    split, digest = resources.split, resources.dataset.digest
+    keys = fingerprint.of_grid(points, split, digest)
     grid = keys.grids[0]
     with locked_folder(checkpoint_folder(store, experiment_id, grid), fresh=fresh) as held:
         searches = tracking.find_searches(store, experiment_id, keys.grids)
@@ -60,8 +63,9 @@ def plan_search(
         state = tracking.find_resume_state(
             store, experiment_id, searches, keys, fresh=fresh, reopen=resumes
         )
+        keeping = keeping_for(store, experiment_id, digest, fresh=fresh, keeps=keeps)
         today = keys.today[: len(tried)]
-        trials = plan_trials(tried, today, space.varying, resources.split, state, held.path)
+        trials = plan_trials(tried, today, space.varying, split, state, held.path, keeping)
         yield SearchPlan(grid=grid, folder=held.path, state=state, trials=trials)
 
 

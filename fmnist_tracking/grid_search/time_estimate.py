@@ -15,7 +15,10 @@ _OVERHEAD_MULTIPLY_ADDS = 200_000
 _BYTES_A_TRIAL = 235_000
 _BYTES_AN_EPOCH = 1_200
 _BYTES_A_WEIGHT = 4
-# The weight, its gradient, and Adam's two moments.
+# Measured on checkpoints: what they hold beside their numbers.
+_CHECKPOINT_BYTES = 10_000
+_CHECKPOINT_EPOCH_BYTES = 300
+# The weight, its gradient or its best value, and Adam's two moments.
 _TENSORS_A_WEIGHT = 4
 
 
@@ -26,6 +29,12 @@ def disk_bytes(config: TrainingConfig) -> int:
         + _BYTES_AN_EPOCH * config.epochs
         + _BYTES_A_WEIGHT * size_of(config).parameters
     )
+
+
+def checkpoint_bytes(config: TrainingConfig, validation_images: int) -> int:
+    """Estimate what a kept checkpoint takes on disk, in bytes, with Adam's two moments."""
+    numbers = _BYTES_A_WEIGHT * _TENSORS_A_WEIGHT * size_of(config).parameters
+    return numbers + validation_images + _CHECKPOINT_BYTES + _CHECKPOINT_EPOCH_BYTES * config.epochs
 
 
 def memory_bytes(config: TrainingConfig, images: int) -> int:

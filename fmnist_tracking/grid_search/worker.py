@@ -23,6 +23,7 @@ from fmnist_tracking.networks.space import defaults, explore_grid
 from fmnist_tracking.results import EpochMetrics
 from fmnist_tracking.search_space import Combination, NetworkGrid
 from fmnist_tracking.training import loop, prepare
+from fmnist_tracking.training.checkpoints import CheckpointPlace
 
 
 def run_trial(task: TrialTask, report: Callable[[Any], None]) -> Trained | Failed:
@@ -53,7 +54,9 @@ def _trained(task: TrialTask, report: Callable[[Any], None]) -> Trained:
         trial.config,
         split,
         lambda metrics: report(EpochEnded(number=trial.number, metrics=metrics)),
-        place=loop.CheckpointPlace(folder=trial.checkpoint_dir, fingerprint=trial.fingerprint),
+        place=CheckpointPlace(folder=trial.checkpoint_dir, fingerprint=trial.fingerprint),
+        begin_from=trial.begin_from,
+        keep_in=trial.keep_in,
         on_start=on_start,
     )
     keras.utils.set_random_seed(trial.config.seed)  # as before it was built for the training

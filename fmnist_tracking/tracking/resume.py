@@ -78,6 +78,11 @@ class ResumeState:
     finished: Mapping[str, TrialResult] = field(default_factory=dict)
     open: Mapping[str, UnfinishedTrial] = field(default_factory=dict)
 
+    @property
+    def is_fresh(self) -> bool:
+        """Return whether the search was started to train every point anew."""
+        return self.search is not None and schema.FRESH in self.search.raw.data.tags
+
 
 def find_searches(store: Store, experiment_id: str, grids: Iterable[str]) -> list[TrackedRun]:
     """Find the runs of one search in an experiment, the one whose command was given last first.

@@ -50,6 +50,14 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointPlace:
+    """Where a training saves its checkpoint, and which training it is."""
+
+    folder: Path  # created if it does not exist
+    fingerprint: str  # a checkpoint of any other training is ignored
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """What a training needs to resume exactly as if it had never stopped."""
 

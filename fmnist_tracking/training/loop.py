@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,9 @@ from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.metrics import accuracy, predicted_labels, score
 from fmnist_tracking.networks.build import size_of_model
-from fmnist_tracking.results import EpochMetrics, TrainingResult, best_epoch, diverged_in
-from fmnist_tracking.training import checkpoints
-from fmnist_tracking.training.checkpoints import Checkpoint
+from fmnist_tracking.results import EpochMetrics, TrainingResult, best_epoch
+from fmnist_tracking.training import checkpoints, kept
+from fmnist_tracking.training.checkpoints import Checkpoint, CheckpointPlace
 from fmnist_tracking.training.prepare import as_tensor, prepare, require_probabilities
 from fmnist_tracking.training.system_metrics import SystemMeter
 
@@ -30,20 +29,14 @@ Weights = tuple[NDArray[np.float32], ...]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CheckpointPlace:
-    """Where a training saves its checkpoint, and which training it is."""
-
-    folder: Path  # created if it does not exist
-    fingerprint: str  # a checkpoint of any other training is ignored
-
-
 def train(
     config: TrainingConfig,
     data: DataSplit,
     on_epoch: OnEpoch = lambda _: None,
     *,
     place: CheckpointPlace | None = None,
+    begin_from: CheckpointPlace | None = None,
+    keep_in: CheckpointPlace | None = None,
     on_start: OnStart = lambda _: None,
 ) -> tuple[TrainingResult, Weights]:
     """Train one configuration, deterministically for its seed, processor and threads.
@@ -62,6 +55,9 @@ def train(
             background thread; an exception in it ends the training, after one more epoch at most.
         place: of the checkpoint, which is written after each epoch, and from which the training is
             resumed if it exists; None saves none. The caller removes it.
+        begin_from: of the checkpoint of a shorter training to go on from, if there is none in
+            `place`.
+        keep_in: with a `place`, where the last checkpoint is kept for a longer training.
         on_start: called before the first step with the metrics of the epochs that the checkpoint
             holds; usually none.
 
@@ -69,14 +65,15 @@ def train(
         The result, and the weights of the best epoch; see `results.best_epoch`.
     """
     images, labels = as_tensor(data.train_images), as_tensor(data.train_labels)
-    saved = None
+    source, saved, count = place, None, len(data.validation_labels)
     if place is not None:
-        count = len(data.validation_labels)
         saved = checkpoints.load(place.folder, place.fingerprint, config, count)
+    if saved is None and begin_from is not None:
+        source, saved = begin_from, kept.find(begin_from, config, count)
     prepared = prepare(config, images, labels, saved.compiled if saved else None)
     step, model = prepared.step, prepared.model
-    if saved is not None and place is not None and not saved.fits(step.variables, model):
-        _log.warning("The checkpoint in %s is not used: it is another network's.", place.folder)
+    if saved is not None and source is not None and not saved.fits(step.variables, model):
+        _log.warning("The checkpoint in %s is not used: it is another network's.", source.folder)
         saved = None
     unseen = as_tensor(data.validation_images), as_tensor(data.validation_labels)
     meter = SystemMeter()
@@ -93,6 +90,10 @@ def train(
         epochs, fit_seconds = list(saved.epochs), saved.fit_seconds
         best, best_weights = best_epoch(epochs, objective).epoch, saved.best_weights
         best_predicted = saved.best_predicted
+        # Else it could not go on if it is cut off now.
+        if place is not None and source is not place:
+            _save(dataclasses.replace(saved, fingerprint=place.fingerprint), place.folder)
+    last = saved
     on_start(tuple(epochs))
 
     def report(figures: EpochMetrics, checkpoint: Checkpoint | None) -> None:
@@ -103,7 +104,7 @@ def train(
     # The next epoch is trained while a checkpoint is written.
     with ThreadPoolExecutor(1) as background:
         reported: Future[None] | None = None
-        while not _is_done(config, epochs, best):
+        while not (epochs and kept.is_done(config, epochs[-1], best)):
             epoch = len(epochs) + 1
             start = clock.now()
             order = np.random.default_rng([config.seed, epoch]).permutation(len(labels))
@@ -131,9 +132,8 @@ def train(
             if best_epoch(epochs, objective) is figures:
                 best, best_weights = epoch, tuple(model.get_weights())
                 best_predicted = predicted
-            checkpoint = None
             if place is not None:
-                checkpoint = Checkpoint(
+                last = Checkpoint(
                     fingerprint=place.fingerprint,
                     epochs=tuple(epochs),
                     fit_seconds=fit_seconds,
@@ -144,9 +144,11 @@ def train(
                 )
             if reported is not None:
                 reported.result()
-            reported = background.submit(report, figures, checkpoint)
+            reported = background.submit(report, figures, last)
         if reported is not None:
             reported.result()
+    if last is not None and keep_in is not None:
+        kept.keep(last, keep_in, config, count)
 
     if config.size is None:
         config = dataclasses.replace(config, size=size_of_model(model))
@@ -168,13 +170,6 @@ def train(
         },
     )
     return result, best_weights
-
-
-def _is_done(config: TrainingConfig, epochs: Sequence[EpochMetrics], best: int) -> bool:
-    done = len(epochs)
-    if diverged_in(epochs):  # weights that diverged do not recover
-        return True
-    return done >= config.epochs or bool(config.patience and done - best >= config.patience)
 
 
 def _save(checkpoint: Checkpoint, folder: Path) -> None:
