@@ -79,7 +79,7 @@ def _wait(task: TrialTask, report: Callable[[Any], None], seconds: float) -> Tra
     return Trained(
         result=result,
         weights=_weights(task.trial.config),
-        architecture=_architecture(task.trial.config),
+        model=_architecture(task.trial.config),
         seconds=result.train_seconds,
     )
 

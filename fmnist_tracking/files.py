@@ -3,10 +3,12 @@
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import secrets
 import stat
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,6 +47,12 @@ def sha256(file: BinaryIO) -> str:
         digest.update(chunk)
     file.seek(start)
     return digest.hexdigest()
+
+
+def digest_of(files: Mapping[str, bytes]) -> str:
+    """Return one SHA-256, in hex, of the paths and contents of files."""
+    each = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+    return hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest()
 
 
 def require_harmless_zip(file: BinaryIO) -> None:
@@ -87,6 +95,14 @@ def write_file(path: Path, *content: bytes | memoryview, mode: int = _FILE) -> N
         with contextlib.suppress(OSError):
             new.unlink()
         raise
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a folder, given their contents by path."""
+    for path, content in files.items():
+        place = folder / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
 
 
 def private_folder(folder: Path, named_by: str | None = None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fmnist_tracking import runtime, tracking
-from fmnist_tracking.errors import TrackingError
+from fmnist_tracking.errors import TrackingError, setting
 from fmnist_tracking.inspection import StoredModel
 from fmnist_tracking.redact import printable
 from fmnist_tracking.split_config import Protocol
@@ -54,16 +54,24 @@ def model_process() -> Iterator[Ask]:
 
 
 @contextlib.contextmanager
-def fetched_model(store: Store, trial: TrackedRun) -> Iterator[StoredModel]:
+def fetched_model(store: Store, trial: TrackedRun, trust_code: bool) -> Iterator[StoredModel]:
     """Fetch a trial's model from the store, for as long as the block lasts.
 
     Raises:
-        TrackingError: the trial has no model.
+        TrackingError: the trial has no model, or one that needs code that is not trusted.
     """
     with tempfile.TemporaryDirectory() as scratch:
         file = tracking.download_model(store, trial, Path(scratch))
+        code = tracking.code_beside(file)
+        if code is not None and not trust_code:
+            raise TrackingError(
+                f"The model of trial {trial.run_id[:8]} needs code that was logged with it: "
+                f"{tracking.names_in(code)}. It was not run: code from a store can do "
+                f"all that you can do, and whoever can write to {store.public_uri} could have put "
+                f"it there. Give {setting('trust_code=True')} if you trust all who can."
+            )
         network = tracking.read_trial(trial).config.network
-        yield StoredModel(file=file, run_id=trial.run_id, network=network)
+        yield StoredModel(file=file, run_id=trial.run_id, network=network, code=code)
 
 
 @dataclass(frozen=True, kw_only=True)

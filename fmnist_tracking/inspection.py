@@ -14,11 +14,15 @@ from fmnist_tracking.split_config import SplitConfig
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
-    """A trial's model: its `.keras` file, the trial's run, and which network it must be."""
+    """A trial's model: its `.keras` file, the trial's run, and which network it must be.
+
+    The code is what was logged with it, to be run; None where it needs none.
+    """
 
     file: Path
     run_id: str
     network: Network
+    code: Path | None = None
 
 
 # The test images are for a report alone.

@@ -105,14 +105,17 @@ def classify(
 
 
 def load_model(model: StoredModel) -> keras.Model:
-    """Load a trial's `.keras` file in Keras's safe mode.
+    """Load a trial's `.keras` file in Keras's safe mode, with its code if there is some.
 
     Raises:
         TrackingError: it cannot be used; the message names the trial.
     """
     try:
-        return models.load_model(model.file, model.network)
-    except Exception as error:  # Keras raises many kinds of what is damaged or not its own
+        return models.load_model(model.file, model.network, model.code)
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # Keras raises many kinds of what is damaged or not its own
         raise _unusable(model.run_id, error) from None
 
 
@@ -121,7 +124,7 @@ def _load(model: StoredModel) -> keras.Model:
     return load_model(model)
 
 
-def _unusable(run_id: str, error: Exception) -> TrackingError:
+def _unusable(run_id: str, error: BaseException) -> TrackingError:
     why = first_line(error)[:_LONGEST_REASON]
     return TrackingError(
         f"The model file of trial {run_id[:8]} cannot be used; it is damaged, or not one of this "

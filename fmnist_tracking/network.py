@@ -106,6 +106,25 @@ class NetworkSize:
             raise ConfigError(f"Expected the size of a network in whole numbers, got {numbers}.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class PackedModel:
+    """A trained model with classes or functions of its network's own, and their code, as files.
+
+    Attributes:
+        file: the `.keras` file.
+        package: the Python package among the code whose module `models` loads it.
+        code: files by path; Python finds the package where these paths begin.
+        requirements: the names of the installed packages that the code imports.
+        output_shape: of the model, None for the number of images.
+    """
+
+    file: bytes
+    package: str
+    code: Mapping[str, bytes]
+    requirements: tuple[str, ...]
+    output_shape: tuple[None, int]
+
+
 def feature_map_sizes(
     values: Mapping[str, Any], image_shape: tuple[int, int, int]
 ) -> dict[str, tuple[int, int]]:

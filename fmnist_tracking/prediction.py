@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_tracking import tracking
-from fmnist_tracking.config import CLASS_NAMES, require_path
+from fmnist_tracking.config import CLASS_NAMES, require_flag, require_path
 from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.data import FASHION_MNIST_DIGEST
 from fmnist_tracking.errors import OutputError, PictureError
@@ -112,6 +112,7 @@ def predict(
     pictures: str | Path | Sequence[str | Path],
     *,
     output_dir: str | Path | None = None,
+    trust_code: bool = False,
     experiment: str | None = None,
     tracking_uri: str | None = None,
     echo: Echo | None = echo_line,
@@ -124,6 +125,8 @@ def predict(
         run: a search, a trial, or the name of one: a run id, its beginning, `latest` or `best`.
         pictures: their paths, or the path of one.
         output_dir: where to write the pictures, made small, that the model sees, None for nowhere.
+        trust_code: run the code that was logged with the model, if it needs some: code of layers of
+            one's own, which whoever can write to the store could have put there.
         experiment: name of the experiment to look in, None for the one in use.
         tracking_uri: of the MLflow store, None for the usual one.
         echo: called with a line for a person to read, which says what the model is.
@@ -133,6 +136,7 @@ def predict(
         OutputError: the folder cannot be written.
         TrackingError: there is no such run, or it has no model that can be used.
     """
+    require_flag("trust_code", trust_code)
     echo = lines_to(echo)
     reference, tracking_uri = located(run, tracking_uri)
     paths = _paths(pictures)
@@ -149,7 +153,7 @@ def predict(
             answers = []
             if usable:
                 both = np.stack([side for one in usable for side in (one, one[:, ::-1])])
-                with fetched_model(store, trial) as model:
+                with fetched_model(store, trial, trust_code) as model:
                     answers = ask("classify", model, both)()
         probabilities = iter(answers)
     taken = {os.path.realpath(path) for path in paths}

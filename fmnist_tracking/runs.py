@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from fmnist_tracking import interrupts, leaderboard, tracking
+from fmnist_tracking.config import require_flag
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.inference import fetched_model
 from fmnist_tracking.network import Value
@@ -96,22 +97,28 @@ class Trial:
         rows = [[getattr(epoch, name) for name in columns] for epoch in training.epochs]
         return pd.DataFrame(rows, index=epochs, columns=list(columns))
 
-    def load_model(self) -> "keras.Model":
+    def load_model(self, *, trust_code: bool = False) -> "keras.Model":
         """Load its network, with the weights of the best epoch.
+
+        Args:
+            trust_code: run the code that was logged with the model, if it needs some: code of
+                layers of one's own, which whoever can write to the store could have put there.
 
         Returns:
             A Keras model, uncompiled: raw pixels, uint8 of shape (n, height, width, channels),
             to class probabilities, float32 of shape (n, classes).
 
         Raises:
-            TrackingError: the trial did not finish, or its model cannot be loaded.
+            TrackingError: the trial did not finish, or its model cannot be loaded, or needs code
+                that is not trusted.
         """
+        require_flag("trust_code", trust_code)
         with interrupts.held_back():
             from fmnist_tracking import model_worker  # and with it TensorFlow
 
         with tracking.open_store(self.tracking_uri) as store:
             trial = tracking.find_run(store, self.run_id)
-            with fetched_model(store, trial) as model:
+            with fetched_model(store, trial, trust_code) as model:
                 return model_worker.load_model(model)
 
     def __repr__(self) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
+from fmnist_tracking import tracking
 from fmnist_tracking.networks.models import load_model
 from fmnist_tracking.tracking import open_store
 from fmnist_tracking.tracking.resume import EPOCH_METRICS
@@ -159,7 +160,8 @@ def weights(client: MlflowClient, trial: MlflowRun, experiment_id: str) -> list[
     )
     assert [str(model.status) for model in logged] == ["READY"]
     path = mlflow.artifacts.download_artifacts(f"runs:/{trial.info.run_id}/model")
-    return list(load_model(Path(path, "data", "model.keras")).get_weights())
+    file = Path(path, "data", "model.keras")
+    return list(load_model(file, code=tracking.code_beside(file)).get_weights())
 
 
 def assert_as_undisturbed(place: Place, expected: Outcome) -> None:

@@ -28,7 +28,7 @@ COMMANDS = {i.callback.__name__: i.callback for i in app.registered_commands if 
 # has no parameters that are given without a value.
 NOT_IN_MLPROJECT = {
     *("experiment", "tracking_uri", "upgrade_store", "trust_artifact_location"),
-    *("as_json", "dry_run", "fresh", "skip_impossible", "keep_checkpoints"),
+    *("as_json", "dry_run", "fresh", "skip_impossible", "keep_checkpoints", "trust_code"),
 }
 
 

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import layer_nets
 import nets
 from conftest import Call
 from data_sets import noise, write_idx, write_npz
@@ -39,8 +40,10 @@ SEARCHES = {
     ),
     # Batch normalisation, a schedule of the learning rate, a conditional hyperparameter.
     f"{PACKAGE}.three_blocks:build": ("--filters", "2", "--axis", "dropout=0.2"),
+    # Layers of its own, with a state.
+    f"{layer_nets.__file__}:sequential": (),
 }
-POINTS = (4, 4, 3)
+POINTS = (4, 4, 3, 2)
 
 
 def begun(place: Place, words: tuple[str, ...]) -> "subprocess.Popen[str]":
@@ -73,7 +76,11 @@ def _history(client: MlflowClient, run_id: str, name: str) -> list[tuple[int, fl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("network", "points"), [*zip(SEARCHES, POINTS, strict=True)])
+@pytest.mark.parametrize(
+    ("network", "points"),
+    [*zip(SEARCHES, POINTS, strict=True)],
+    ids=["coursework", "coursework_plus", "three_blocks", "own layers"],
+)
 def test_killed_driver_and_worker_change_no_bit(
     network: str, points: int, tmp_path: Path, cache: Path
 ) -> None:

@@ -622,7 +622,7 @@ def test_validation_samples_are_of_the_trial_s_validation_images(
     run_id = kept.keep(model, CONFIG, dataset.digest)
     with tracking.open_store(kept.uri) as store:
         trial = tracking.find_run(store, run_id)
-        with fetched_model(store, trial) as stored:
+        with fetched_model(store, trial, False) as stored:
             seen = {
                 part: inspect_model(
                     InspectionTask(

@@ -82,6 +82,7 @@ def predict(
     output_dir: Path | None = options.path_option(
         "--output-dir", "DIR", "Also write what the model sees of each picture into this folder."
     ),
+    trust_code: bool = options.TRUST_CODE,
     experiment: str | None = options.IN_EXPERIMENT,
     tracking_uri: str | None = options.TRACKING_URI,
     as_json: bool = options.JSON,
@@ -98,6 +99,7 @@ def predict(
         run_id,
         images,
         output_dir=output_dir,
+        trust_code=trust_code,
         experiment=experiment,
         tracking_uri=tracking_uri,
         echo=echo,

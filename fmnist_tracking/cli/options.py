@@ -325,4 +325,10 @@ SAMPLE_SEED = whole_option(
     0,
     help="Chooses the sample images; the same seed, the same ones.",
 )
+TRUST_CODE = typer.Option(
+    False,
+    "--trust-code",
+    help="Run the code that was logged with the model, if it needs some: that of layers of one's "
+    "own. Whoever can write to the store could have put it there.",
+)
 JSON = typer.Option(False, "--json", help="Print one JSON object to standard output.")

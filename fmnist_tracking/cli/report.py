@@ -36,6 +36,7 @@ def report(
     seed: int = options.SAMPLE_SEED,
     layer: str = _LAYER,
     data_dir: Path | None = options.DATA_DIR,
+    trust_code: bool = options.TRUST_CODE,
     experiment: str | None = options.IN_EXPERIMENT,
     tracking_uri: str | None = options.TRACKING_URI,
     as_json: bool = options.JSON,
@@ -44,7 +45,18 @@ def report(
 
     This opens the sealed test images, and records with the run that it did.
     """
-    _write("report", run_id, output_dir, seed, data_dir, experiment, tracking_uri, as_json, layer)
+    _write(
+        "report",
+        run_id,
+        output_dir,
+        seed,
+        data_dir,
+        trust_code,
+        experiment,
+        tracking_uri,
+        as_json,
+        layer,
+    )
 
 
 @command(example="fmnist-track activations --run-id best")
@@ -54,6 +66,7 @@ def activations(
     seed: int = options.SAMPLE_SEED,
     layer: str = _LAYER,
     data_dir: Path | None = options.DATA_DIR,
+    trust_code: bool = options.TRUST_CODE,
     experiment: str | None = options.IN_EXPERIMENT,
     tracking_uri: str | None = options.TRACKING_URI,
     as_json: bool = options.JSON,
@@ -63,7 +76,16 @@ def activations(
     The model was not trained on that image. The test images stay sealed; `report` opens them.
     """
     _write(
-        "activations", run_id, output_dir, seed, data_dir, experiment, tracking_uri, as_json, layer
+        "activations",
+        run_id,
+        output_dir,
+        seed,
+        data_dir,
+        trust_code,
+        experiment,
+        tracking_uri,
+        as_json,
+        layer,
     )
 
 
@@ -73,6 +95,7 @@ def predictions(
     output_dir: Path | None = _VALIDATION_DIR,
     seed: int = options.SAMPLE_SEED,
     data_dir: Path | None = options.DATA_DIR,
+    trust_code: bool = options.TRUST_CODE,
     experiment: str | None = options.IN_EXPERIMENT,
     tracking_uri: str | None = options.TRACKING_URI,
     as_json: bool = options.JSON,
@@ -81,7 +104,17 @@ def predictions(
 
     The model was not trained on those images. The test images stay sealed; `report` opens them.
     """
-    _write("predictions", run_id, output_dir, seed, data_dir, experiment, tracking_uri, as_json)
+    _write(
+        "predictions",
+        run_id,
+        output_dir,
+        seed,
+        data_dir,
+        trust_code,
+        experiment,
+        tracking_uri,
+        as_json,
+    )
 
 
 def _write(
@@ -90,6 +123,7 @@ def _write(
     output_dir: Path | None,
     seed: int,
     data_dir: Path | None,
+    trust_code: bool,
     experiment: str | None,
     tracking_uri: str | None,
     as_json: bool,
@@ -104,6 +138,7 @@ def _write(
         seed=seed,
         layer=layer or None,
         data_dir=data_dir,
+        trust_code=trust_code,
         experiment=experiment,
         tracking_uri=tracking_uri,
         echo=echo,

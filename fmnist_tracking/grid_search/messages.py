@@ -10,6 +10,7 @@ from fmnist_tracking.grid_search.plan import PlannedTrial
 from fmnist_tracking.results import EpochMetrics, TrainingResult, TrialScore
 
 if TYPE_CHECKING:
+    from fmnist_tracking.networks.build import Packed
     from fmnist_tracking.training.loop import Weights
 
 
@@ -27,7 +28,7 @@ class Trained:
 
     result: TrainingResult
     weights: "Weights"
-    architecture: str  # of the network; see `networks.build.architecture`
+    model: "Packed"  # see `networks.build.packed`
     seconds: float  # that the worker took for it, without those in which it was stopped
 
 

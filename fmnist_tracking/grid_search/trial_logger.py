@@ -69,6 +69,9 @@ class TrialLogger:
         def operation(retry: bool) -> None:
             result, name = trained.result, self._info.name
             self._log(result.epochs)
+            model = trained.model
+            if isinstance(model, str):
+                model = with_weights(model, trained.weights)
             title = f"Learning curves of {name} (run {self._run_id[:8]})"
             tracking.finish_trial(
                 self._store,
@@ -76,7 +79,7 @@ class TrialLogger:
                 self._run_id,
                 self._info,
                 result,
-                with_weights(trained.architecture, trained.weights),
+                model,
                 self._examples,
                 plots.png(plots.learning_curves(result, title)),
                 data=self._data,

@@ -18,7 +18,7 @@ from fmnist_tracking.grid_search.messages import (
     TrialTask,
 )
 from fmnist_tracking.network import Network, Value
-from fmnist_tracking.networks.build import architecture, build_model
+from fmnist_tracking.networks.build import build_model, packed
 from fmnist_tracking.networks.space import defaults, explore_grid
 from fmnist_tracking.results import EpochMetrics
 from fmnist_tracking.search_space import Combination, NetworkGrid
@@ -60,9 +60,9 @@ def _trained(task: TrialTask, report: Callable[[Any], None]) -> Trained:
         on_start=on_start,
     )
     keras.utils.set_random_seed(trial.config.seed)  # as before it was built for the training
-    described = architecture(build_model(trial.config))
+    model = packed(build_model(trial.config), weights, trial.config.network)
     seconds = clock.now() - start
-    return Trained(result=result, weights=weights, architecture=described, seconds=seconds)
+    return Trained(result=result, weights=weights, model=model, seconds=seconds)
 
 
 def list_points(

@@ -7,11 +7,12 @@ import json
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import PurePath
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import keras_tuner
@@ -20,7 +21,17 @@ from numpy.typing import NDArray
 
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.errors import ConfigError, first_line
-from fmnist_tracking.network import Network, NetworkSize
+from fmnist_tracking.network import Network, NetworkSize, PackedModel
+from fmnist_tracking.networks.logged_code import module_name
+from fmnist_tracking.networks.models import as_input, shapes
+from fmnist_tracking.networks.own_code import (
+    keep_files,
+    own_modules,
+    own_objects,
+    own_places,
+    pack,
+    require_no_namesake,
+)
 from fmnist_tracking.networks.source import (
     folder_on_path,
     require_unchanged,
@@ -29,6 +40,8 @@ from fmnist_tracking.networks.source import (
 )
 
 Build = Callable[[keras_tuner.HyperParameters], keras.Model]
+# What a model is made of, as JSON; or the whole model, if its code is needed to make it.
+Packed: TypeAlias = str | PackedModel
 
 
 def build_model(config: TrainingConfig) -> keras.Model:
@@ -48,12 +61,16 @@ def architecture(model: keras.Model) -> str:
     return json.dumps({key: part for key, part in described.items() if key != "compile_config"})
 
 
-def with_weights(described: str, weights: Sequence[NDArray[Any]]) -> keras.Model:
+def with_weights(
+    described: str, weights: Sequence[NDArray[Any]], own: Mapping[str, Any] | None = None
+) -> keras.Model:
     """Make a model of its `architecture` and the weights of a training, uncompiled.
 
-    The code that has built it is not run again: it might build another.
+    The function that has built it is not run again: it might build another. `own` are the classes
+    and functions that are not Keras's own, by Keras's names.
     """
-    with keras.device("cpu:0"):  # a GPU's memory is for the workers
+    # A GPU's memory is for the workers.
+    with keras.device("cpu:0"), keras.saving.custom_object_scope(own or {}):
         model = keras.saving.deserialize_keras_object(json.loads(described), safe_mode=True)
         model.set_weights(list(weights))
     return model
@@ -122,41 +139,18 @@ def _load_module(network: Network) -> ModuleType:
         return importlib.import_module(str(network.module))
     if network.file is None:
         raise ConfigError(f"The network {network.name} is known by its name alone, without a file.")
+    keep_files(network)
     require_unchanged(network)
     if network.module is not None:
         return importlib.import_module(network.module)
-    name = f"fmnist_network_{network.source[:16]}"
+    name = module_name(PurePath(network.file.name))
     spec = importlib.util.spec_from_file_location(name, network.file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{network.file} cannot be imported.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where Keras looks for what it defines
+    sys.modules[name] = module  # as if it had been imported from its folder
     spec.loader.exec_module(module)
     return module
-
-
-# What each network has imported from beside it, by name.
-_imported: dict[Network, dict[str, ModuleType]] = {}
-
-
-@contextmanager
-def _own_modules(network: Network) -> Iterator[None]:
-    """Let a network import what is beside its file, whatever else has a module of such a name."""
-    names, root = set(), root_of(network)
-    for file in source_of(network):
-        parts = file.relative_to(root).with_suffix("").parts
-        names.add(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
-    others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    sys.modules.update(_imported.get(network, {}))
-    # A file that is changed twice in a second would be taken for what was compiled first.
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        yield
-    finally:
-        sys.dont_write_bytecode = writes
-        own = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-        _imported[network] = own
-        sys.modules.update(others)
 
 
 @contextmanager
@@ -170,7 +164,7 @@ def in_code_of(network: Network) -> Iterator[None]:
         yield
         return
     try:
-        with folder_on_path(root_of(network)), _own_modules(network):
+        with folder_on_path(root_of(network)), own_modules(network):
             yield
     except ConfigError:
         raise
@@ -200,23 +194,21 @@ def checked(model: Any, network: Network) -> keras.Model:
             'model.compile(optimizer=…, loss="sparse_categorical_crossentropy").'
         )
     with in_code_of(network):
-        if not model.built:
+        if isinstance(model, keras.Sequential) and not model.built:
             model.build((None, *network.image_shape))
+        elif not model.built:  # a class of its own, whose layers are built when it is called
+            model(np.zeros((1, *network.image_shape), np.uint8), training=False)
         inputs, outputs = (len(keras.tree.flatten(side or [0])) for side in _sides(model))
-        takes, gives = _shapes(model, network)
-        foreign = next(_foreign(keras.saving.serialize_keras_object(model)), None)
-    if foreign is not None:
-        raise ConfigError(
-            f"{network.name} has {foreign}, which is not Keras's own: a model with it could not be "
-            "loaded where its code is not. Use what keras.layers and keras.activations have."
-        )
+        takes, gives = shapes(model, network)
+        _require_saveable(model, network)
     if inputs > 1 or outputs > 1:
         raise ConfigError(
             f"{network.name} has {inputs} inputs and {outputs} outputs; expected one of each."
         )
-    if model.inputs and model.inputs[0].shape[0] is not None:
+    first = next(iter(_sides(model)[0] or ()), None)
+    if first is not None and first.shape[0] is not None:
         raise ConfigError(
-            f"{network.name} takes batches of {model.inputs[0].shape[0]} images alone; expected "
+            f"{network.name} takes batches of {first.shape[0]} images alone; expected "
             "any number. Use keras.Input(shape) without a batch size."
         )
     shape = network.image_shape
@@ -235,40 +227,54 @@ def checked(model: Any, network: Network) -> keras.Model:
     return model
 
 
-def _foreign(content: Any) -> Iterator[str]:
-    """Yield the names of what a model is made of that Keras alone cannot load."""
-    if isinstance(content, dict):
-        code = content.get("value")
-        # Keras writes the code of a lambda so, in what is a number for all else.
-        if content.get("class_name") == "__lambda__" or isinstance(code, tuple | list):
-            yield "a lambda"
-        elif content.get("class_name") == "function":
-            yield str(content.get("config"))
-        elif content.get("registered_name") is not None and not _is_keras_s(content["module"]):
-            yield str(content["class_name"])
-        for key, value in content.items():
-            if key != "compile_config":  # loss and optimizer are not kept with the model
-                yield from _foreign(value)
-    elif isinstance(content, list):
-        for one in content:
-            yield from _foreign(one)
-
-
-def _is_keras_s(module: Any) -> bool:
-    return str(module).partition(".")[0] == "keras"
-
-
 def _sides(model: keras.Model) -> tuple[Any, Any]:
     return getattr(model, "inputs", None), getattr(model, "outputs", None)
 
 
-def _shapes(model: keras.Model, network: Network) -> tuple[Any, Any]:
-    """Return the shapes of what a model takes and gives for one image."""
+def _require_saveable(model: keras.Model, network: Network) -> None:
+    """Raise `ConfigError` for a model that would not be the same where it is loaded."""
+    require_no_namesake(model, network)
     try:
-        return tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
-    except (AttributeError, TypeError, ValueError):  # a subclass of Model says neither
-        given = np.zeros((1, *network.image_shape), np.uint8)
-        return network.image_shape, tuple(model(given, training=False).shape[1:])
+        described = architecture(model)
+    except NotImplementedError as error:
+        raise ConfigError(
+            f"{network.name} has a class that cannot be saved ({first_line(error)} …). Give it a "
+            "method get_config that returns every argument of its __init__."
+        ) from None
+    places = own_places(json.loads(described), network)
+    if not places:
+        return
+    weights = model.get_weights()
+    again = with_weights(described, weights, own_objects(places, network))
+    images = np.random.default_rng(0).integers(0, 256, (2, *network.image_shape), np.uint8)
+    first, second, other = (
+        np.asarray(one(as_input(one, images), training=False)) for one in (model, model, again)
+    )
+    model.set_weights(weights)  # which some layers change when they are called
+    is_random = not np.array_equal(first, second, equal_nan=True)
+    if not is_random and not np.allclose(first, other, atol=1e-5, equal_nan=True):
+        raise ConfigError(
+            f"{network.name} builds a model that gives other probabilities once it was saved and "
+            f"loaded. Expected get_config of {', '.join(places)} to return every argument of "
+            "__init__."
+        )
+
+
+def packed(model: keras.Model, weights: Sequence[NDArray[Any]], network: Network) -> Packed:
+    """Return a model's `architecture`; or the model with its code, if it needs some of its own.
+
+    Args:
+        model: from `build_model`.
+        weights: of the training.
+        network: that has built it.
+    """
+    with in_code_of(network):
+        described = architecture(model)
+        places = own_places(json.loads(described), network)
+        if not places:
+            return described
+        trained = with_weights(described, weights, own_objects(places, network))
+    return pack(trained, places, network)
 
 
 def size_of_model(model: keras.Model) -> NetworkSize:

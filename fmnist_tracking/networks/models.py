@@ -17,6 +17,7 @@ from fmnist_tracking.config import did_you_mean
 from fmnist_tracking.errors import ConfigError, setting, shown
 from fmnist_tracking.files import open_untrusted, require_harmless_zip
 from fmnist_tracking.network import COURSEWORK, Network
+from fmnist_tracking.networks import logged_code
 
 _CONVOLUTIONS = (
     keras.layers.Conv2D,
@@ -43,8 +44,13 @@ def require_float32() -> None:
         )
 
 
-def load_model(path: Path, network: Network = COURSEWORK) -> keras.Model:
+def load_model(path: Path, network: Network = COURSEWORK, code: Path | None = None) -> keras.Model:
     """Load a `.keras` file in Keras's safe mode, which runs no code from the file.
+
+    Args:
+        path: of the file.
+        network: which it must be.
+        code: folder of code that was logged with it, which is run; see `logged_code`.
 
     Raises:
         ValueError: it is not the network that the run says: it takes other images, or does not
@@ -63,18 +69,19 @@ def load_model(path: Path, network: Network = COURSEWORK) -> keras.Model:
                 )
             described = json.loads(archive.read("config.json"))
             stored = archive.getinfo("model.weights.h5").file_size
-    asked = _weights_bytes(described)
-    if asked > stored:
-        raise ValueError(f"It asks for {asked:,} bytes of weights, of which it has {stored:,}.")
-    model = keras.models.load_model(path, compile=False, safe_mode=True)
-    takes, gives = model.input_shape, model.output_shape
-    shape = (None, *network.image_shape)
-    if takes not in (shape, shape[: 3 if shape[-1] == 1 else 4]) or gives != (
-        None,
-        network.classes,
-    ):
+    if code is None:
+        asked = _weights_bytes(described)
+        if asked > stored:
+            raise ValueError(f"It asks for {asked:,} bytes of weights, of which it has {stored:,}.")
+    own = {} if code is None else logged_code.own_objects(code)
+    with keras.saving.custom_object_scope(own):
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+    takes, gives = shapes(model, network)
+    shape = network.image_shape
+    if takes not in (shape, shape[: 2 if shape[-1] == 1 else 3]) or gives != (network.classes,):
         raise ValueError(
-            f"It takes {takes} and gives {gives}; expected {shape} and {(None, network.classes)}."
+            f"It takes {(None, *takes)} and gives {(None, *gives)}; expected {(None, *shape)} and "
+            f"{(None, network.classes)}."
         )
     largest = _largest_map(model)
     if largest > _LARGEST_MAP:
@@ -82,6 +89,15 @@ def load_model(path: Path, network: Network = COURSEWORK) -> keras.Model:
             f"A layer gives {largest:,} values for an image; expected {_LARGEST_MAP:,} at most."
         )
     return model
+
+
+def shapes(model: keras.Model, network: Network) -> tuple[Any, Any]:
+    """Return the shapes of what a model takes and gives for one image."""
+    try:
+        return tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
+    except (AttributeError, TypeError, ValueError):  # a subclass of Model says neither
+        given = np.zeros((1, *network.image_shape), np.uint8)
+        return network.image_shape, tuple(model(given, training=False).shape[1:])
 
 
 def _weights_bytes(described: dict[str, Any]) -> int:
@@ -97,8 +113,16 @@ def _weights_bytes(described: dict[str, Any]) -> int:
 
 def _largest_map(model: keras.Model) -> int:
     """Return how many values the layer with the most gives for one image."""
-    outputs = keras.tree.flatten([layer.output for layer in model.layers])
-    return max(int(math.prod(side or 1 for side in one.shape[1:])) for one in outputs)
+    outputs = keras.tree.flatten([_output(layer) for layer in model.layers])
+    return max((int(math.prod(side or 1 for side in one.shape[1:])) for one in outputs), default=1)
+
+
+def _output(layer: keras.Layer) -> Any:
+    """Return what a layer gives, as Keras knows it before it is called; [] if it does not."""
+    try:
+        return layer.output
+    except (AttributeError, ValueError):  # in a subclass of Model
+        return []
 
 
 def predict(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -127,11 +151,13 @@ def convolution(model: keras.Model, name: str | None) -> keras.Layer | None:
     Raises:
         ConfigError: there is no layer of that name which gives maps.
     """
-    if name is None:
-        return next((layer for layer in model.layers if isinstance(layer, _CONVOLUTIONS)), None)
     named = {
-        layer.name: layer for layer in model.layers if len(getattr(layer.output, "shape", ())) == 4
+        layer.name: layer
+        for layer in model.layers
+        if len(getattr(_output(layer), "shape", ())) == 4
     }
+    if name is None:
+        return next((one for one in named.values() if isinstance(one, _CONVOLUTIONS)), None)
     if name not in named:
         raise ConfigError(
             f"Expected {setting('layer')} to be one of {', '.join(named)}, got {shown(name)}."

@@ -161,7 +161,7 @@ def source_of(network: Network) -> dict[Path, bytes]:
         found[path] = _canonical(tree, path)
         waiting += [
             place.resolve()
-            for name in _imported(tree, path, root)
+            for name in imported_names(tree, path, root)
             if name and (not top or name.partition(".")[0] == top)
             for place in (*_parents(root, name), *_places(root, name))
         ]
@@ -188,7 +188,7 @@ def _parsed(path: Path) -> ast.Module:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
 
 
-def _imported(tree: ast.Module, path: Path, root: Path) -> Iterator[str]:
+def imported_names(tree: ast.Module, path: Path, root: Path) -> Iterator[str]:
     """Yield the full names of modules that a file may import; some are names in modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -23,7 +23,7 @@ OBJECTIVE = "val_accuracy"
 RequireTrainable = Callable[[Any, Network, bool], None]
 # What MLflow takes for the name of a parameter, and what tables of trials call other columns.
 _NAME = re.compile(r"(?=.{1,200}$)[\w\-: ][\w\-.: ]*(/[\w\-: ][\w\-.: ]*)*", re.ASCII)
-_PREFIXES = ("grid.", "base.", "split.", "model_sha256")
+_PREFIXES = ("grid.", "base.", "split.", "model_sha256", "model_code_sha256")
 _LONGEST_TEXT = 500
 _TAKEN = {
     *("rank", "name", "status", "error", "reused", "run_id", "network", "hyperparameters"),

@@ -14,6 +14,7 @@ from fmnist_tracking.config import (
     DEFAULT_SAMPLE_SEED,
     format_value,
     require_choice,
+    require_flag,
     require_path,
     require_text,
     require_whole,
@@ -92,6 +93,7 @@ def report(
     output_dir: str | Path | None = None,
     seed: int = DEFAULT_SAMPLE_SEED,
     layer: str | None = None,
+    trust_code: bool = False,
     experiment: str | None = None,
     tracking_uri: str | None = None,
     data_dir: str | Path | None = None,
@@ -109,6 +111,8 @@ def report(
             validation/ for a part.
         seed: of the choice of sample images.
         layer: name of the convolution whose activation maps are drawn, None for the first.
+        trust_code: run the code that was logged with the model, if it needs some: code of layers of
+            one's own, which whoever can write to the store could have put there.
         experiment: name of the experiment to look in, None for the one in use.
         tracking_uri: of the MLflow store, None for the usual one.
         data_dir: where the data is, None for the usual places.
@@ -121,6 +125,7 @@ def report(
     """
     require_choice("part", part, get_args(Part))
     require_whole("seed", seed, minimum=0)
+    require_flag("trust_code", trust_code)
     if layer is not None:
         require_text("layer", layer)
     echo = lines_to(echo)
@@ -137,7 +142,7 @@ def report(
         echo(str(model))
         title = f"{printable(trial.name, _LONGEST_TITLE)} (run {trial.run_id[:8]})"
         texts: dict[str, str] = {}
-        with fetched_model(store, trial) as stored:
+        with fetched_model(store, trial, trust_code) as stored:
             task = InspectionTask(
                 model=stored,
                 split=trial.split,
@@ -170,6 +175,7 @@ def report(
             result = tracking.read_trial(trial)
             subject = _Subject(title=title, run=found, trial=trial, result=result, seen=seen)
             again = ["fmnist-track", "report", "--run-id", found.run_id, "--seed", str(seed)]
+            again += ["--trust-code"] if stored.code is not None else []
             # No folders of whoever made it: the page is handed on.
             if tracking_uri is not None and tracking_uri.startswith("http"):
                 again += ["--tracking-uri", bare(tracking_uri)]

@@ -29,7 +29,7 @@ from fmnist_tracking.tracking.log_report import (
     mark_report_run,
     unless_read_only,
 )
-from fmnist_tracking.tracking.logged_model import download_model
+from fmnist_tracking.tracking.logged_model import code_beside, download_model, names_in
 from fmnist_tracking.tracking.queries import find_active
 from fmnist_tracking.tracking.records import (
     TrackedRun,
@@ -88,6 +88,7 @@ __all__ = [
     "choose_experiment",
     "close_orphans",
     "close_own",
+    "code_beside",
     "download_model",
     "existing_experiment",
     "experiment_in_use",
@@ -117,6 +118,7 @@ __all__ = [
     "logged_steps",
     "mark_report_run",
     "move_trials",
+    "names_in",
     "note_interruption",
     "open_store",
     "read_history",

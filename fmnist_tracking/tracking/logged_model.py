@@ -1,9 +1,10 @@
 """A trained network as an MLflow logged model."""
 
 import contextlib
+import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from mlflow.types.schema import Schema, TensorSpec
 from numpy.typing import NDArray
 
 from fmnist_tracking.errors import TrackingError, setting
-from fmnist_tracking.files import open_untrusted, sha256
+from fmnist_tracking.files import digest_of, open_untrusted, sha256, write_files
+from fmnist_tracking.network import PackedModel
 from fmnist_tracking.networks.portable import make_portable
 from fmnist_tracking.redact import without_user
 from fmnist_tracking.tracking import schema
@@ -28,6 +30,9 @@ from fmnist_tracking.tracking.store import Store
 
 # What loading and serving a logged model needs, pinned to the versions that trained it.
 MODEL_REQUIREMENTS = ("mlflow", "tensorflow", "keras", "numpy")
+
+# More than the code of any model has.
+_MOST_FOLDERS = 1000
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +59,8 @@ def log_model(
     set on the logged model; its weights are from the epoch `step`. On a `retry`, a complete model
     that an earlier attempt has logged is kept.
 
+    A `PackedModel` is logged with its code, which MLflow runs when it loads the model.
+
     Returns:
         The id of the logged model, and the size of its weights file in bytes.
     """
@@ -77,21 +84,26 @@ def log_model(
     )
     with tempfile.TemporaryDirectory() as scratch, _without_custom_objects():
         folder = Path(scratch, schema.MODEL)
-        mlflow.tensorflow.save_model(
-            model,
-            str(folder),
-            mlflow_model=about,
-            signature=_signature(example, model),
-            input_example=example,
-            pip_requirements=[f"{name}=={version(name)}" for name in MODEL_REQUIREMENTS],
-        )
         file = folder / schema.KERAS_FILE
-        make_portable(file)
+        facts = dict(params)
+        if isinstance(model, PackedModel):
+            _save_with_code(model, folder, about, example)
+            facts[schema.MODEL_CODE_SHA256] = digest_of(model.code)
+        else:
+            mlflow.tensorflow.save_model(
+                model,
+                str(folder),
+                mlflow_model=about,
+                signature=_signature(example, model),
+                input_example=example,
+                pip_requirements=_pinned(MODEL_REQUIREMENTS),
+            )
+            make_portable(file)
         with open_untrusted(file) as content:
             digest = sha256(content)
         size = file.stat().st_size
         # Among the parameters, which nobody can change or remove, as they can a tag.
-        facts = {**params, schema.MODEL_SHA256: digest}
+        facts[schema.MODEL_SHA256] = digest
         logged = client.create_logged_model(
             experiment_id,
             name=schema.MODEL,
@@ -107,6 +119,46 @@ def log_model(
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     return logged.model_id, size
+
+
+def _save_with_code(
+    model: PackedModel, folder: Path, about: Model, example: NDArray[np.uint8]
+) -> None:
+    """Save a model that this process cannot load, as it would have to run the model's code.
+
+    The files are those of `mlflow.tensorflow.save_model`; but MLflow loads the model by a module
+    that is among its code, in the place of `keras.models`.
+    """
+    about.signature = _signature(example, model)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_files(Path(scratch), model.code)
+        mlflow.pyfunc.save_model(
+            str(folder),
+            loader_module="mlflow.tensorflow",
+            code_paths=[str(Path(scratch, model.package))],
+            mlflow_model=about,
+            input_example=example,
+            pip_requirements=_pinned((*MODEL_REQUIREMENTS, *model.requirements)),
+        )
+    data, _, name = schema.KERAS_FILE.partition("/")
+    files = {name: model.file, "keras_module.txt": model.package.encode(), "save_format.txt": b"tf"}
+    write_files(folder / data, files)
+    about.flavors["python_function"]["data"] = data
+    code = {"code": schema.CODE_FOLDER, "keras_module": model.package}
+    about.flavors["keras"] |= code
+    about.add_flavor(
+        "tensorflow",
+        data=data,
+        model_type="keras",
+        save_format="tf",
+        keras_version=version("tensorflow"),
+        **code,
+    )
+    about.model_size_bytes = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+
+
+def _pinned(names: Iterable[str]) -> list[str]:
+    return [f"{name}=={version(name)}" for name in dict.fromkeys(names)]
 
 
 def find_models(store: Store, experiment_id: str, run_id: str) -> list[LoggedModel]:
@@ -153,7 +205,9 @@ def require_files(store: Store, trial: TrackedRun, model: LoggedModel) -> None:
 def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
     """Download the `.keras` file of a trial's logged model to a folder, and return its path.
 
-    Only that file is fetched, from the model's own location: to resolve `runs:/<run id>/model`,
+    The code that it needs, if any, is put beside it; see `code_beside`. Nothing of it is run.
+
+    Only these files are fetched, from the model's own location: to resolve `runs:/<run id>/model`,
     MLflow searches all models of the experiment, and downloads everything that belongs to one.
 
     Raises:
@@ -163,6 +217,8 @@ def download_model(store: Store, trial: TrackedRun, folder: Path) -> Path:
     model = trial_model(store, trial)
     try:
         path = fetch_file(store, model.artifact_location, schema.KERAS_FILE, folder)
+        if schema.MODEL_CODE_SHA256 in model.params:
+            _fetch_code(store, trial, model, folder)
     except (MlflowException, OSError) as error:
         require_files(store, trial, model)
         why = " ".join(without_user(str(error)).split())
@@ -191,6 +247,44 @@ def _require_as_logged(trial: TrackedRun, model: LoggedModel, path: Path) -> Non
             "file back, choose another trial, or train this one again with "
             f"{setting('fresh=True')}."
         )
+
+
+def _fetch_code(store: Store, trial: TrackedRun, model: LoggedModel, folder: Path) -> None:
+    listed, folders = files_at(store, model.artifact_location), [schema.CODE_FOLDER]
+    for inside in map(listed.list_artifacts, folders):  # to which are added
+        for one in inside:
+            parts = Path(one.path).parts
+            if len(folders) > _MOST_FOLDERS or parts[:1] != (schema.CODE_FOLDER,) or ".." in parts:
+                raise OSError(f"its folder {schema.CODE_FOLDER} is not as it was written")
+            if not one.is_dir:
+                fetch_file(store, model.artifact_location, one.path, folder)
+            elif parts[-1] != "__pycache__":  # which Python leaves where MLflow runs the code
+                folders.append(one.path)
+    root = folder / schema.CODE_FOLDER
+    files = {f.relative_to(root).as_posix(): f.read_bytes() for f in root.rglob("*") if f.is_file()}
+    found, logged = digest_of(files), model.params[schema.MODEL_CODE_SHA256]
+    if found != logged:
+        raise TrackingError(
+            f"The code of the model of trial {trial.run_id[:8]} is not run; it is not the one that "
+            f"was logged: the SHA-256 of its files is {found[:12]}…, expected {logged[:12]}…. Put "
+            "the right files back, choose another trial, or train this one again with "
+            f"{setting('fresh=True')}."
+        )
+
+
+def code_beside(file: Path) -> Path | None:
+    """Return the package of code that `download_model` has put beside a file, None without."""
+    folder = file.parents[schema.KERAS_FILE.count("/")] / schema.CODE_FOLDER
+    return next(folder.iterdir(), None) if folder.is_dir() else None
+
+
+def names_in(code: Path) -> str:
+    """Return the names of the classes and functions that a model needs of its code."""
+    try:
+        places = json.loads((code / schema.OBJECTS_FILE).read_bytes())
+        return ", ".join(".".join(map(str, place)) for place in places.values())
+    except (OSError, ValueError, TypeError, AttributeError):  # somebody else has written it
+        return "it does not say what"
 
 
 def _size(store: Store, model: LoggedModel) -> int:

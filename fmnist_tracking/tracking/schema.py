@@ -58,8 +58,13 @@ FINISHED_POINTS = "finished_points"
 MODEL = "model"
 # A parameter of a logged model: of its `KERAS_FILE`.
 MODEL_SHA256 = "model_sha256"
+# Another, of one that needs code: of all files in its `CODE_FOLDER`; see `files.digest_of`.
+MODEL_CODE_SHA256 = "model_code_sha256"
 # Inside a logged model.
 KERAS_FILE = "data/model.keras"
+CODE_FOLDER = "code"
+# In the package there: module and name of each class and function, as `networks.logged_code` reads.
+OBJECTS_FILE = "objects.json"
 HISTORY_FILE = "history.json"
 ENVIRONMENT_FILE = "environment.json"
 CURVES_FILE = "figures/learning_curves.png"

@@ -14,7 +14,7 @@ from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.metrics import cross_entropy
 from fmnist_tracking.network import Network
-from fmnist_tracking.networks.build import build_model, in_code_of
+from fmnist_tracking.networks.build import build_model, in_code_of, packed
 from fmnist_tracking.networks.models import as_input
 from fmnist_tracking.training.coursework_settings import CourseworkSettings
 from fmnist_tracking.training.coursework_step import CourseworkStep
@@ -80,6 +80,7 @@ def require_trainable(model: keras.Model, network: Network, runs: bool) -> None:
         step.run_epoch(images, labels, np.arange(_TRIED), epoch=1)
         _, outputs = step.evaluate(images, labels)
     require_probabilities(outputs)
+    packed(model, model.get_weights(), network)  # which raises an error if it cannot be
 
 
 def require_probabilities(outputs: NDArray[np.float32]) -> None:
