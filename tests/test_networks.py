@@ -100,6 +100,14 @@ def test_values_can_be_replaced() -> None:
     assert all("mlp_units" not in dict(one.values) for one in only.combinations)
 
 
+def test_layers_have_the_same_names_whatever_was_built_before() -> None:
+    network = find_network(coursework_plus.build)
+    config = TrainingConfig.of(network, filters=12, batch_normalization=True)
+    first, second = ([layer.name for layer in build_model(config).layers] for _ in range(2))
+    assert first == second
+    assert {"conv2d", "conv2d_1", "batch_normalization"} <= {*first}
+
+
 def test_what_is_not_given_has_its_default() -> None:
     found = defaults(called("conditional"), {"optimizer": "sgd", "momentum": "0.5"})
     assert dict(found.values) == {

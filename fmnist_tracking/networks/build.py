@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import keras
 import keras_tuner
 import numpy as np
+from keras.src.utils import naming
 from numpy.typing import NDArray
 
 from fmnist_tracking.config import TrainingConfig
@@ -47,11 +48,14 @@ Packed: TypeAlias = str | PackedModel
 def build_model(config: TrainingConfig) -> keras.Model:
     """Build a configuration's network, compiled, with new initial weights.
 
+    Its layers have the same names whatever this process has built before.
+
     Raises:
         ConfigError: it cannot be built, or is none that can be trained on such images.
     """
     hyperparameters = keras_tuner.HyperParameters()
     hyperparameters.values = dict(config.hyperparameters)
+    naming.reset_uids()
     return checked(load_build(config.network)(hyperparameters), config.network)
 
 

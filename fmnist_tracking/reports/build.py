@@ -243,7 +243,8 @@ def _page(
         pictures=pictures,
         evaluation=evaluation,
         ranked=rank(search.finished) if search else (),
-        axes=search.space.varying if search else (),
+        # Of another network, the name of a trial tells all of them.
+        axes=search.space.varying if search and search.space.network.is_coursework else (),
         notices=_notices(subject, search),
         commands={
             "this report": shlex.join(again),
