@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fmnist_tracking.config import format_value
 from fmnist_tracking.leaderboard import Effect, effects
+from fmnist_tracking.network import Value
 from fmnist_tracking.objective import VAL_ACCURACY, Objective
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import Evaluation, SearchResult, TrainingResult
@@ -33,6 +34,8 @@ _DPI = 110
 _TITLE_WIDTH, _SCALE_WIDTH = 7.6, 1.2
 _SMALLEST_TITLE = 7.0  # points
 _CELL = 0.36  # inches, of a class in a confusion matrix
+# Of more values on an axis, not all are named, and no means are written.
+_MOST_LABELS = 6
 
 
 P = ParamSpec("P")
@@ -171,7 +174,7 @@ def _effect_panel(axes: Axes, effect: Effect, objective: Objective) -> None:
     means = np.array(effect.means, dtype=float)
     axes.plot(places, means, "D-", color=BLUE, lw=2.6, ms=6, label="mean")
     for place, mean in zip(places, means, strict=True):
-        if np.isfinite(mean):
+        if np.isfinite(mean) and len(places) <= _MOST_LABELS:
             axes.annotate(
                 f"{mean:.3f}" if objective.is_loss else f"{mean:.1%}",
                 (place, mean),
@@ -199,7 +202,9 @@ def _effect_panel(axes: Axes, effect: Effect, objective: Objective) -> None:
             label=f"best point, {objective.show(score)}",
             zorder=5,
         )
-    axes.set_xticks(places, [_drawable(format_value(value)) for value in effect.values])
+    step = math.ceil(len(places) / _MOST_LABELS)
+    named = [_drawable(_short(value, step)) for value in effect.values[::step]]
+    axes.set_xticks(places[::step], named)
     axes.set_xlabel(effect.axis)
     # Limits by the values, not the scores: a value may have no score.
     axes.set_xlim(-0.18 * (len(places) - 1), 1.18 * (len(places) - 1))
@@ -207,6 +212,11 @@ def _effect_panel(axes: Axes, effect: Effect, objective: Objective) -> None:
     if not objective.is_loss:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(axis="y", alpha=0.25)
+
+
+def _short(value: Value, step: int) -> str:
+    """Return a value for an axis; of many, with three digits."""
+    return f"{value:.3g}" if step > 1 and isinstance(value, float) else format_value(value)
 
 
 @_in_own_style

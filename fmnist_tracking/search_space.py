@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
 
 from fmnist_tracking.config import (
     COURSEWORK_GRID,
@@ -43,14 +44,27 @@ class Impossible:
         return " ".join(f"{name}={format_value(value)}" for name, value in self.values)
 
 
+# How points are chosen.
+Oracle: TypeAlias = Literal["grid", "random"]
+ORACLES = get_args(Oracle)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """So many points drawn by KerasTuner's random search, in the place of a grid."""
+
+    points: int
+    seed: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkGrid:
-    """The grid of a network.
+    """The grid of a network, or points drawn of it.
 
     Attributes:
         axes: the values of each hyperparameter that varies, in the order of its definition, its
-            default first.
-        combinations: the points that can be built, in the order of KerasTuner's grid search.
+            default first; drawn numbers are sorted.
+        combinations: the points that can be built, in the order in which KerasTuner tries them.
         impossible: those that cannot.
     """
 

@@ -25,6 +25,13 @@ def choice(hp: Any) -> keras.Model:
     return compiled([pooled(), keras.layers.Dense(hp.Choice("units", [8, 16, 32]), "relu")])
 
 
+def without_steps(hp: Any) -> keras.Model:
+    """Vary a number without end, and a whole number by factors."""
+    units = hp.Int("units", min_value=4, max_value=64, step=2, sampling="log")
+    layers = [pooled(), keras.layers.Dense(units, "relu")]
+    return compiled(layers, keras.optimizers.SGD(hp.Float("rate", 1e-3, 1e-1, sampling="log")))
+
+
 def int_and_boolean(hp: Any) -> keras.Model:
     """Vary a whole number with a step, a text and a boolean; the learning rate by factors."""
     layers = [

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+import nets
 from conftest import Call
 from fmnist_tracking.cli.parse import parse_seconds
 from fmnist_tracking.tracking import open_store
@@ -44,6 +45,38 @@ def test_the_first_points_and_then_the_others(call: Call) -> None:
     assert "are left" not in err
     fewer, _ = search(call, "--max-trials", "1")
     assert (fewer["run_id"], fewer["finished"]) == (two["run_id"], 3)
+
+
+def test_points_that_are_drawn(call: Call) -> None:
+    size = ("--limit", "600", "--epochs", "1", "--json")
+    network = ("--network", f"{nets.__file__}:without_steps", "--oracle", "random")
+
+    def drawn(*words: str) -> dict[str, Any]:
+        status, out, err = call("search", *size, *network, *words)
+        assert status == 0, err
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    three = drawn("--max-trials", "3")
+    points = [(trial["params"]["units"], trial["params"]["rate"]) for trial in three["trials"]]
+    assert len({*points}) == three["finished"] == three["grid_points"] == 3
+    five = drawn("--max-trials", "5")
+    assert (five["finished"], five["reused"]) == (5, 3)
+    again = drawn("--max-trials", "5")
+    assert (again["run_id"], again["reused"]) == (five["run_id"], 5)
+    other = drawn("--max-trials", "3", "--seed", "1", "--dry-run")
+    assert {point["state"] for point in other["points"]} == {"new"}
+    status, out, _ = call("report", "--run-id", "latest", "--json")
+    assert status == 0
+    # Of the coursework's network too, some of the 12.
+    some = ("--oracle", "random", "--max-trials", "4", "--dry-run", "--filters", "2,3,4")
+    status, out, err = call("search", *size, *some, "--axis", "dropout=0.1,0.2")
+    assert status == 0, err
+    assert len({point["name"] for point in json.loads(out)["points"]}) == 4
+    status, _, err = call("search", "--oracle", "random")
+    assert (status, "Expected --max-trials with the oracle random" in err) == (2, True)
+    status, _, err = call("search", "--oracle", "bayesian")
+    assert (status, "Expected --oracle to be grid or random, got 'bayesian'" in err) == (2, True)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from fmnist_tracking.networks import coursework, coursework_plus, three_blocks
 from fmnist_tracking.networks.build import build_model, size_of_model
 from fmnist_tracking.networks.source import find_network
 from fmnist_tracking.networks.space import defaults, explore_grid
-from fmnist_tracking.search_space import SearchSpace
+from fmnist_tracking.search_space import Draw, SearchSpace
 
 NETS = Path(nets.__file__)
 DOCUMENTED = ("choice", "int_and_boolean", "loop_of_layers", "conditional", "scopes", "Model")
@@ -27,16 +27,18 @@ def called(name: str) -> Network:
     return find_network(f"{NETS}:{name}")
 
 
-def tried_by_keras_tuner(build: Any, folder: Path) -> list[dict[str, Any]]:
-    """Return the values of every point that `keras_tuner.GridSearch` tries, in its order."""
+def tried_by_keras_tuner(
+    build: Any, folder: Path, kind: Any = keras_tuner.GridSearch, **settings: int
+) -> list[dict[str, Any]]:
+    """Return the values of every point that KerasTuner's own search tries, in its order."""
 
-    class Stub(keras_tuner.GridSearch):  # type: ignore[misc]
+    class Stub(kind):  # type: ignore[misc]
         def run_trial(self, trial: Any, *_: Any, **__: Any) -> float:
             self.hypermodel.build(trial.hyperparameters)
             return 0.5
 
     objective = keras_tuner.Objective("score", "max")
-    tuner = Stub(build, objective=objective, directory=folder, overwrite=True)
+    tuner = Stub(build, objective=objective, directory=folder, overwrite=True, **settings)
     tuner.search(verbose=0)
     return [trial.hyperparameters.values for trial in tuner.oracle.trials.values()]
 
@@ -50,6 +52,36 @@ def test_the_grid_is_what_keras_tuner_itself_tries(name: str, tmp_path: Path) ->
     assert [dict(one.values) for one in found.combinations] == expected
     assert len(expected) >= 3
     assert found.impossible == ()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", [*DOCUMENTED, "without_steps"])
+@pytest.mark.parametrize("seed", [1, 7])
+def test_drawn_points_are_those_of_keras_tuner_s_random_search(
+    name: str, seed: int, tmp_path: Path
+) -> None:
+    build = getattr(nets, name)
+    model = build(10) if isinstance(build, type) else build
+    expected = tried_by_keras_tuner(
+        model, tmp_path, keras_tuner.RandomSearch, max_trials=5, seed=seed
+    )
+    found = explore_grid(called(name), {}, draw=Draw(points=5, seed=seed))
+    assert [dict(one.values) for one in found.combinations] == expected
+    # More of them begin with the same.
+    more = explore_grid(called(name), {}, draw=Draw(points=6, seed=seed)).combinations
+    assert more[: len(expected)] == found.combinations
+
+
+def test_drawn_numbers_are_listed_by_size_and_given_values_are_kept() -> None:
+    draw = Draw(points=6, seed=0)
+    found, again = (
+        explore_grid(called("without_steps"), {"units": ("16",)}, draw=draw) for _ in range(2)
+    )
+    assert found == again
+    rates = [dict(one.values)["rate"] for one in found.combinations]
+    assert len(set(rates)) == 6
+    assert found.axes == {"rate": tuple(sorted(rates))}
+    assert {dict(one.values)["units"] for one in found.combinations} == {16}
 
 
 @pytest.mark.parametrize("build", SHIPPED, ids=lambda build: build.__module__)

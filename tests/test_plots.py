@@ -33,6 +33,17 @@ def shown(figure: Figure) -> list[str]:
     return [axes.get_title() for axes in figure.axes if axes.get_visible() and axes.get_title()]
 
 
+def test_an_axis_of_many_values_names_some_of_them() -> None:
+    values = tuple(0.001 + number / 8999 for number in range(13))
+    points = (0.5,) * len(values)
+    effect = Effect(axis="rate", values=values, best=(0, 0.5), means=points,
+                    diverged=(0,) * len(values), lines=(points,))  # fmt: skip
+    (axes,) = plots.grid([effect], "A grid").axes
+    named = [label.get_text() for label in axes.get_xticklabels()]
+    assert named == ["0.001", "0.00133", "0.00167", "0.002", "0.00233"]
+    assert [*axes.texts] == []
+
+
 def test_png_is_a_picture_and_the_same_for_the_same_numbers() -> None:
     first, again = (plots.png(plots.learning_curves(training(0.5, 0.6), "t")) for _ in range(2))
     assert first.startswith(b"\x89PNG")

@@ -14,6 +14,7 @@ import fmnist_tracking as ft
 from fmnist_tracking.config import FIELDS, SEARCH_FLAGS
 from fmnist_tracking.objective import OBJECTIVES
 from fmnist_tracking.redact import printable
+from fmnist_tracking.search_space import ORACLES
 from fmnist_tracking.split_config import PROTOCOLS
 
 _SQLITE = "sqlite:///"
@@ -38,6 +39,11 @@ def protocols() -> list[str]:
 def objectives() -> list[str]:
     """Return what points can be compared by."""
     return list(OBJECTIVES)
+
+
+def oracles() -> list[str]:
+    """Return the ways to choose points."""
+    return list(ORACLES)
 
 
 def axis_names() -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import typer
 
-from fmnist_tracking.cli.completion import axis_names, objectives, protocols, run_ids
+from fmnist_tracking.cli.completion import axis_names, objectives, oracles, protocols, run_ids
 from fmnist_tracking.cli.parse import parse_seconds, parse_value, parse_whole
 from fmnist_tracking.cli.typed import AXIS, LIST_METAVAR
 from fmnist_tracking.config import (
@@ -24,6 +24,7 @@ from fmnist_tracking.config import (
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.network import Value
 from fmnist_tracking.objective import OBJECTIVES, VAL_ACCURACY
+from fmnist_tracking.search_space import ORACLES
 from fmnist_tracking.split_config import SplitConfig
 
 # Asked now: MLflow removes the variable when it has ended a run.
@@ -182,6 +183,15 @@ TRIAL_TIMEOUT = whole_option(
     1,
     help="End the process of a trial that ends no epoch for N seconds, and have the trial go on "
     "in a new one; it fails if that is so again. Default: wait, and tell of it.",
+)
+ORACLE = typer.Option(
+    ORACLES[0],
+    "--oracle",
+    metavar="NAME",
+    help="grid tries every point; random draws --max-trials of them as KerasTuner's random search "
+    "does, with the --seed.",
+    autocompletion=oracles,
+    rich_help_panel="Grid",
 )
 MAX_TRIALS = whole_option(
     None,

@@ -53,6 +53,7 @@ def search(
         help="Leave out the points that cannot be built, instead of refusing the whole grid.",
         rich_help_panel="Grid",
     ),
+    oracle: str = options.ORACLE,
     repeats: int = options.whole_option(
         1,
         "--repeats",
@@ -101,6 +102,7 @@ def search(
     asked: dict[str, Any] = {
         "network": network or None,
         "skip_impossible": skip_impossible,
+        "oracle": oracle,
         "repeats": repeats,
         "max_trials": max_trials,
         "protocol": protocol,

@@ -16,6 +16,7 @@ from fmnist_tracking.config import (
     TRAINING_SETTINGS,
     TrainingConfig,
     check_value,
+    require_choice,
     require_flag,
     require_whole,
 )
@@ -28,7 +29,7 @@ from fmnist_tracking.grid_search.network_grid import (
     require_possible,
 )
 from fmnist_tracking.network import Network, Value
-from fmnist_tracking.search_space import Impossible, SearchSpace
+from fmnist_tracking.search_space import ORACLES, Draw, Impossible, SearchSpace
 
 # Sequences that are no lists of values.
 _TEXTS = (str, bytes, bytearray)
@@ -63,8 +64,11 @@ def asked_for(
     network: Network,
     skip_impossible: bool,
     echo: Echo,
+    drawn: int | None = None,
 ) -> Asked:
     """Return the grid, and the configuration that has the value of what is no axis of it.
+
+    In its place, so many points can be drawn of it.
 
     Repeats of each point become an axis of seeds. Points that cannot be built are left out, or are
     refused. For the arguments, see `search`.
@@ -73,8 +77,8 @@ def asked_for(
         ConfigError: a name or value is wrong, a setting is an axis too, or a point cannot be built.
     """
     require_flag("skip_impossible", skip_impossible)
-    if not network.is_coursework:
-        return _asked_of(network, grid, settings, repeats, skip_impossible, echo)
+    if not network.is_coursework or drawn is not None:
+        return _asked_of(network, grid, settings, repeats, skip_impossible, echo, drawn)
     space, base = _of_coursework(network, grid, settings, repeats)
     if not skip_impossible:
         return Asked(space=space, base=base)
@@ -94,6 +98,7 @@ def _asked_of(
     repeats: int,
     skip_impossible: bool,
     echo: Echo,
+    drawn: int | None,
 ) -> Asked:
     axes = dict(grid.axes) if isinstance(grid, SearchSpace) else _axes(grid).get("axes", {})
     for name in settings:
@@ -108,13 +113,35 @@ def _asked_of(
     values = {name: value for name, value in settings.items() if name in OF_THE_TRAINING}
     base = TrainingConfig.of(network, **checked(values))
     training |= _repeated(repeats, training, base.seed)
-    found = ask_grid(network, {**own, **fixed}, echo)
+    draw = None if drawn is None else Draw(points=drawn, seed=base.seed)
+    found = ask_grid(network, {**own, **fixed}, draw, echo)
+    if draw is not None and len(found.combinations) + len(found.impossible) < draw.points:
+        echo(
+            f"{len(found.combinations)} points are tried rather than {draw.points}: no others were "
+            f"found by chance, with the seed {draw.seed}."
+        )
     if not skip_impossible:
         require_possible(found, network)
     space = SearchSpace(
         axes={**found.axes, **training}, network=network, combinations=found.combinations
     )
     return Asked(space=space, base=base, impossible=found.impossible)
+
+
+def drawn_points(oracle: object, max_trials: int | None) -> int | None:
+    """Return how many points to draw at random; None for a grid.
+
+    Raises:
+        ConfigError: it is neither, or the number is missing.
+    """
+    require_choice("oracle", oracle, ORACLES)
+    if oracle == "grid":
+        return None
+    if max_trials is None:
+        raise ConfigError(
+            f"Expected {setting('max_trials')} with the oracle random, which draws so many points."
+        )
+    return max_trials
 
 
 def _repeated(repeats: int, axes: Iterable[str], seed: int) -> dict[str, Any]:

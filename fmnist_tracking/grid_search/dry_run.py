@@ -20,7 +20,12 @@ from fmnist_tracking.config import (
 from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.data import Dataset, load_dataset, load_named, require_enough
 from fmnist_tracking.errors import ConfigError, FmnistTrackingError, SearchError, first_line
-from fmnist_tracking.grid_search.arguments import Grid, asked_for, require_arguments
+from fmnist_tracking.grid_search.arguments import (
+    Grid,
+    asked_for,
+    drawn_points,
+    require_arguments,
+)
 from fmnist_tracking.grid_search.images import cache_images, network_for, split_of
 from fmnist_tracking.grid_search.lock import checkpoint_folder, keeping_for
 from fmnist_tracking.grid_search.memory import require_room, too_large, workers_for
@@ -36,6 +41,7 @@ from fmnist_tracking.grid_search.time_estimate import (
 from fmnist_tracking.network import Value
 from fmnist_tracking.networks.source import NetworkName, find_network
 from fmnist_tracking.results import TrialResult
+from fmnist_tracking.search_space import Oracle
 from fmnist_tracking.split_config import Protocol, SplitConfig
 from fmnist_tracking.tracking import ResumeState
 from fmnist_tracking.warm_up import warm_up
@@ -110,6 +116,7 @@ def dry_run(
     *,
     network: NetworkName = None,
     skip_impossible: bool = False,
+    oracle: Oracle = "grid",
     repeats: int = 1,
     protocol: Protocol = "canonical",
     limit: int | None = None,
@@ -137,6 +144,7 @@ def dry_run(
     echo = lines_to(echo)
     require_flag("fresh", fresh)
     max_trials = None if max_trials is None else require_whole("max_trials", max_trials)
+    drawn = drawn_points(oracle, max_trials)
     require_flag("keep_checkpoints", keep_checkpoints)
     built_by = find_network(network)
     require_arguments(built_by, grid, settings, repeats)
@@ -148,7 +156,9 @@ def dry_run(
         network=network_for(built_by, named),
         skip_impossible=True,  # they are told
         echo=echo,
+        drawn=drawn,
     )
+    most = max_trials if drawn is None else None
     space = asked.space
     split = split_of(named, protocol, asked.base.seed, limit)
     if experiment is not None:
@@ -160,7 +170,7 @@ def dry_run(
         echo(f"Looking at {len(space):,} points; this takes a while.")
     require_flag("skip_impossible", skip_impossible)
     keys = fingerprint.of_grid(asked.points, split, dataset.digest)
-    good = asked.points[:max_trials]
+    good = asked.points[:most]
     slots = workers_for(good, split, workers)
     threads = runtime.threads_of(slots)
     known = _Known()

@@ -10,7 +10,7 @@ from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.console import Echo
 from fmnist_tracking.errors import ConfigError, SearchError, setting
 from fmnist_tracking.network import Network, Value
-from fmnist_tracking.search_space import Combination, Impossible, NetworkGrid, SearchSpace
+from fmnist_tracking.search_space import Combination, Draw, Impossible, NetworkGrid, SearchSpace
 from fmnist_tracking.warm_up import warm_up
 from fmnist_tracking.workers import LocalWorker, WorkerDied, WorkerPool
 
@@ -18,21 +18,22 @@ from fmnist_tracking.workers import LocalWorker, WorkerDied, WorkerPool
 _WORKER = "fmnist_tracking.grid_search.worker"
 
 
-def ask_grid(network: Network, replaced: Mapping[str, Sequence[Value]], echo: Echo) -> NetworkGrid:
-    """Have a network built for every point of its grid; see `networks.space.explore_grid`."""
-    found: NetworkGrid = _ask(
-        network, "list_points", {name: tuple(values) for name, values in replaced.items()}, echo
-    )
+def ask_grid(
+    network: Network, replaced: Mapping[str, Sequence[Value]], draw: Draw | None, echo: Echo
+) -> NetworkGrid:
+    """Have a network built for every point that is to be tried; see `networks.space`."""
+    values = {name: tuple(values) for name, values in replaced.items()}
+    found: NetworkGrid = _ask(network, "list_points", (values, draw), echo)
     return found
 
 
 def ask_defaults(network: Network, given: Mapping[str, Value], echo: Echo) -> Combination:
     """Have a network built with its defaults, but for the values given."""
-    found: Combination = _ask(network, "default_point", dict(given), echo)
+    found: Combination = _ask(network, "default_point", (dict(given),), echo)
     return found
 
 
-def _ask(network: Network, function: str, values: dict[str, Any], echo: Echo) -> Any:
+def _ask(network: Network, function: str, arguments: tuple[Any, ...], echo: Echo) -> Any:
     def on_report(_: int, points: int) -> None:
         echo(f"{points:,} points of {network.name} so far.")
 
@@ -40,7 +41,7 @@ def _ask(network: Network, function: str, values: dict[str, Any], echo: Echo) ->
     prepare = partial(runtime.prepare_process, runtime.threads_of(1), 0, [_WORKER])
     try:
         with WorkerPool([LocalWorker(prepare)], on_report) as pool:
-            return pool.submit(f"{_WORKER}:{function}", network, values).result()
+            return pool.submit(f"{_WORKER}:{function}", network, *arguments).result()
     except WorkerDied as death:
         raise SearchError(
             f"The grid of {network.name} cannot be found: the process that built it {death.what} "

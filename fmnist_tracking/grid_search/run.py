@@ -18,7 +18,13 @@ from fmnist_tracking.config import TrainingConfig, require_choice, require_flag,
 from fmnist_tracking.console import Echo, echo_line, lines_to, require_function
 from fmnist_tracking.data import load_named
 from fmnist_tracking.errors import SearchError, TrialsFailed
-from fmnist_tracking.grid_search.arguments import Grid, asked_for, config_of, require_arguments
+from fmnist_tracking.grid_search.arguments import (
+    Grid,
+    asked_for,
+    config_of,
+    drawn_points,
+    require_arguments,
+)
 from fmnist_tracking.grid_search.explore import TimeIsUp, explore
 from fmnist_tracking.grid_search.images import network_for, split_of
 from fmnist_tracking.grid_search.lock import checkpoint_folder, keeping_for, locked_folder
@@ -37,7 +43,7 @@ from fmnist_tracking.network import Value
 from fmnist_tracking.networks.source import NetworkName, find_network
 from fmnist_tracking.results import SearchResult
 from fmnist_tracking.runs import Search, Trial
-from fmnist_tracking.search_space import SearchSpace
+from fmnist_tracking.search_space import Oracle, SearchSpace
 from fmnist_tracking.split_config import Protocol
 from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
 from fmnist_tracking.training import checkpoints
@@ -57,6 +63,7 @@ def search(
     *,
     network: NetworkName = None,
     skip_impossible: bool = False,
+    oracle: Oracle = "grid",
     repeats: int = 1,
     protocol: Protocol = "canonical",
     limit: int | None = None,
@@ -88,6 +95,8 @@ def search(
             "package.module:NAME"; None for the coursework's. The grid replaces the values of its
             hyperparameters.
         skip_impossible: leave out the points that cannot be built, rather than refuse them all.
+        oracle: how points are chosen: `grid` tries all, in KerasTuner's order; `random` draws
+            `max_trials` of them as KerasTuner's random search does with the `seed`.
         repeats: train each point so many times, with the seeds `seed`, `seed` + 1, …; points are
             ranked by their mean.
         protocol: how the data is split, `canonical` or `coursework`; see `SplitConfig`.
@@ -96,7 +105,7 @@ def search(
         trial_timeout: end the worker of a trial that ends no epoch for so many seconds, and have
             the trial go on in a new one; it fails if that is so again. None waits for ever.
         max_trials: try only the first so many points of the grid. With more, or None, the same
-            search goes on with the others.
+            search goes on with the others. How many points to draw, with the oracle `random`.
         max_time: end the search after so many seconds, and keep what it has. The same search goes
             on: of a trial that was cut off, after its last whole epoch.
         keep_checkpoints: keep the checkpoint of each trial that finishes, so that the same search
@@ -127,6 +136,7 @@ def search(
     _check_options(on_failure, echo, on_start, **flags)
     trial_timeout = _whole("trial_timeout", trial_timeout)
     max_trials = _whole("max_trials", max_trials)
+    drawn = drawn_points(oracle, max_trials)
     until = time.monotonic() + (_whole("max_time", max_time) or math.inf)
     built_by = find_network(network)
     require_arguments(built_by, grid, settings, repeats)
@@ -138,9 +148,11 @@ def search(
         network=network_for(built_by, named),
         skip_impossible=skip_impossible,
         echo=lines_to(echo),
+        drawn=drawn,
     )
+    most = max_trials if drawn is None else None
     space, base, points = asked.space, asked.base, asked.points
-    tried = points[:max_trials]
+    tried = points[:most]
     split = split_of(named, protocol, base.seed, limit)
     require_room_at_once(tried, split, workers, fresh=fresh, tracking_uri=tracking_uri)
     slots = workers_for(tried, split, workers)
@@ -162,7 +174,7 @@ def search(
             echo=echo,
         ) as resources,
         plan_search(
-            resources, space, points, fresh=fresh, keeps=keep_checkpoints, most=max_trials
+            resources, space, points, fresh=fresh, keeps=keep_checkpoints, most=most
         ) as plan,
     ):
         if plan.before is not None:
@@ -177,7 +189,8 @@ def search(
         _load(resources)
         progress = Progress(tried, [trial.name for trial in plan.trials], slots, quiet=quiet)
         with Recording(resources, plan.folder, progress.echo) as recording:
-            recording.run_id = _start_search(resources, space, base, plan, fresh=fresh)
+            name = _name(space, oracle)
+            recording.run_id = _start_search(resources, name, space, base, plan, fresh=fresh)
             resumed = " goes on" if plan.state.search is not None else ""
             echo(f"Search {recording.run_id} at {resources.store.public_uri}{resumed}")
             if on_start is not None:
@@ -323,6 +336,7 @@ def _load(resources: Resources) -> None:
 
 def _start_search(
     resources: Resources,
+    name: str,
     space: SearchSpace,
     base: TrainingConfig,
     plan: SearchPlan,
@@ -332,7 +346,7 @@ def _start_search(
     """Open the search's run, make the trials of those that were cut off its own; return its id."""
     store = resources.store
     info = tracking.SearchInfo(
-        name=_name(space),
+        name=name,
         space=space,
         base=base,
         split=resources.split,
@@ -357,10 +371,10 @@ def _start_search(
     return run_id
 
 
-def _name(space: SearchSpace) -> str:
+def _name(space: SearchSpace, oracle: Oracle) -> str:
     count = f"{len(space)} point{'s' if len(space) > 1 else ''}"
     whose = "" if space.network.is_coursework else f" of {space.network.name}"
-    return f"search of {count}{whose}"
+    return f"{'' if oracle == 'grid' else 'random '}search of {count}{whose}"
 
 
 def _reused(plan: SearchPlan) -> list[str]:

@@ -21,7 +21,7 @@ from fmnist_tracking.network import Network, Value
 from fmnist_tracking.networks.build import build_model, packed
 from fmnist_tracking.networks.space import defaults, explore_grid
 from fmnist_tracking.results import EpochMetrics
-from fmnist_tracking.search_space import Combination, NetworkGrid
+from fmnist_tracking.search_space import Combination, Draw, NetworkGrid
 from fmnist_tracking.training import loop, prepare
 from fmnist_tracking.training.checkpoints import CheckpointPlace
 
@@ -66,13 +66,16 @@ def _trained(task: TrialTask, report: Callable[[Any], None]) -> Trained:
 
 
 def list_points(
-    network: Network, replaced: Mapping[str, Sequence[Value]], report: Callable[[Any], None]
+    network: Network,
+    replaced: Mapping[str, Sequence[Value]],
+    draw: Draw | None,
+    report: Callable[[Any], None],
 ) -> NetworkGrid:
-    """Return the points of a network's grid; see `networks.space.explore_grid`.
+    """Return the points of a network's grid, or drawn ones; see `networks.space.explore_grid`.
 
     The first of them is trained on some images of noise, to see whether it can be.
     """
-    return explore_grid(network, replaced, report, prepare.require_trainable)
+    return explore_grid(network, replaced, report, prepare.require_trainable, draw)
 
 
 def default_point(

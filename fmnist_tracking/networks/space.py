@@ -1,4 +1,4 @@
-"""Which points the grid of a network has: those that KerasTuner's own grid search tries."""
+"""Which points a search tries: those of KerasTuner's own grid search, or random search."""
 
 import contextlib
 import math
@@ -14,10 +14,10 @@ import numpy as np
 from keras_tuner.engine import hyperparameters as hp_types
 
 from fmnist_tracking.config import MOST_POINTS, OF_THE_TRAINING, TRAINING_SETTINGS, did_you_mean
-from fmnist_tracking.errors import ConfigError, first_line, shown
+from fmnist_tracking.errors import ConfigError, first_line, setting, shown
 from fmnist_tracking.network import Network, Value
 from fmnist_tracking.networks.build import checked, load_build, size_of_model
-from fmnist_tracking.search_space import Combination, Impossible, NetworkGrid
+from fmnist_tracking.search_space import Combination, Draw, Impossible, NetworkGrid
 
 OBJECTIVE = "val_accuracy"
 RequireTrainable = Callable[[Any, Network, bool], None]
@@ -36,8 +36,9 @@ def explore_grid(
     replaced: Mapping[str, Sequence[Value]],
     report: Callable[[int], None] = lambda _: None,
     require_trainable: RequireTrainable = lambda *_: None,
+    draw: Draw | None = None,
 ) -> NetworkGrid:
-    """Return the points of a network's grid.
+    """Return the points of a network's grid, or some that are drawn.
 
     Each is built once, as KerasTuner does: a function may ask for hyperparameters that depend on
     the values of others.
@@ -48,22 +49,29 @@ def explore_grid(
         report: called with the number of points found, now and then.
         require_trainable: raises an error for a model that cannot be trained, given it, the network
             and whether to try; that is done with the first that is built.
+        draw: how many points to draw at random; None for the grid. Fewer are found where chance
+            gives one again and again that it has given before.
 
     Raises:
         ConfigError: the network cannot be loaded, no point can be built, there is no hyperparameter
             of such a name, or the values of one are without end.
     """
     wanted = {name: tuple(values) for name, values in replaced.items()}
-    builder = _Builder(network, wanted)
+    builder = _Builder(network, wanted, is_grid=draw is None)
+    kind: type[_Enumerator] = _Grid if draw is None else _Random
+    settings = {} if draw is None else {"max_trials": draw.points, "seed": draw.seed}
     with tempfile.TemporaryDirectory() as scratch, _keras_tuner_warnings_ignored():
-        tuner = _Enumerator(
+        tuner: Any = kind(
             builder,
+            **settings,
             objective=keras_tuner.Objective(OBJECTIVE, direction="max"),
             max_consecutive_failed_trials=None,
             directory=scratch,
             overwrite=True,
         )
         builder.require_sound()
+        if draw is not None:
+            tuner.oracle._seed_state = draw.seed  # for a seed of 0, KerasTuner takes any
         tuner.report, tuner.require_trainable = report, require_trainable
         try:
             tuner.search(verbose=0)
@@ -84,11 +92,19 @@ def explore_grid(
         )
     points = [dict(one.values) for one in tuner.found]
     axes = {name: tuple(dict.fromkeys(p[name] for p in points if name in p)) for name in names}
+    if draw is not None:
+        axes = {name: _in_order(values) for name, values in axes.items()}
     return NetworkGrid(
         axes={name: values for name, values in axes.items() if len(values) > 1},
         combinations=tuple(built.values()),
         impossible=tuple(failed.values()),
     )
+
+
+def _in_order(values: tuple[Value, ...]) -> tuple[Value, ...]:
+    """Return drawn numbers by size, and others as they are."""
+    numbers = all(isinstance(value, int | float) for value in values)
+    return tuple(sorted(values)) if numbers else values
 
 
 def defaults(
@@ -130,7 +146,11 @@ class _Replacing(keras_tuner.HyperParameters):  # type: ignore[misc]
             if len(set(values)) < len(values):
                 self._refuse(f"Expected the values of {name} to differ, got {shown(values)}.")
             hyperparameter = _replacement(name, values, hyperparameter.conditions)
-        elif isinstance(hyperparameter, hp_types.Int) and hyperparameter.sampling != "linear":
+        elif (
+            self.is_grid
+            and isinstance(hyperparameter, hp_types.Int)
+            and hyperparameter.sampling != "linear"
+        ):
             # KerasTuner gives these values as floats, which no layer takes for a number of units.
             hyperparameter = hp_types.Choice(
                 name,
@@ -147,7 +167,7 @@ class _Replacing(keras_tuner.HyperParameters):  # type: ignore[misc]
             self._refuse(
                 f"The values of {name} are without end: it is a Float without a step. Give it a "
                 f"step in the network, or list its values in the grid, such as {name}={low:g},"
-                f"{high:g}."
+                f"{high:g}, or draw points at random with {setting('oracle')}."
             )
         if name in OF_THE_TRAINING:
             self._refuse(
@@ -262,8 +282,8 @@ class _Builder(keras_tuner.HyperModel):  # type: ignore[misc]
             raise self.wrong[0]
 
 
-class _Enumerator(keras_tuner.GridSearch):  # type: ignore[misc]
-    """KerasTuner's grid search with building in the place of training; it writes nothing."""
+class _Enumerator(keras_tuner.Tuner):  # type: ignore[misc]
+    """A search of KerasTuner's with building in the place of training; it writes nothing."""
 
     report: Callable[[int], None]
     require_trainable: RequireTrainable
@@ -305,6 +325,14 @@ class _Enumerator(keras_tuner.GridSearch):  # type: ignore[misc]
         if len(self.found) % 100 == 0:
             self.report(len(self.found))
         return 0.0
+
+
+class _Grid(_Enumerator, keras_tuner.GridSearch):  # type: ignore[misc]
+    pass
+
+
+class _Random(_Enumerator, keras_tuner.RandomSearch):  # type: ignore[misc]
+    pass
 
 
 def _pairs(values: Mapping[str, Any]) -> tuple[tuple[str, Value], ...]:

@@ -23,7 +23,7 @@ _ENTRY_POINTS = {"search": ("search", "main")}
 PROJECT_PARAMETERS = {
     *FIELDS,
     *("kernel_sizes", "axis", "space", "repeats", "workers", "protocol", "limit", "data_dir"),
-    *("trial_timeout", "objective", "max_trials", "max_time", "network", "set"),
+    *("trial_timeout", "oracle", "objective", "max_trials", "max_time", "network", "set"),
     *("run_id", "output_dir", "layer"),
 }
 
