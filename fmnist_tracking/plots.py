@@ -34,8 +34,8 @@ _DPI = 110
 _TITLE_WIDTH, _SCALE_WIDTH = 7.6, 1.2
 _SMALLEST_TITLE = 7.0  # points
 _CELL = 0.36  # inches, of a class in a confusion matrix
-# Of more values on an axis, not all are named, and no means are written.
-_MOST_LABELS = 6
+# Of more values on an axis, only a few are named, and no means are written.
+_MOST_LABELS, _FEW_LABELS = 6, 4
 
 
 P = ParamSpec("P")
@@ -202,7 +202,8 @@ def _effect_panel(axes: Axes, effect: Effect, objective: Objective) -> None:
             label=f"best point, {objective.show(score)}",
             zorder=5,
         )
-    step = math.ceil(len(places) / _MOST_LABELS)
+    many = len(places) > _MOST_LABELS
+    step = math.ceil(len(places) / _FEW_LABELS) if many else 1
     named = [_drawable(_short(value, step)) for value in effect.values[::step]]
     axes.set_xticks(places[::step], named)
     axes.set_xlabel(effect.axis)
@@ -215,8 +216,8 @@ def _effect_panel(axes: Axes, effect: Effect, objective: Objective) -> None:
 
 
 def _short(value: Value, step: int) -> str:
-    """Return a value for an axis; of many, with three digits."""
-    return f"{value:.3g}" if step > 1 and isinstance(value, float) else format_value(value)
+    """Return a value for an axis; of many, with two digits."""
+    return f"{value:.2g}" if step > 1 and isinstance(value, float) else format_value(value)
 
 
 @_in_own_style

@@ -40,7 +40,7 @@ def test_an_axis_of_many_values_names_some_of_them() -> None:
                     diverged=(0,) * len(values), lines=(points,))  # fmt: skip
     (axes,) = plots.grid([effect], "A grid").axes
     named = [label.get_text() for label in axes.get_xticklabels()]
-    assert named == ["0.001", "0.00133", "0.00167", "0.002", "0.00233"]
+    assert named == ["0.001", "0.0014", "0.0019", "0.0023"]
     assert [*axes.texts] == []
 
 
