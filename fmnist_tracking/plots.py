@@ -105,8 +105,10 @@ def learning_curves(result: TrainingResult, title: str) -> Figure:
     figure.subplots_adjust(left=0.07, right=0.98, bottom=0.12, top=0.84, wspace=0.22)
     _title(figure, _drawable(title))
     epochs = [e.epoch for e in result.epochs]
+    # Another network has a loss of its own, of whatever unit.
+    loss = "loss (nats)" if result.config.network.is_coursework else "loss"
     for axes, name, label in zip(
-        figure.subplots(1, 2), ("loss", "accuracy"), ("loss (nats)", "accuracy"), strict=True
+        figure.subplots(1, 2), ("loss", "accuracy"), (loss, "accuracy"), strict=True
     ):
         for prefix, kind, color, marker in (
             ("", "training (dropout on)", ORANGE, "s"),

@@ -31,10 +31,10 @@ class EpochMetrics:
 
     Attributes:
         epoch: 1 for the first.
-        loss: mean cross-entropy over the training images, in nats, with dropout, while the weights
-            were changing.
+        loss: mean over the training images, with dropout, while the weights were changing: of the
+            loss that the network was compiled with; of the coursework's, cross-entropy in nats.
         accuracy: share of training images classified correctly, under the same conditions.
-        val_loss: mean cross-entropy over the validation images after the epoch, in nats.
+        val_loss: the same over the validation images after the epoch.
         val_accuracy: share of validation images classified correctly after the epoch.
         objective: what the epochs are compared by, if it is neither accuracy nor loss.
         epoch_seconds: wall-clock seconds for training and validation together.
@@ -108,7 +108,7 @@ class Evaluation:
 
     Attributes:
         accuracy: share of images classified correctly.
-        loss: mean cross-entropy, in nats.
+        loss: mean cross-entropy, in nats; on validation images, the network's own, as `val_loss`.
         classes: the scores by class, in label order.
         macro: unweighted mean of the scores over the classes.
         weighted: mean of the scores weighted by support.

@@ -166,12 +166,13 @@ def trial_ended(
     best, validation = result.best, result.validation
     hardest = sorted(validation.classes, key=lambda scores: scores.f1)[:_HARDEST]
     figures, objective = result.summary(), result.config.compared_by
+    nats = " nats" if result.config.network.is_coursework else ""
     chosen_by = f"{best.value(objective):.4f}, by which the epoch was chosen"
     rows = [
         *([("data", plain(other_data))] if other_data else []),
         *([(objective.label, chosen_by)] if objective.average else []),
         ("validation accuracy", f"{best.val_accuracy:.4f}, after epoch {best.epoch}"),
-        ("validation loss", f"{best.val_loss:.4f} nats"),
+        ("validation loss", f"{best.val_loss:.4f}{nats}"),
         ("macro F1", f"{validation.macro.f1:.4f}"),
         ("hardest classes", ", ".join(f"{s.name} (F1 {s.f1:.2f})" for s in hardest)),
         (
