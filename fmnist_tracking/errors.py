@@ -1,5 +1,6 @@
 """The exceptions that a person can meet, each with the exit status of the command line."""
 
+import re
 from typing import Any
 
 from fmnist_tracking.redact import LONGEST_LINE, printable
@@ -10,6 +11,7 @@ _MARK = "\x1f"
 _LONGEST_SHOWN = 100
 # Of an error's text with its traceback, and of its first line alone, in bytes.
 _LONGEST_TEXT, _LONGEST_LINE = 65_536, 2_000
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")  # of a terminal, such as bold
 
 
 def setting(name: str) -> str:
@@ -46,14 +48,18 @@ def shown(value: object) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message that is not blank, else the error's type.
 
-    Of a long one, it returns the beginning and the end.
+    Of a long one, it returns the beginning and the end. What Keras says of a layer that cannot be
+    called comes with the line that says why.
     """
     try:
         text = str(error)
     except (Exception, SystemExit) as another:  # whoever wrote the error's class
         return f"its message cannot be made ({type(another).__name__})"
-    lines = (line.strip() for line in text.splitlines())
-    return shortened(next(filter(None, lines), type(error).__name__), _LONGEST_LINE)
+    lines = [line for line in map(str.strip, _STYLE.sub("", text).splitlines()) if line]
+    line = lines[0] if lines else type(error).__name__
+    if line.startswith("Exception encountered when calling") and len(lines) > 1:
+        line = f"{line} {lines[1]}"
+    return shortened(line, _LONGEST_LINE)
 
 
 def named(error: BaseException) -> str:

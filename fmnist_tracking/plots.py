@@ -34,6 +34,7 @@ _DPI = 110
 _TITLE_WIDTH, _SCALE_WIDTH = 7.6, 1.2
 _SMALLEST_TITLE = 7.0  # points
 _CELL = 0.36  # inches, of a class in a confusion matrix
+_LONGEST_CLASS = 18  # characters, above an image
 # Of more values on an axis, only a few are named, and no means are written.
 _MOST_LABELS, _FEW_LABELS = 6, 4
 
@@ -111,7 +112,7 @@ def learning_curves(result: TrainingResult, title: str) -> Figure:
         figure.subplots(1, 2), ("loss", "accuracy"), (loss, "accuracy"), strict=True
     ):
         for prefix, kind, color, marker in (
-            ("", "training (dropout on)", ORANGE, "s"),
+            ("", "training", ORANGE, "s"),
             ("val_", "validation", BLUE, "o"),
         ):
             values = [getattr(e, prefix + name) for e in result.epochs]
@@ -329,6 +330,7 @@ def predictions(
     figure = Figure(figsize=(width, height))
     predicted = probabilities.argmax(axis=1)
     right = int(np.sum(predicted == labels))
+    short = [printable(name, _LONGEST_CLASS) for name in class_names]
     text = f"{_drawable(title)}\n{right} of these {len(images)} {part} images classified rightly"
     _title(figure, text, y=1 - 0.12 / height, va="top")
     panels = _panels(figure, rows, columns, (0.1, 0.1, width - 0.1, height - 1.1), 0.25)
@@ -339,9 +341,9 @@ def predictions(
             continue
         guess, truth = predicted[number], labels[number]
         color, mark = (GREEN, RIGHT) if guess == truth else (RED, WRONG)
-        text = f"{mark} {class_names[guess]} ({probabilities[number, guess]:.0%})"
+        text = f"{mark} {short[guess]} ({probabilities[number, guess]:.0%})"
         if guess != truth:
-            text += f"\ntrue: {class_names[truth]}"
+            text += f"\ntrue: {short[truth]}"
         _show(axes, images[number])
         axes.set_title(text, color=color, fontsize=10, fontweight="bold")
         for spine in axes.spines.values():

@@ -220,8 +220,8 @@ MAX_TIME = typer.Option(
     "--max-time",
     metavar="TIME",
     parser=_duration,
-    help="End the search after such a time, as 2h, 90m or 1h30m, and keep what it has. The same "
-    "command goes on: of a trial that was cut off, after its last whole epoch.",
+    help="End the search when trials have run for such a time, as 2h, 90m or 1h30m, and keep what "
+    "it has. The same command goes on: of a trial that was cut off, after its last whole epoch.",
 )
 FRESH = typer.Option(
     False, "--fresh", help="Train all anew, even what finished before or was cut off."

@@ -135,10 +135,11 @@ def search(
         print_trials(error.result, as_json=as_json)
         raise
     end_fork_server()  # which may still import, if there was nothing to train
-    if all(trial.result.reused for trial in result.trials):
+    if result.trials and all(trial.result.reused for trial in result.trials):
         echo(f"{flag('fresh')} trains all anew.")
     print_trials(result, as_json=as_json)
-    _say_next(context, result.run_id)
+    if result.finished:
+        _say_next(context, result.run_id)
 
 
 @command(example="fmnist-track train --filters 48 --kernel-size 3 --epochs 5", resumable=True)

@@ -106,8 +106,8 @@ def search(
             the trial go on in a new one; it fails if that is so again. None waits for ever.
         max_trials: try only the first so many points of the grid. With more, or None, the same
             search goes on with the others. How many points to draw, with the oracle `random`.
-        max_time: end the search after so many seconds, and keep what it has. The same search goes
-            on: of a trial that was cut off, after its last whole epoch.
+        max_time: end the search so many seconds after its first trial has begun, and keep what it
+            has. The same search goes on: of a trial that was cut off, after its last whole epoch.
         keep_checkpoints: keep the checkpoint of each trial that finishes, so that the same search
             with more epochs goes on from there, to the same numbers as if it were trained at once.
         fresh: train all anew, whatever has finished before, or was kept.
@@ -137,7 +137,7 @@ def search(
     trial_timeout = _whole("trial_timeout", trial_timeout)
     max_trials = _whole("max_trials", max_trials)
     drawn = drawn_points(oracle, max_trials)
-    until = time.monotonic() + (_whole("max_time", max_time) or math.inf)
+    max_time = _whole("max_time", max_time)
     built_by = find_network(network)
     require_arguments(built_by, grid, settings, repeats)
     named = load_named(data_dir)
@@ -179,8 +179,8 @@ def search(
     ):
         if plan.before is not None:
             echo(
-                f"The search {plan.before.run_id[:8]} has finished all {len(tried)} points before; "
-                "nothing is left to train."
+                f"The search {plan.before.run_id[:8]} has finished all {len(tried)} "
+                f"point{'' if len(tried) == 1 else 's'} before; nothing is left to train."
             )
             return _judged(Search(plan.before, resources.store.address), on_failure)
         missing = [trial.config for trial in plan.trials if trial.finished is None]
@@ -197,6 +197,7 @@ def search(
                 on_start()
             with progress:
                 options = {"timeout": trial_timeout, "is_shared": not fresh}
+                until = time.monotonic() + (max_time or math.inf)
                 is_over = not _try_points(resources, recording, plan, progress, until, options)
                 # The store is asked what it has: nobody's memory of it counts.
                 wanted = () if is_over else tried

@@ -20,7 +20,7 @@ import numpy as np
 from keras.src.utils import naming
 from numpy.typing import NDArray
 
-from fmnist_tracking.config import TrainingConfig
+from fmnist_tracking.config import TrainingConfig, did_you_mean
 from fmnist_tracking.errors import ConfigError, first_line
 from fmnist_tracking.network import Network, NetworkSize, PackedModel
 from fmnist_tracking.networks.logged_code import module_name
@@ -93,9 +93,14 @@ def load_build(network: Network) -> Build:
         module = _load_module(network)
     found = getattr(module, network.function, None)
     if found is None:
-        names = [name for name in vars(module) if not name.startswith("_")]
+        names = [
+            name
+            for name, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", None) == module.__name__
+        ]
         there = f" It has: {', '.join(names[:9])}." if names else ""
-        raise ConfigError(f"There is no {network.function} in {network.file}.{there}")
+        near = did_you_mean(network.function, names)
+        raise ConfigError(f"There is no {network.function} in {network.file}.{near}{there}")
     about = {"image_shape": network.image_shape, "classes": network.classes}
     if isinstance(found, type) and issubclass(found, keras_tuner.HyperModel):
         with in_code_of(network):
@@ -249,7 +254,15 @@ def _require_saveable(model: keras.Model, network: Network) -> None:
     if not places:
         return
     weights = model.get_weights()
-    again = with_weights(described, weights, own_objects(places, network))
+    try:
+        again = with_weights(described, weights, own_objects(places, network))
+    except Exception as error:
+        own = " or ".join(sorted({name for _, name in places.values()}))
+        raise ConfigError(
+            f"{network.name}: its model cannot be made again from what its classes say of "
+            f"themselves. Have get_config of {own} return every argument of __init__, with its "
+            f"value. Keras says: {first_line(error)}"
+        ) from None
     images = np.random.default_rng(0).integers(0, 256, (2, *network.image_shape), np.uint8)
     first, second, other = (
         np.asarray(one(as_input(one, images), training=False)) for one in (model, model, again)

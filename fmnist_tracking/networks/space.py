@@ -13,6 +13,7 @@ import keras_tuner
 import numpy as np
 from keras_tuner.engine import hyperparameters as hp_types
 
+from fmnist_tracking import clock
 from fmnist_tracking.config import MOST_POINTS, OF_THE_TRAINING, TRAINING_SETTINGS, did_you_mean
 from fmnist_tracking.errors import ConfigError, first_line, setting, shown
 from fmnist_tracking.network import Network, Value
@@ -25,6 +26,10 @@ RequireTrainable = Callable[[Any, Network, bool], None]
 _NAME = re.compile(r"(?=.{1,200}$)[\w\-: ][\w\-.: ]*(/[\w\-: ][\w\-.: ]*)*", re.ASCII)
 _PREFIXES = ("grid.", "base.", "split.", "model_sha256", "model_code_sha256")
 _LONGEST_TEXT = 500
+# How often it is told how many points there are so far.
+_TELL_SECONDS = 5.0
+# After so many models that cannot be trained, and none that can, no more are built.
+_UNTRAINABLE = 3
 _TAKEN = {
     *("rank", "name", "status", "error", "reused", "run_id", "network", "hyperparameters"),
     *("val_accuracy", "score", "best_epoch", "train_seconds", "model_parameters"),
@@ -122,7 +127,7 @@ def defaults(
     model = builder.build(hyperparameters)
     require_trainable(model, network, True)
     known = {hp.name: hp for hp in hyperparameters.space}
-    _require_known(network, given, list(known))
+    _require_known(network, given, list(known), ", or asks for it with other values alone")
     for name in given:
         if name not in hyperparameters.values:
             parents = ", ".join(condition.name for condition in known[name].conditions)
@@ -290,6 +295,8 @@ class _Enumerator(keras_tuner.Tuner):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         self.found: list[Combination | Impossible] = []
+        self._untrainable = 0
+        self._told_at = clock.now()
         super().__init__(*args, **settings)
         self.oracle.save = lambda: None
         self.oracle._save_trial = lambda trial: None
@@ -316,15 +323,34 @@ class _Enumerator(keras_tuner.Tuner):  # type: ignore[misc]
         try:
             model = self.hypermodel.build(trial.hyperparameters)
             is_first = not any(isinstance(one, Combination) for one in self.found)
-            self.require_trainable(model, self.hypermodel.network, is_first)
+            self._require_trainable(model, is_first)
             values = _pairs(trial.hyperparameters.values)
             self.found.append(Combination(values=values, size=size_of_model(model)))
+        except keras_tuner.errors.FatalError:
+            raise
         except Exception as error:
             values = _pairs(trial.hyperparameters.values)
             self.found.append(Impossible(values=values, reason=first_line(error)))
-        if len(self.found) % 100 == 0:
+        if clock.now() - self._told_at >= _TELL_SECONDS:
             self.report(len(self.found))
+            self._told_at = clock.now()
         return 0.0
+
+    def _require_trainable(self, model: keras.Model, is_first: bool) -> None:
+        """Raise an error for a model that cannot be trained; end the search if several cannot be.
+
+        What they give is wrong with all points then, most likely: others need not be built.
+        """
+        try:
+            self.require_trainable(model, self.hypermodel.network, is_first)
+        except Exception as error:
+            self._untrainable += is_first
+            if self._untrainable < _UNTRAINABLE:
+                raise
+            raise keras_tuner.errors.FatalError(
+                f"None of the first {len(self.found) + 1} points can be trained. The last: "
+                f"{first_line(error)}"
+            ) from None
 
 
 class _Grid(_Enumerator, keras_tuner.GridSearch):  # type: ignore[misc]
@@ -343,12 +369,14 @@ def _pairs(values: Mapping[str, Any]) -> tuple[tuple[str, Value], ...]:
     )
 
 
-def _require_known(network: Network, given: Mapping[str, Any], names: Sequence[str]) -> None:
+def _require_known(
+    network: Network, given: Mapping[str, Any], names: Sequence[str], where: str = ""
+) -> None:
     for name in given:
         if name not in names:
             near = did_you_mean(name, names)
             raise ConfigError(
-                f"{network.name} has no hyperparameter {shown(name)}.{near} It has: "
+                f"{network.name} has no hyperparameter {shown(name)}{where}.{near} It has: "
                 f"{', '.join(names) or 'none'}. Settings of the training: "
                 f"{', '.join(TRAINING_SETTINGS)}."
             )

@@ -176,6 +176,8 @@ def report(
             subject = _Subject(title=title, run=found, trial=trial, result=result, seen=seen)
             again = ["fmnist-track", "report", "--run-id", found.run_id, "--seed", str(seed)]
             again += ["--trust-code"] if stored.code is not None else []
+            again += ["--layer", layer] if layer is not None else []
+            again += ["--data-dir", str(data_dir)] if data_dir is not None else []
             # No folders of whoever made it: the page is handed on.
             if tracking_uri is not None and tracking_uri.startswith("http"):
                 again += ["--tracking-uri", bare(tracking_uri)]
@@ -257,7 +259,11 @@ def _page(
 
 def _subtitle(subject: _Subject, search: SearchResult | None) -> str:
     started = datetime.fromtimestamp(subject.run.raw.info.start_time / 1000, tz=timezone.utc)
-    what = f"Best of {len(search.space)} points: {subject.title}" if search else subject.title
+    what = subject.title
+    if search is not None:
+        count, done = len(search.space), len(search.finished)
+        of_all = "" if done == count else f"{done} finished of "
+        what = f"Best of {of_all}{count} points: {subject.title}"
     return f"{what}. Started {started:%Y-%m-%d %H:%M} UTC. {_data(subject)}."
 
 

@@ -13,7 +13,7 @@ def curves(history: TrainingResult, subject: str) -> Picture:
         file="learning_curves.png",
         heading="Learning curves",
         caption="Loss and accuracy after each epoch. The model kept is the best epoch's. "
-        "Training figures are taken with dropout on, while the weights change, and so "
+        "Training figures are taken while the weights change, with any dropout on, and so "
         "can look worse than the validation figures.",
         png=plots.png(plots.learning_curves(history, f"Learning curves of {subject}")),
     )
