@@ -205,6 +205,16 @@ def test_a_run_without_figures_that_is_no_final_training_is_left_out(recorded: R
     assert final not in {run.run_id for run in ft.list_runs()}
 
 
+def test_what_somebody_has_put_in_its_tag_steers_no_terminal(
+    recorded: Recorded, call: Call
+) -> None:
+    final = recorded(final_of="\x1b[2J' OR 1")
+    for words in (("best", "--run-id", final), ("promote", "--run-id", final)):
+        status, out, err = call(*words)
+        assert (status, "\x1b" in out + err) == (0, False)
+        assert "\\x1b[2J" in out
+
+
 def test_it_is_promoted_by_the_figures_of_its_trial(recorded: Recorded) -> None:
     worse, better = recorded(0.5), recorded(0.6)
     final_of_worse, final_of_better = recorded(final_of=worse), recorded(final_of=better)

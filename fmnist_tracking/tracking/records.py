@@ -22,6 +22,7 @@ from fmnist_tracking.errors import (
     setting,
 )
 from fmnist_tracking.network import COURSEWORK, Network, NetworkSize
+from fmnist_tracking.redact import printable
 from fmnist_tracking.results import (
     FINISHED,
     RUNNING,
@@ -419,7 +420,7 @@ def read_trial(tracked: TrackedRun) -> TrialResult:
             # Runs of earlier versions lack the tag.
             diverged=schema.DIVERGED in run.data.tags
             or math.isnan(metrics.get(_BEST_VAL_LOSS, 0.0)),
-            final_of=run.data.tags.get(schema.FINAL_OF),
+            final_of=final_of(run.data.tags),
         )
     except (ValueError, OverflowError) as error:
         raise UnreadableRun(run, f"one of its metrics is no whole number ({error})") from None
@@ -433,6 +434,12 @@ def read_trial(tracked: TrackedRun) -> TrialResult:
         if trial.score is None:
             raise UnreadableRun(run, f"its metric {schema.BEST_OBJECTIVE} is missing")
     return trial
+
+
+def final_of(tags: Mapping[str, str]) -> str | None:
+    """Return which run a final training, or a version of a model, is the final of."""
+    named = tags.get(schema.FINAL_OF)
+    return None if named is None else printable(named)
 
 
 def _config(run: TrackedRun) -> TrainingConfig:

@@ -26,6 +26,7 @@ from fmnist_tracking.tracking.queries import ABSENT, find_active, find_any
 from fmnist_tracking.tracking.records import (
     TrackedRun,
     as_tracked,
+    final_of,
     read_size,
     read_split,
     read_trial,
@@ -99,10 +100,10 @@ def judge(store: Store, trial: TrackedRun) -> TrackedRun | None:
     A final training has no such figure: it is judged by the trial that it is the final of. None if
     that is gone.
     """
-    final_of = read_trial(trial).final_of
-    if final_of is None:
+    origin = read_trial(trial).final_of
+    if origin is None:
         return trial
-    run = find_any(store, final_of)
+    run = find_any(store, origin)
     return None if run is None else as_tracked(run)
 
 
@@ -286,7 +287,7 @@ def _version(store: Store, raw: Any) -> ModelVersion:
         data_sha256=tags.get(schema.DATA_SHA256),
         split=split,
         run_exists=run is not None and run.info.lifecycle_stage == "active",
-        final_of=tags.get(schema.FINAL_OF),
+        final_of=final_of(tags),
     )
 
 
