@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fmnist_tracking.data import load_dataset
     from fmnist_tracking.doctor import check_installation
     from fmnist_tracking.grid_search.dry_run import dry_run
+    from fmnist_tracking.grid_search.final import train_final
     from fmnist_tracking.grid_search.run import search, train
     from fmnist_tracking.prediction import predict
     from fmnist_tracking.promotion import promote
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "runs": ("Search", "Trial", "list_runs", "load_search", "load_trial", "repair_runs"),
     "grid_search.dry_run": ("dry_run",),
+    "grid_search.final": ("train_final",),
     "grid_search.run": ("search", "train"),
     "data": ("load_dataset",),
     "doctor": ("check_installation",),
@@ -55,6 +57,7 @@ __all__ = [
     "report",
     "search",
     "train",
+    "train_final",
 ]
 
 

@@ -86,6 +86,8 @@ class About:
         training_images: how many it was trained on.
         all_training_images: how many there are without a limit.
         val_accuracy: of its best epoch, 0 to 1; None if the run does not say.
+        final_of: the run that it is the final training of, without validation images; None for
+            all others.
     """
 
     run_id: str
@@ -95,6 +97,7 @@ class About:
     training_images: int
     all_training_images: int
     val_accuracy: float | None
+    final_of: str | None = None
 
     @property
     def is_trial_run(self) -> bool:
@@ -103,20 +106,27 @@ class About:
 
     def __str__(self) -> str:
         accuracy = "unknown" if self.val_accuracy is None else f"{self.val_accuracy:.4f}"
+        scored = f"validation accuracy {accuracy}"
+        if self.final_of is not None:
+            scored = f"final of the trial {self.final_of[:8]}, no validation images"
         of_all = f" of {self.all_training_images:,}" if self.is_trial_run else ""
         better = " Expect better answers from a model of all of them." if self.is_trial_run else ""
         return (
             f"Model: {self.name}, run {self.run_id[:8]}, trained on {self.training_images:,}"
-            f"{of_all} images (protocol {self.protocol}), validation accuracy {accuracy}.{better}"
+            f"{of_all} images (protocol {self.protocol}), {scored}.{better}"
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that `json` can write."""
-        return {**asdict(self), "is_trial_run": self.is_trial_run}
+        content = {**asdict(self), "is_trial_run": self.is_trial_run}
+        if self.final_of is None:
+            del content["final_of"]
+        return content
 
 
 def about(trial: TrackedRun) -> About:
     """Return what a trial's model is, as its run says."""
+    result = tracking.read_trial(trial)
     return About(
         run_id=trial.run_id,
         name=printable(trial.name),
@@ -124,5 +134,6 @@ def about(trial: TrackedRun) -> About:
         limit=trial.split.limit,
         training_images=trial.split.training_images,
         all_training_images=replace(trial.split, limit=None).training_images,
-        val_accuracy=tracking.read_trial(trial).val_accuracy,
+        val_accuracy=result.val_accuracy,
+        final_of=result.final_of,
     )

@@ -100,7 +100,10 @@ def _width(text: str, fontsize: float) -> float:
 
 @_in_own_style
 def learning_curves(result: TrainingResult, title: str) -> Figure:
-    """Draw loss and accuracy of training and validation by epoch, and mark the best epoch."""
+    """Draw loss and accuracy of training and validation by epoch, and mark the best epoch.
+
+    Without validation images there is no best one.
+    """
     figure = Figure(figsize=(10, 4.2))
     # Every trial has this figure, and an automatic layout doubles the time to draw it.
     figure.subplots_adjust(left=0.07, right=0.98, bottom=0.12, top=0.84, wspace=0.22)
@@ -116,9 +119,11 @@ def learning_curves(result: TrainingResult, title: str) -> Figure:
             ("val_", "validation", BLUE, "o"),
         ):
             values = [getattr(e, prefix + name) for e in result.epochs]
-            axes.plot(epochs, values, color=color, marker=marker, markersize=3.5, label=kind)
+            if None not in values:
+                axes.plot(epochs, values, color=color, marker=marker, markersize=3.5, label=kind)
         best = result.best
-        axes.axvline(best.epoch, color=GREY, linestyle=":", label=f"best epoch, {best.epoch}")
+        if result.validation is not None:
+            axes.axvline(best.epoch, color=GREY, linestyle=":", label=f"best epoch, {best.epoch}")
         if result.diverged is not None:
             text = f"diverged in epoch {result.diverged}"
             axes.axvline(result.diverged, color=RED, linestyle="--", label=text)

@@ -185,7 +185,10 @@ def _images_of(
     """Return the names of a trial's classes, and the shape of its images; None: Fashion-MNIST's."""
     if trial.data_sha256 == FASHION_MNIST_DIGEST:
         return CLASS_NAMES, None
-    names = tuple(scores.name for scores in tracking.read_history(store, trial).validation.classes)
+    history = tracking.read_history(store, trial)
+    names = history.class_names
+    if not names and history.validation is not None:  # an earlier release's
+        names = tuple(scores.name for scores in history.validation.classes)
     return names, tracking.read_trial(trial).config.network.image_shape
 
 

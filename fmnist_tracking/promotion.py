@@ -8,7 +8,7 @@ from fmnist_tracking.config import DEFAULT_MODEL_NAME, require_flag, require_tex
 from fmnist_tracking.errors import ConfigError, PromotionError, setting
 from fmnist_tracking.results import StoredRun, located
 from fmnist_tracking.split_config import SplitConfig
-from fmnist_tracking.tracking import TrackedRun, registry
+from fmnist_tracking.tracking import Store, TrackedRun, registry
 from fmnist_tracking.tracking.registry import ModelVersion
 
 _LONGEST_NAME = 256
@@ -80,8 +80,7 @@ def promote(
         champion = registry.find_champion(store, name)
         if champion is not None and champion.run_id == trial.run_id:
             return Promotion(champion=champion, previous=champion, registered=False)
-        val_accuracy = tracking.read_trial(trial).val_accuracy
-        objection = why_not(trial, val_accuracy, champion) if champion else None
+        objection = _objection(store, trial, champion) if champion else None
         if objection and not force:
             keep = "Keep that one"
             if champion is not None and not champion.run_exists:
@@ -97,12 +96,33 @@ def promote(
         )
 
 
-def why_not(trial: TrackedRun, val_accuracy: float | None, champion: ModelVersion) -> str | None:
+def _objection(store: Store, trial: TrackedRun, champion: ModelVersion) -> str | None:
+    """Say what speaks against a trial; a final training is judged by what it is the final of."""
+    judge = registry.judge(store, trial)
+    if judge is None:
+        return (
+            f"The final training {trial.run_id[:8]} cannot be compared with the champion, "
+            f"{champion.line()}: the trial that it is the final of is gone."
+        )
+    final = None if judge is trial else trial.run_id
+    val_accuracy = tracking.read_trial(judge).val_accuracy
+    return why_not(judge, val_accuracy, registry.judged(store, champion), final)
+
+
+def why_not(
+    trial: TrackedRun,
+    val_accuracy: float | None,
+    champion: ModelVersion,
+    final: str | None = None,
+) -> str | None:
     """Say what speaks against a trial as the champion, in a sentence; None if nothing does.
 
-    Validation accuracies say which model is better only if they are of the same images.
+    Validation accuracies say which model is better only if they are of the same images. `final` is
+    the run of its final training, if the model is from that.
     """
     this = f"The trial {trial.run_id[:8]}"
+    if final is not None:
+        this += f", which {final[:8]} is the final training of"
     that = f"the champion, {champion.line()}"
     if champion.val_accuracy is None or champion.split is None:
         return (

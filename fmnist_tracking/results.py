@@ -34,8 +34,8 @@ class EpochMetrics:
         loss: mean over the training images, with dropout, while the weights were changing: of the
             loss that the network was compiled with; of the coursework's, cross-entropy in nats.
         accuracy: share of training images classified correctly, under the same conditions.
-        val_loss: the same over the validation images after the epoch.
-        val_accuracy: share of validation images classified correctly after the epoch.
+        val_loss: the same over the validation images after the epoch; None where there are none.
+        val_accuracy: share of validation images classified correctly after the epoch, or None.
         objective: what the epochs are compared by, if it is neither accuracy nor loss.
         epoch_seconds: wall-clock seconds for training and validation together.
         ended_at: when the epoch ended, in milliseconds since 1970 (UTC).
@@ -45,8 +45,8 @@ class EpochMetrics:
     epoch: int
     loss: float
     accuracy: float
-    val_loss: float
-    val_accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
     epoch_seconds: float
     objective: float | None = None
     ended_at: int = 0
@@ -54,21 +54,21 @@ class EpochMetrics:
 
     @property
     def is_finite(self) -> bool:
-        """Return whether both losses are finite; if not, the training has diverged."""
-        return math.isfinite(self.loss) and math.isfinite(self.val_loss)
+        """Return whether the losses are finite; if not, the training has diverged."""
+        return math.isfinite(self.loss) and math.isfinite(self.val_loss or 0.0)
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics by name."""
+        """Return the metrics by name, those that there are."""
         values = dataclasses.asdict(self)
         del values["epoch"], values["ended_at"], values["usage"]
-        if self.objective is None:
-            del values["objective"]
-        return {**values, **self.usage}
+        return {name: v for name, v in values.items() if v is not None} | {**self.usage}
 
-    def value(self, objective: Objective) -> float:
-        """Return its figure of an objective by which the training's epochs are compared."""
+    def value(self, objective: Objective) -> float | None:
+        """Return its figure of an objective by which the training's epochs are compared.
+
+        It is None without validation images.
+        """
         if objective.average:
-            assert self.objective is not None
             return self.objective
         return self.val_loss if objective.is_loss else self.val_accuracy
 
@@ -76,12 +76,16 @@ class EpochMetrics:
 def best_epoch(epochs: Sequence[EpochMetrics], objective: Objective) -> EpochMetrics:
     """Return the best epoch by an objective, the earliest if several are equal.
 
-    An epoch whose loss is not finite is the best only if there is no other.
+    An epoch whose loss is not finite is the best only if there is no other. Without validation
+    images, by which alone epochs are compared, it is the last.
     """
 
     def key(epoch: EpochMetrics) -> tuple[bool, float, int]:
-        score = objective.goodness(epoch.value(objective))
-        return epoch.is_finite, score if epoch.is_finite else epoch.val_accuracy, -epoch.epoch
+        value = epoch.value(objective)
+        if value is None or epoch.val_accuracy is None:
+            return epoch.is_finite, 0.0, epoch.epoch
+        score = objective.goodness(value) if epoch.is_finite else epoch.val_accuracy
+        return epoch.is_finite, score, -epoch.epoch
 
     return max(epochs, key=key)
 
@@ -205,9 +209,10 @@ class TrainingResult:
         images_per_second: training images processed in a second of training alone, validation
             excluded.
         train_images: number of training images.
-        validation: how the best epoch's weights classify the validation images.
+        validation: how the best epoch's weights classify the validation images; None without any.
         settings: of the process that trained: those of `fmnist_tracking.runtime`, the number of
             shards of a batch, and whether XLA compiled the step.
+        class_names: in label order; earlier releases have them in `validation` alone.
     """
 
     config: TrainingConfig
@@ -216,8 +221,9 @@ class TrainingResult:
     train_seconds: float
     images_per_second: float
     train_images: int
-    validation: Evaluation
+    validation: Evaluation | None
     settings: Mapping[str, str | int | bool | None] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
 
     @property
     def best(self) -> EpochMetrics:
@@ -237,10 +243,11 @@ class TrainingResult:
         """
         flops = 2 * size_of(self.config).multiply_adds
         objective = self.config.compared_by
-        other = objective != VAL_ACCURACY
+        scores = {"best_val_accuracy": self.best.val_accuracy}
+        if objective != VAL_ACCURACY:
+            scores["best_objective"] = self.best.value(objective)
         return {
-            "best_val_accuracy": self.best.val_accuracy,
-            **({"best_objective": self.best.value(objective)} if other else {}),
+            **{name: value for name, value in scores.items() if value is not None},
             "best_epoch": self.best.epoch,
             "train_seconds": self.train_seconds,
             "images_per_second": self.images_per_second,
@@ -251,6 +258,8 @@ class TrainingResult:
 
     def validation_scores(self) -> dict[str, float]:
         """Return the best epoch's scores on the validation images, by their names in MLflow."""
+        if self.validation is None:
+            return {}
         return {
             "best_val_accuracy": self.validation.accuracy,
             "best_val_loss": self.validation.loss,
@@ -273,13 +282,14 @@ class TrainingResult:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "TrainingResult":
         """Return the record that `to_json` was called on."""
-        fields = dict(content)
+        fields, validation = dict(content), content["validation"]
         return cls(
             **{
                 "config": _config_from_json(fields, "config"),
                 **fields,
                 "epochs": tuple(EpochMetrics(**epoch) for epoch in content["epochs"]),
-                "validation": Evaluation.from_json(content["validation"]),
+                "validation": None if validation is None else Evaluation.from_json(validation),
+                "class_names": tuple(content.get("class_names", ())),
             }
         )
 
@@ -310,7 +320,8 @@ class TrialResult:
         name: of the MLflow run.
         status: MLflow's status: FINISHED, FAILED, KILLED or RUNNING.
         config: what was trained.
-        val_accuracy: of the best epoch, None if the trial did not finish.
+        val_accuracy: of the best epoch, None if the trial did not finish or has no validation
+            images.
         best_objective: what it is compared by, in the best epoch, if that is another figure.
         best_epoch: the best epoch, 1 for the first.
         train_seconds: wall-clock seconds of training, validation included.
@@ -318,6 +329,8 @@ class TrialResult:
         error: the error that ended a failed trial, in one line.
         reused: whether an earlier search or single training had trained it already.
         diverged: whether the loss became infinite or NaN, which ended the trial.
+        final_of: the run that it is the final training of, without validation images; None for
+            all others.
     """
 
     run_id: str
@@ -332,10 +345,11 @@ class TrialResult:
     error: str | None = None
     reused: bool = False
     diverged: bool = False
+    final_of: str | None = None
 
     @property
     def score(self) -> float | None:
-        """Return what it is compared by, in its best epoch; None if the trial did not finish."""
+        """Return what it is compared by, in its best epoch; None if it has no such figure."""
         is_usual = self.config.compared_by == VAL_ACCURACY
         return self.val_accuracy if is_usual else self.best_objective
 
@@ -353,8 +367,9 @@ class TrialResult:
         """Return the trial as `search --json` prints it."""
         content = dataclasses.asdict(dataclasses.replace(self, config=COURSEWORK_CONFIG))
         del content["config"]
-        if self.best_objective is None:
-            del content["best_objective"]
+        for name in ("best_objective", "final_of"):
+            if content[name] is None:
+                del content[name]
         return {**content, **_config_to_json(self.config, "params")}
 
     @classmethod
@@ -453,7 +468,7 @@ class RunSummary:
         started: in milliseconds since 1970 (UTC).
         points: number of points of the grid; 1 for a single training.
         finished: number of points with a finished trial.
-        val_accuracy: of the best trial, None until one has finished.
+        val_accuracy: of the best trial, None until one has finished, and for a final training.
         grid: the values of each setting that varies or is not the default; one value each for a
             single training.
         epochs: of each trial, None if it varies.

@@ -62,13 +62,21 @@ class Trial:
 
     @property
     def val_accuracy(self) -> float | None:
-        """Return the validation accuracy of its best epoch, 0 to 1; None if it did not finish."""
+        """Return the validation accuracy of its best epoch, 0 to 1.
+
+        It is None if the trial did not finish, and for a final training.
+        """
         return self.result.val_accuracy
 
     @property
     def best_epoch(self) -> int | None:
         """Return the best epoch, 1 for the first; None if it did not finish."""
         return self.result.best_epoch
+
+    @property
+    def final_of(self) -> str | None:
+        """Return the id of the run that it is the final training of, None for all others."""
+        return self.result.final_of
 
     @property
     def failure(self) -> str | None:
@@ -85,14 +93,16 @@ class Trial:
 
         Returns:
             One row for each epoch, indexed by `epoch` from 1, with the columns `loss`, `accuracy`,
-            `val_loss`, `val_accuracy` and `epoch_seconds`.
+            `val_loss`, `val_accuracy` and `epoch_seconds`; for a final training, without those of
+            validation.
 
         Raises:
             TrackingError: the trial did not finish, or its record cannot be read.
         """
         with tracking.open_store(self.tracking_uri) as store:
             training = tracking.read_history(store, tracking.find_run(store, self.run_id))
-        columns = ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds")
+        validation = () if training.validation is None else ("val_loss", "val_accuracy")
+        columns = ("loss", "accuracy", *validation, "epoch_seconds")
         epochs = pd.Index([epoch.epoch for epoch in training.epochs], name="epoch")
         rows = [[getattr(epoch, name) for name in columns] for epoch in training.epochs]
         return pd.DataFrame(rows, index=epochs, columns=list(columns))

@@ -64,6 +64,8 @@ class SplitConfig:
         limit: number of images for training and validation together, and at most as many for
             testing; None uses all.
         data: size of the data set that is split.
+        validates: whether there are validation images; if not, those that it would take for them
+            are for training too. The test images are the same.
 
     Raises:
         ConfigError: the protocol is unknown, or does not have as many images as the limit.
@@ -73,6 +75,7 @@ class SplitConfig:
     seed: int = 0
     limit: int | None = None
     data: DataSize = field(default=FASHION_MNIST_SIZE, metadata={"neutral": FASHION_MNIST_SIZE})
+    validates: bool = field(default=True, metadata={"neutral": True})
 
     def __post_init__(self) -> None:
         require_choice("protocol", self.protocol, PROTOCOLS)
@@ -97,9 +100,14 @@ class SplitConfig:
         return pooled - math.ceil(COURSEWORK_TEST_SHARE * pooled)
 
     def values(self) -> dict[str, Any]:
-        """Return all fields by name, those of the data's size among them."""
+        """Return all fields by name, those of the data's size among them.
+
+        `validates` is among them where it is not the usual.
+        """
         fields = dataclasses.asdict(self)
         size = fields.pop("data")
+        if self.validates:
+            del fields["validates"]
         return {**fields, **size}
 
     @property
@@ -113,7 +121,7 @@ class SplitConfig:
     @property
     def validation_images(self) -> int:
         """Return the number of validation images."""
-        return math.ceil(VALIDATION_SHARE * self._seen)
+        return math.ceil(VALIDATION_SHARE * self._seen) if self.validates else 0
 
     @property
     def _seen(self) -> int:

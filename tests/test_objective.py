@@ -115,7 +115,7 @@ def test_a_search_by_another_objective(name: str, call: Call) -> None:
     with open_store() as store:
         for trial in found["trials"]:
             training = read_history(store, find_run(store, trial["run_id"]))
-            values = [epoch.value(objective) for epoch in training.epochs]
+            values = [epoch.value(objective) or 0.0 for epoch in training.epochs]
             first_best = max(range(4), key=lambda at: (objective.goodness(values[at]), -at))
             assert (trial["best_epoch"], trial["best_objective"]) == (
                 first_best + 1,
@@ -123,6 +123,7 @@ def test_a_search_by_another_objective(name: str, call: Call) -> None:
             )
             # The scores, and so the weights, are those of that epoch.
             scored = training.validation
+            assert scored is not None
             own = scored.loss if objective.is_loss else scored.value(objective)
             assert own == values[first_best]
         file = store.client.download_artifacts(found["run_id"], "leaderboard.csv", ".")

@@ -142,7 +142,7 @@ def test_a_finished_trial_has_all_that_the_contract_names(
     rows = [line.split(",") for line in confusion.splitlines()]
     assert rows[0][1:] == [row[0] for row in rows[1:]] == list(CLASS_NAMES)
     right = sum(int(row[n]) for n, row in enumerate(rows[1:], start=1))
-    assert right == round(result.best.val_accuracy * len(split.validation_labels))
+    assert right == round((result.best.val_accuracy or 0) * len(split.validation_labels))
 
     assert run.inputs is not None
     inputs = {i.tags[0].value: i.dataset for i in run.inputs.dataset_inputs}

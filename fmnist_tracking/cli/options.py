@@ -226,6 +226,13 @@ MAX_TIME = typer.Option(
 FRESH = typer.Option(
     False, "--fresh", help="Train all anew, even what finished before or was cut off."
 )
+FINAL = typer.Option(
+    False,
+    "--final",
+    help="Train the trial that --run-id names anew, on training and validation images together, "
+    "for as many epochs as its best epoch was. Its settings are that trial's.",
+    rich_help_panel="Final training",
+)
 KEEP_CHECKPOINTS = typer.Option(
     False,
     "--keep-checkpoints",
@@ -315,17 +322,27 @@ _A_RUN = (
 )
 
 
-def run_id_option(
-    default: Any = ...,
-    about: str = _A_RUN,
-) -> Any:
+def run_id_option(default: Any = ..., about: str = _A_RUN, panel: str | None = None) -> Any:
     """Return an option that names a run; without a default it must be given."""
-    return typer.Option(default, "--run-id", metavar="ID", help=about, autocompletion=run_ids)
+    return typer.Option(
+        default,
+        "--run-id",
+        metavar="ID",
+        help=about,
+        autocompletion=run_ids,
+        rich_help_panel=panel,
+    )
 
 
 RUN_ID = run_id_option()
 # Of commands without other arguments.
 ONLY_RUN_ID = run_id_option(about=f"{_A_RUN} It may also be given alone, without `--run-id`.")
+FINAL_RUN_ID = run_id_option(
+    "",
+    "With --final: a trial, or a search, of which it is the best one: a run id, its first "
+    "characters, `best` or `latest` (of the latest search), `best-of-all` or `champion`.",
+    "Final training",
+)
 OUTPUT_DIR = path_option(
     "--output-dir", "DIR", "Where the files go. Default: reports/ and the run's first characters."
 )

@@ -151,10 +151,13 @@ def print_trial(shown: "Trial", *, as_json: bool) -> None:
     table.add_row("status", trial.outcome)
     if trial.error:
         table.add_row("error", printable(trial.error))
-    table.add_row("validation accuracy", share(trial.val_accuracy))
-    if trial.config.compared_by != VAL_ACCURACY:
-        table.add_row(trial.config.compared_by.label, share(trial.score))
-    table.add_row("best epoch", str(trial.best_epoch or ""))
+    if trial.final_of is not None:
+        table.add_row("final of", trial.final_of)
+    else:
+        table.add_row("validation accuracy", share(trial.val_accuracy))
+        if trial.config.compared_by != VAL_ACCURACY:
+            table.add_row(trial.config.compared_by.label, share(trial.score))
+        table.add_row("best epoch", str(trial.best_epoch or ""))
     for name, value in trial.config.values.items():
         table.add_row(name, _value(value))
     out.print(table)

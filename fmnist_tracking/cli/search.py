@@ -1,8 +1,8 @@
 """The commands that train: `search` and `train`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -26,6 +26,12 @@ from fmnist_tracking.redact import to_be_typed
 from fmnist_tracking.search_space import SearchSpace
 from fmnist_tracking.warm_up import warm_up
 from fmnist_tracking.workers import end_fork_server
+
+if TYPE_CHECKING:
+    from fmnist_tracking.runs import Trial
+
+# Beside the settings, options of `train` that a final training takes from its trial.
+_OF_NO_FINAL = ("network", "set", "objective", "protocol", "limit")
 
 
 @command(example="fmnist-track search --limit 12000 --epochs 5", resumable=True)
@@ -149,6 +155,8 @@ def train(
     network: str = options.NETWORK,
     set: list[str] = options.SET,
     objective: str = options.OBJECTIVE,
+    final: bool = options.FINAL,
+    run_id: str = options.FINAL_RUN_ID,
     trial_timeout: int | None = options.TRIAL_TIMEOUT,
     keep_checkpoints: bool = options.KEEP_CHECKPOINTS,
     fresh: bool = options.FRESH,
@@ -161,7 +169,27 @@ def train(
     as_json: bool = options.JSON,
     **settings: Any,
 ) -> None:
-    """Train one configuration, tracked in the same way as a search's trial."""
+    """Train one configuration, tracked in the same way as a search's trial.
+
+    `fmnist-track train --final --run-id best` trains the winner of a search anew, on training and
+    validation images together, so that it has no validation figures; `report` scores it on the
+    test images, as any other.
+    """
+    shared: dict[str, Any] = {
+        "trial_timeout": trial_timeout,
+        "keep_checkpoints": keep_checkpoints,
+        "fresh": fresh,
+        "experiment": experiment,
+        "tracking_uri": tracking_uri,
+        "data_dir": data_dir,
+        "upgrade_store": upgrade_store,
+        "echo": echo,
+        "on_start": collect_garbage_again,
+    }
+    if final or run_id:
+        _require_final_alone(context, [*settings, *_OF_NO_FINAL])
+        _train(context, lambda: ft.train_final(run_id, **shared), as_json=as_json)
+        return
     chosen = settings
     if network not in ("", COURSEWORK_NAME):  # its own hyperparameters have its own defaults
         chosen = {
@@ -176,25 +204,18 @@ def train(
         is_typed = name in FIELDS and network in ("", COURSEWORK_NAME)
         own[name] = parse_value(name, value, f"--set {name}") if is_typed else value
     chosen = {name: value for name, value in chosen.items() if name not in own}
+    asked = {**chosen, "objective": objective, "protocol": protocol, "limit": limit, **shared}
+    _train(
+        context,
+        lambda: ft.train(network=network or None, hyperparameters=own, **asked),
+        as_json=as_json,
+    )
+
+
+def _train(context: typer.Context, train: "Callable[[], Trial]", *, as_json: bool) -> None:
     warm_up()
     try:
-        result = ft.train(
-            network=network or None,
-            hyperparameters=own,
-            **chosen,
-            objective=objective,
-            protocol=protocol,  # type: ignore[arg-type]
-            limit=limit,
-            trial_timeout=trial_timeout,
-            keep_checkpoints=keep_checkpoints,
-            fresh=fresh,
-            experiment=experiment,
-            tracking_uri=tracking_uri,
-            data_dir=data_dir,
-            upgrade_store=upgrade_store,
-            echo=echo,
-            on_start=collect_garbage_again,
-        )
+        result = train()
     except TrialsFailed as error:
         print_trial(error.result, as_json=as_json)
         raise
@@ -203,6 +224,24 @@ def train(
         echo(f"{flag('fresh')} trains it anew.")
     print_trial(result, as_json=as_json)
     _say_next(context, result.run_id)
+
+
+def _require_final_alone(context: typer.Context, others: Sequence[str]) -> None:
+    """Refuse options that count for nothing, or contradict the trial that is trained anew."""
+    given = context.params
+    if not given["final"]:
+        raise ConfigError(
+            "Expected --run-id together with --final, which trains the winner of a search anew. "
+            "Example: fmnist-track train --final --run-id best"
+        )
+    if not given["run_id"]:
+        raise ConfigError("Expected --run-id after --final. Example: --final --run-id best")
+    typed = [flag(name) for name in others if is_given(context, name)]
+    if typed:
+        raise ConfigError(
+            f"Expected --final without {', '.join(typed)}: it trains with the network, settings "
+            "and images of the trial that --run-id names."
+        )
 
 
 def _say_next(context: typer.Context, run_id: str) -> None:

@@ -15,7 +15,7 @@ from fmnist_tracking.redact import without_user
 # Of options that take a list, as their help shows it.
 LIST_METAVAR = "N,N,…"
 AXIS = "--axis"
-_RUN_ID = "--run-id"
+_RUN_ID, _FINAL = "--run-id", "--final"
 _END_OF_OPTIONS = "--"
 
 
@@ -79,7 +79,9 @@ class Command(TyperCommand):
     @property
     def _takes_run(self) -> bool:
         has_arguments = any(p.param_type_name == "argument" for p in self.params)
-        return not has_arguments and any(_RUN_ID in p.opts for p in self.params)
+        options = {name for p in self.params for name in p.opts}
+        # A stray word of `train`, which trains by settings too, is more likely one of their values.
+        return not has_arguments and _RUN_ID in options and _FINAL not in options
 
     def _given(self, args: Sequence[str], ctx: Any) -> Iterator[_Given]:
         """Yield the options in the order they were typed, each with the words that follow it."""

@@ -54,6 +54,8 @@ class TestSet:
 def split_dataset(dataset: Dataset, config: SplitConfig) -> DataSplit:
     """Return the training and validation images, both stratified by class.
 
+    Where the split has no validation images, all are for training.
+
     Raises:
         ConfigError: the limit leaves too few images of a class.
         DataError: the data has too few images of a class, or is of another size.
@@ -61,9 +63,11 @@ def split_dataset(dataset: Dataset, config: SplitConfig) -> DataSplit:
     require_enough(dataset, config)
     labels = _all_labels(dataset)
     seen, _ = _seen_and_test(labels, config)
-    train, validation = train_test_split(
-        seen, test_size=VALIDATION_SHARE, stratify=labels[seen], random_state=config.seed
-    )
+    train, validation = seen, seen[:0]
+    if config.validates:
+        train, validation = train_test_split(
+            seen, test_size=VALIDATION_SHARE, stratify=labels[seen], random_state=config.seed
+        )
     return DataSplit(
         train_images=_images(dataset, train),
         train_labels=labels[train],

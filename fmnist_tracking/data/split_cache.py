@@ -104,6 +104,8 @@ def _shapes(parts: Parts) -> dict[str, tuple[int, ...]]:
 def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Map a file that must hold exactly such an array; raise `ValueError` if it is too short."""
     with open_untrusted(path, math.prod(shape)) as file:
+        if 0 in shape:  # which cannot be mapped
+            return np.empty(shape, np.uint8)
         # TensorFlow uses an array without copying it only if it is writable: "c" does not write
         # to the file.
         return np.memmap(file, np.uint8, "c", shape=shape)

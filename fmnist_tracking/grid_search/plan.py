@@ -59,6 +59,7 @@ class PlannedTrial:
     keep_in: CheckpointPlace | None = None  # where its checkpoint stays when it has finished
     run_id: str | None = None  # of the run that was cut off and is gone on with
     finished: TrialResult | None = None  # the trial that has finished already
+    final_of: str | None = None  # the run that it is the final training of
 
 
 def trial_name(config: TrainingConfig, axes: tuple[str, ...] = ()) -> str:

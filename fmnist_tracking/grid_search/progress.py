@@ -252,10 +252,15 @@ class Progress:
         if not self._may_tell():
             return None
         metrics = event.metrics
+        validated = ""
+        if metrics.val_loss is not None:
+            validated = (
+                f"val_loss {metrics.val_loss:.4f}  val_accuracy {metrics.val_accuracy:.4f}  "
+                f"{self._best_so_far()}, "
+            )
         return (
             f"{place}  epoch {metrics.epoch}/{config.epochs}  loss {metrics.loss:.4f}  "
-            f"accuracy {metrics.accuracy:.4f}  val_loss {metrics.val_loss:.4f}  "
-            f"val_accuracy {metrics.val_accuracy:.4f}  {self._best_so_far()}, {{left}} left"
+            f"accuracy {metrics.accuracy:.4f}  {validated}{{left}} left"
         )
 
     def _may_tell(self) -> bool:
@@ -284,6 +289,8 @@ class Progress:
         if score.diverged:
             self._diverged += 1
             return f"{place} ended: diverged: the loss of epoch {event.diverged_in} is not finite"
+        if score.value is None:  # a final training
+            return f"{place} ended, epoch {score.best_epoch}"
         self._compare(score, event.number)
         scored = f"{self._objective.label} {score.value:.4f}"
         return f"{place} ended: {scored}, epoch {score.best_epoch}"
@@ -301,7 +308,8 @@ class Progress:
 
     def _best_so_far(self) -> str:
         if self._best is None:
-            return "no trial ended yet"
+            is_final = self._ended > self._failed + self._diverged
+            return "no validation images" if is_final else "no trial ended yet"
         usual = self._objective == VAL_ACCURACY
         what = "" if usual else f"{self._objective.label} "
         return f"best so far {what}{self._best[0]:.4f} ({self._best[1]})"
@@ -380,9 +388,14 @@ class Progress:
         if trial.metrics is not None:
             left = max(0.0, self._trial_left(number) - (self._clock() - trial.last))
             cells += [
-                f"{trial.metrics.loss:.4f}",
-                f"{trial.metrics.val_loss:.4f}",
-                f"{trial.metrics.val_accuracy:.4f}",
+                *(
+                    "" if value is None else f"{value:.4f}"
+                    for value in (
+                        trial.metrics.loss,
+                        trial.metrics.val_loss,
+                        trial.metrics.val_accuracy,
+                    )
+                ),
                 _span(left),
             ]
         return cells

@@ -41,10 +41,11 @@ from fmnist_tracking.grid_search.resources import Resources, open_resources
 from fmnist_tracking.grid_search.search_plan import SearchPlan, plan_search
 from fmnist_tracking.network import Value
 from fmnist_tracking.networks.source import NetworkName, find_network
-from fmnist_tracking.results import SearchResult
+from fmnist_tracking.redact import printable
+from fmnist_tracking.results import SearchResult, TrialResult
 from fmnist_tracking.runs import Search, Trial
 from fmnist_tracking.search_space import Oracle, SearchSpace
-from fmnist_tracking.split_config import Protocol
+from fmnist_tracking.split_config import Protocol, SplitConfig
 from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
 from fmnist_tracking.training import checkpoints
 
@@ -56,6 +57,7 @@ Found = TypeVar("Found", Search, Trial)
 
 # Of trials whose files are gone, so many are named.
 _NAMED = 5
+_LONGEST_NAME = 120
 
 
 def search(
@@ -133,11 +135,11 @@ def search(
         TrackingError: the store cannot be reached.
     """
     flags = {"keep_checkpoints": keep_checkpoints, "fresh": fresh, "upgrade_store": upgrade_store}
-    _check_options(on_failure, echo, on_start, **flags)
-    trial_timeout = _whole("trial_timeout", trial_timeout)
-    max_trials = _whole("max_trials", max_trials)
+    check_options(on_failure, echo, on_start, **flags)
+    trial_timeout = whole("trial_timeout", trial_timeout)
+    max_trials = whole("max_trials", max_trials)
     drawn = drawn_points(oracle, max_trials)
-    max_time = _whole("max_time", max_time)
+    max_time = whole("max_time", max_time)
     built_by = find_network(network)
     require_arguments(built_by, grid, settings, repeats)
     named = load_named(data_dir)
@@ -182,7 +184,7 @@ def search(
                 f"The search {plan.before.run_id[:8]} has finished all {len(tried)} "
                 f"point{'' if len(tried) == 1 else 's'} before; nothing is left to train."
             )
-            return _judged(Search(plan.before, resources.store.address), on_failure)
+            return judged(Search(plan.before, resources.store.address), on_failure)
         missing = [trial.config for trial in plan.trials if trial.finished is None]
         require_room(missing, split, workers)
         require_processes(slots)
@@ -215,7 +217,7 @@ def search(
                 if is_part and left:
                     why = "its time is over" if is_over else f"only {len(tried)} were to be tried"
                     progress.echo(f"{left} of {len(points)} points are left, as {why}.")
-        return _judged(found, on_failure)
+        return judged(found, on_failure)
 
 
 def train(
@@ -246,24 +248,53 @@ def train(
         SearchError: the training failed; its run holds the traceback. For others, see `search`.
     """
     flags = {"keep_checkpoints": keep_checkpoints, "fresh": fresh, "upgrade_store": upgrade_store}
-    _check_options(on_failure, echo, on_start, **flags)
-    trial_timeout = _whole("trial_timeout", trial_timeout)
+    check_options(on_failure, echo, on_start, **flags)
+    trial_timeout = whole("trial_timeout", trial_timeout)
     named = load_named(data_dir)
     chosen = {**settings, **(hyperparameters or {})}
     config = config_of(network_for(find_network(network), named), chosen, lines_to(echo))
     split = split_of(named, protocol, config.seed, limit)
-    require_room_at_once([config], split, 1, fresh=fresh, tracking_uri=tracking_uri)
-    quiet, echo = echo is None, lines_to(echo)
-    with open_resources(
-        "train",
-        workers=1,
-        split=split,
+    trained = train_config(
+        config,
+        split,
+        trial_timeout=trial_timeout,
+        keep_checkpoints=keep_checkpoints,
+        fresh=fresh,
+        echo=echo,
+        on_start=on_start,
         named=named,
         data_dir=data_dir,
         experiment=experiment,
         tracking_uri=tracking_uri,
         upgrade_store=upgrade_store,
-        echo=echo,
+    )
+    return judged(trained, on_failure)
+
+
+def train_config(
+    config: TrainingConfig,
+    split: SplitConfig,
+    *,
+    final_of: TrialResult | None = None,
+    trial_timeout: int | None,
+    keep_checkpoints: bool,
+    fresh: bool,
+    echo: Echo | None,
+    on_start: Callable[[], None] | None,
+    tracking_uri: str | None,
+    **places: Any,
+) -> Trial:
+    """Train one configuration on a split, as `train` does, whose arguments have been checked.
+
+    `final_of` is the trial that it is the final training of. The places are those of
+    `open_resources`. The training may have diverged.
+    """
+    require_room_at_once([config], split, 1, fresh=fresh, tracking_uri=tracking_uri)
+    quiet, echo = echo is None, lines_to(echo)
+    # No run that `mlflow run` has made, with the settings of `train`, is that of a final training.
+    command = "train --final" if final_of else "train"
+    with open_resources(
+        command, workers=1, split=split, tracking_uri=tracking_uri, echo=echo, **places
     ) as resources:
         store, experiment_id = resources.store, resources.experiment_id
         keys = fingerprint.of_grid([config], split, resources.dataset.digest)
@@ -276,11 +307,14 @@ def train(
             digest = resources.dataset.digest
             keeping = keeping_for(store, experiment_id, digest, fresh=fresh, keeps=keep_checkpoints)
             (trial,) = plan_trials([config], [point], (), split, state, folder, keeping)
+            if final_of is not None:
+                name = printable(f"final of {final_of.name}", _LONGEST_NAME)
+                trial = dataclasses.replace(trial, name=name, final_of=final_of.run_id)
             if trial.finished is not None and resources.adopted is None:
                 tracking.log_asked(store, trial.finished.run_id)
                 echo(f"The run {trial.finished.run_id[:8]} has trained this before; it is reused.")
                 reused = dataclasses.replace(trial.finished, reused=True)
-                return _judged(Trial(reused, store.address), on_failure)
+                return Trial(reused, store.address)
             require_room([config], split, 1)
             require_processes(1)
             _load(resources)
@@ -309,10 +343,11 @@ def train(
                     error = score.result().error
                 if error:
                     raise SearchError(f"The training failed ({error}). Its run is {run.run_id}.")
-            return _judged(Trial(tracking.read_trial(run), store.address), on_failure)
+            return Trial(tracking.read_trial(run), store.address)
 
 
-def _check_options(on_failure: object, echo: object, on_start: object, **flags: object) -> None:
+def check_options(on_failure: object, echo: object, on_start: object, **flags: object) -> None:
+    """Raise `ConfigError` for what is wrong with arguments that trainings have in common."""
     require_choice("on_failure", on_failure, get_args(OnFailure))
     require_function("echo", echo)
     require_function("on_start", on_start)
@@ -320,7 +355,8 @@ def _check_options(on_failure: object, echo: object, on_start: object, **flags: 
         require_flag(name, value)
 
 
-def _whole(name: str, value: int | None) -> int | None:
+def whole(name: str, value: int | None) -> int | None:
+    """Return a whole number of at least 1, or None; raise `ConfigError` for anything else."""
     return None if value is None else require_whole(name, value)
 
 
@@ -459,8 +495,11 @@ def _try_points(
     return True
 
 
-def _judged(found: Found, on_failure: OnFailure) -> Found:
-    """Return what was trained; raise or warn if trials have failed, or none is of use."""
+def judged(found: Found, on_failure: OnFailure) -> Found:
+    """Return what was trained; raise or warn if trials have failed, or none is of use.
+
+    A warning is of the line that has called the caller.
+    """
     message = found.failure
     if message and on_failure == "raise":
         raise TrialsFailed(message, found)

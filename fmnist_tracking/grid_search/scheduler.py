@@ -200,6 +200,7 @@ class TrialScheduler:
             threads=resources.threads,
             parent=self._parent,
             adopted=resources.adopted if self._parent is None else None,
+            final_of=trial.final_of,
         )
         dataset = resources.dataset
         examples = dataset.train_images[:_EXAMPLES].reshape(-1, *dataset.image_shape)

@@ -113,7 +113,8 @@ class TrialLogger:
         if self._info.parent is None:
             self._recording.run_id = self._run_id
         if self._existing is not None:
-            self._logged = tracking.logged_steps(store, self._run_id)
+            validates = self._info.split.validates
+            self._logged = tracking.logged_steps(store, self._run_id, validates=validates)
 
     def _log(self, epochs: Iterable[EpochMetrics]) -> None:
         new = [epoch for epoch in epochs if epoch.epoch not in self._logged]

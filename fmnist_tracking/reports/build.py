@@ -20,7 +20,7 @@ from fmnist_tracking.config import (
     require_whole,
 )
 from fmnist_tracking.console import Echo, echo_line, lines_to
-from fmnist_tracking.errors import OutputError
+from fmnist_tracking.errors import OutputError, TrackingError
 from fmnist_tracking.files import write_file
 from fmnist_tracking.inference import About, about, fetched_model, model_process
 from fmnist_tracking.inspection import InspectionTask, ModelInspection
@@ -121,7 +121,8 @@ def report(
     Raises:
         DataError: the data is not what the trial was trained on.
         OutputError: the folder cannot be written.
-        TrackingError: there is no such run, or it has no model.
+        TrackingError: there is no such run, or it has no model; or a part is asked for of a final
+            training, which has no validation images.
     """
     require_choice("part", part, get_args(Part))
     require_whole("seed", seed, minimum=0)
@@ -133,6 +134,11 @@ def report(
     data_dir = None if data_dir is None else require_path("data_dir", data_dir)
     with model_process() as ask, tracking.open_store(tracking_uri) as store:
         found = tracking.find_run(store, reference, experiment)
+        if part != "report" and not found.split.validates:
+            raise TrackingError(
+                f"The run {found.run_id[:8]} is a final training, which was trained on the images "
+                f"that {part} would show. `fmnist-track report` shows test images."
+            )
         folder = Path("reports", found.run_id[:8])
         # The figures of a part are not among a whole report's, which show test images.
         usual = folder if part == "report" else folder / "validation"
@@ -274,11 +280,14 @@ def _data(subject: _Subject) -> str:
 def _facts(subject: _Subject, evaluation: Evaluation) -> dict[str, str]:
     result = subject.result
     chosen_by = result.config.compared_by
+    chosen = {
+        f"{chosen_by.label}, by which it was chosen": chosen_by.show(result.score or 0.0),
+        "best epoch": f"{result.best_epoch} of {result.config.epochs}",
+    }
     return {
         "test accuracy": f"{evaluation.accuracy:.2%}",
         "test macro F1": f"{evaluation.macro.f1:.4f}",
-        f"{chosen_by.label}, by which it was chosen": chosen_by.show(result.score or 0.0),
-        "best epoch": f"{result.best_epoch} of {result.config.epochs}",
+        **(chosen if result.final_of is None else {"epochs": str(result.config.epochs)}),
         "weights": f"{result.model_parameters:,}",
         "training time": f"{result.train_seconds or 0:.0f} s",
     }
@@ -291,6 +300,11 @@ def _notices(subject: _Subject, search: SearchResult | None) -> list[str]:
             f"The data is not Fashion-MNIST but the {subject.seen.data}: {subject.seen.summary}."
         )
     split = subject.trial.split
+    if subject.result.final_of is not None:
+        notices.append(
+            "Trained on training and validation images together, as the final of the trial "
+            f"{subject.result.final_of[:8]}: there are no validation figures."
+        )
     if split.limit is not None:
         notices.append(
             f"Trained on {split.training_images:,} of "

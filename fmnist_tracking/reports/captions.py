@@ -9,12 +9,14 @@ from fmnist_tracking.results import Evaluation, SearchResult, TrainingResult
 
 def curves(history: TrainingResult, subject: str) -> Picture:
     """Draw a trial's loss and accuracy by epoch; `subject` names the trial."""
+    which, so = "last", "are none of the model that is kept."
+    if history.validation is not None:
+        which, so = "best", "can look worse than the validation figures."
     return Picture(
         file="learning_curves.png",
         heading="Learning curves",
-        caption="Loss and accuracy after each epoch. The model kept is the best epoch's. "
-        "Training figures are taken while the weights change, with any dropout on, and so "
-        "can look worse than the validation figures.",
+        caption=f"Loss and accuracy after each epoch. The model kept is the {which} epoch's. "
+        f"Training figures are taken while the weights change, with any dropout on, and so {so}",
         png=plots.png(plots.learning_curves(history, f"Learning curves of {subject}")),
     )
 

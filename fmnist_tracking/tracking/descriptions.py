@@ -140,11 +140,11 @@ def _mean(mean: float | None, diverged: int) -> str:
     return f"{_share(mean)} ({diverged} diverged)" if diverged else _share(mean)
 
 
-def trial_begun(experiment_id: str, parent: str | None) -> str:
+def trial_begun(experiment_id: str, parent: str | None, final_of: str | None = None) -> str:
     """Describe a trial that is running."""
     return signed(
-        f"{_what(experiment_id, parent)} Its curves are under *Model metrics* from the first epoch "
-        "on; its results are here when it has finished."
+        f"{_what(experiment_id, parent, final_of)} Its curves are under *Model metrics* from the "
+        "first epoch on; its results are here when it has finished."
     )
 
 
@@ -157,24 +157,17 @@ def trial_ended(
     size: int,
     *,
     other_data: str | None = None,
+    final_of: str | None = None,
 ) -> str:
     """Describe a trial that has finished, and its model, whose file has `size` bytes.
 
     `other_data` is what the data is, if it is not Fashion-MNIST. The command that trains it again
-    is given for that alone.
+    is given for that alone. `final_of` is the run that it is the final training of.
     """
-    best, validation = result.best, result.validation
-    hardest = sorted(validation.classes, key=lambda scores: scores.f1)[:_HARDEST]
-    figures, objective = result.summary(), result.config.compared_by
-    nats = " nats" if result.config.network.is_coursework else ""
-    chosen_by = f"{best.value(objective):.4f}, by which the epoch was chosen"
+    figures = result.summary()
     rows = [
         *([("data", plain(other_data))] if other_data else []),
-        *([(objective.label, chosen_by)] if objective.average else []),
-        ("validation accuracy", f"{best.val_accuracy:.4f}, after epoch {best.epoch}"),
-        ("validation loss", f"{best.val_loss:.4f}{nats}"),
-        ("macro F1", f"{validation.macro.f1:.4f}"),
-        ("hardest classes", ", ".join(f"{s.name} (F1 {s.f1:.2f})" for s in hardest)),
+        *_validated(result),
         (
             "training",
             f"{len(result.epochs)} epochs of {result.train_images:,} images in "
@@ -192,33 +185,61 @@ def trial_ended(
         if result.diverged
         else ""
     )
+    scores = (
+        ", the scores of each class in `validation/classes.csv` and the confusion matrix beside it"
+    )
     parts = [
-        _what(experiment_id, parent) + diverged,
+        _what(experiment_id, parent, final_of) + diverged,
         _table(("", ""), rows),
         f"**Next**: the [model]({model_address(experiment_id, model_id)}); under "
-        "*Artifacts*, `figures/learning_curves.png`, the scores of each class in "
-        "`validation/classes.csv` and the confusion matrix beside it; under *Model metrics*, "
-        "the curves.",
+        f"*Artifacts*, `figures/learning_curves.png`{scores if result.validation else ''}; under "
+        "*Model metrics*, the curves.",
     ]
-    again = None if other_data else _command(result, split)
+    again = None if other_data else _command(result, split, final_of)
     return signed("\n\n".join([*parts, f"Trained again: `{again}`"] if again else parts))
 
 
-def model(experiment_id: str, run_id: str, name: str, image_shape: Sequence[int]) -> str:
-    """Describe a logged model."""
+def _validated(result: TrainingResult) -> list[tuple[str, str]]:
+    """Return what the validation images say; nothing where there are none."""
+    best, validation, objective = result.best, result.validation, result.config.compared_by
+    if validation is None:
+        return []
+    hardest = sorted(validation.classes, key=lambda scores: scores.f1)[:_HARDEST]
+    nats = " nats" if result.config.network.is_coursework else ""
+    chosen_by = f"{best.value(objective):.4f}, by which the epoch was chosen"
+    return [
+        *([(objective.label, chosen_by)] if objective.average else []),
+        ("validation accuracy", f"{best.val_accuracy:.4f}, after epoch {best.epoch}"),
+        ("validation loss", f"{best.val_loss:.4f}{nats}"),
+        ("macro F1", f"{validation.macro.f1:.4f}"),
+        ("hardest classes", ", ".join(f"{s.name} (F1 {s.f1:.2f})" for s in hardest)),
+    ]
+
+
+def model(
+    experiment_id: str,
+    run_id: str,
+    name: str,
+    image_shape: Sequence[int],
+    final_of: str | None = None,
+) -> str:
+    """Describe a logged model; `final_of` as for `trial_ended`."""
     shape = ", ".join(map(str, image_shape))
+    weights = "its last epoch" if final_of else "the epoch that did best on the validation images"
     return (
         f"The network of the trial [{plain(name)}]({run_address(experiment_id, run_id)}), with "
-        "the weights of the epoch that did best on the validation images. It takes raw pixels, "
-        f"uint8 of shape (n, {shape}), scales them itself, and gives the probabilities of the "
-        f"classes: `mlflow.pyfunc.load_model('runs:/{run_id}/model')`."
+        f"the weights of {weights}. It takes raw pixels, uint8 of shape (n, {shape}), scales them "
+        "itself, and gives the probabilities of the classes: "
+        f"`mlflow.pyfunc.load_model('runs:/{run_id}/model')`."
     )
 
 
-def trial_failed(experiment_id: str, parent: str | None, line: str) -> str:
+def trial_failed(
+    experiment_id: str, parent: str | None, line: str, final_of: str | None = None
+) -> str:
     """Describe a trial that ended with an error."""
     return signed(
-        f"{_what(experiment_id, parent)} **It failed**: {plain(line)}\n\n"
+        f"{_what(experiment_id, parent, final_of)} **It failed**: {plain(line)}\n\n"
         "The artifact `traceback.txt` has the rest."
     )
 
@@ -242,13 +263,21 @@ def signed(note: str) -> str:
     return f"{_START}{note}{_SIGNATURE}"
 
 
-def _what(experiment_id: str, parent: str | None) -> str:
+def _what(experiment_id: str, parent: str | None, final_of: str | None) -> str:
+    if final_of is not None:
+        return (
+            f"The final training of [a trial]({run_address(experiment_id, final_of)}): anew, on "
+            "training and validation images together, for as many epochs as its best epoch was. It "
+            "has no validation figures."
+        )
     if parent is None:
         return "One configuration, trained on its own."
     return f"One point of [a grid search]({run_address(experiment_id, parent)})."
 
 
-def _command(result: TrainingResult, split: SplitConfig) -> str | None:
+def _command(result: TrainingResult, split: SplitConfig, final_of: str | None) -> str | None:
+    if final_of is not None:
+        return f"fmnist-track train --final --run-id {final_of[:8]} --fresh"
     config = result.config
     # No option of the command sets another split's seed, and a file may lie anywhere.
     if split.seed != config.seed or not config.network.is_coursework:

@@ -106,11 +106,10 @@ def finish_trial(
     this.
     """
     client = store.client
-    files = {
-        schema.CURVES_FILE: curves,
-        schema.CLASSES_FILE: _classes_csv(result.validation).encode(),
-        schema.CONFUSION_FILE: _confusion_csv(result.validation).encode(),
-    }
+    files = {schema.CURVES_FILE: curves}
+    if result.validation is not None:
+        files[schema.CLASSES_FILE] = _classes_csv(result.validation).encode()
+        files[schema.CONFUSION_FILE] = _confusion_csv(result.validation).encode()
     files[schema.HISTORY_FILE] = json.dumps(result.to_json(), indent=2).encode()
     log_files(store, run_id, files)
     model_id, size = log_model(
@@ -123,7 +122,7 @@ def finish_trial(
         tags={
             **program_tags(info.origin.code),
             MLFLOW_RUN_NOTE: descriptions.model(
-                experiment_id, run_id, info.name, example.shape[1:]
+                experiment_id, run_id, info.name, example.shape[1:], info.final_of
             ),
         },
         step=result.best.epoch,
@@ -149,6 +148,7 @@ def finish_trial(
         model_id,
         size,
         other_data=info.data.other_than_fashion_mnist,
+        final_of=info.final_of,
     )
     note = descriptions.beside(note, client.get_run(run_id).data.tags)
     tags = {MLFLOW_RUN_NOTE: note}
@@ -163,7 +163,7 @@ def fail_trial(
 ) -> None:
     """Log the error that ended a trial, as a line and as a traceback; close its run as FAILED."""
     line = shortened(to_be_kept(line), _MAX_TAG)
-    note = descriptions.trial_failed(experiment_id, info.parent, line)
+    note = descriptions.trial_failed(experiment_id, info.parent, line, info.final_of)
     note = descriptions.beside(note, store.client.get_run(run_id).data.tags)
     tags = [RunTag(schema.ERROR, line), RunTag(MLFLOW_RUN_NOTE, note)]
     store.client.log_batch(run_id, tags=tags)

@@ -22,10 +22,11 @@ _DIGEST_LENGTH = 36
 
 
 def log_inputs(store: Store, run_id: str, data: DatasetInfo, parts: Iterable[DatasetPart]) -> None:
-    """Link a run with its training images and its validation images."""
+    """Link a run with its training images, and its validation images if it has any."""
     inputs = [
         DatasetInput(as_dataset(data, part), [InputTag(MLFLOW_DATASET_CONTEXT, part.role)])
         for part in parts
+        if part.shape[0]
     ]
     if inputs:
         link_inputs(store, run_id, inputs)

@@ -22,6 +22,7 @@ from fmnist_tracking.errors import (
     setting,
 )
 from fmnist_tracking.network import COURSEWORK, Network, NetworkSize
+from fmnist_tracking.redact import printable
 from fmnist_tracking.results import (
     FINISHED,
     RUNNING,
@@ -332,6 +333,7 @@ def as_tracked(run: Run) -> TrackedRun:
             seed=params.get(schema.SPLIT_PREFIX + "seed", "0"),
             limit=params.get(schema.SPLIT_PREFIX + "limit", "None"),
             size=read_size(params, schema.SPLIT_PREFIX),
+            validates=params.get(schema.SPLIT_PREFIX + "validates", "True"),
         )
     except (ValueError, ConfigError) as error:
         raise UnreadableRun(run, f"it does not say how its data was split ({error})") from None
@@ -346,18 +348,23 @@ def as_tracked(run: Run) -> TrackedRun:
     )
 
 
-def read_split(protocol: str, seed: str, limit: str, size: DataSize) -> SplitConfig:
+def read_split(
+    protocol: str, seed: str, limit: str, size: DataSize, validates: str = "True"
+) -> SplitConfig:
     """Read a split from its fields as MLflow keeps them, in words.
 
     Raises:
-        ValueError: a field is no number.
+        ValueError: a field is no number, or not True or False.
         ConfigError: there is no such split.
     """
+    if validates not in ("True", "False"):
+        raise ValueError(f"validates is {validates!r}")
     return SplitConfig(
         protocol=protocol,  # type: ignore[arg-type]  # checked by SplitConfig
         seed=int(seed),
         limit=None if limit == "None" else int(limit),
         data=size,
+        validates=validates == "True",
     )
 
 
@@ -397,14 +404,15 @@ def read_trial(tracked: TrackedRun) -> TrialResult:
             result.
     """
     run, metrics = tracked.raw, tracked.raw.data.metrics
+    validates = tracked.split.validates
     try:
         trial = TrialResult(
             run_id=tracked.run_id,
             name=tracked.name,
             status=run.info.status,
             config=_config(tracked),
-            val_accuracy=metrics.get(schema.BEST_VAL_ACCURACY),
-            best_objective=metrics.get(schema.BEST_OBJECTIVE),
+            val_accuracy=metrics.get(schema.BEST_VAL_ACCURACY) if validates else None,
+            best_objective=metrics.get(schema.BEST_OBJECTIVE) if validates else None,
             best_epoch=_whole(metrics.get("best_epoch")),
             train_seconds=metrics.get("train_seconds"),
             model_parameters=_whole(metrics.get("model_parameters")),
@@ -412,10 +420,13 @@ def read_trial(tracked: TrackedRun) -> TrialResult:
             # Runs of earlier versions lack the tag.
             diverged=schema.DIVERGED in run.data.tags
             or math.isnan(metrics.get(_BEST_VAL_LOSS, 0.0)),
+            final_of=final_of(run.data.tags),
         )
     except (ValueError, OverflowError) as error:
         raise UnreadableRun(run, f"one of its metrics is no whole number ({error})") from None
-    if trial.status == FINISHED:
+    if not validates and trial.final_of is None:
+        raise UnreadableRun(run, f"its tag {schema.FINAL_OF} is missing")
+    if trial.status == FINISHED and validates:
         if trial.val_accuracy is None:
             raise UnreadableRun(run, f"its metric {schema.BEST_VAL_ACCURACY} is missing")
         if not 0 <= trial.val_accuracy <= 1:
@@ -423,6 +434,12 @@ def read_trial(tracked: TrackedRun) -> TrialResult:
         if trial.score is None:
             raise UnreadableRun(run, f"its metric {schema.BEST_OBJECTIVE} is missing")
     return trial
+
+
+def final_of(tags: Mapping[str, str]) -> str | None:
+    """Return which run a final training, or a version of a model, is the final of."""
+    named = tags.get(schema.FINAL_OF)
+    return None if named is None else printable(named)
 
 
 def _config(run: TrackedRun) -> TrainingConfig:

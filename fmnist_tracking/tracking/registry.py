@@ -26,6 +26,7 @@ from fmnist_tracking.tracking.queries import ABSENT, find_active, find_any
 from fmnist_tracking.tracking.records import (
     TrackedRun,
     as_tracked,
+    final_of,
     read_size,
     read_split,
     read_trial,
@@ -35,7 +36,7 @@ from fmnist_tracking.tracking.store import Store
 _EXISTS = ErrorCode.Name(RESOURCE_ALREADY_EXISTS)
 _LOGGED_MODEL = re.compile(r"models:/(m-\w+)")
 _ABOUT_THE_MODEL = (
-    "Classifies images. Each version is the best epoch of a trial that "
+    "Classifies images. Each version is the best epoch of a trial, or its final training, that "
     f"`fmnist-track promote` chose; the alias `{schema.CHAMPION}` is on the one in use. Versions "
     "are compared by validation accuracy; the test images have no part in it.\n\n"
     "It takes raw pixels, `uint8`, 0 to 255, and gives the probabilities of the classes; the "
@@ -51,10 +52,12 @@ class ModelVersion:
         name: of the registered model.
         version: its number.
         run_id: of the trial it came from.
-        val_accuracy: of the trial, None if neither the version nor the run has it.
+        val_accuracy: of the trial, None if neither the version nor the run has it; but see
+            `judged`.
         data_sha256: `Dataset.digest` of the trial's data, None if unknown.
         split: how that data was split, None if unknown.
         run_exists: whether the trial's run still exists.
+        final_of: the run that the trial is the final training of, None for all others.
     """
 
     name: str
@@ -64,15 +67,18 @@ class ModelVersion:
     data_sha256: str | None
     split: SplitConfig | None
     run_exists: bool
+    final_of: str | None = None
 
     def line(self) -> str:
         """Return what it is, in a line."""
         scored = "unknown" if self.val_accuracy is None else f"{self.val_accuracy:.4f}"
+        what = f"validation accuracy {scored}"
+        if self.final_of is not None:
+            has = "" if self.val_accuracy is None else f", which has validation accuracy {scored}"
+            what = f"final of the trial {self.final_of[:8]}{has}"
         gone = "" if self.run_exists else ", which was deleted"
-        return (
-            f"{self.name} version {self.version}: validation accuracy {scored}, run "
-            f"{self.run_id[:8] or 'unknown'}{gone}"
-        )
+        run = self.run_id[:8] or "unknown"
+        return f"{self.name} version {self.version}: {what}, run {run}{gone}"
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that `json` can write."""
@@ -86,6 +92,30 @@ def find_champion(store: Store, name: str) -> ModelVersion | None:
         if version is not None:
             return _version(store, store.client.get_model_version(name, version))
     return None
+
+
+def judge(store: Store, trial: TrackedRun) -> TrackedRun | None:
+    """Return the trial by whose validation accuracy one is judged: it itself.
+
+    A final training has no such figure: it is judged by the trial that it is the final of. None if
+    that is gone.
+    """
+    origin = read_trial(trial).final_of
+    if origin is None:
+        return trial
+    run = find_any(store, origin)
+    return None if run is None else as_tracked(run)
+
+
+def judged(store: Store, version: ModelVersion) -> ModelVersion:
+    """Return a version with the figures by which it is compared; see `judge`."""
+    run = find_any(store, version.final_of) if version.final_of else None
+    if run is None:
+        return version
+    trial = as_tracked(run)
+    return dataclasses.replace(
+        version, val_accuracy=read_trial(trial).val_accuracy, split=trial.split
+    )
 
 
 def champion_run(store: Store, name: str) -> TrackedRun:
@@ -247,6 +277,7 @@ def _version(store: Store, raw: Any) -> ModelVersion:
             seed=tags[schema.SPLIT_SEED],
             limit=tags[schema.SPLIT_LIMIT],
             size=read_size(tags, schema.SPLIT_SIZE_PREFIX),
+            validates=tags.get(schema.SPLIT_VALIDATES, "True"),
         )
     return ModelVersion(
         name=raw.name,
@@ -256,6 +287,7 @@ def _version(store: Store, raw: Any) -> ModelVersion:
         data_sha256=tags.get(schema.DATA_SHA256),
         split=split,
         run_exists=run is not None and run.info.lifecycle_stage == "active",
+        final_of=final_of(tags),
     )
 
 
@@ -263,10 +295,13 @@ def _tags(trial: TrackedRun, result: TrialResult) -> dict[str, str]:
     """Return tags that describe a version, so that it can be judged after its run is deleted."""
     tags = {
         schema.RUN: trial.run_id,
-        schema.VAL_ACCURACY: str(result.val_accuracy),
         schema.SPLIT_SEED: str(trial.split.seed),
         schema.SPLIT_LIMIT: str(trial.split.limit),
     }
+    if result.final_of is None:
+        tags[schema.VAL_ACCURACY] = str(result.val_accuracy)
+    else:
+        tags |= {schema.FINAL_OF: result.final_of, schema.SPLIT_VALIDATES: "False"}
     for name in schema.SPLIT_SIZE:
         tags[schema.SPLIT_SIZE_PREFIX + name] = str(getattr(trial.split.data, name))
     for name in (schema.POINT, schema.DATA_SHA256, schema.DATASET, schema.PROTOCOL):
@@ -278,9 +313,21 @@ def _tags(trial: TrackedRun, result: TrialResult) -> dict[str, str]:
 def _description(trial: TrackedRun, result: TrialResult) -> str:
     settings = ", ".join(f"{k} {format_value(v)}" for k, v in result.config.values.items())
     split = trial.split
+    what = (
+        f"The best epoch of the trial {plain(trial.name)}, chosen by its validation accuracy; "
+        "the test images had no part in it."
+    )
     rows = {
         "validation accuracy": f"{result.val_accuracy or 0:.4f}",
         "best epoch": f"{result.best_epoch} of {result.config.epochs}",
+    }
+    if result.final_of is not None:
+        what = (
+            f"The last epoch of {plain(trial.name)}, trained on training and validation images "
+            "together; it has no validation figures."
+        )
+        rows = {"final of the trial": result.final_of}
+    rows |= {
         "run": trial.run_id,
         "settings": settings,
         "data": trial.raw.data.tags.get(schema.DATASET, "unknown"),
@@ -289,7 +336,4 @@ def _description(trial: TrackedRun, result: TrialResult) -> str:
         + ("all images" if split.limit is None else f"{split.limit} images"),
     }
     table = "\n".join(f"| {plain(name)} | {plain(text)} |" for name, text in rows.items())
-    return (
-        f"The best epoch of the trial {plain(trial.name)}, chosen by its validation accuracy; "
-        f"the test images had no part in it.\n\n| | |\n|---|---|\n{table}\n"
-    )
+    return f"{what}\n\n| | |\n|---|---|\n{table}\n"

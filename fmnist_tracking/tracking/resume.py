@@ -50,6 +50,7 @@ _OPEN = f"attributes.status = '{RUNNING}' AND tags.`{schema.ROLE}` LIKE '%'"
 _AND_FINISHED = f" AND {IS_FINISHED}"
 _ANY_FINISHED = f"tags.`{schema.POINT}` LIKE '%'{_AND_FINISHED}"
 EPOCH_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy", "epoch_seconds")
+_VALIDATION_METRICS = ("val_loss", "val_accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +280,11 @@ def like_trials(
         f"AND params.`{schema.SPLIT_PREFIX}limit` = '{split.limit}'"
     )
     found = iterate_runs(store, [experiment_id], filter_string, at_once=_FEW)
-    alike = (one for one in readable(store, found, as_tracked) if one.split.data == split.data)
+    alike = (
+        one
+        for one in readable(store, found, as_tracked)
+        if (one.split.data, one.split.validates) == (split.data, split.validates)
+    )
     runs = (one.raw for one in itertools.islice(alike, _FEW))
     return [
         trial
@@ -288,11 +293,12 @@ def like_trials(
     ]
 
 
-def logged_steps(store: Store, run_id: str) -> set[int]:
-    """Return the epochs whose metrics have all been logged."""
+def logged_steps(store: Store, run_id: str, *, validates: bool = True) -> set[int]:
+    """Return the epochs whose metrics have all been logged; see `SplitConfig.validates`."""
     steps = [
         {metric.step for metric in store.client.get_metric_history(run_id, name)}
         for name in EPOCH_METRICS
+        if validates or name not in _VALIDATION_METRICS
     ]
     return set.intersection(*steps)
 

@@ -14,6 +14,8 @@ PROTOCOL = "fmnist.protocol"
 ERROR = "fmnist.error"
 # On a diverged trial: the epoch whose loss was not finite.
 DIVERGED = "fmnist.diverged"
+# On a final training, which has no validation images: the run of the trial that it is the final of.
+FINAL_OF = "fmnist.final_of"
 TEST_OPENED = "fmnist.test_opened"
 REPORT_OF = "fmnist.report_of"
 
@@ -44,6 +46,7 @@ CHAMPION = "champion"
 RUN = "fmnist.run_id"
 VAL_ACCURACY = "fmnist.val_accuracy"
 SPLIT_SEED, SPLIT_LIMIT = "fmnist.split_seed", "fmnist.split_limit"
+SPLIT_VALIDATES = "fmnist.split_validates"
 # The size of the data that is split: the fields of `DataSize`.
 SPLIT_SIZE = ("train_images", "test_images", "classes")
 SPLIT_SIZE_PREFIX = "fmnist.split_"

@@ -104,6 +104,7 @@ class TrialInfo:
         threads: number of threads that compute it.
         parent: the search's run id, None for a single training.
         adopted: the run that `mlflow run` created for a single training.
+        final_of: the run that it is the final training of, None for all others.
     """
 
     name: str
@@ -115,6 +116,7 @@ class TrialInfo:
     threads: int
     parent: str | None
     adopted: str | None = None
+    final_of: str | None = None
 
 
 def start_search(
@@ -214,10 +216,12 @@ def start_trial(
         schema.POINT: info.fingerprint,
         schema.THREADS: str(info.threads),
         schema.LEASE: Lease.of_this_process().text(),
-        MLFLOW_RUN_NOTE: descriptions.trial_begun(experiment_id, info.parent),
+        MLFLOW_RUN_NOTE: descriptions.trial_begun(experiment_id, info.parent, info.final_of),
         **_origin_tags(info),
         **_network_tags(info.config),
     }
+    if info.final_of is not None:
+        tags[schema.FINAL_OF] = info.final_of
     if info.parent is not None:
         tags |= {schema.ROLE: schema.TRIAL, schema.PARENT: info.parent}
         return _start(store, experiment_id, info, params, tags, resume)

@@ -170,21 +170,24 @@ def _require_fits(
         "fingerprint": checkpoint.fingerprint != fingerprint,
         "number of epochs": not 1 <= len(checkpoint.epochs) <= config.epochs
         or [epoch.epoch for epoch in checkpoint.epochs] != [*range(1, len(checkpoint.epochs) + 1)],
-        "figures": not all(map(_can_be, checkpoint.epochs)) or not 0 < checkpoint.fit_seconds < 1e9,
+        "figures": not all(_can_be(epoch, validation_images) for epoch in checkpoint.epochs)
+        or not 0 < checkpoint.fit_seconds < 1e9,
         "predictions": _kinds([checkpoint.best_predicted]) != [((validation_images,), "uint8")]
-        or checkpoint.best_predicted.max() >= config.network.classes,
+        or (checkpoint.best_predicted >= config.network.classes).any(),
     }
     for what, is_wrong in wrong.items():
         if is_wrong:
             raise ValueError(f"its {what} cannot be those of this training")
 
 
-def _can_be(epoch: EpochMetrics) -> bool:
+def _can_be(epoch: EpochMetrics, validation_images: int) -> bool:
     """Return whether figures can be those of an epoch; the losses of one that diverged are NaN."""
     values = (*epoch.metrics().values(), epoch.ended_at)
+    validated = [value for value in (epoch.val_loss, epoch.val_accuracy) if value is not None]
     return (
         all(isinstance(value, int | float) for value in values)
-        and all(0 <= value <= 1 for value in (epoch.accuracy, epoch.val_accuracy))
+        and len(validated) == (2 if validation_images else 0)
+        and all(0 <= value <= 1 for value in (epoch.accuracy, *validated[1:]))
         and 0 <= epoch.epoch_seconds < 1e9
         and 0 <= epoch.ended_at < 2**53
     )

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,11 @@ from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.metrics import accuracy, predicted_labels, score
 from fmnist_tracking.networks.build import size_of_model
+from fmnist_tracking.objective import Objective
 from fmnist_tracking.results import EpochMetrics, TrainingResult, best_epoch
 from fmnist_tracking.training import checkpoints, kept
 from fmnist_tracking.training.checkpoints import Checkpoint, CheckpointPlace
-from fmnist_tracking.training.prepare import as_tensor, prepare, require_probabilities
+from fmnist_tracking.training.prepare import Prepared, as_tensor, prepare, require_probabilities
 from fmnist_tracking.training.system_metrics import SystemMeter
 
 OnEpoch = Callable[[EpochMetrics], None]
@@ -50,7 +52,8 @@ def train(
 
     Args:
         config: what to train.
-        data: training and validation images.
+        data: training and validation images; without any for validation, the best epoch is the
+            last.
         on_epoch: called after each epoch with its metrics, once its checkpoint is written, in a
             background thread; an exception in it ends the training, after one more epoch at most.
         place: of the checkpoint, which is written after each epoch, and from which the training is
@@ -75,7 +78,6 @@ def train(
     if saved is not None and source is not None and not saved.fits(step.variables, model):
         _log.warning("The checkpoint in %s is not used: it is another network's.", source.folder)
         saved = None
-    unseen = as_tensor(data.validation_images), as_tensor(data.validation_labels)
     meter = SystemMeter()
 
     objective = config.compared_by
@@ -110,20 +112,12 @@ def train(
             order = np.random.default_rng([config.seed, epoch]).permutation(len(labels))
             loss, right = step.run_epoch(images, labels, order, epoch=epoch)
             fit_seconds += clock.now() - start
-            val_loss, probabilities = prepared.evaluate(*unseen)
-            require_probabilities(probabilities)
-            predicted = predicted_labels(probabilities)
+            scores, predicted = _validate(prepared, data, objective)
             figures = EpochMetrics(
                 epoch=epoch,
                 loss=loss,
                 accuracy=right / len(order),
-                val_loss=val_loss,
-                val_accuracy=accuracy(data.validation_labels, predicted),
-                objective=score(
-                    data.validation_labels, predicted, val_loss, data.class_names
-                ).value(objective)
-                if objective.average
-                else None,
+                **scores,
                 epoch_seconds=clock.now() - start,
                 ended_at=int(time.time() * 1000),
                 usage=meter.read(),
@@ -152,6 +146,7 @@ def train(
 
     if config.size is None:
         config = dataclasses.replace(config, size=size_of_model(model))
+    val_loss = epochs[best - 1].val_loss
     result = TrainingResult(
         config=config,
         epochs=tuple(epochs),
@@ -159,17 +154,34 @@ def train(
         train_seconds=sum(e.epoch_seconds for e in epochs),
         images_per_second=len(epochs) * len(data.train_labels) / fit_seconds,
         train_images=len(data.train_labels),
-        validation=score(
-            data.validation_labels, best_predicted, epochs[best - 1].val_loss, data.class_names
-        ),
+        validation=None
+        if val_loss is None
+        else score(data.validation_labels, best_predicted, val_loss, data.class_names),
         settings={
             **{name: os.environ.get(name) for name in runtime.DEFAULTS},
             "threads": runtime.threads(),
             "shards": step.shards,
             "jit_compile": step.compiled,
         },
+        class_names=data.class_names,
     )
     return result, best_weights
+
+
+def _validate(
+    prepared: Prepared, data: DataSplit, objective: Objective
+) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    """Return an epoch's figures of the validation images, and what they are taken for."""
+    labels = data.validation_labels
+    if not len(labels):
+        return {"val_loss": None, "val_accuracy": None}, np.empty(0, np.uint8)
+    loss, probabilities = prepared.evaluate(as_tensor(data.validation_images), as_tensor(labels))
+    require_probabilities(probabilities)
+    predicted = predicted_labels(probabilities)
+    scores = {"val_loss": loss, "val_accuracy": accuracy(labels, predicted)}
+    if objective.average:
+        scores["objective"] = score(labels, predicted, loss, data.class_names).value(objective)
+    return scores, predicted
 
 
 def _save(checkpoint: Checkpoint, folder: Path) -> None:
