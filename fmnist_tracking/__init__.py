@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from fmnist_tracking.doctor import check_installation
     from fmnist_tracking.grid_search.dry_run import dry_run
     from fmnist_tracking.grid_search.final import train_final
-    from fmnist_tracking.grid_search.run import search, train
+    from fmnist_tracking.grid_search.run import search
+    from fmnist_tracking.grid_search.train import train
     from fmnist_tracking.prediction import predict
     from fmnist_tracking.promotion import promote
     from fmnist_tracking.reports.build import report
@@ -33,7 +34,8 @@ _PUBLIC = {
     "runs": ("Search", "Trial", "list_runs", "load_search", "load_trial", "repair_runs"),
     "grid_search.dry_run": ("dry_run",),
     "grid_search.final": ("train_final",),
-    "grid_search.run": ("search", "train"),
+    "grid_search.run": ("search",),
+    "grid_search.train": ("train",),
     "data": ("load_dataset",),
     "doctor": ("check_installation",),
     "prediction": ("predict",),

@@ -10,8 +10,9 @@ from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.data import FASHION_MNIST_DIGEST, Dataset, load_named
 from fmnist_tracking.errors import ConfigError, DataError, setting
 from fmnist_tracking.grid_search.arguments import config_of
+from fmnist_tracking.grid_search.entry import OnFailure, check_options, judged, whole
 from fmnist_tracking.grid_search.images import network_for
-from fmnist_tracking.grid_search.run import OnFailure, check_options, judged, train_config, whole
+from fmnist_tracking.grid_search.train import train_config
 from fmnist_tracking.network import Network
 from fmnist_tracking.networks.source import find_network
 from fmnist_tracking.results import FINISHED, StoredRun, TrialResult, located
