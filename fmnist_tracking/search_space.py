@@ -21,6 +21,7 @@ from fmnist_tracking.config import (
 )
 from fmnist_tracking.errors import ConfigError
 from fmnist_tracking.network import COURSEWORK, Network, NetworkSize, Value
+from fmnist_tracking.redact import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class Impossible:
         return " ".join(f"{name}={format_value(value)}" for name, value in self.values)
 
 
+_LONGEST_NAME = 120
 # How points are chosen.
 Oracle: TypeAlias = Literal["grid", "random"]
 ORACLES = get_args(Oracle)
@@ -169,3 +171,18 @@ class SearchSpace:
         """Return this grid with axes added or replaced."""
         merged = {**self.axes, **{k: tuple(v) for k, v in axes.items()}}
         return dataclasses.replace(self, axes=merged)
+
+
+def trial_name(config: TrainingConfig, axes: tuple[str, ...] = ()) -> str:
+    """Return a name for people: "filters=48 optimizer=adam", of the axes that vary.
+
+    For the coursework's network it is "f48 k3 s1", and the other axes by name.
+    """
+    if not config.network.is_coursework:
+        named = [name for name, _ in config.hyperparameters if not axes or name in axes]
+        named += [axis for axis in axes if axis in TRAINING_SETTINGS]
+        whole = " ".join(f"{name}={format_value(config[name])}" for name in named)
+        return printable(whole or config.network.name, _LONGEST_NAME)
+    name = f"f{config['filters']} k{config['kernel_size']} s{config['strides']}"
+    others = [axis for axis in axes if axis not in ("filters", "kernel_size", "strides")]
+    return " ".join([name, *(f"{axis}={format_value(config[axis])}" for axis in others)])

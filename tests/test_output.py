@@ -8,11 +8,10 @@ from rich.console import Console
 from fmnist_tracking.cli import output
 from fmnist_tracking.config import COURSEWORK_GRID, TrainingConfig
 from fmnist_tracking.grid_search.dry_run import DryRun, DryRunPoint
-from fmnist_tracking.grid_search.plan import trial_name
 from fmnist_tracking.network import Value
 from fmnist_tracking.results import SearchResult
 from fmnist_tracking.runs import Search
-from fmnist_tracking.search_space import SearchSpace
+from fmnist_tracking.search_space import SearchSpace, trial_name
 from records import trial
 
 MANY_AXES: dict[str, tuple[Value, ...]] = {

@@ -29,7 +29,7 @@ from fmnist_tracking.grid_search.arguments import (
 from fmnist_tracking.grid_search.images import cache_images, network_for, split_of
 from fmnist_tracking.grid_search.lock import checkpoint_folder, keeping_for
 from fmnist_tracking.grid_search.memory import require_room, too_large, workers_for
-from fmnist_tracking.grid_search.plan import Keeping, PlannedTrial, plan_trials, trial_name
+from fmnist_tracking.grid_search.plan import Keeping, PlannedTrial, plan_trials
 from fmnist_tracking.grid_search.resources import local_workers
 from fmnist_tracking.grid_search.time_estimate import (
     TimeEstimator,
@@ -41,7 +41,7 @@ from fmnist_tracking.grid_search.time_estimate import (
 from fmnist_tracking.network import Value
 from fmnist_tracking.networks.source import NetworkName, find_network
 from fmnist_tracking.results import TrialResult
-from fmnist_tracking.search_space import Oracle
+from fmnist_tracking.search_space import Oracle, trial_name
 from fmnist_tracking.split_config import Protocol, SplitConfig
 from fmnist_tracking.tracking import ResumeState
 from fmnist_tracking.warm_up import warm_up

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from fmnist_tracking import machine, runtime, tracking
 from fmnist_tracking.config import TrainingConfig, require_whole, size_of
 from fmnist_tracking.errors import ConfigError, setting
-from fmnist_tracking.grid_search.plan import trial_name
 from fmnist_tracking.grid_search.time_estimate import memory_bytes
+from fmnist_tracking.search_space import trial_name
 from fmnist_tracking.split_config import SplitConfig
 
 # Of a worker that trains the coursework's largest network, or of the driver, rounded up.

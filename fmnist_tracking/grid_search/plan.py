@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fmnist_tracking import fingerprint as fingerprints
-from fmnist_tracking.config import TRAINING_SETTINGS, TrainingConfig, format_value
-from fmnist_tracking.redact import printable
+from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.results import TrialResult
+from fmnist_tracking.search_space import trial_name
 from fmnist_tracking.split_config import SplitConfig
 from fmnist_tracking.training import checkpoints, kept
 from fmnist_tracking.training.checkpoints import CheckpointPlace
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 # Of a fingerprint, so many characters name the folder of a trial's checkpoint.
 _FOLDER_CHARACTERS = 16
-_LONGEST_NAME = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +59,6 @@ class PlannedTrial:
     run_id: str | None = None  # of the run that was cut off and is gone on with
     finished: TrialResult | None = None  # the trial that has finished already
     final_of: str | None = None  # the run that it is the final training of
-
-
-def trial_name(config: TrainingConfig, axes: tuple[str, ...] = ()) -> str:
-    """Return a name for people: "filters=48 optimizer=adam", of the axes that vary.
-
-    For the coursework's network it is "f48 k3 s1", and the other axes by name.
-    """
-    if not config.network.is_coursework:
-        named = [name for name, _ in config.hyperparameters if not axes or name in axes]
-        named += [axis for axis in axes if axis in TRAINING_SETTINGS]
-        whole = " ".join(f"{name}={format_value(config[name])}" for name in named)
-        return printable(whole or config.network.name, _LONGEST_NAME)
-    name = f"f{config['filters']} k{config['kernel_size']} s{config['strides']}"
-    others = [axis for axis in axes if axis not in ("filters", "kernel_size", "strides")]
-    return " ".join([name, *(f"{axis}={format_value(config[axis])}" for axis in others)])
 
 
 def plan_trials(

@@ -120,7 +120,8 @@ def search(
             output of a notebook's cell; None shows nothing, and no progress.
         on_start: called when all is loaded, before the first trial begins.
         settings: of the training, such as `epochs=5`, and hyperparameters of the network; they are
-            the same for every point.
+            the same for every point. So is `objective`, which epochs and points are compared by,
+            such as `val_loss`; see `objective.OBJECTIVES`.
 
     Raises:
         ConfigError: a value is wrong, or a point of the grid cannot be built, or has no room in the

@@ -29,7 +29,7 @@ from fmnist_tracking.grid_search.memory import (
     require_room,
     require_room_at_once,
 )
-from fmnist_tracking.grid_search.plan import plan_trials, trial_name
+from fmnist_tracking.grid_search.plan import plan_trials
 from fmnist_tracking.grid_search.progress import Progress
 from fmnist_tracking.grid_search.recording import Recording
 from fmnist_tracking.grid_search.resources import open_resources
@@ -38,6 +38,7 @@ from fmnist_tracking.networks.source import NetworkName, find_network
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import TrialResult
 from fmnist_tracking.runs import Trial
+from fmnist_tracking.search_space import trial_name
 from fmnist_tracking.split_config import Protocol, SplitConfig
 from fmnist_tracking.tracking import ResumeState
 

@@ -30,7 +30,7 @@ from fmnist_tracking.results import (
     TrainingResult,
     TrialResult,
 )
-from fmnist_tracking.search_space import Combination, SearchSpace
+from fmnist_tracking.search_space import Combination, SearchSpace, trial_name
 from fmnist_tracking.split_config import FASHION_MNIST_SIZE, DataSize, SplitConfig
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.artifacts import read_file
@@ -187,7 +187,8 @@ def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> Searc
 
     found = [*readable(store, find_children(store, run.experiment_id, run.run_id), read)]
     found += [
-        dataclasses.replace(trial, reused=True)
+        # Another search's name of it tells that search's axes.
+        dataclasses.replace(trial, reused=True, name=trial_name(trial.config, space.varying))
         for trial in readable(store, reused_runs(store, run), read)
     ]
     # One trial for each point: a finished one before an interrupted one, else the newest.
