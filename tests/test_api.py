@@ -291,7 +291,7 @@ def test_code_without_a_file_needs_no_guard(tmp_path: Path, cache: Path) -> None
     (tmp_path / "mine.py").write_text(SEARCH.format(guard=with_guard))
     again = python(tmp_path, cache, "mine.py")
     assert again.returncode == 0, again.stderr
-    assert "has finished all 1 points before" in again.stderr
+    assert "has finished all 1 point before" in again.stderr
 
 
 def test_an_import_that_is_interrupted_can_be_made_again(tmp_path: Path, cache: Path) -> None:
