@@ -103,6 +103,7 @@ def test_nothing_that_is_handed_on_names_the_home_folder(home: Path, cache: Path
     assert named <= {"mlflow.db", "MLmodel"}  # MLflow's own
     page = next((home / "work" / "reports").rglob("index.html")).read_text()
     assert "697249e9d1e8" in page
+    assert "--data-dir data" in page
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from fmnist_tracking.inference import About, about, fetched_model, model_process
 from fmnist_tracking.inspection import InspectionTask, ModelInspection
 from fmnist_tracking.leaderboard import rank
 from fmnist_tracking.output_folder import writable
-from fmnist_tracking.redact import bare, printable
+from fmnist_tracking.redact import bare, printable, without_home
 from fmnist_tracking.reports import captions
 from fmnist_tracking.reports.page import Page, Picture, classification_table, render_html
 from fmnist_tracking.results import Evaluation, SearchResult, StoredRun, TrialResult, located
@@ -183,8 +183,9 @@ def report(
             again = ["fmnist-track", "report", "--run-id", found.run_id, "--seed", str(seed)]
             again += ["--trust-code"] if stored.code is not None else []
             again += ["--layer", layer] if layer is not None else []
-            again += ["--data-dir", str(data_dir)] if data_dir is not None else []
             # No folders of whoever made it: the page is handed on.
+            if data_dir is not None:
+                again += ["--data-dir", Path(without_home(str(data_dir))).name]
             if tracking_uri is not None and tracking_uri.startswith("http"):
                 again += ["--tracking-uri", bare(tracking_uri)]
             texts = {
