@@ -304,7 +304,9 @@ def test_a_search_that_was_to_train_anew_still_does(call: Call) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize(
+    "name", ["coursework", pytest.param("normalized", marks=pytest.mark.release)]
+)
 def test_killed_while_it_goes_on(name: str, tmp_path: Path, cache: Path) -> None:
     def begin(place: Place, epochs: int, *options: str) -> Any:
         words = ("search", "--limit", "3000", "--workers", "2", "--json", *SEARCHES[name])
