@@ -1,6 +1,5 @@
 import contextlib
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import numpy as np
@@ -53,57 +52,6 @@ def test_each_call_draws_anew_and_the_state_says_what() -> None:
         np.testing.assert_array_equal(model(ones, training=True), first)
     agree = np.mean((first == 0) == (second == 0))
     assert abs(agree - 0.5) < 0.06
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"scale": False}, {"center": False}, {"momentum": 0.5, "epsilon": 0.1, "axis": 3}],
-    ids=str,
-)
-@pytest.mark.parametrize("shape", [(7, 5, 4, 3), (1, 1, 1, 3)])
-def test_normalised_batches_are_the_same_with_their_gradients_and_statistics(
-    settings: dict[str, Any], shape: tuple[int, ...]
-) -> None:
-    random = np.random.default_rng(1)
-    images = tf.Variable(random.normal(3, 2, shape).astype("float32"))
-    factors = tf.constant(random.normal(size=shape).astype("float32"))
-
-    def passed(faster: bool) -> list[Any]:
-        layer = keras.layers.BatchNormalization(**settings)
-        model = keras.Sequential([keras.Input(shape[1:]), layer])
-        model.compile("sgd", "mse")
-        for number, weight in enumerate(layer.weights):
-            weight.assign(weight + 0.1 * number)
-        weights = [weight.value for weight in layer.trainable_weights]
-        with (
-            faster_keras(model) if faster else contextlib.nullcontext(),
-            tf.GradientTape() as tape,
-        ):
-            assert ("call" in vars(layer)) == faster
-            outputs = model(images, training=True)
-            loss = tf.reduce_sum(factors * outputs)
-        found = [outputs, *tape.gradient(loss, [images, *weights]), *layer.non_trainable_weights]
-        with faster_keras(model):
-            return [np.asarray(one) for one in (*found, model(images, training=False))]
-
-    for ours, keras_s in zip(passed(faster=True), passed(faster=False), strict=True):
-        np.testing.assert_allclose(ours, keras_s, rtol=2e-4, atol=2e-5)
-
-
-def test_what_normalises_otherwise_is_left_to_keras() -> None:
-    normalizing = keras.layers.BatchNormalization
-    frozen = normalizing()
-    frozen.trainable = False
-    layers = [normalizing(axis=1), normalizing(dtype="mixed_bfloat16"), frozen]
-    model = keras.Sequential([keras.Input((3, 3, 2)), *layers, keras.layers.Flatten()])
-    model.add(rows := normalizing())
-    model.compile("sgd", "mse")
-    before = [np.asarray(weight) for weight in frozen.weights]
-    with faster_keras(model):
-        assert not any("call" in vars(layer) for layer in (*layers[:2], rows))
-        model(tf.ones((4, 3, 3, 2)), training=True)
-    for ours, kept in zip(frozen.weights, before, strict=True):
-        np.testing.assert_array_equal(ours, kept)
 
 
 def test_it_ends_with_the_block_and_leaves_other_layers_alone() -> None:

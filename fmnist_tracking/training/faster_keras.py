@@ -6,8 +6,6 @@
   drawn from the state of the layer's own generator, which is advanced as by Keras.
 - `Conv2D`: the gradient of the bias is a sum of its own. As Keras writes it, Intel's library sums
   it along with the gradient of the kernel, which then takes half as long again.
-- `BatchNormalization` of images: one operation for mean, variance and the values, and one for all
-  gradients, instead of a dozen that each pass over the images.
 - `Adam` and `AdamW`: one operation for each variable instead of a dozen.
 """
 
@@ -28,7 +26,7 @@ def faster_keras(model: keras.Model) -> Iterator[None]:
     """Have a model's layers and optimizer compute so, in what is traced within.
 
     Only what is of exactly these classes is replaced; not what is inside of a layer that is not a
-    model, nor what is set to do more (`noise_shape`, `renorm`, `amsgrad`).
+    model, nor what is set to do more (`noise_shape`, `amsgrad`).
     """
     replaced: dict[Any, tuple[str, Callable[..., Tensor]]] = {}
     for layer in _layers(model):
@@ -36,8 +34,6 @@ def faster_keras(model: keras.Model) -> Iterator[None]:
             replaced[layer] = "call", _dropout(layer)
         elif type(layer) is keras.layers.Conv2D and layer.data_format == "channels_last":
             replaced[layer] = "call", _convolution(layer)
-        elif type(layer) is keras.layers.BatchNormalization and _is_of_images(layer):
-            replaced[layer] = "call", _normalization(layer)
     optimizer = model.optimizer
     is_adam = type(optimizer) in (keras.optimizers.Adam, keras.optimizers.AdamW)
     if is_adam and not optimizer.amsgrad:
@@ -91,43 +87,6 @@ def _convolution(layer: keras.layers.Conv2D) -> Callable[[Tensor], Tensor]:
 @tf.custom_gradient  # type: ignore[untyped-decorator]
 def _add_bias(values: Tensor, bias: Tensor) -> tuple[Tensor, Callable[[Tensor], Any]]:
     return tf.nn.bias_add(values, bias), lambda of_sum: (of_sum, tf.reduce_sum(of_sum, [0, 1, 2]))
-
-
-def _is_of_images(layer: keras.layers.BatchNormalization) -> bool:
-    """Return whether it normalises each channel of images, in the usual precision."""
-    return (
-        len(layer.input_spec.axes) == 1
-        and layer.input_spec.ndim == 4
-        and layer.axis in (-1, 3)
-        and layer.dtype_policy.name == "float32"
-        and not getattr(layer, "renorm", False)  # not every Keras has it
-        and not layer.synchronized
-    )
-
-
-def _normalization(layer: keras.layers.BatchNormalization) -> Callable[..., Tensor]:
-    by_keras = layer.call
-
-    def call(inputs: Tensor, training: bool = False, mask: Tensor = None) -> Tensor:
-        if not (training and layer.trainable) or mask is not None:
-            return by_keras(inputs, training=training, mask=mask)
-        shape = tf.shape(inputs)
-        ones, zeros = tf.ones([shape[-1]]), tf.zeros([shape[-1]])
-        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            inputs,
-            layer.gamma.value if layer.scale else ones,
-            layer.beta.value if layer.center else zeros,
-            epsilon=layer.epsilon,
-            is_training=True,
-        )
-        # It estimates the variance of all images from the batch's; Keras keeps the batch's own.
-        count = tf.cast(tf.reduce_prod(shape[:-1]), tf.float32)
-        variance *= (count - 1) / count
-        for moving, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
-            moving.assign(moving * layer.momentum + value * (1.0 - layer.momentum))
-        return outputs
-
-    return call
 
 
 def _adam(optimizer: keras.optimizers.Adam) -> Callable[[Tensor, tf.Variable, Tensor], None]:
