@@ -103,6 +103,7 @@ def _pretend_finished(space: SearchSpace, like: str) -> str:
             data=tracking.DatasetInfo(sha256=digest, name="Fashion-MNIST", source="here"),
             origin=tracking.Provenance(code=environment.code(), environment={}),
             grid=fingerprint.of_search(prints),
+            points=len(space),
         )
         run_id = tracking.start_search(store, experiment_id, facts)
         store.client.set_terminated(run_id, "KILLED")

@@ -303,9 +303,9 @@ def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise `ConfigError` for an argument that is none of its choices, and name the near one."""
     if not isinstance(value, str) or value not in choices:
         near = did_you_mean(value, choices) if isinstance(value, str) else ""
-        raise ConfigError(
-            f"Expected {setting(name)} to be {' or '.join(choices)}, got {shown(value)}.{near}"
-        )
+        *others, last = choices
+        listed = f"{', '.join(others)} or {last}"
+        raise ConfigError(f"Expected {setting(name)} to be {listed}, got {shown(value)}.{near}")
 
 
 def singular(words: str) -> str:

@@ -85,6 +85,21 @@ def of_search(points: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(points).encode()).hexdigest()
 
 
+def of_bayesian(
+    base: TrainingConfig,
+    replaced: Mapping[str, tuple[Any, ...]],
+    seed: int,
+    split: SplitConfig,
+    data_digest: str,
+) -> str:
+    """Compute the SHA-256, in hex, of all that determines which points a Bayesian search tries.
+
+    It is the same for any number of points.
+    """
+    values = {name: [[type(one).__name__, one] for one in of] for name, of in replaced.items()}
+    return _sha256(["bayesian", seed, values, of_point(base, split, data_digest)])
+
+
 @dataclass(frozen=True, kw_only=True)
 class GridKeys:
     """The fingerprints of a grid and its points: today's and those of earlier releases.

@@ -47,16 +47,36 @@ class Impossible:
 
 _LONGEST_NAME = 120
 # How points are chosen.
-Oracle: TypeAlias = Literal["grid", "random"]
+Oracle: TypeAlias = Literal["grid", "random", "bayesian"]
 ORACLES = get_args(Oracle)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """So many points drawn by KerasTuner's random search, in the place of a grid."""
+    """So many points in the place of a grid.
+
+    Attributes:
+        points: how many.
+        seed: of chance.
+        direction: `max` or `min`, what points are compared by; it counts if they depend on results.
+    """
 
     points: int
     seed: int
+    direction: str = "max"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposed:
+    """Points that depend on results, as far as results are known.
+
+    Attributes:
+        points: in the order in which they are asked for; one may be there several times.
+        is_over: whether there are no others.
+    """
+
+    points: tuple[Combination | Impossible, ...]
+    is_over: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +88,13 @@ class NetworkGrid:
             default first; drawn numbers are sorted.
         combinations: the points that can be built, in the order in which KerasTuner tries them.
         impossible: those that cannot.
+        open: the hyperparameters that can have more than one value, whether they have or not.
     """
 
     axes: Mapping[str, tuple[Value, ...]]
     combinations: tuple[Combination, ...]
     impossible: tuple[Impossible, ...] = ()
+    open: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +193,26 @@ class SearchSpace:
         """Return this grid with axes added or replaced."""
         merged = {**self.axes, **{k: tuple(v) for k, v in axes.items()}}
         return dataclasses.replace(self, axes=merged)
+
+
+def points_of(
+    network: Network, axes: Iterable[str], configs: Iterable[TrainingConfig]
+) -> SearchSpace:
+    """Return the grid of a network that has only these points, and their values of these axes."""
+    chosen = list(configs)
+    listed: dict[str, tuple[Value, ...]] = {}
+    for axis in axes:
+        values = dict.fromkeys(one.values[axis] for one in chosen if axis in one.values)
+        if values:
+            listed[axis] = in_order(tuple(values))
+    combinations = tuple(Combination(values=one.hyperparameters, size=one.size) for one in chosen)
+    return SearchSpace(axes=listed, network=network, combinations=combinations)
+
+
+def in_order(values: tuple[Value, ...]) -> tuple[Value, ...]:
+    """Return drawn numbers by size, and others as they are."""
+    numbers = all(isinstance(value, int | float) for value in values)
+    return tuple(sorted(values)) if numbers else values
 
 
 def trial_name(config: TrainingConfig, axes: tuple[str, ...] = ()) -> str:

@@ -25,6 +25,7 @@ SEARCH = SearchInfo(
     data=FACTS,
     origin=ORIGIN,
     grid="9" * 64,
+    points=len(SPACE),
 )
 TRIAL = TrialInfo(
     name="a trial",

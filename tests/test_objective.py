@@ -94,7 +94,7 @@ def test_what_is_no_objective_is_refused(call: Call) -> None:
         TrainingConfig.of(objective="macro_f1")
     status, _, err = call("search", "--objective", "val_acc")
     assert status == 2
-    assert "Expected --objective to be val_accuracy or val_loss or" in err
+    assert "Expected --objective to be val_accuracy, val_loss, " in err
     status, _, err = call("search", "--axis", "objective=val_loss,val_accuracy")
     assert status == 2
 

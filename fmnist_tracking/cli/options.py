@@ -188,8 +188,8 @@ ORACLE = typer.Option(
     ORACLES[0],
     "--oracle",
     metavar="NAME",
-    help="grid tries every point; random draws --max-trials of them as KerasTuner's random search "
-    "does, with the --seed.",
+    help="grid tries every point; random draws --max-trials of them; bayesian asks for as many, "
+    "each given how others came out: KerasTuner's own, with the --seed.",
     autocompletion=oracles,
     rich_help_panel="Grid",
 )

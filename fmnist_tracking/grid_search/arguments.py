@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from fmnist_tracking.config import (
@@ -29,7 +29,14 @@ from fmnist_tracking.grid_search.network_grid import (
     require_possible,
 )
 from fmnist_tracking.network import Network, Value
-from fmnist_tracking.search_space import ORACLES, Draw, Impossible, SearchSpace
+from fmnist_tracking.search_space import (
+    ORACLES,
+    Combination,
+    Draw,
+    Impossible,
+    Oracle,
+    SearchSpace,
+)
 
 # Sequences that are no lists of values.
 _TEXTS = (str, bytes, bytearray)
@@ -44,16 +51,32 @@ class Asked:
         space: the grid.
         base: has the value of each setting that is no axis.
         impossible: points that cannot be built, and are left out of the grid.
+        bayesian: how many points to ask for, if they depend on results; else None. Then the grid
+            has as many drawn at random, for what is to be known before any result.
+        axes: of a Bayesian search, the hyperparameters that are varied.
+        replaced: of one, values to try instead of a hyperparameter's own.
     """
 
     space: SearchSpace
     base: TrainingConfig
     impossible: tuple[Impossible, ...] = ()
+    bayesian: Draw | None = None
+    axes: tuple[str, ...] = ()
+    replaced: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
 
     @property
     def points(self) -> tuple[TrainingConfig, ...]:
         """Return all points of the grid, in its order."""
         return self.space.points(self.base)
+
+    def config_of(self, combination: Combination) -> TrainingConfig:
+        """Return the point with these hyperparameters."""
+        return dataclasses.replace(
+            self.base,
+            network=self.space.network,
+            hyperparameters=combination.values,
+            size=combination.size,
+        )
 
 
 def asked_for(
@@ -64,6 +87,7 @@ def asked_for(
     network: Network,
     skip_impossible: bool,
     echo: Echo,
+    oracle: Oracle = "grid",
     drawn: int | None = None,
 ) -> Asked:
     """Return the grid, and the configuration that has the value of what is no axis of it.
@@ -78,7 +102,7 @@ def asked_for(
     """
     require_flag("skip_impossible", skip_impossible)
     if not network.is_coursework or drawn is not None:
-        return _asked_of(network, grid, settings, repeats, skip_impossible, echo, drawn)
+        return _asked_of(network, grid, settings, repeats, skip_impossible, echo, oracle, drawn)
     space, base = _of_coursework(network, grid, settings, repeats)
     if not skip_impossible:
         return Asked(space=space, base=base)
@@ -98,6 +122,7 @@ def _asked_of(
     repeats: int,
     skip_impossible: bool,
     echo: Echo,
+    oracle: Oracle,
     drawn: int | None,
 ) -> Asked:
     axes = dict(grid.axes) if isinstance(grid, SearchSpace) else _axes(grid).get("axes", {})
@@ -113,23 +138,38 @@ def _asked_of(
     values = {name: value for name, value in settings.items() if name in OF_THE_TRAINING}
     base = TrainingConfig.of(network, **checked(values))
     training |= _repeated(repeats, training, base.seed)
-    draw = None if drawn is None else Draw(points=drawn, seed=base.seed)
-    found = ask_grid(network, {**own, **fixed}, draw, echo)
-    if draw is not None and len(found.combinations) + len(found.impossible) < draw.points:
+    replaced, is_bayesian = {**own, **fixed}, oracle == "bayesian"
+    if is_bayesian and training:
+        raise ConfigError(
+            f"Expected no {setting('repeats')} and no axis {', '.join(training)} with the oracle "
+            "bayesian, which varies hyperparameters of the network alone. Take the oracle random "
+            "or grid, or make it a hyperparameter of the network."
+        )
+    direction = base.compared_by.direction
+    draw = None if drawn is None else Draw(points=drawn, seed=base.seed, direction=direction)
+    found = ask_grid(network, replaced, draw, echo)
+    if (
+        draw is not None
+        and not is_bayesian
+        and len(found.combinations) + len(found.impossible) < draw.points
+    ):
         echo(
             f"{len(found.combinations)} points are tried rather than {draw.points}: no others were "
             f"found by chance, with the seed {draw.seed}."
         )
-    if not skip_impossible:
+    if not skip_impossible and not is_bayesian:
         require_possible(found, network)
     space = SearchSpace(
         axes={**found.axes, **training}, network=network, combinations=found.combinations
     )
+    if is_bayesian:
+        axes = tuple(name for name in found.open if name not in fixed)
+        return Asked(space=space, base=base, bayesian=draw, axes=axes, replaced=replaced)
     return Asked(space=space, base=base, impossible=found.impossible)
 
 
 def drawn_points(oracle: object, max_trials: int | None) -> int | None:
-    """Return how many points to draw at random; None for a grid.
+    """Return how many points are to be tried in the place of a grid; None for a grid.
 
     Raises:
         ConfigError: it is neither, or the number is missing.
@@ -139,7 +179,7 @@ def drawn_points(oracle: object, max_trials: int | None) -> int | None:
         return None
     if max_trials is None:
         raise ConfigError(
-            f"Expected {setting('max_trials')} with the oracle random, which draws so many points."
+            f"Expected {setting('max_trials')} with the oracle {oracle}: it tries so many points."
         )
     return max_trials
 

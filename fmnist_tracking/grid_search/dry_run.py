@@ -156,8 +156,14 @@ def dry_run(
         network=network_for(built_by, named),
         skip_impossible=True,  # they are told
         echo=echo,
+        oracle=oracle,
         drawn=drawn,
     )
+    if asked.bayesian is not None:
+        echo(
+            "Which points follow the first ones depends on results; here are points drawn at "
+            "random in their place."
+        )
     most = max_trials if drawn is None else None
     space = asked.space
     split = split_of(named, protocol, asked.base.seed, limit)

@@ -15,7 +15,7 @@ class TimeIsUp(Exception):
 
 
 def explore(
-    trials: Iterable[PlannedTrial],
+    trials: Iterable[PlannedTrial | None],
     submit: "Callable[[PlannedTrial], Future[TrialScore]]",
     slots: Callable[[], int],
     stop: "Future[None]",
@@ -26,7 +26,7 @@ def explore(
     The order is that of KerasTuner's grid search; see `networks.space`.
 
     Args:
-        trials: of the grid.
+        trials: of the grid; None stands where the next is not known before one has ended.
         submit: starts a trial; the future ends with how it came out. One that was trained already
             ends at once, and holds no slot.
         slots: returns how many trials may run at once.
@@ -38,6 +38,9 @@ def explore(
     """
     running: set[Future[TrialScore]] = set()
     for trial in trials:
+        if trial is None:
+            running = _wait(running, stop, until)
+            continue
         while len(running) >= slots():
             running = _wait(running, stop, until)
         if time.monotonic() >= until and trial.finished is None:

@@ -69,8 +69,12 @@ def plan_trials(
     state: "ResumeState",
     folder: Path,
     keeping: Keeping,
+    first: int = 1,
 ) -> tuple[PlannedTrial, ...]:
-    """Return a trial for each point of a grid, in its order, named by the axes that vary."""
+    """Return a trial for each point of a grid, in its order, named by the axes that vary.
+
+    They are numbered from the `first`.
+    """
     trials: list[PlannedTrial] = []
     for config, fingerprint in zip(points, fingerprints, strict=True):
         checkpoint_dir = folder / fingerprint[:_FOLDER_CHARACTERS]
@@ -88,7 +92,7 @@ def plan_trials(
         resumes = unfinished is not None and (saved is not None or not unfinished.has_steps)
         trials.append(
             PlannedTrial(
-                number=len(trials) + 1,
+                number=len(trials) + first,
                 name=trial_name(config, axes),
                 config=config,
                 fingerprint=fingerprint,

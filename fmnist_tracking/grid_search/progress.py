@@ -1,14 +1,10 @@
 """Live progress: a table on a terminal and in a notebook, plain lines elsewhere."""
 
 import contextlib
-import html
-import io
 import math
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,7 +13,7 @@ from rich.table import Table
 
 from fmnist_tracking import clock, runtime
 from fmnist_tracking.config import TrainingConfig
-from fmnist_tracking.console import PlainConsole, notebook, stderr_console
+from fmnist_tracking.console import notebook, stderr_console
 from fmnist_tracking.grid_search.messages import (
     EpochEnded,
     Event,
@@ -27,6 +23,7 @@ from fmnist_tracking.grid_search.messages import (
     WorkerLost,
     WorkerSilent,
 )
+from fmnist_tracking.grid_search.notebook_table import NotebookTable
 from fmnist_tracking.grid_search.time_estimate import TimeEstimator, time_left
 from fmnist_tracking.objective import VAL_ACCURACY
 from fmnist_tracking.redact import LONGEST_LINE, printable
@@ -34,10 +31,6 @@ from fmnist_tracking.results import EpochMetrics, TrialScore
 
 _BAR_WIDTH = 40
 _HEADINGS = ("worker", "point", "trial", "epoch", "loss", "val_loss", "val_acc", "left")
-# In a notebook: seconds between two tables, characters of a line, and lines kept below the table.
-_REDRAW_SECONDS, _NOTEBOOK_WIDTH, _NOTEBOOK_LINES = 0.5, 110, 8
-# Pages of notebooks would break its rows.
-_NOTEBOOK_STYLE = "white-space: pre; overflow-x: auto; font-size: small"
 # With more points to come than this, the time left is not worked out at every event.
 _MANY = 500
 # Where there is no terminal: between two lines on trials that go on.
@@ -60,45 +53,6 @@ class _Running:
         self.last = now
 
 
-class _NotebookTable:
-    """A table in the output of a notebook's cell, redrawn in place, and the last lines below it."""
-
-    def __init__(self, render: Callable[[], Group]) -> None:
-        self._render = render
-        self._lines: deque[str] = deque(maxlen=_NOTEBOOK_LINES)
-        self._handle: Any = None
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._redraw, daemon=True)
-
-    def add(self, line: str) -> None:
-        self._lines.append(line)
-        if self._stopping.is_set():  # nothing redraws it any more
-            self.refresh()
-
-    def start(self) -> None:
-        self._handle = notebook().display(self._drawn(), display_id=True)
-        self._thread.start()
-
-    def refresh(self) -> None:
-        self._handle.update(self._drawn())
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._thread.join()
-        self.refresh()
-
-    def _redraw(self) -> None:
-        while not self._stopping.wait(_REDRAW_SECONDS):
-            self.refresh()
-
-    def _drawn(self) -> Any:
-        text = io.StringIO()
-        console = PlainConsole(file=text, width=_NOTEBOOK_WIDTH, color_system=None)
-        console.print(self._render())
-        shown = html.escape("\n".join([text.getvalue(), *self._lines]))
-        return notebook().HTML(f'<pre style="{_NOTEBOOK_STYLE}">{shown}</pre>')
-
-
 class Progress:
     """Shows how far a set of trials has come. Call it with each event.
 
@@ -109,6 +63,7 @@ class Progress:
         points: what is to be trained; point number 1 is the first.
         names: of the points, for people.
         workers: how many are trained at once.
+        total: how many points there will be, where `points` are only the first; None for these.
         console: to write to; by default standard error.
         clock: gives seconds.
         quiet: show nothing.
@@ -125,12 +80,14 @@ class Progress:
         console: Console | None = None,
         clock: Callable[[], float] = clock.now,
         *,
+        total: int | None = None,
         quiet: bool = False,
     ) -> None:
         self._console = Console(quiet=True) if quiet else console or stderr_console()
-        self._points = points
+        self._points = list(points)
+        self._total = len(points) if total is None else total
         self._objective = points[0].compared_by if points else VAL_ACCURACY
-        self._names = names
+        self._names = list(names)
         self._workers = workers
         self._clock = clock
         self._running: dict[int, _Running] = {}
@@ -145,9 +102,9 @@ class Progress:
         self._lock = threading.Lock()
         self._interval = runtime.seconds_of(INTERVAL_VARIABLE, _INTERVAL_SECONDS)
         self._next_line = -math.inf  # when a trial that goes on may have one
-        self._live: Live | _NotebookTable | None = None
+        self._live: Live | NotebookTable | None = None
         if notebook() and not quiet and console is None:
-            self._live = _NotebookTable(self._render)
+            self._live = NotebookTable(self._render)
         elif self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(get_renderable=self._render, console=self._console)
 
@@ -159,7 +116,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over = True
         is_interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-        if is_interrupted and isinstance(self._live, _NotebookTable):
+        if is_interrupted and isinstance(self._live, NotebookTable):
             self._live.add("Interrupted. Run the cell again, without fresh=True, to go on.")
         if self._live:
             with contextlib.suppress(OSError):
@@ -181,11 +138,24 @@ class Progress:
     def echo(self, line: str) -> None:
         """Print a line for a person, above the table; in a notebook below it."""
         line = printable(line, LONGEST_LINE)
-        if isinstance(self._live, _NotebookTable):
+        if isinstance(self._live, NotebookTable):
             self._live.add(line)
             return
         with contextlib.suppress(OSError):  # a terminal that is gone
             self._console.print(line, soft_wrap=True)
+
+    def expect(self, config: TrainingConfig, name: str) -> None:
+        """Add a point, which was not known at the beginning."""
+        with self._lock:
+            self._points.append(config)
+            self._names.append(name)
+            self._waiting[len(self._points)] = None
+            self._objective = config.compared_by
+
+    def expect_fewer(self) -> None:
+        """Take in that there will be one point less."""
+        with self._lock:
+            self._total -= 1
 
     def _take_in(self, event: Event, worker: int) -> str | None:
         """Update the state; give the line to print, if any."""
@@ -303,7 +273,7 @@ class Progress:
             self._best = (score.value, self._names[number - 1])
 
     def _place(self, number: int) -> str:
-        total = str(len(self._points))
+        total = str(self._total)
         return f"[{number:>{len(total)}}/{total}]"
 
     def _best_so_far(self) -> str:
@@ -329,7 +299,13 @@ class Progress:
             self._pace.seconds(config, config.epochs)
             for config in (self._points[number - 1] for number in self._waiting)
         ]
+        waiting += [self._usual_seconds()] * (self._total - len(self._points))
         self._seconds_left = time_left(running, waiting, self._workers)
+
+    def _usual_seconds(self) -> float:
+        """Estimate the seconds of a trial of which nothing is known."""
+        known = [self._pace.seconds(config, config.epochs) for config in self._points]
+        return sum(known) / max(1, len(known))
 
     def _trial_left(self, number: int) -> float:
         trial, config = self._running[number], self._points[number - 1]
@@ -351,16 +327,14 @@ class Progress:
     def _render(self) -> Group:
         with self._lock:
             elapsed = _span(self._clock() - self._start)
-            counts = [f"{self._ended} of {len(self._points)} points ended"]
+            counts = [f"{self._ended} of {self._total} points ended"]
             counts += [f"{self._reused} reused"] if self._reused else []
             counts += [f"{self._failed} failed"] if self._failed else []
             counts += [f"{self._diverged} diverged"] if self._diverged else []
             running = self._running.items()
             shares = (trial.done / self._points[number - 1].epochs for number, trial in running)
             completed = self._ended + sum(shares)
-            bar = ProgressBar(
-                total=max(1, len(self._points)), completed=completed, width=_BAR_WIDTH
-            )
+            bar = ProgressBar(total=max(1, self._total), completed=completed, width=_BAR_WIDTH)
             clock = Table.grid(padding=(0, 2))
             left = "" if self._over else f", {self._time_left()} left"
             clock.add_row(bar, f"{elapsed} gone{left}")

@@ -3,9 +3,11 @@
 The main path: open what is needed, plan the trials, explore the grid, finish.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from fmnist_tracking.console import Echo, echo_line, lines_to
 from fmnist_tracking.data import load_named
 from fmnist_tracking.errors import SearchError
 from fmnist_tracking.grid_search.arguments import (
+    Asked,
     Grid,
     asked_for,
     drawn_points,
     require_arguments,
 )
+from fmnist_tracking.grid_search.bayesian import BayesianTrials, Scores
 from fmnist_tracking.grid_search.entry import (
     OnFailure,
     check_options,
@@ -36,15 +40,17 @@ from fmnist_tracking.grid_search.memory import (
     require_room_at_once,
     workers_for,
 )
+from fmnist_tracking.grid_search.network_grid import Proposer
+from fmnist_tracking.grid_search.plan import PlannedTrial
 from fmnist_tracking.grid_search.progress import Progress
 from fmnist_tracking.grid_search.recording import Recording
 from fmnist_tracking.grid_search.resources import Resources, open_resources
 from fmnist_tracking.grid_search.search_plan import SearchPlan, plan_search
 from fmnist_tracking.network import Value
 from fmnist_tracking.networks.source import NetworkName, find_network
-from fmnist_tracking.results import SearchResult
+from fmnist_tracking.results import SearchResult, TrialScore
 from fmnist_tracking.runs import Search
-from fmnist_tracking.search_space import Oracle, SearchSpace
+from fmnist_tracking.search_space import Oracle, SearchSpace, points_of
 from fmnist_tracking.split_config import Protocol
 from fmnist_tracking.tracking import Store
 from fmnist_tracking.training import checkpoints
@@ -94,7 +100,8 @@ def search(
             hyperparameters.
         skip_impossible: leave out the points that cannot be built, rather than refuse them all.
         oracle: how points are chosen: `grid` tries all, in KerasTuner's order; `random` draws
-            `max_trials` of them as KerasTuner's random search does with the `seed`.
+            `max_trials` of them, and `bayesian` asks for as many, each given how others came out,
+            as KerasTuner's own random search and Bayesian optimisation do with the `seed`.
         repeats: train each point so many times, with the seeds `seed`, `seed` + 1, …; points are
             ranked by their mean.
         protocol: how the data is split, `canonical` or `coursework`; see `SplitConfig`.
@@ -103,7 +110,7 @@ def search(
         trial_timeout: end the worker of a trial that ends no epoch for so many seconds, and have
             the trial go on in a new one; it fails if that is so again. None waits for ever.
         max_trials: try only the first so many points of the grid. With more, or None, the same
-            search goes on with the others. How many points to draw, with the oracle `random`.
+            search goes on with the others. How many points to try, with another oracle.
         max_time: end the search so many seconds after its first trial has begun, and keep what it
             has. The same search goes on: of a trial that was cut off, after its last whole epoch.
         keep_checkpoints: keep the checkpoint of each trial that finishes, so that the same search
@@ -147,12 +154,13 @@ def search(
         network=network_for(built_by, named),
         skip_impossible=skip_impossible,
         echo=lines_to(echo),
+        oracle=oracle,
         drawn=drawn,
     )
     most = max_trials if drawn is None else None
-    space, base, points = asked.space, asked.base, asked.points
+    points = asked.points
     tried = points[:most]
-    split = split_of(named, protocol, base.seed, limit)
+    split = split_of(named, protocol, asked.base.seed, limit)
     require_room_at_once(tried, split, workers, fresh=fresh, tracking_uri=tracking_uri)
     slots = workers_for(tried, split, workers)
     quiet, echo = echo is None, lines_to(echo)
@@ -172,24 +180,28 @@ def search(
             upgrade_store=upgrade_store,
             echo=echo,
         ) as resources,
-        plan_search(
-            resources, space, points, fresh=fresh, keeps=keep_checkpoints, most=most
-        ) as plan,
+        plan_search(resources, asked, fresh=fresh, keeps=keep_checkpoints, most=most) as plan,
     ):
         if plan.before is not None:
+            count = len(tried) if asked.bayesian is None else len(plan.before.space)
             echo(
-                f"The search {plan.before.run_id[:8]} has finished all {len(tried)} "
-                f"point{'' if len(tried) == 1 else 's'} before; nothing is left to train."
+                f"The search {plan.before.run_id[:8]} has finished all {count} "
+                f"point{'' if count == 1 else 's'} before; nothing is left to train."
             )
             return judged(Search(plan.before, resources.store.address), on_failure)
         missing = [trial.config for trial in plan.trials if trial.finished is None]
+        if asked.bayesian is not None:
+            missing = list(points)
         require_room(missing, split, workers)
         require_processes(slots)
         load_libraries(resources)
-        progress = Progress(tried, [trial.name for trial in plan.trials], slots, quiet=quiet)
+        total = None if asked.bayesian is None else asked.bayesian.points
+        known = [trial.config for trial in plan.trials]
+        names = [trial.name for trial in plan.trials]
+        progress = Progress(known, names, slots, total=total, quiet=quiet)
         with Recording(resources, plan.folder, progress.echo) as recording:
-            name = _name(space, oracle)
-            recording.run_id = _start_search(resources, name, space, base, plan, fresh=fresh)
+            name = _name(asked.space, oracle)
+            recording.run_id = _start_search(resources, name, asked, plan, fresh=fresh)
             resumed = " goes on" if plan.state.search is not None else ""
             echo(f"Search {recording.run_id} at {resources.store.public_uri}{resumed}")
             if on_start is not None:
@@ -197,7 +209,17 @@ def search(
             with progress:
                 options = {"timeout": trial_timeout, "is_shared": not fresh}
                 until = time.monotonic() + (max_time or math.inf)
-                is_over = not _try_points(resources, recording, plan, progress, until, options)
+                scores: dict[TrainingConfig, Future[TrialScore]] = {}
+                with _trials_of(
+                    resources, recording, asked, plan, scores, progress, fresh=fresh
+                ) as trials:
+                    is_over = not _try_points(
+                        resources, recording, plan, trials, scores, progress, until, options
+                    )
+                if isinstance(trials, BayesianTrials):
+                    tried = tuple(trials.configs)
+                    if not is_over:
+                        recording.do_last(trials.log_asked)
                 # The store is asked what it has: nobody's memory of it counts.
                 wanted = () if is_over else tried
                 result = recording.do_last(lambda: _read_complete(recording, wanted))
@@ -211,6 +233,8 @@ def search(
                     )
                 )
                 left = len(points) - len(result.finished) - len(result.failed)
+                if isinstance(trials, BayesianTrials):
+                    left = trials.left
                 if is_part and left:
                     why = "its time is over" if is_over else f"only {len(tried)} were to be tried"
                     progress.echo(f"{left} of {len(points)} points are left, as {why}.")
@@ -220,18 +244,23 @@ def search(
 def _start_search(
     resources: Resources,
     name: str,
-    space: SearchSpace,
-    base: TrainingConfig,
+    asked: Asked,
     plan: SearchPlan,
     *,
     fresh: bool,
 ) -> str:
     """Open the search's run, make the trials of those that were cut off its own; return its id."""
     store = resources.store
+    space = asked.space
+    if asked.bayesian is not None:
+        space = points_of(space.network, asked.axes, plan.known)
     info = tracking.SearchInfo(
         name=name,
         space=space,
-        base=base,
+        base=asked.base,
+        points=len(asked.space),
+        ahead=plan.ahead,
+        axes=asked.axes,
         split=resources.split,
         data=resources.data_info,
         origin=resources.provenance,
@@ -252,6 +281,41 @@ def _start_search(
         if trial.finished is not None:  # cut off between its last step and this
             checkpoints.remove(trial.checkpoint_dir)
     return run_id
+
+
+@contextlib.contextmanager
+def _trials_of(
+    resources: Resources,
+    recording: Recording,
+    asked: Asked,
+    plan: SearchPlan,
+    scores: Scores,
+    progress: Progress,
+    *,
+    fresh: bool,
+) -> Iterator[Iterable[PlannedTrial | None]]:
+    """Return the trials of a search; of a Bayesian one, they are asked for as others end."""
+    draw = asked.bayesian
+    if draw is None or plan.ahead is None:
+        yield plan.trials
+        return
+    if plan.ahead < len(resources.workers):
+        progress.echo(
+            f"At most {plan.ahead} trials run at once, as when this search began: which points it "
+            "asks for depends on it."
+        )
+    with Proposer(asked.space.network, asked.replaced, draw, plan.ahead) as proposer:
+        yield BayesianTrials(
+            resources=resources,
+            recording=recording,
+            asked=asked,
+            draw=draw,
+            plan=plan,
+            proposer=proposer,
+            progress=progress,
+            scores=scores,
+            fresh=fresh,
+        )
 
 
 def _name(space: SearchSpace, oracle: Oracle) -> str:
@@ -294,6 +358,8 @@ def _try_points(
     resources: Resources,
     recording: Recording,
     plan: SearchPlan,
+    trials: Iterable[PlannedTrial | None],
+    scores: "dict[TrainingConfig, Future[TrialScore]]",
     progress: Progress,
     until: float,
     options: Mapping[str, Any],
@@ -314,11 +380,16 @@ def _try_points(
         **options,
     )
     slots = len(resources.workers)
+
+    def submit(trial: PlannedTrial) -> "Future[TrialScore]":
+        scores[trial.config] = scheduler.submit(trial)
+        return scores[trial.config]
+
     try:
         with scheduler:
             explore(
-                plan.trials,
-                scheduler.submit,
+                trials,
+                submit,
                 lambda: slots + scheduler.waiting,
                 recording.writer.failed,
                 until,

@@ -77,7 +77,7 @@ class TrialScheduler:
         self._claims = resources.claims if is_shared else None
         self._running: dict[int, _RunningTrial] = {}
         self._waiting: list[_RunningTrial] = []
-        self._reused = list(reused)
+        self._reused = dict.fromkeys(reused)
         self._is_over = threading.Event()
         self._watcher = threading.Thread(target=self._look_after, daemon=True)
         self._is_stopping = False
@@ -101,6 +101,8 @@ class TrialScheduler:
         """
         running = _RunningTrial(trial)
         if trial.finished is not None:
+            if trial.finished.reused and trial.finished.run_id not in self._reused:
+                self._log_reused(trial.finished)
             self._reuse(running, trial.finished)
         elif not self._begin(running):
             self._echo(waiting_line(trial.name))
@@ -154,13 +156,17 @@ class TrialScheduler:
 
     def _take_over(self, running: "_RunningTrial", found: TrialResult) -> None:
         """Reuse what another search has made of a point since this one was planned."""
-        recording = self._recording
         checkpoints.remove(running.trial.checkpoint_dir)
-        self._reused.append(found.run_id)
-        recording.writer.submit(
-            lambda _: tracking.log_reused(recording.store, recording.run_id, list(self._reused))
-        )
+        self._log_reused(found)
         self._reuse(running, dataclasses.replace(found, reused=True))
+
+    def _log_reused(self, found: TrialResult) -> None:
+        recording = self._recording
+        self._reused[found.run_id] = None
+        reused = list(self._reused)
+        recording.writer.submit(
+            lambda _: tracking.log_reused(recording.store, recording.run_id, reused)
+        )
 
     def _found(self, trial: PlannedTrial) -> TrialResult | None:
         """Return the trial that has finished since this search was planned, if there is one."""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from fmnist_tracking import fingerprint, tracking
 from fmnist_tracking.config import TrainingConfig
+from fmnist_tracking.grid_search.arguments import Asked
 from fmnist_tracking.grid_search.lock import checkpoint_folder, keeping_for, locked_folder
-from fmnist_tracking.grid_search.plan import PlannedTrial, plan_trials
+from fmnist_tracking.grid_search.plan import Keeping, PlannedTrial, plan_trials
 from fmnist_tracking.grid_search.resources import Resources
 from fmnist_tracking.results import FINISHED, SearchResult
-from fmnist_tracking.search_space import SearchSpace
-from fmnist_tracking.tracking import ResumeState, Store, TrackedRun
+from fmnist_tracking.tracking import ResumeState, Store, TrackedRun, schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +26,16 @@ class SearchPlan:
     before: SearchResult | None = None
     state: ResumeState = field(default_factory=ResumeState)
     trials: tuple[PlannedTrial, ...] = ()  # one for each point to be tried, in order
+    # Of a search whose points depend on results; its trials are planned one by one.
+    ahead: int | None = None  # how many points may be without a result when another is asked for
+    known: tuple[TrainingConfig, ...] = ()  # the points that it has asked for before
+    keeping: Keeping | None = None
 
 
 @contextmanager
 def plan_search(
     resources: Resources,
-    space: SearchSpace,
-    points: Sequence[TrainingConfig],
+    asked: Asked,
     *,
     fresh: bool,
     keeps: bool,
@@ -48,25 +51,81 @@ def plan_search(
     """
     store, experiment_id = resources.store, resources.experiment_id
     split, digest = resources.split, resources.dataset.digest
-    keys = fingerprint.of_grid(points, split, digest)
-    grid = keys.grids[0]
+    points, bayesian = asked.points, asked.bayesian
+    if bayesian is None:
+        keys = fingerprint.of_grid(points, split, digest)
+        grids = keys.grids
+    else:
+        grids = (fingerprint.of_bayesian(asked.base, asked.replaced, bayesian.seed, split, digest),)
+    grid = grids[0]
     with locked_folder(checkpoint_folder(store, experiment_id, grid), fresh=fresh) as held:
-        searches = tracking.find_searches(store, experiment_id, keys.grids)
+        searches = tracking.find_searches(store, experiment_id, grids)
         if searches:
             tracking.require_not_live(store, searches[0], held.before)
         resumes = resources.adopted is None and not fresh
         tried = points[:most]
-        before = _finished_before(store, searches[0], tried) if resumes and searches else None
+        before = None
+        if resumes and searches and bayesian is None:
+            before = _finished_before(store, searches[0], tried)
+        elif resumes and searches and _has_asked(searches[0], asked):
+            whole, _ = tracking.read_grid(store, searches[0].raw)
+            before = _finished_before(store, searches[0], whole.points(asked.base))
         if before is not None:
             yield SearchPlan(grid=grid, folder=held.path, before=before)
             return
+        if bayesian is not None:
+            earlier = [] if fresh else searches
+            found = (tracking.read_search(store, run, summary=False) for run in earlier)
+            known = {trial.config: None for result in found for trial in result.trials}
+            keys = fingerprint.of_grid(known, split, digest)
         state = tracking.find_resume_state(
             store, experiment_id, searches, keys, fresh=fresh, reopen=resumes
         )
         keeping = keeping_for(store, experiment_id, digest, fresh=fresh, keeps=keeps)
-        today = keys.today[: len(tried)]
-        trials = plan_trials(tried, today, space.varying, split, state, held.path, keeping)
-        yield SearchPlan(grid=grid, folder=held.path, state=state, trials=trials)
+        plan = SearchPlan(grid=grid, folder=held.path, state=state, keeping=keeping)
+        if bayesian is None:
+            today, axes = keys.today[: len(tried)], asked.space.varying
+            trials = plan_trials(tried, today, axes, split, state, held.path, keeping)
+            yield dataclasses.replace(plan, trials=trials)
+        else:
+            ahead = _ahead_of(searches[0]) if searches and not fresh else None
+            ahead = ahead or len(resources.workers)
+            yield dataclasses.replace(plan, ahead=ahead, known=tuple(known))
+
+
+def plan_next(
+    resources: Resources,
+    plan: SearchPlan,
+    config: TrainingConfig,
+    axes: tuple[str, ...],
+    number: int,
+    *,
+    fresh: bool,
+) -> PlannedTrial:
+    """Plan the trial of a point that was not known when the search was planned."""
+    split, state, keeping = resources.split, plan.state, plan.keeping
+    assert keeping is not None
+    point = fingerprint.of_point(config, split, resources.dataset.digest)
+    if not (fresh or state.is_fresh or point in state.finished or point in state.open):
+        found = tracking.find_finished(resources.store, resources.experiment_id, point, config)
+        if found is not None:
+            state = ResumeState(finished={point: dataclasses.replace(found, reused=True)})
+    (trial,) = plan_trials(
+        [config], [point], axes, split, state, plan.folder, keeping, first=number
+    )
+    return trial
+
+
+def _has_asked(run: TrackedRun, asked: Asked) -> bool:
+    """Return whether a search has asked for as many points before as it is to, or more."""
+    before = run.raw.data.tags.get(schema.ASKED_POINTS, "")
+    wanted = 0 if asked.bayesian is None else asked.bayesian.points
+    return before.isdecimal() and int(before) >= wanted
+
+
+def _ahead_of(run: TrackedRun) -> int | None:
+    ahead = run.raw.data.tags.get(schema.AHEAD, "")
+    return int(ahead) if ahead.isdecimal() and int(ahead) > 0 else None
 
 
 def _finished_before(

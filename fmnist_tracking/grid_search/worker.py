@@ -19,9 +19,10 @@ from fmnist_tracking.grid_search.messages import (
 )
 from fmnist_tracking.network import Network, Value
 from fmnist_tracking.networks.build import build_model, packed
+from fmnist_tracking.networks.proposals import propose
 from fmnist_tracking.networks.space import defaults, explore_grid
 from fmnist_tracking.results import EpochMetrics
-from fmnist_tracking.search_space import Combination, Draw, NetworkGrid
+from fmnist_tracking.search_space import Combination, Draw, NetworkGrid, Proposed
 from fmnist_tracking.training import loop, prepare
 from fmnist_tracking.training.checkpoints import CheckpointPlace
 
@@ -76,6 +77,18 @@ def list_points(
     The first of them is trained on some images of noise, to see whether it can be.
     """
     return explore_grid(network, replaced, report, prepare.require_trainable, draw)
+
+
+def propose_points(
+    network: Network,
+    replaced: Mapping[str, Sequence[Value]],
+    draw: Draw,
+    ahead: int,
+    scores: Sequence[float | None],
+    _: Callable[[Any], None],
+) -> Proposed:
+    """Return the points that depend on results, as far as these are known; see `proposals`."""
+    return propose(network, replaced, draw, ahead, scores, prepare.require_trainable)
 
 
 def default_point(

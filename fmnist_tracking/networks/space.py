@@ -1,6 +1,10 @@
-"""Which points a search tries: those of KerasTuner's own grid search, or random search."""
+"""Which points a search tries: those of KerasTuner's own grid search, or random search.
+
+Those that depend on results are in `proposals`.
+"""
 
 import contextlib
+import itertools
 import math
 import re
 import tempfile
@@ -18,7 +22,7 @@ from fmnist_tracking.config import MOST_POINTS, OF_THE_TRAINING, TRAINING_SETTIN
 from fmnist_tracking.errors import ConfigError, first_line, setting, shown
 from fmnist_tracking.network import Network, Value
 from fmnist_tracking.networks.build import checked, load_build, size_of_model
-from fmnist_tracking.search_space import Combination, Draw, Impossible, NetworkGrid
+from fmnist_tracking.search_space import Combination, Draw, Impossible, NetworkGrid, in_order
 
 OBJECTIVE = "val_accuracy"
 RequireTrainable = Callable[[Any, Network, bool], None]
@@ -62,27 +66,17 @@ def explore_grid(
             of such a name, or the values of one are without end.
     """
     wanted = {name: tuple(values) for name, values in replaced.items()}
-    builder = _Builder(network, wanted, is_grid=draw is None)
-    kind: type[_Enumerator] = _Grid if draw is None else _Random
-    settings = {} if draw is None else {"max_trials": draw.points, "seed": draw.seed}
-    with tempfile.TemporaryDirectory() as scratch, _keras_tuner_warnings_ignored():
-        tuner: Any = kind(
-            builder,
-            **settings,
-            objective=keras_tuner.Objective(OBJECTIVE, direction="max"),
-            max_consecutive_failed_trials=None,
-            directory=scratch,
-            overwrite=True,
-        )
-        builder.require_sound()
-        if draw is not None:
-            tuner.oracle._seed_state = draw.seed  # for a seed of 0, KerasTuner takes any
-        tuner.report, tuner.require_trainable = report, require_trainable
+    kind: type[Enumerator] = _Grid if draw is None else _Random
+    tuner = open_tuner(kind, network, wanted, draw, require_trainable)
+    if draw is not None:
+        tuner.oracle._seed_state = draw.seed  # for a seed of 0, KerasTuner takes any
+    tuner.report = report
+    with keras_tuner_warnings_ignored():
         try:
             tuner.search(verbose=0)
         except keras_tuner.errors.FatalError as error:  # which `run_trial` raises
             raise ConfigError(str(error)) from None
-    builder.require_sound()
+    tuner.hypermodel.require_sound()
     space = tuner.oracle.get_space().space
     names = list(dict.fromkeys(hp.name for hp in space))
     _require_known(network, wanted, names)
@@ -98,18 +92,47 @@ def explore_grid(
     points = [dict(one.values) for one in tuner.found]
     axes = {name: tuple(dict.fromkeys(p[name] for p in points if name in p)) for name in names}
     if draw is not None:
-        axes = {name: _in_order(values) for name, values in axes.items()}
+        axes = {name: in_order(values) for name, values in axes.items()}
     return NetworkGrid(
         axes={name: values for name, values in axes.items() if len(values) > 1},
         combinations=tuple(built.values()),
         impossible=tuple(failed.values()),
+        open=tuple(dict.fromkeys(hp.name for hp in space if _is_open(hp))),
     )
 
 
-def _in_order(values: tuple[Value, ...]) -> tuple[Value, ...]:
-    """Return drawn numbers by size, and others as they are."""
-    numbers = all(isinstance(value, int | float) for value in values)
-    return tuple(sorted(values)) if numbers else values
+def _is_open(hyperparameter: Any) -> bool:
+    endless = isinstance(hyperparameter, hp_types.Float) and hyperparameter.step is None
+    return endless or len(list(itertools.islice(hyperparameter.values, 2))) > 1
+
+
+def open_tuner(
+    kind: "type[Enumerator]",
+    network: Network,
+    replaced: Mapping[str, tuple[Value, ...]],
+    draw: Draw | None,
+    require_trainable: RequireTrainable,
+) -> Any:
+    """Return a search of KerasTuner's, which knows the hyperparameters; see `explore_grid`.
+
+    Raises:
+        ConfigError: what the network says of its hyperparameters is wrong, whatever their values.
+    """
+    builder = _Builder(network, replaced, is_grid=draw is None)
+    settings = {} if draw is None else {"max_trials": draw.points, "seed": draw.seed}
+    direction = "max" if draw is None else draw.direction
+    with tempfile.TemporaryDirectory() as scratch, keras_tuner_warnings_ignored():
+        tuner: Any = kind(
+            builder,
+            **settings,
+            objective=keras_tuner.Objective(OBJECTIVE, direction=direction),
+            max_consecutive_failed_trials=None,
+            directory=scratch,
+            overwrite=True,
+        )
+    builder.require_sound()
+    tuner.require_trainable = require_trainable
+    return tuner
 
 
 def defaults(
@@ -287,7 +310,7 @@ class _Builder(keras_tuner.HyperModel):  # type: ignore[misc]
             raise self.wrong[0]
 
 
-class _Enumerator(keras_tuner.Tuner):  # type: ignore[misc]
+class Enumerator(keras_tuner.Tuner):  # type: ignore[misc]
     """A search of KerasTuner's with building in the place of training; it writes nothing."""
 
     report: Callable[[int], None]
@@ -320,21 +343,29 @@ class _Enumerator(keras_tuner.Tuner):  # type: ignore[misc]
             raise keras_tuner.errors.FatalError(
                 f"Expected a grid of at most {MOST_POINTS:,} points, got more."
             )
+        self.found.append(self.built(trial))
+        if clock.now() - self._told_at >= _TELL_SECONDS:
+            self.report(len(self.found))
+            self._told_at = clock.now()
+        return 0.0
+
+    def built(self, trial: Any) -> Combination | Impossible:
+        """Build a point, and return it, or why it cannot be.
+
+        Raises:
+            FatalError: no other is likely to be trainable.
+        """
         try:
             model = self.hypermodel.build(trial.hyperparameters)
             is_first = not any(isinstance(one, Combination) for one in self.found)
             self._require_trainable(model, is_first)
             values = _pairs(trial.hyperparameters.values)
-            self.found.append(Combination(values=values, size=size_of_model(model)))
+            return Combination(values=values, size=size_of_model(model))
         except keras_tuner.errors.FatalError:
             raise
         except Exception as error:
             values = _pairs(trial.hyperparameters.values)
-            self.found.append(Impossible(values=values, reason=first_line(error)))
-        if clock.now() - self._told_at >= _TELL_SECONDS:
-            self.report(len(self.found))
-            self._told_at = clock.now()
-        return 0.0
+            return Impossible(values=values, reason=first_line(error))
 
     def _require_trainable(self, model: keras.Model, is_first: bool) -> None:
         """Raise an error for a model that cannot be trained; end the search if several cannot be.
@@ -353,11 +384,11 @@ class _Enumerator(keras_tuner.Tuner):  # type: ignore[misc]
             ) from None
 
 
-class _Grid(_Enumerator, keras_tuner.GridSearch):  # type: ignore[misc]
+class _Grid(Enumerator, keras_tuner.GridSearch):  # type: ignore[misc]
     pass
 
 
-class _Random(_Enumerator, keras_tuner.RandomSearch):  # type: ignore[misc]
+class _Random(Enumerator, keras_tuner.RandomSearch):  # type: ignore[misc]
     pass
 
 
@@ -383,7 +414,7 @@ def _require_known(
 
 
 @contextlib.contextmanager
-def _keras_tuner_warnings_ignored() -> Iterator[None]:
+def keras_tuner_warnings_ignored() -> Iterator[None]:
     """Ignore that KerasTuner uses deprecated names, where the program makes warnings errors."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="keras_tuner")

@@ -35,7 +35,6 @@ from fmnist_tracking.tracking.records import (
     TrackedRun,
     as_tracked,
     read_history,
-    read_search,
     read_trial,
 )
 from fmnist_tracking.tracking.resume import (
@@ -50,6 +49,10 @@ from fmnist_tracking.tracking.resume import (
     logged_steps,
     require_not_live,
 )
+from fmnist_tracking.tracking.search_records import (
+    read_grid,
+    read_search,
+)
 from fmnist_tracking.tracking.start import (
     DatasetInfo,
     Provenance,
@@ -57,6 +60,8 @@ from fmnist_tracking.tracking.start import (
     TrialInfo,
     find_trial,
     log_asked,
+    log_asked_points,
+    log_points,
     log_reused,
     move_trials,
     start_search,
@@ -109,8 +114,10 @@ __all__ = [
     "like_trials",
     "list_runs",
     "log_asked",
+    "log_asked_points",
     "log_epochs",
     "log_inputs",
+    "log_points",
     "log_report",
     "log_reused",
     "log_test_opened",
@@ -121,6 +128,7 @@ __all__ = [
     "names_in",
     "note_interruption",
     "open_store",
+    "read_grid",
     "read_history",
     "read_search",
     "read_trial",

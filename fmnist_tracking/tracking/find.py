@@ -35,16 +35,18 @@ from fmnist_tracking.tracking.queries import (
 )
 from fmnist_tracking.tracking.records import (
     TrackedRun,
-    as_readable,
     as_tracked,
+    read_trial,
+    readable,
+)
+from fmnist_tracking.tracking.registry import champion_run
+from fmnist_tracking.tracking.search_records import (
+    as_readable,
     read_base,
     read_search,
     read_space,
-    read_trial,
-    readable,
     reused_runs,
 )
-from fmnist_tracking.tracking.registry import champion_run
 from fmnist_tracking.tracking.store import Store
 
 _log = logging.getLogger(__name__)

@@ -1,9 +1,7 @@
-"""Reading runs as records."""
+"""Reading runs as records; searches are read in `search_records`."""
 
-import contextlib
 import dataclasses
 import json
-import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +14,6 @@ from fmnist_tracking import fingerprint
 from fmnist_tracking.config import FIELDS, OBJECTIVE, TRAINING_SETTINGS, Pairs, TrainingConfig
 from fmnist_tracking.errors import (
     ConfigError,
-    FmnistTrackingError,
     TrackingError,
     first_line,
     setting,
@@ -25,23 +22,14 @@ from fmnist_tracking.network import COURSEWORK, Network, NetworkSize
 from fmnist_tracking.redact import printable
 from fmnist_tracking.results import (
     FINISHED,
-    RUNNING,
-    SearchResult,
     TrainingResult,
     TrialResult,
 )
-from fmnist_tracking.search_space import Combination, SearchSpace, trial_name
 from fmnist_tracking.split_config import FASHION_MNIST_SIZE, DataSize, SplitConfig
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.artifacts import read_file
 from fmnist_tracking.tracking.queries import (
-    IS_FINISHED,
-    find_children,
-    has_all,
-    has_exactly,
     is_ours,
-    liveness,
-    runs_by_id,
 )
 from fmnist_tracking.tracking.store import Store
 
@@ -49,10 +37,8 @@ _BEST_VAL_LOSS = "best_val_loss"
 # Above it, floats cannot represent every whole number.
 _LARGEST_WHOLE = 2**53
 # Raised for a text that is not JSON, is nested too deeply, or holds another kind of value.
-_NO_JSON = (ValueError, TypeError, RecursionError)
+NO_JSON = (ValueError, TypeError, RecursionError)
 T = TypeVar("T")
-
-_log = logging.getLogger(__name__)
 
 
 class UnreadableRun(TrackingError):
@@ -100,175 +86,19 @@ def readable(store: Store, runs: Iterable[Run], read: Callable[[Run], T]) -> Ite
             store.left_out[run.info.run_id] = error.why
 
 
-def read_space(store: Store, run: Run) -> SearchSpace:
-    """Read the grid of a search's run.
-
-    Raises:
-        UnreadableRun: the run has no grid, or one that this version cannot build.
-    """
-    axes = {
-        key.removeprefix(schema.AXIS_PREFIX): value
-        for key, value in run.data.params.items()
-        if key.startswith(schema.AXIS_PREFIX)
-    }
-    try:
-        if f"see {schema.AXES_FILE}" in axes.values():
-            values = _read_json(store, run, schema.AXES_FILE)
-        else:
-            values = {axis: tuple(json.loads(value)) for axis, value in axes.items()}
-        network, combinations = _read_network(run), None
-        if schema.COMBINATIONS in run.data.tags:
-            points = _read_json(store, run, schema.POINTS_FILE)
-            combinations = tuple(map(_read_combination, points))
-        return SearchSpace(axes=values, network=network, combinations=combinations)
-    except (
-        *(*_NO_JSON, LookupError, AttributeError, OverflowError),
-        *(ConfigError, TrackingError, MlflowException, OSError),
-    ) as error:
-        raise UnreadableRun(
-            run, f"its grid is not one of this version ({first_line(error)})"
-        ) from None
-
-
-def _read_network(run: Run) -> Network:
+def read_network(run: Run) -> Network:
     """Read which network a run is of; raise `ValueError` if it does not say."""
     described = run.data.tags.get(schema.NETWORK)
     return COURSEWORK if described is None else Network.from_json(json.loads(described))
 
 
-def _read_combination(content: Any) -> Combination:
-    return Combination(
-        values=_pairs(content["values"]),
-        size=NetworkSize(**content["size"]) if content["size"] else None,
-    )
-
-
-def _pairs(values: Any) -> Pairs:
+def read_pairs(values: Any) -> Pairs:
     """Return hyperparameters read from JSON; raise `ValueError` if they are none."""
     if not isinstance(values, dict) or not all(
         isinstance(value, int | float | str) for value in values.values()
     ):
         raise ValueError("they are no hyperparameters")
     return tuple(values.items())
-
-
-def read_search(store: Store, run: TrackedRun, *, summary: bool = True) -> SearchResult:
-    """Read a search and its trials, in the grid's order.
-
-    For a finished search, this is the summary that was written when it ended, one file for any
-    number of trials, as long as the store still has all of those trials. Without `summary`, each
-    trial is read.
-
-    Raises:
-        UnreadableRun: its grid is missing, or this version cannot build it.
-    """
-    if summary and run.raw.info.status == FINISHED:
-        unreadable = (*_NO_JSON, LookupError, AttributeError, FmnistTrackingError)
-        with contextlib.suppress(MlflowException, OSError, *unreadable):
-            content = _read_json(store, run.raw, schema.SEARCH_FILE)
-            outcome = SearchResult(
-                run_id=run.run_id,
-                experiment_id=run.experiment_id,
-                space=read_space(store, run.raw),
-                trials=tuple(map(TrialResult.from_json, content["trials"])),
-            )
-            if _is_intact(store, outcome):
-                return outcome
-    space, points = read_grid(store, run.raw)
-    is_live = liveness(store)
-
-    def read(child: Run) -> TrialResult:
-        trial = trial_result(child)
-        if trial.config not in points:
-            raise UnreadableRun(child, "it is no point of its search's grid")
-        if trial.status == RUNNING and not is_live(child):
-            return dataclasses.replace(trial, status="KILLED")
-        return trial
-
-    found = [*readable(store, find_children(store, run.experiment_id, run.run_id), read)]
-    found += [
-        # Another search's name of it tells that search's axes.
-        dataclasses.replace(trial, reused=True, name=trial_name(trial.config, space.varying))
-        for trial in readable(store, reused_runs(store, run), read)
-    ]
-    # One trial for each point: a finished one before an interrupted one, else the newest.
-    trials: dict[TrainingConfig, TrialResult] = {}
-    for trial in found:
-        known = trials.get(trial.config)
-        if known is None or (known.status != FINISHED and trial.status == FINISHED):
-            trials[trial.config] = trial
-    ordered = sorted(
-        trials.values(),
-        key=lambda trial: points[trial.config],
-    )
-    return SearchResult(
-        run_id=run.run_id,
-        experiment_id=run.experiment_id,
-        space=space,
-        trials=tuple(ordered),
-    )
-
-
-def read_grid(store: Store, run: Run) -> tuple[SearchSpace, dict[TrainingConfig, int]]:
-    """Read the grid of a search's run, and the place of each of its points.
-
-    Raises:
-        UnreadableRun: the run has no grid, or one that this version cannot build.
-    """
-    space = read_space(store, run)
-    try:
-        points = space.points(read_base(run))
-        return space, {config: place for place, config in enumerate(points)}
-    except (ConfigError, LookupError, TypeError, ValueError, OverflowError) as error:
-        raise UnreadableRun(run, f"a point of its grid cannot be built here ({error})") from None
-
-
-def read_base(run: Run) -> TrainingConfig:
-    """Read the settings of a search that are not axes.
-
-    Raises:
-        UnreadableRun: they are not a valid configuration in this version.
-    """
-    prefix = schema.BASE_PREFIX
-    given = {
-        key.removeprefix(prefix): value
-        for key, value in run.data.params.items()
-        if key.startswith(prefix)
-    }
-    return _as_config(run, given)
-
-
-def _is_intact(store: Store, outcome: SearchResult) -> bool:
-    """Return whether a search still has exactly the finished runs that it ended with."""
-    own = [trial.run_id for trial in outcome.finished if not trial.reused]
-    reused = [trial.run_id for trial in outcome.finished if trial.reused]
-    children = f"tags.`{schema.PARENT}` = '{outcome.run_id}' AND {IS_FINISHED}"
-    experiment_id = outcome.experiment_id
-    return (
-        # None was added and none is gone: equal counts alone would not show that.
-        has_exactly(store, experiment_id, children, len(own))
-        and has_all(store, experiment_id, own, children)
-        and has_all(store, experiment_id, reused, IS_FINISHED)
-    )
-
-
-def reused_runs(store: Store, run: TrackedRun) -> Iterator[Run]:
-    """Iterate over the finished trials that a search reused and that the store still has."""
-    if schema.REUSED not in run.raw.data.tags:
-        return
-    try:
-        ids = [str(one) for one in _read_json(store, run.raw, schema.REUSED_FILE)]
-    except (*_NO_JSON, TrackingError, MlflowException, OSError) as error:
-        if not store.moved_from:  # else that was told, with what to do
-            _log.warning(
-                "The trials that the search %s has reused are not counted: its file %s cannot be "
-                "read (%s).",
-                run.run_id[:8],
-                schema.REUSED_FILE,
-                first_line(error),
-            )
-        return
-    yield from runs_by_id(store, run.experiment_id, ids, IS_FINISHED)
 
 
 def read_history(store: Store, run: TrackedRun) -> TrainingResult:
@@ -279,21 +109,22 @@ def read_history(store: Store, run: TrackedRun) -> TrainingResult:
     """
     require_finished(run)
     try:
-        return TrainingResult.from_json(_read_json(store, run.raw, schema.HISTORY_FILE))
+        return TrainingResult.from_json(read_json(store, run.raw, schema.HISTORY_FILE))
     except (MlflowException, OSError) as error:
         raise TrackingError(
             f"The record {schema.HISTORY_FILE} of run {run.run_id[:8]} cannot be fetched from the "
             f"store ({first_line(error)}). Choose another trial, or train that point again with "
             f"{setting('fresh=True')}."
         ) from None
-    except (*_NO_JSON, LookupError, AttributeError, ConfigError):
+    except (*NO_JSON, LookupError, AttributeError, ConfigError):
         raise TrackingError(
             f"The record {schema.HISTORY_FILE} of run {run.run_id[:8]} is not one of this version: "
             f"it was made by another. Train that point again with {setting('fresh=True')}."
         ) from None
 
 
-def _read_json(store: Store, run: Run, file: str) -> Any:
+def read_json(store: Store, run: Run, file: str) -> Any:
+    """Return what a file of a run says, which is JSON; raises what `read_file` and `json` do."""
     return json.loads(read_file(store, run.info.artifact_uri, file))
 
 
@@ -382,16 +213,6 @@ def read_size(values: Mapping[str, str], prefix: str) -> DataSize:
     return dataclasses.replace(FASHION_MNIST_SIZE, **{k: int(v) for k, v in known.items()})
 
 
-def as_readable(store: Store, run: Run) -> TrackedRun:
-    """Return a run of this project; raise `UnreadableRun` unless all of it can be read."""
-    tracked = as_tracked(run)
-    if tracked.role == schema.SEARCH:
-        read_grid(store, run)
-    else:
-        read_trial(tracked)
-    return tracked
-
-
 def trial_result(run: Run) -> TrialResult:
     """Read an MLflow run as a trial or a single training; raises what `read_trial` does."""
     return read_trial(as_tracked(run))
@@ -445,7 +266,7 @@ def final_of(tags: Mapping[str, str]) -> str | None:
 
 def _config(run: TrackedRun) -> TrainingConfig:
     params = run.raw.data.params
-    config = _as_config(run.raw, params)
+    config = as_config(run.raw, params)
     unknown = [
         name
         for name in params
@@ -461,22 +282,23 @@ def _config(run: TrackedRun) -> TrainingConfig:
     return config
 
 
-def _as_config(run: Run, given: Mapping[str, str]) -> TrainingConfig:
+def as_config(run: Run, given: Mapping[str, str]) -> TrainingConfig:
+    """Read a configuration from parameters; raise `UnreadableRun` if they are none."""
     try:
-        network = _read_network(run)
+        network = read_network(run)
         numbers = FIELDS if network.is_coursework else TRAINING_SETTINGS
         values: dict[str, Any] = {name: float(given[name]) for name in numbers if name in given}
         values |= {name: given[name] for name in (OBJECTIVE,) if name in given}
         config = TrainingConfig.of(network, **values)
         if network.is_coursework:
             return config
-        pairs = _pairs(json.loads(run.data.tags[schema.HYPERPARAMETERS]))
+        pairs = read_pairs(json.loads(run.data.tags[schema.HYPERPARAMETERS]))
         other = next((name for name, value in pairs if given.get(name) != str(value)), None)
         # `mlflow run` has logged its own parameters, among them those of the coursework's network.
         if other is not None and schema.ENTRY_POINT not in run.data.tags:
             raise ValueError(f"{other} is not what its tag {schema.HYPERPARAMETERS} says")
         return dataclasses.replace(config, hyperparameters=pairs, size=_read_size(run))
-    except (*_NO_JSON, KeyError, OverflowError, ConfigError) as error:
+    except (*NO_JSON, KeyError, OverflowError, ConfigError) as error:
         raise UnreadableRun(
             run, f"its parameters are not a configuration of this version ({error})"
         ) from None

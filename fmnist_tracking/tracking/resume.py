@@ -31,10 +31,12 @@ from fmnist_tracking.tracking.queries import (
 from fmnist_tracking.tracking.records import (
     TrackedRun,
     UnreadableRun,
-    as_readable,
     as_tracked,
     readable,
     trial_result,
+)
+from fmnist_tracking.tracking.search_records import (
+    as_readable,
 )
 from fmnist_tracking.tracking.store import Store
 

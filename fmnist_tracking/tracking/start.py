@@ -82,6 +82,10 @@ class SearchInfo:
         name: shown to people; a name that a person gave to `mlflow run` is kept.
         base: the value of each setting that is not an axis.
         grid: fingerprint of the whole grid.
+        points: how many are to be tried.
+        ahead: of a search whose points depend on results, how many may be without one when another
+            is asked for; None for a grid. Then `space` has the points so far.
+        axes: of such a search, the hyperparameters that are varied.
         fresh: whether every point is trained again.
     """
 
@@ -92,7 +96,10 @@ class SearchInfo:
     data: DatasetInfo
     origin: Provenance
     grid: str
+    points: int
     fresh: bool = False
+    ahead: int | None = None
+    axes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +140,9 @@ def start_search(
     the interrupted run to it.
     """
     axes = {axis: json.dumps(values) for axis, values in info.space.axes.items()}
-    too_long = any(len(text) > MAX_PARAM_VAL_LENGTH for text in axes.values())
+    grows = info.ahead is not None
+    too_long = grows or any(len(text) > MAX_PARAM_VAL_LENGTH for text in axes.values())
+    axes |= dict.fromkeys(info.axes, "")
     params: dict[str, Any] = {
         schema.AXIS_PREFIX + axis: f"see {schema.AXES_FILE}" if too_long else text
         for axis, text in axes.items()
@@ -145,12 +154,14 @@ def start_search(
         schema.GRID: info.grid,
         schema.LEASE: Lease.of_this_process().text(),
         schema.ASKED_AT: _now(),
-        MLFLOW_RUN_NOTE: descriptions.search_begun(len(info.space)),
+        MLFLOW_RUN_NOTE: descriptions.search_begun(info.points),
         **_origin_tags(info),
         **_network_tags(info.base),
     }
     if info.space.combinations is not None:
         tags[schema.COMBINATIONS] = str(len(info.space.combinations))
+    if grows:
+        tags[schema.AHEAD] = str(info.ahead)
     if info.fresh or (resume and schema.FRESH in resume.raw.data.tags):
         tags[schema.FRESH] = "true"
     if adopted and resume:
@@ -158,16 +169,31 @@ def start_search(
     existing = adopted or (resume.run_id if resume else None)
     offer_table(store, experiment_id)
     run_id = _start(store, experiment_id, info, params, tags, existing)
-    if too_long:
-        content = {axis: list(values) for axis, values in info.space.axes.items()}
-        log_files(store, run_id, {schema.AXES_FILE: json.dumps(content)})
-    if info.space.combinations is not None:
+    log_points(store, run_id, info.space, axes=too_long)
+    return run_id
+
+
+def log_points(store: Store, run_id: str, space: SearchSpace, *, axes: bool) -> None:
+    """Log the points of a search that has not every combination, and its axes if asked to."""
+    files = {}
+    if axes:
+        content = {axis: list(values) for axis, values in space.axes.items()}
+        files[schema.AXES_FILE] = json.dumps(content)
+    if space.combinations is not None:
         points = [
             {"values": dict(one.values), "size": one.size and dataclasses.asdict(one.size)}
-            for one in info.space.combinations
+            for one in space.combinations
         ]
-        log_files(store, run_id, {schema.POINTS_FILE: json.dumps(points)})
-    return run_id
+        files[schema.POINTS_FILE] = json.dumps(points)
+    if files:
+        log_files(store, run_id, files)
+
+
+def log_asked_points(store: Store, run_id: str, asked: int, space: SearchSpace) -> None:
+    """Record how many points a search has asked for, all of which have ended."""
+    counts = {schema.ASKED_POINTS: asked, schema.COMBINATIONS: len(space)}
+    tags = [RunTag(name, str(count)) for name, count in counts.items()]
+    store.client.log_batch(run_id, tags=tags)
 
 
 def log_asked(store: Store, run_id: str) -> None:
