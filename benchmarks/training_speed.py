@@ -1,6 +1,6 @@
 """Images a second in training: this package's two steps, plain Keras `fit`, PyTorch, and the limit.
 
-    python -m benchmarks.training_speed [--repeats 3] [--images 12800] [--peers PYTHON]
+    python -m benchmarks.training_speed [--repeats 3] [--images 12800] [--peers PYTHON] [--steps]
 
 Four points of the coursework's grid and the two networks that are shipped as examples, batches of
 32, float32. Each way trains in a program of its own (`fitting.py`), all cores its own; the ways
@@ -12,6 +12,8 @@ network and the special one of the coursework's, are measured twice: one trainin
 The limit is what the processor would train if all of it were one large product of matrices: the
 GFLOP/s of such a product, measured in each turn, the most of the run, by the additions and
 multiplications of a training step, three times those of the forward pass.
+
+`--steps` measures this package's two steps alone, on the coursework's points, to compare them.
 
 Prints tables in Markdown; what is going on goes to standard error.
 """
@@ -66,7 +68,7 @@ def rates(
 
 
 def turn(
-    images: Path, name: str, peers: str | None, environment: Mapping[str, str]
+    images: Path, name: str, peers: str | None, environment: Mapping[str, str], *, steps: bool
 ) -> dict[str, float]:
     """Return the images a second of each way, one after the other."""
     from fmnist_tracking import machine
@@ -74,9 +76,13 @@ def turn(
     path, cores = str(images), machine.cores()
     usual = {k: v for k, v in environment.items() if k != "TF_ENABLE_ONEDNN_OPTS"}
     off = {**usual, "TF_ENABLE_ONEDNN_OPTS": "0"}
-    found = {
-        KERAS: rates(sys.executable, ["keras", path, name], usual),
-        KERAS_PLAIN: rates(sys.executable, ["keras", path, name], off),
+    found = {}
+    if not steps:
+        found = {
+            KERAS: rates(sys.executable, ["keras", path, name], usual),
+            KERAS_PLAIN: rates(sys.executable, ["keras", path, name], off),
+        }
+    found |= {
         GENERAL: rates(sys.executable, ["general", path, name, str(cores)], usual),
         GENERAL_ALL: rates(sys.executable, ["general", path, name, "1"], usual, cores),
     }
@@ -127,17 +133,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Images a second in training.")
     parser.add_argument("--repeats", type=int, default=3, help="of each way")
     parser.add_argument("--images", type=int, default=12_800, help="in an epoch")
+    parser.add_argument("--steps", action="store_true", help="only this package's two")
     parser.add_argument("--peers", metavar="PYTHON", help="of the environment with PyTorch")
     options = parser.parse_args()
     peers = options.peers and os.path.abspath(options.peers)  # each program has its own folder
     print(machine(peers), end="\n\n", flush=True)
-    measured: dict[str, list[dict[str, float]]] = {name: [] for name in NETWORKS}
+    names = [name for name in NETWORKS if not options.steps or NETWORKS[name][0] == "coursework"]
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder, "images.npz")
         write_images(images, round(options.images * 1.2))  # a sixth is for validation
         for number in range(options.repeats):
-            for name in NETWORKS:
-                one = turn(images, name, peers, environment)
+            for name in names:
+                one = turn(images, name, peers, environment, steps=options.steps)
                 one[PRODUCT] = rates(sys.executable, ["matrices", ""], environment)[0][0]
                 measured[name].append(one)
                 said = ", ".join(f"{way} {rate:,.0f}" for way, rate in one.items())
