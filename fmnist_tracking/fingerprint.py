@@ -29,7 +29,7 @@ NETWORKS = {NETWORK: 1}
 # Raise it when the same network, data and configuration give other weights or scores.
 TRAINING = 1
 # The same for the step that trains any other network.
-GENERAL_TRAINING = "general 1"
+GENERAL_TRAINING = "general 2"
 # Raise it when the same data is split differently.
 SPLIT = 1
 

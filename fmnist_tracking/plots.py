@@ -220,6 +220,8 @@ def _effect_panel(axes: Axes, effect: Effect, objective: Objective) -> None:
     axes.margins(y=0.12)
     if not objective.is_loss:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        low, top = axes.get_ylim()
+        axes.set_ylim(low, min(top, 1 + 0.03 * (top - low)))  # no share is more than one
     axes.grid(axis="y", alpha=0.25)
 
 

@@ -27,7 +27,7 @@ from fmnist_tracking.training import loop  # noqa: E402
 TINY = TrainingConfig.of(
     filters=2, hidden_units=6, batch_size=16, learning_rate=0.01, epochs=1, seed=16
 )
-# One with batch normalisation, and one without, whose batches are split.
+# One with batch normalisation, and one without; the batches of both are split.
 SHARED: dict[str, Any] = {"batch_size": 16, "epochs": 1, "dropout": 0.2, "learning_rate": 0.01}
 OWN: dict[str, Any] = {
     "three_blocks": {"block": "residual", "seed": 12},

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fmnist_tracking.data import DataSplit
 from fmnist_tracking.training.keras_step import KerasStep
+from fmnist_tracking.training.sharded_model import outputs_of_shards
 
 BATCH_SIZE = 16
 COUNT = 155  # the last batch is smaller
@@ -49,6 +50,23 @@ def residual() -> keras.Model:
 
 def normalized() -> keras.Model:
     return sequential(layers.BatchNormalization())
+
+
+def within() -> keras.Model:
+    """Normalise in a model within the model, without scale or offset, and beside a branch."""
+    inputs = keras.Input((13, 13, 4))
+    values = layers.BatchNormalization(center=False, momentum=0.8)(inputs)
+    values = layers.Add()([layers.BatchNormalization(scale=False)(values), inputs])
+    return sequential(
+        keras.Model(inputs, values),
+        keras.Sequential([layers.Conv2D(3, 2), layers.BatchNormalization(epsilon=0.01)]),
+        layers.Conv2D(4, 3, kernel_regularizer=regularizers.L2(0.01)),
+    )
+
+
+def normalized_rows() -> keras.Model:
+    """Normalise rows, not channels."""
+    return sequential(layers.BatchNormalization(axis=1))
 
 
 def regularized() -> keras.Model:
@@ -151,9 +169,11 @@ def assert_close(some: list[NDArray[Any]], others: list[NDArray[Any]], atol: flo
     [
         (sequential, SPARSE, 2),
         (residual, LOGITS, 2),
-        (normalized, SPARSE, 1),
+        (normalized, SPARSE, 2),
         (regularized, SPARSE, 2),
-        (frozen, SPARSE, 1),
+        (frozen, SPARSE, 2),
+        (within, SPARSE, 2),
+        (normalized_rows, SPARSE, 1),
         (subclassed, SPARSE, 1),
     ],
 )
@@ -349,8 +369,12 @@ def in_rows() -> keras.Model:
 
 
 WHOLE: dict[str, Build] = {
-    "batch norm": normalized,
-    "nested batch norm": lambda: sequential(keras.Sequential([layers.BatchNormalization()])),
+    "normalized rows": normalized_rows,
+    "own normalization": lambda: sequential(type("Own", (layers.BatchNormalization,), {})()),
+    "a normalization beside what Keras collects": lambda: sequential(
+        layers.BatchNormalization(), layers.ActivityRegularization(l2=0.1)
+    ),
+    "a frozen normalization": lambda: sequential(layers.BatchNormalization(trainable=False)),
     "own layer": lambda: sequential(OfOwn()),
     "lambda": lambda: sequential(layers.Lambda(lambda x: x)),
     "own activation": lambda: sequential(layers.Activation(lambda x: x - tf.reduce_mean(x, 0))),
@@ -368,6 +392,28 @@ WHOLE: dict[str, Build] = {
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_batch_stays_whole_where_images_may_depend_on_each_other(name: str) -> None:
     assert KerasStep(compiled(WHOLE[name]), 32, 10).shards == 1
+
+
+def test_shards_are_normalized_together(split: DataSplit) -> None:
+    model, whole = compiled(normalized), compiled(normalized)
+    images = tf.cast(split.train_images[:16], tf.float32)
+    before = [variable.numpy() for variable in model.non_trainable_variables]
+    with tf.GradientTape() as tape:
+        outputs = outputs_of_shards(model, tf.split(images, [5, 11]))
+        loss = tf.reduce_sum(tf.concat(outputs, 0) ** 2)
+    with tf.GradientTape() as of_whole:
+        expected = whole(images, training=True)
+        loss_of_whole = tf.reduce_sum(expected**2)
+    assert [len(one) for one in outputs] == [5, 11]
+    np.testing.assert_allclose(tf.concat(outputs, 0), expected, rtol=1e-4, atol=1e-6)
+    assert_close(
+        [one.numpy() for one in tape.gradient(loss, model.trainable_variables)],
+        [one.numpy() for one in of_whole.gradient(loss_of_whole, whole.trainable_variables)],
+        1e-5,
+    )
+    moved = [variable.numpy() for variable in model.non_trainable_variables]
+    assert_close(moved, [variable.numpy() for variable in whole.non_trainable_variables], 1e-6)
+    assert all(np.any(a != b) for a, b in zip(moved, before, strict=True))
 
 
 def test_a_batch_is_split_where_they_do_not() -> None:

@@ -248,6 +248,9 @@ def test_any_data_is_searched_reported_and_predicted(
     assert len(answer["top"]) == 3
     if make is letters:
         assert answer["class"].startswith("letter ")
+        # What is mirrored tells something of shoes alone.
+        heading = call("predict", "--run-id", "best", str(picture))[1].splitlines()[0]
+        assert heading.split() == ["picture", "class", "second", "third"]
     with Image.open(next(Path("seen").iterdir())) as seen:
         assert seen.size == (shape[1], shape[0])
     with tracking.open_store() as store:

@@ -116,7 +116,9 @@ def predict(
 
 
 def _print_pictures(pictures: "list[Classified]") -> None:
-    answers = ("class", "second", "third", "mirrored")
+    # Of Fashion-MNIST alone.
+    mirrored = ("mirrored",) if any(picture.mirrored for picture in pictures) else ()
+    answers = ("class", "second", "third", *mirrored)
     table = new_table("picture", *answers, wrapped=answers)
     below = []
     for picture in pictures:
@@ -124,7 +126,7 @@ def _print_pictures(pictures: "list[Classified]") -> None:
         width, height = picture.size or (0, 0)
         done = ", ".join(picture.steps) or "used as it is"
         echo(f"{name}: {width} by {height}; {done}")
-        shown = (*picture.guesses, picture.mirrored)
+        shown = (*picture.guesses, *(picture.mirrored for _ in mirrored))
         table.add_row(name, *(f"{g.name} {g.probability:.1%}" if g else "" for g in shown))
         below += [f"{name}: {note.text}" for note in picture.notes]
     below += [str(picture.seen) for picture in pictures if picture.seen is not None]

@@ -29,7 +29,7 @@ def faster_keras(model: keras.Model) -> Iterator[None]:
     model, nor what is set to do more (`noise_shape`, `amsgrad`).
     """
     replaced: dict[Any, tuple[str, Callable[..., Tensor]]] = {}
-    for layer in _layers(model):
+    for layer in layers_of(model):
         if type(layer) is keras.layers.Dropout and not layer.noise_shape and 0 < layer.rate < 1:
             replaced[layer] = "call", _dropout(layer)
         elif type(layer) is keras.layers.Conv2D and layer.data_format == "channels_last":
@@ -47,10 +47,11 @@ def faster_keras(model: keras.Model) -> Iterator[None]:
             delattr(thing, method)
 
 
-def _layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+def layers_of(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Iterate over the layers of a model, and of the models in it."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            yield from _layers(layer)
+            yield from layers_of(layer)
         else:
             yield layer
 

@@ -2,8 +2,8 @@
 
 - An epoch is one TensorFlow function: no Python, no callbacks and no queue between two batches.
 - A batch is computed in two shards, where that changes nothing but rounding. Neither waits for the
-  other, so each may have a thread of its own; as there are always two, what is computed does not
-  depend on the number of threads.
+  other, but for batch normalisation, so each may have a thread of its own; as there are always two,
+  what is computed does not depend on the number of threads.
 - Dropout, convolutions and Adam are computed by faster operations; see `faster_keras`.
 
 Which values are dropped, and all else that layers draw, depends on the states of Keras's seed
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from fmnist_tracking import runtime
 from fmnist_tracking.networks.models import as_input
 from fmnist_tracking.training.faster_keras import faster_keras
+from fmnist_tracking.training.sharded_model import is_normalized_in_shards, outputs_of_shards
 from fmnist_tracking.training.shards import (
     is_keras_s,
     is_mean_over_images,
@@ -43,8 +44,8 @@ class KerasStep:
         classes: number of classes.
 
     Attributes:
-        shards: parts of a batch that are computed apart: 2, or 1 on a GPU, and where a layer or the
-            loss may look across the batch.
+        shards: parts of a batch that are computed apart: 2, or 1 on a GPU, and where a layer other
+            than batch normalisation, or the loss, may look across the batch.
 
     Raises:
         ValueError: the model is none of those, or `fit` would train it otherwise: it has a
@@ -63,7 +64,9 @@ class KerasStep:
         self._one_hot = _takes_one_hot(loss, self._classes)
         self._is_mean = is_mean_over_images(loss)
         # A GPU computes a whole batch at once.
-        may_split = self._is_mean and treats_images_alone(model) and not runtime.has_gpu()
+        self._is_together = is_normalized_in_shards(model)
+        may_split = self._is_together or treats_images_alone(model)
+        may_split = self._is_mean and may_split and not runtime.has_gpu()
         self.shards = _number_of_shards(batch_size) if may_split else 1
         if not self._optimizer.built:
             self._optimizer.build(model.trainable_variables)
@@ -171,9 +174,14 @@ class KerasStep:
         """Compute the loss of a batch, and its outputs."""
         count = images.shape[0]
         sizes = shard_sizes(count, min(self.shards, _number_of_shards(count)))
+        parts = tf.split(images, sizes)
+        inputs = [as_input(self._model, pixels) for pixels in parts]
+        if training and self._is_together and len(parts) > 1:
+            computed = iter(outputs_of_shards(self._model, inputs))
+        else:  # one after the other: with each come the losses that its activations add
+            computed = (self._model(pixels, training=training) for pixels in inputs)
         losses, outputs = [], []
-        for pixels, truth in zip(tf.split(images, sizes), tf.split(labels, sizes), strict=True):
-            given = self._model(as_input(self._model, pixels), training=training)
+        for pixels, truth, given in zip(parts, tf.split(labels, sizes), computed, strict=True):
             if not tf.is_tensor(given) or given.shape != (pixels.shape[0], self._classes):
                 raise ValueError(
                     f"Expected the model to give one tensor of shape (n, {self._classes}), got "

@@ -1,7 +1,7 @@
 """Shards: parts of a batch that are computed apart, and which networks allow it."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -43,17 +43,20 @@ def shard_sizes(count: int, number: int) -> list[int]:
     return [end - start for start, end in itertools.pairwise(bounds)]
 
 
-def treats_images_alone(model: keras.Model) -> bool:
+def treats_images_alone(
+    model: keras.Model, but_for: Callable[[keras.layers.Layer], bool] = lambda _: False
+) -> bool:
     """Return whether the network treats each image of a batch by itself while it is trained.
 
     It is False for all that is not known to: layers, activations and operations of others than
-    Keras, subclassed models, and layers of Keras such as BatchNormalization.
+    Keras, subclassed models, and layers of Keras such as BatchNormalization. What a layer does is
+    not asked where it is one that `but_for` is true of.
     """
     if type(model) is keras.Sequential:
-        return all(map(_is_alone, model.layers))
+        return all(but_for(layer) or _is_alone(layer, but_for) for layer in model.layers)
     # `keras.Model(inputs, outputs)` makes a model of this class, which has no public name.
     if type(model).__name__ == "Functional" and is_keras_s(type(model)):
-        return all(map(_is_alone, model.operations))
+        return all(but_for(layer) or _is_alone(layer, but_for) for layer in model.operations)
     return False
 
 
@@ -70,9 +73,9 @@ def is_mean_over_images(loss: Any) -> bool:
     )
 
 
-def _is_alone(layer: Any) -> bool:
+def _is_alone(layer: Any, but_for: Callable[[keras.layers.Layer], bool]) -> bool:
     if isinstance(layer, keras.Model):
-        return treats_images_alone(layer)
+        return treats_images_alone(layer, but_for)
     activation = getattr(layer, "activation", None)
     shape: Sequence[int | None] = getattr(layer, "noise_shape", None) or (None,)
     return (
