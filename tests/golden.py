@@ -30,7 +30,7 @@ TINY = TrainingConfig.of(
 # One with batch normalisation, and one without; the batches of both are split.
 SHARED: dict[str, Any] = {"batch_size": 16, "epochs": 1, "dropout": 0.2, "learning_rate": 0.01}
 OWN: dict[str, Any] = {
-    "three_blocks": {"block": "residual", "seed": 8},
+    "three_blocks": {"block": "residual", "seed": 16},
     "coursework_plus": {"padding": "same", "hidden_units": 6, "seed": 2},
 }
 GENERAL = tuple(
