@@ -199,7 +199,7 @@ def points_of(
     network: Network, axes: Iterable[str], configs: Iterable[TrainingConfig]
 ) -> SearchSpace:
     """Return the grid of a network that has only these points, and their values of these axes."""
-    chosen = list(configs)
+    chosen = list(dict.fromkeys(configs))
     listed: dict[str, tuple[Value, ...]] = {}
     for axis in axes:
         values = dict.fromkeys(one.values[axis] for one in chosen if axis in one.values)

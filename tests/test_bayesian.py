@@ -16,7 +16,7 @@ from conftest import Call
 from fmnist_tracking.networks.proposals import propose
 from fmnist_tracking.networks.source import find_network
 from fmnist_tracking.search_space import Combination, Draw
-from fmnist_tracking.tracking import open_store
+from fmnist_tracking.tracking import find_run, open_store, read_trial
 from processes import workers_of
 from searches import Place, finish, weights
 
@@ -112,7 +112,7 @@ def came_out(place: Place) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_killed_driver_and_worker_change_no_bit(tmp_path: Path, cache: Path) -> None:
+def test_a_killed_search_asks_for_the_same_points(tmp_path: Path, cache: Path) -> None:
     calm = Place(tmp_path / "calm", cache)
     assert finish(calm.start(words=WORDS), calm)["finished"] == POINTS
     place = Place(tmp_path / "disturbed", cache)
@@ -137,11 +137,13 @@ def test_killed_driver_and_worker_change_no_bit(tmp_path: Path, cache: Path) -> 
     assert came_out(place).items() > came_out(calm).items()
 
 
-def search(call: Call, *words: str) -> tuple[int, Any, str]:
-    status, out, err = call(
-        "search", "--oracle", "bayesian", "--limit", "600", "--epochs", "1", "--json", *words
-    )
+def search_of(call: Call, *words: str) -> tuple[int, Any, str]:
+    status, out, err = call("search", "--limit", "600", "--epochs", "1", "--json", *words)
     return status, json.loads(out) if out else None, err
+
+
+def search(call: Call, *words: str) -> tuple[int, Any, str]:
+    return search_of(call, "--oracle", "bayesian", *words)
 
 
 def test_a_search_and_the_same_again(call: Call) -> None:
@@ -174,6 +176,58 @@ def test_points_that_are_asked_for_again_or_cannot_be_built(call: Call) -> None:
     assert (found["finished"], found["grid_points"], found["failed"]) == (2, 2, 0)
     status, again, err = search(call, *words)
     assert (again["run_id"], again["reused"]) == (found["run_id"], 2)
+
+
+def test_a_point_is_trained_once_however_often_it_is_asked_for(call: Call) -> None:
+    words = ("--network", f"{nets.__file__}:few", "--max-trials", "8")
+    status, found, err = search(call, *words)
+    assert status == 0, err
+    rates = [trial["params"]["rate"] for trial in found["trials"]]
+    assert len({*rates}) == len(rates) == found["grid_points"] <= 4
+    # The oracle was told how each came out: what diverged has no score.
+    scores = {trial["params"]["rate"]: trial["val_accuracy"] for trial in found["trials"]}
+    scores |= {t["params"]["rate"]: None for t in found["trials"] if t["status"] == "diverged"}
+    told: list[float | None] = []
+    network = find_network(f"{nets.__file__}:few")
+    for _ in range(8):
+        known = propose(network, {}, Draw(points=8, seed=0), 2, told, lambda *_: None).points
+        if len(told) < len(known):
+            told.append(scores[dict(known[len(told)].values)["rate"]])
+    values = [dict(one.values)["rate"] for one in known]
+    assert {*values} == {*rates}
+    assert len(values) > len(rates) or len(values) < 8  # asked for again, or there are no others
+
+
+def test_results_are_told_in_the_direction_of_the_objective(call: Call) -> None:
+    words = ("--network", NETWORK, "--max-trials", "8", "--workers", "1")
+    status, found, err = search(call, *words, "--objective", "val_loss")
+    assert status == 0, err
+    with open_store() as store:
+        run = store.client.get_run(found["run_id"])
+        trials = {
+            trial["params"]["rate"]: read_trial(find_run(store, trial["run_id"])).score
+            for trial in found["trials"]
+        }
+    assert run.info.run_name == "bayesian search of 8 points of nets.py:without_steps"
+    network = find_network(NETWORK)
+    for direction, is_so in (("min", True), ("max", False)):
+        draw, told = Draw(points=8, seed=0, direction=direction), list[float | None]()
+        while len(told) < 8:
+            known = propose(network, {}, draw, 1, told, lambda *_: None).points
+            told.append(trials.get(dict(known[len(told)].values)["rate"]))
+        assert ({dict(one.values)["rate"] for one in known} == {*trials}) is is_so
+
+
+def test_what_another_search_has_trained_is_not_trained_again(call: Call) -> None:
+    words = ("--network", f"{nets.__file__}:few")
+    status, grid, err = search_of(call, *words)
+    assert status == 0, err
+    status, found, err = search(call, *words, "--max-trials", "3")
+    assert (status, found["reused"], found["finished"]) == (0, 3, 3), err
+    # Fewer are asked for of the same search; it is as it was.
+    status, fewer, _ = search(call, *words, "--max-trials", "2")
+    assert (fewer["run_id"], fewer["finished"]) == (found["run_id"], 3)
+    assert {t["run_id"] for t in found["trials"]} < {t["run_id"] for t in grid["trials"]}
 
 
 def test_time_that_is_over(call: Call) -> None:

@@ -1,8 +1,7 @@
 import math
 import random
 import threading
-import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -133,11 +132,34 @@ def test_when_its_time_is_over_a_search_begins_nothing_and_waits_for_nothing() -
         return Future()  # that never ends
 
     with pytest.raises(TimeIsUp):
-        explore(trials, run, lambda: 2, endless(), time.monotonic() + 0.2)
+        explore(trials, run, lambda: 2, endless(), 0.2)
     assert begun == [1, 2]
     with pytest.raises(TimeIsUp):
-        explore(trials, run, lambda: 2, endless(), time.monotonic())
-    assert begun == [1, 2]
+        explore(trials, run, lambda: 2, endless(), 0.0)
+    assert begun == [1, 2, 1]  # it counts from the first that begins
+
+
+def test_what_depends_on_results_is_asked_for_when_others_have_ended() -> None:
+    one, two, three, *_ = trials_of(SPACE)
+    begun: list[int] = []
+    futures: list[Future[TrialScore]] = []
+
+    def run(trial: PlannedTrial) -> "Future[TrialScore]":
+        begun.append(trial.number)
+        futures.append(Future())
+        return futures[-1]
+
+    def asked() -> Iterator[PlannedTrial | None]:
+        yield from (one, two)
+        futures[0].set_result(TrialScore(value=0.5))
+        yield None
+        assert not futures[1].done()
+        yield three
+        for future in futures[1:]:
+            future.set_result(TrialScore(value=0.5))
+
+    explore(asked(), run, lambda: 3, endless())
+    assert begun == [one.number, two.number, three.number]
 
 
 def test_an_error_of_the_driver_in_a_trial_ends_the_search() -> None:

@@ -197,8 +197,8 @@ MAX_TRIALS = whole_option(
     None,
     "--max-trials",
     1,
-    help="Try only the first N points of the grid. The same command with more, or without it, goes "
-    "on with the others.",
+    help="Try only the first N points of the grid; the same command with more, or without it, goes "
+    "on with the others. With another --oracle, which needs it: how many points.",
     rich_help_panel="Grid",
 )
 

@@ -69,6 +69,11 @@ class Asked:
         """Return all points of the grid, in its order."""
         return self.space.points(self.base)
 
+    @property
+    def count(self) -> int:
+        """Return how many points are to be tried."""
+        return len(self.space) if self.bayesian is None else self.bayesian.points
+
     def config_of(self, combination: Combination) -> TrainingConfig:
         """Return the point with these hyperparameters."""
         return dataclasses.replace(

@@ -1,21 +1,22 @@
 """The trials of a search whose points depend on results: asked for while others run."""
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
 from fmnist_tracking import machine, tracking
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.grid_search.arguments import Asked
+from fmnist_tracking.grid_search.claims import LOOK_SECONDS
 from fmnist_tracking.grid_search.memory import too_large
-from fmnist_tracking.grid_search.network_grid import Proposer
 from fmnist_tracking.grid_search.plan import PlannedTrial
 from fmnist_tracking.grid_search.progress import Progress
+from fmnist_tracking.grid_search.proposer import Proposer
 from fmnist_tracking.grid_search.recording import Recording
 from fmnist_tracking.grid_search.resources import Resources
 from fmnist_tracking.grid_search.search_plan import SearchPlan, plan_next
 from fmnist_tracking.results import TrialScore
-from fmnist_tracking.search_space import Combination, Draw, Impossible, SearchSpace, points_of
+from fmnist_tracking.search_space import Combination, Draw, Impossible
 
 Scores = Mapping[TrainingConfig, "Future[TrialScore]"]
 
@@ -48,12 +49,6 @@ class BayesianTrials:
     _told: list[float | None] = field(default_factory=list)
 
     @property
-    def space(self) -> SearchSpace:
-        """Return the points so far, as a grid."""
-        configs = dict.fromkeys([*self.configs, *self.plan.known])
-        return points_of(self.asked.space.network, self.asked.axes, configs)
-
-    @property
     def left(self) -> int:
         """Return how many points have not been asked for, or have not ended."""
         ended = sum(one is None or self.scores[one].done() for one in self._order)
@@ -62,7 +57,7 @@ class BayesianTrials:
     def log_asked(self) -> None:
         """Record that all points have been asked for, and have ended."""
         store, run_id = self.recording.store, self.recording.run_id
-        tracking.log_asked_points(store, run_id, self.draw.points, self.space)
+        tracking.log_asked_points(store, run_id, self.draw.points, len(self.configs))
 
     def __iter__(self) -> Iterator[PlannedTrial | None]:
         is_over = False
@@ -108,18 +103,19 @@ class BayesianTrials:
         self._order.append(config)
 
     def _planned(self, config: TrainingConfig) -> PlannedTrial:
-        """Plan a trial, and record that the search has its point before it begins."""
-        trial = plan_next(
-            self.resources,
-            self.plan,
-            config,
-            self.asked.axes,
-            len(self.configs),
-            fresh=self.fresh,
-        )
-        self.progress.expect(config, trial.name)
-        recording, space = self.recording, self.space
-        recording.writer.submit(
-            lambda _: tracking.log_points(recording.store, recording.run_id, space, axes=True)
-        )
-        return trial
+        """Plan a trial, when the store answers whether the point was trained before."""
+        while True:
+            number, failed = len(self.configs), self.recording.writer.failed
+            try:
+                trial = plan_next(
+                    self.resources, self.plan, config, self.asked.axes, number, fresh=self.fresh
+                )
+            except Exception as error:
+                if not tracking.is_passing(error):
+                    raise
+                wait([failed], timeout=LOOK_SECONDS)
+                if failed.done():
+                    failed.result()
+            else:
+                self.progress.expect(config, trial.name)
+                return trial

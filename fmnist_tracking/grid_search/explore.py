@@ -19,7 +19,7 @@ def explore(
     submit: "Callable[[PlannedTrial], Future[TrialScore]]",
     slots: Callable[[], int],
     stop: "Future[None]",
-    until: float = math.inf,
+    seconds: float = math.inf,
 ) -> None:
     """Submit every trial, and wait until all have ended.
 
@@ -31,12 +31,13 @@ def explore(
             ends at once, and holds no slot.
         slots: returns how many trials may run at once.
         stop: ends the search when it ends with an exception, whatever is running.
-        until: when its time is over, by `time.monotonic`.
+        seconds: after its first trial that has not finished before, when its time is over.
 
     Raises:
         TimeIsUp: trials are running then, or have not begun.
     """
     running: set[Future[TrialScore]] = set()
+    until = math.inf
     for trial in trials:
         if trial is None:
             running = _wait(running, stop, until)
@@ -45,6 +46,8 @@ def explore(
             running = _wait(running, stop, until)
         if time.monotonic() >= until and trial.finished is None:
             raise TimeIsUp
+        if trial.finished is None and until == math.inf:
+            until = time.monotonic() + seconds
         future = submit(trial)
         if not future.done():
             running.add(future)

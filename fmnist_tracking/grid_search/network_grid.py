@@ -15,15 +15,13 @@ from fmnist_tracking.search_space import (
     Draw,
     Impossible,
     NetworkGrid,
-    Proposed,
     SearchSpace,
 )
 from fmnist_tracking.warm_up import warm_up
-from fmnist_tracking.workers import LocalWorker, OnReport, WorkerDied, WorkerPool
+from fmnist_tracking.workers import LocalWorker, WorkerDied, WorkerPool
 
 # In the worker, which imports TensorFlow for it.
 _WORKER = "fmnist_tracking.grid_search.worker"
-_PROPOSE = f"{_WORKER}:propose_points"
 
 
 def ask_grid(
@@ -33,48 +31,6 @@ def ask_grid(
     values = {name: tuple(values) for name, values in replaced.items()}
     found: NetworkGrid = _ask(network, "list_points", (values, draw), echo)
     return found
-
-
-class Proposer:
-    """Asks for points that depend on results, in a process that remembers what it has worked out.
-
-    Use it as a context manager.
-
-    Attributes:
-        draw: how many points it asks for.
-        ahead: how many may be without a result when another is asked for, and that one.
-    """
-
-    def __init__(
-        self, network: Network, replaced: Mapping[str, tuple[Value, ...]], draw: Draw, ahead: int
-    ) -> None:
-        self._network, self._replaced = network, dict(replaced)
-        self.draw, self.ahead = draw, ahead
-        self._pool = _pool_of_one(lambda *_: None)
-
-    def __enter__(self) -> "Proposer":
-        self._pool.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *others: object) -> None:
-        self._pool.__exit__(kind, *others)
-
-    def points(self, scores: Sequence[float | None]) -> Proposed:
-        """Return all points so far, given how the first of them came out; see `networks.proposals`.
-
-        Raises:
-            ConfigError: the network cannot be loaded, or none of its points be trained.
-            SearchError: the process that works them out died twice.
-        """
-        asked = self._network, self._replaced, self.draw, self.ahead, tuple(scores)
-        try:
-            try:
-                found: Proposed = self._pool.submit(_PROPOSE, *asked).result()
-            except WorkerDied:  # another works all of them out again
-                found = self._pool.submit(_PROPOSE, *asked).result()
-        except WorkerDied as death:
-            raise SearchError(_died(self._network, death)) from None
-        return found
 
 
 def ask_defaults(network: Network, given: Mapping[str, Value], echo: Echo) -> Combination:
@@ -88,23 +44,15 @@ def _ask(network: Network, function: str, arguments: tuple[Any, ...], echo: Echo
         echo(f"{points:,} points of {network.name} so far.")
 
     warm_up()
+    prepare = partial(runtime.prepare_process, runtime.threads_of(1), 0, [_WORKER])
     try:
-        with _pool_of_one(on_report) as pool:
+        with WorkerPool([LocalWorker(prepare)], on_report) as pool:
             return pool.submit(f"{_WORKER}:{function}", network, *arguments).result()
     except WorkerDied as death:
-        raise SearchError(_died(network, death)) from None
-
-
-def _pool_of_one(on_report: OnReport) -> WorkerPool:
-    prepare = partial(runtime.prepare_process, runtime.threads_of(1), 0, [_WORKER])
-    return WorkerPool([LocalWorker(prepare)], on_report)
-
-
-def _died(network: Network, death: WorkerDied) -> str:
-    return (
-        f"The grid of {network.name} cannot be found: the process that built it {death.what} "
-        f"({death})."
-    )
+        raise SearchError(
+            f"The grid of {network.name} cannot be found: the process that built it {death.what} "
+            f"({death})."
+        ) from None
 
 
 def coursework_grid(space: SearchSpace, base: TrainingConfig) -> NetworkGrid:

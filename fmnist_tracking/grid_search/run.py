@@ -5,7 +5,6 @@ The main path: open what is needed, plan the trials, explore the grid, finish.
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -38,11 +37,12 @@ from fmnist_tracking.grid_search.memory import (
     require_processes,
     require_room,
     require_room_at_once,
+    too_large,
     workers_for,
 )
-from fmnist_tracking.grid_search.network_grid import Proposer
 from fmnist_tracking.grid_search.plan import PlannedTrial
 from fmnist_tracking.grid_search.progress import Progress
+from fmnist_tracking.grid_search.proposer import Proposer
 from fmnist_tracking.grid_search.recording import Recording
 from fmnist_tracking.grid_search.resources import Resources, open_resources
 from fmnist_tracking.grid_search.search_plan import SearchPlan, plan_search
@@ -50,7 +50,7 @@ from fmnist_tracking.network import Value
 from fmnist_tracking.networks.source import NetworkName, find_network
 from fmnist_tracking.results import SearchResult, TrialScore
 from fmnist_tracking.runs import Search
-from fmnist_tracking.search_space import Oracle, SearchSpace, points_of
+from fmnist_tracking.search_space import Oracle
 from fmnist_tracking.split_config import Protocol
 from fmnist_tracking.tracking import Store
 from fmnist_tracking.training import checkpoints
@@ -159,8 +159,11 @@ def search(
     )
     most = max_trials if drawn is None else None
     points = asked.points
-    tried = points[:most]
     split = split_of(named, protocol, asked.base.seed, limit)
+    if asked.bayesian is not None:  # it may not ask for what is too large
+        memory = machine.memory()
+        points = tuple(one for one in points if not too_large(one, split, memory)) or points
+    tried = points[:most]
     require_room_at_once(tried, split, workers, fresh=fresh, tracking_uri=tracking_uri)
     slots = workers_for(tried, split, workers)
     quiet, echo = echo is None, lines_to(echo)
@@ -193,14 +196,14 @@ def search(
         if asked.bayesian is not None:
             missing = list(points)
         require_room(missing, split, workers)
-        require_processes(slots)
+        require_processes(slots + (asked.bayesian is not None))
         load_libraries(resources)
-        total = None if asked.bayesian is None else asked.bayesian.points
+        total = None if asked.bayesian is None else asked.count
         known = [trial.config for trial in plan.trials]
         names = [trial.name for trial in plan.trials]
         progress = Progress(known, names, slots, total=total, quiet=quiet)
         with Recording(resources, plan.folder, progress.echo) as recording:
-            name = _name(asked.space, oracle)
+            name = _name(asked, oracle)
             recording.run_id = _start_search(resources, name, asked, plan, fresh=fresh)
             resumed = " goes on" if plan.state.search is not None else ""
             echo(f"Search {recording.run_id} at {resources.store.public_uri}{resumed}")
@@ -208,13 +211,12 @@ def search(
                 on_start()
             with progress:
                 options = {"timeout": trial_timeout, "is_shared": not fresh}
-                until = time.monotonic() + (max_time or math.inf)
                 scores: dict[TrainingConfig, Future[TrialScore]] = {}
                 with _trials_of(
                     resources, recording, asked, plan, scores, progress, fresh=fresh
                 ) as trials:
                     is_over = not _try_points(
-                        resources, recording, plan, trials, scores, progress, until, options
+                        resources, recording, plan, trials, scores, progress, max_time, options
                     )
                 if isinstance(trials, BayesianTrials):
                     tried = tuple(trials.configs)
@@ -226,7 +228,8 @@ def search(
                 _tell_missing_files(resources.store, result, progress.echo)
                 found = Search(result, resources.store.address)
                 picture = found.grid_png()
-                is_part = is_over or len(tried) < len(points)
+                # A Bayesian search may have points of before that it has not asked for again.
+                is_part = is_over or len(tried) < len(points) or asked.bayesian is not None
                 recording.do_last(
                     lambda: tracking.finish_search(
                         recording.store, result, picture, is_part=is_part
@@ -234,10 +237,10 @@ def search(
                 )
                 left = len(points) - len(result.finished) - len(result.failed)
                 if isinstance(trials, BayesianTrials):
-                    left = trials.left
+                    left = trials.left if is_over else 0
                 if is_part and left:
                     why = "its time is over" if is_over else f"only {len(tried)} were to be tried"
-                    progress.echo(f"{left} of {len(points)} points are left, as {why}.")
+                    progress.echo(f"{left} of {asked.count} points are left, as {why}.")
         return judged(found, on_failure)
 
 
@@ -251,14 +254,11 @@ def _start_search(
 ) -> str:
     """Open the search's run, make the trials of those that were cut off its own; return its id."""
     store = resources.store
-    space = asked.space
-    if asked.bayesian is not None:
-        space = points_of(space.network, asked.axes, plan.known)
     info = tracking.SearchInfo(
         name=name,
-        space=space,
+        space=asked.space,
         base=asked.base,
-        points=len(asked.space),
+        points=asked.count,
         ahead=plan.ahead,
         axes=asked.axes,
         split=resources.split,
@@ -318,14 +318,17 @@ def _trials_of(
         )
 
 
-def _name(space: SearchSpace, oracle: Oracle) -> str:
-    count = f"{len(space)} point{'s' if len(space) > 1 else ''}"
-    whose = "" if space.network.is_coursework else f" of {space.network.name}"
-    return f"{'' if oracle == 'grid' else 'random '}search of {count}{whose}"
+def _name(asked: Asked, oracle: Oracle) -> str:
+    count = f"{asked.count} point{'s' if asked.count > 1 else ''}"
+    network = asked.space.network
+    whose = "" if network.is_coursework else f" of {network.name}"
+    return f"{'' if oracle == 'grid' else f'{oracle} '}search of {count}{whose}"
 
 
 def _reused(plan: SearchPlan) -> list[str]:
-    found = [trial.finished for trial in plan.trials if trial.finished is not None]
+    found = list(plan.state.finished.values())
+    if plan.ahead is None:  # maybe not all of its points are to be tried
+        found = [trial.finished for trial in plan.trials if trial.finished is not None]
     return [trial.run_id for trial in found if trial.reused]
 
 
@@ -361,7 +364,7 @@ def _try_points(
     trials: Iterable[PlannedTrial | None],
     scores: "dict[TrainingConfig, Future[TrialScore]]",
     progress: Progress,
-    until: float,
+    max_time: int | None,
     options: Mapping[str, Any],
 ) -> bool:
     """Have every planned trial run; return False if the time was over first, by the clock.
@@ -392,7 +395,7 @@ def _try_points(
                 submit,
                 lambda: slots + scheduler.waiting,
                 recording.writer.failed,
-                until,
+                max_time or math.inf,
             )
     except TimeIsUp:
         recording.cut_off_trials()

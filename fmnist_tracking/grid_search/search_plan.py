@@ -28,7 +28,6 @@ class SearchPlan:
     trials: tuple[PlannedTrial, ...] = ()  # one for each point to be tried, in order
     # Of a search whose points depend on results; its trials are planned one by one.
     ahead: int | None = None  # how many points may be without a result when another is asked for
-    known: tuple[TrainingConfig, ...] = ()  # the points that it has asked for before
     keeping: Keeping | None = None
 
 
@@ -68,8 +67,7 @@ def plan_search(
         if resumes and searches and bayesian is None:
             before = _finished_before(store, searches[0], tried)
         elif resumes and searches and _has_asked(searches[0], asked):
-            whole, _ = tracking.read_grid(store, searches[0].raw)
-            before = _finished_before(store, searches[0], whole.points(asked.base))
+            before = _finished_before(store, searches[0], None)
         if before is not None:
             yield SearchPlan(grid=grid, folder=held.path, before=before)
             return
@@ -90,7 +88,7 @@ def plan_search(
         else:
             ahead = _ahead_of(searches[0]) if searches and not fresh else None
             ahead = ahead or len(resources.workers)
-            yield dataclasses.replace(plan, ahead=ahead, known=tuple(known))
+            yield dataclasses.replace(plan, ahead=ahead)
 
 
 def plan_next(
@@ -120,7 +118,8 @@ def _has_asked(run: TrackedRun, asked: Asked) -> bool:
     """Return whether a search has asked for as many points before as it is to, or more."""
     before = run.raw.data.tags.get(schema.ASKED_POINTS, "")
     wanted = 0 if asked.bayesian is None else asked.bayesian.points
-    return before.isdecimal() and int(before) >= wanted
+    trials = run.raw.data.tags.get(schema.ASKED_TRIALS, "")
+    return before.isdecimal() and trials.isdecimal() and int(before) >= wanted
 
 
 def _ahead_of(run: TrackedRun) -> int | None:
@@ -129,13 +128,19 @@ def _ahead_of(run: TrackedRun) -> int | None:
 
 
 def _finished_before(
-    store: Store, run: TrackedRun, points: Sequence[TrainingConfig]
+    store: Store, run: TrackedRun, points: Sequence[TrainingConfig] | None
 ) -> SearchResult | None:
-    """Return a search that has ended and has all these trials still, None if it is none."""
+    """Return a search that has ended and has all these trials still, None if it is none.
+
+    None for the points stands for those that it has asked for.
+    """
     if run.raw.info.status != FINISHED:
         return None
     result = tracking.read_search(store, run, summary=False)
-    if not {trial.config for trial in result.finished} >= set(points):
+    if points is None:
+        if result.failed or len(result.finished) < int(run.raw.data.tags[schema.ASKED_TRIALS]):
+            return None
+    elif not {trial.config for trial in result.finished} >= set(points):
         return None
     tracking.log_asked(store, run.run_id)
     reused = (dataclasses.replace(trial, reused=True) for trial in result.trials)

@@ -84,6 +84,7 @@ class Proposals:
             self._is_over = True
             return
         self._tuner.found.append(self._tuner.built(trial))
+        self._tuner.hypermodel.require_sound()
         self._trials.append(trial)
 
     def _tell(self, score: Score) -> None:

@@ -50,7 +50,6 @@ from fmnist_tracking.tracking.resume import (
     require_not_live,
 )
 from fmnist_tracking.tracking.search_records import (
-    read_grid,
     read_search,
 )
 from fmnist_tracking.tracking.start import (
@@ -61,7 +60,6 @@ from fmnist_tracking.tracking.start import (
     find_trial,
     log_asked,
     log_asked_points,
-    log_points,
     log_reused,
     move_trials,
     start_search,
@@ -117,7 +115,6 @@ __all__ = [
     "log_asked_points",
     "log_epochs",
     "log_inputs",
-    "log_points",
     "log_report",
     "log_reused",
     "log_test_opened",
@@ -128,7 +125,6 @@ __all__ = [
     "names_in",
     "note_interruption",
     "open_store",
-    "read_grid",
     "read_history",
     "read_search",
     "read_trial",

@@ -35,7 +35,7 @@ _MARKUP = re.compile(r"([\\`*_{}\[\]<>|~&#])")
 def search_begun(points: int) -> str:
     """Describe a search that is running."""
     return signed(
-        f"A grid search of {points} points. Each is a run below this one, and its curves grow "
+        f"A search of {points} points. Each is a run below this one, and its curves grow "
         "while it trains. When all have ended, the ranking is here; stopped before, the same "
         "command goes on with it."
     )
@@ -44,7 +44,7 @@ def search_begun(points: int) -> str:
 def continued(experiment_id: str, new: str) -> str:
     """Describe a search that was resumed in another run, which now has its trials."""
     return signed(
-        f"This grid search was cut off; [another run]({run_address(experiment_id, new)}) "
+        f"This search was cut off; [another run]({run_address(experiment_id, new)}) "
         "continues it and has its trials."
     )
 
@@ -272,7 +272,7 @@ def _what(experiment_id: str, parent: str | None, final_of: str | None) -> str:
         )
     if parent is None:
         return "One configuration, trained on its own."
-    return f"One point of [a grid search]({run_address(experiment_id, parent)})."
+    return f"One point of [a search]({run_address(experiment_id, parent)})."
 
 
 def _command(result: TrainingResult, split: SplitConfig, final_of: str | None) -> str | None:

@@ -8,9 +8,11 @@ NETWORK = "fmnist.network"
 # On a search whose combinations of hyperparameters are in `POINTS_FILE`: how many.
 COMBINATIONS = "fmnist.combinations"
 HYPERPARAMETERS = "fmnist.hyperparameters"
-# On a search whose points depend on results: how many may be without one when another is asked for,
-# and how many it had asked for when it ended.
-AHEAD, ASKED_POINTS = "fmnist.ahead", "fmnist.asked_points"
+# On a search whose points depend on results, and are those of its trials: how many may be without
+# one when another is asked for; how many it had asked for when it ended, and how many trials that
+# were.
+AHEAD = "fmnist.ahead"
+ASKED_POINTS, ASKED_TRIALS = "fmnist.asked_points", "fmnist.asked_trials"
 DATA_SHA256 = "fmnist.data_sha256"
 DATASET = "fmnist.dataset"
 PROTOCOL = "fmnist.protocol"
@@ -80,7 +82,7 @@ GRID_FILE = "figures/grid.png"
 LEADERBOARD_FILE = "leaderboard.csv"
 SEARCH_FILE = "search.json"
 REUSED_FILE = "reused.json"
-# Holds the axes, if one has more values than fit into a parameter, or they depend on results.
+# Holds the axes, if one has more values than fit into a parameter.
 AXES_FILE = "axes.json"
 # Holds the combinations of hyperparameters of a grid that is not all of them.
 POINTS_FILE = "points.json"

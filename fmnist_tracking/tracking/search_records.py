@@ -14,7 +14,7 @@ from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.errors import ConfigError, FmnistTrackingError, TrackingError, first_line
 from fmnist_tracking.network import NetworkSize
 from fmnist_tracking.results import FINISHED, RUNNING, SearchResult, TrialResult
-from fmnist_tracking.search_space import Combination, SearchSpace, trial_name
+from fmnist_tracking.search_space import Combination, SearchSpace, points_of, trial_name
 from fmnist_tracking.tracking import schema
 from fmnist_tracking.tracking.queries import (
     IS_FINISHED,
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_space(store: Store, run: Run) -> SearchSpace:
-    """Read the grid of a search's run.
+    """Read the grid of a search's run; of one whose points depend on results, those of its trials.
 
     Raises:
         UnreadableRun: the run has no grid, or one that this version cannot build.
@@ -54,6 +54,8 @@ def read_space(store: Store, run: Run) -> SearchSpace:
         if key.startswith(schema.AXIS_PREFIX)
     }
     try:
+        if schema.AHEAD in run.data.tags:
+            return points_of(read_network(run), axes, _configs_of_trials(store, run))
         if f"see {schema.AXES_FILE}" in axes.values():
             values = read_json(store, run, schema.AXES_FILE)
         else:
@@ -70,6 +72,13 @@ def read_space(store: Store, run: Run) -> SearchSpace:
         raise UnreadableRun(
             run, f"its grid is not one of this version ({first_line(error)})"
         ) from None
+
+
+def _configs_of_trials(store: Store, run: Run) -> list[TrainingConfig]:
+    """Return the points that a search has begun or reused, in the order of their runs."""
+    own = [*find_children(store, run.info.experiment_id, run.info.run_id)]
+    runs = [*reversed(own), *reused_runs(store, as_tracked(run))]
+    return [trial.config for trial in readable(store, runs, trial_result)]
 
 
 def _read_combination(content: Any) -> Combination:

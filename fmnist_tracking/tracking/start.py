@@ -84,7 +84,7 @@ class SearchInfo:
         grid: fingerprint of the whole grid.
         points: how many are to be tried.
         ahead: of a search whose points depend on results, how many may be without one when another
-            is asked for; None for a grid. Then `space` has the points so far.
+            is asked for; None for a grid.
         axes: of such a search, the hyperparameters that are varied.
         fresh: whether every point is trained again.
     """
@@ -139,10 +139,11 @@ def start_search(
     the same search, `resume`, else a new run. In the first case, `move_trials` moves the trials of
     the interrupted run to it.
     """
-    axes = {axis: json.dumps(values) for axis, values in info.space.axes.items()}
-    grows = info.ahead is not None
-    too_long = grows or any(len(text) > MAX_PARAM_VAL_LENGTH for text in axes.values())
-    axes |= dict.fromkeys(info.axes, "")
+    if info.ahead is None:
+        axes = {axis: json.dumps(values) for axis, values in info.space.axes.items()}
+    else:
+        axes = dict.fromkeys(info.axes, "depends on results")
+    too_long = any(len(text) > MAX_PARAM_VAL_LENGTH for text in axes.values())
     params: dict[str, Any] = {
         schema.AXIS_PREFIX + axis: f"see {schema.AXES_FILE}" if too_long else text
         for axis, text in axes.items()
@@ -158,10 +159,10 @@ def start_search(
         **_origin_tags(info),
         **_network_tags(info.base),
     }
-    if info.space.combinations is not None:
-        tags[schema.COMBINATIONS] = str(len(info.space.combinations))
-    if grows:
+    if info.ahead is not None:
         tags[schema.AHEAD] = str(info.ahead)
+    elif info.space.combinations is not None:
+        tags[schema.COMBINATIONS] = str(len(info.space.combinations))
     if info.fresh or (resume and schema.FRESH in resume.raw.data.tags):
         tags[schema.FRESH] = "true"
     if adopted and resume:
@@ -169,29 +170,21 @@ def start_search(
     existing = adopted or (resume.run_id if resume else None)
     offer_table(store, experiment_id)
     run_id = _start(store, experiment_id, info, params, tags, existing)
-    log_points(store, run_id, info.space, axes=too_long)
+    if too_long:
+        content = {axis: list(values) for axis, values in info.space.axes.items()}
+        log_files(store, run_id, {schema.AXES_FILE: json.dumps(content)})
+    if info.space.combinations is not None and info.ahead is None:
+        points = [
+            {"values": dict(one.values), "size": one.size and dataclasses.asdict(one.size)}
+            for one in info.space.combinations
+        ]
+        log_files(store, run_id, {schema.POINTS_FILE: json.dumps(points)})
     return run_id
 
 
-def log_points(store: Store, run_id: str, space: SearchSpace, *, axes: bool) -> None:
-    """Log the points of a search that has not every combination, and its axes if asked to."""
-    files = {}
-    if axes:
-        content = {axis: list(values) for axis, values in space.axes.items()}
-        files[schema.AXES_FILE] = json.dumps(content)
-    if space.combinations is not None:
-        points = [
-            {"values": dict(one.values), "size": one.size and dataclasses.asdict(one.size)}
-            for one in space.combinations
-        ]
-        files[schema.POINTS_FILE] = json.dumps(points)
-    if files:
-        log_files(store, run_id, files)
-
-
-def log_asked_points(store: Store, run_id: str, asked: int, space: SearchSpace) -> None:
-    """Record how many points a search has asked for, all of which have ended."""
-    counts = {schema.ASKED_POINTS: asked, schema.COMBINATIONS: len(space)}
+def log_asked_points(store: Store, run_id: str, asked: int, trials: int) -> None:
+    """Record how many points a search has asked for, and how many trials that were; all ended."""
+    counts = {schema.ASKED_POINTS: asked, schema.ASKED_TRIALS: trials}
     tags = [RunTag(name, str(count)) for name, count in counts.items()]
     store.client.log_batch(run_id, tags=tags)
 

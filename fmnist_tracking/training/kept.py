@@ -5,6 +5,7 @@ They are known by `fingerprint.of_epochs`: an epoch's numbers do not depend on h
 
 import dataclasses
 import logging
+import time
 
 from fmnist_tracking.config import TrainingConfig
 from fmnist_tracking.files import private_folder
@@ -13,6 +14,8 @@ from fmnist_tracking.training import checkpoints
 from fmnist_tracking.training.checkpoints import Checkpoint, CheckpointPlace
 
 _MOST_EPOCHS = 10**6 - 1
+# An unfinished file that is older was left by a process that was killed.
+_LEFT_SECONDS = 3600.0
 
 _log = logging.getLogger(__name__)
 
@@ -55,8 +58,10 @@ def keep(
         return
     try:
         private_folder(place.folder.parent)
-        for unfinished in place.folder.glob(".*"):  # of a process that was killed
-            unfinished.unlink(missing_ok=True)
+        for unfinished in place.folder.glob(".*"):
+            # Of a process that was killed, not of one that keeps a point of other epochs now.
+            if time.time() - unfinished.stat().st_mtime > _LEFT_SECONDS:
+                unfinished.unlink(missing_ok=True)
         checkpoints.save(
             dataclasses.replace(checkpoint, fingerprint=place.fingerprint), place.folder
         )
